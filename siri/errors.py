@@ -1,0 +1,5 @@
+"""The one exception that means "the user's input is wrong": the CLI prints its text as one line and exits with 2."""
+
+
+class InputError(Exception):
+    """Bad input. The message is one line that names the culprit (file, key, value) and the way out."""
