@@ -1,0 +1,345 @@
+"""Problems: read from files or the hub, rendered to prompt token ids, and drawn in a seeded, resumable order."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siri.errors import InputError
+
+PACKAGE_SCHEME = "siri:"
+# (prompt, answer) columns that are recognised without being named, in order of preference:
+# verl, DeepScaleR, GSM8K-like, and the plainest of all.
+KNOWN_COLUMNS = (
+    ("prompt", "reward_model.ground_truth"),
+    ("problem", "answer"),
+    ("question", "answer"),
+    ("prompt", "answer"),
+)
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem and its gold answer."""
+
+    id: str
+    """Where it came from: file stem or hub name, and row number counted from 0 (`math500/17`)."""
+    prompt: str | list[dict[str, str]]
+    """Plain text, or chat messages with `role` and `content`."""
+    answer: str
+    """The gold answer as text. Several accepted answers are one JSON list of strings, as in `["1/2", "0.5"]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """What `load_problems` found: the usable problems, and how many rows had no prompt or no answer."""
+
+    problems: list[Problem]
+    dropped: int
+
+
+def resolve_path(source: str | Path) -> str:
+    """Expands `siri:demo/...` to the demo's package data (`siri/demo/assets/...`), other `siri:PATH` to `siri/PATH`.
+
+    Everything else (a path, a hub name) comes back unchanged but for `~`. Raises InputError when the package has no
+    such file or folder.
+    """
+    source = str(source)
+    if not source.startswith(PACKAGE_SCHEME):
+        return str(Path(source).expanduser()) if source.startswith("~") else source
+    inside = source.removeprefix(PACKAGE_SCHEME)
+    if inside.startswith("demo/"):
+        inside = "demo/assets/" + inside.removeprefix("demo/")
+    path = Path(str(files("siri"))) / inside
+    if not path.exists():
+        found = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
+        raise InputError(f"{source}: the installed package has no such data (beside it there is: {found})")
+    return str(path)
+
+
+def load_problems(
+    source: str | Path, *, prompt_key: str = "", answer_key: str = "", split: str = "train"
+) -> ProblemSet:
+    """Reads problems from a .json (array, or an object with `data`), .jsonl or .parquet file, or from the hub.
+
+    `prompt_key` and `answer_key` name the columns; dots reach into nested ones (`reward_model.ground_truth`). Left
+    empty they are recognised (`KNOWN_COLUMNS`). A hub source is `name` or `name:configuration`, of which `split` is
+    read; files have no splits. Raises InputError, in one line, for anything that cannot be read.
+    """
+    path = Path(resolve_path(source))
+    name = str(source)
+    readers = {".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    suffix = path.suffix.lower()
+    if suffix in readers:
+        if not path.is_file():
+            raise InputError(f"{name}: no such file")
+        rows = readers[suffix](path)
+    elif path.exists() or suffix[1:].isalpha() or not _HUB_NAME.fullmatch(name):
+        raise InputError(
+            f"{name}: cannot read this; data is a .json, .jsonl or .parquet file or the name of a hub dataset"
+        )
+    else:
+        rows = _read_hub(name, split)
+    if not rows:
+        raise InputError(f"{name}: the data set is empty")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{name}: row {number} is {_kind(row)}, not an object with a prompt and an answer")
+
+    prompt_key, answer_key = _choose_columns(name, rows, prompt_key, answer_key)
+    problems = []
+    for number, row in enumerate(rows):
+        try:
+            prompt = _prompt(_lookup(row, prompt_key))
+            answer = _answer(_lookup(row, answer_key))
+        except TypeError as error:
+            raise InputError(f"{name}: row {number}: {error}") from None
+        if prompt and answer:
+            problems.append(Problem(f"{path.stem if suffix in readers else name}/{number}", prompt, answer))
+    if not problems:
+        raise InputError(
+            f"{name}: the data set is empty: none of {len(rows)} rows has both a {prompt_key!r} and an {answer_key!r}"
+        )
+    return ProblemSet(problems, len(rows) - len(problems))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        # utf-8-sig: a byte-order mark, which some Windows tools write, is not part of the data
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def _read_json(path: Path) -> list:
+    try:
+        data = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        hint = "; if every line is an object of its own, name the file .jsonl" if error.msg == "Extra data" else ""
+        raise InputError(
+            f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"
+        ) from None
+    rows = data.get("data") if isinstance(data, dict) else data
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: expected an array of problems or an object with such an array under 'data'")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list:
+    rows = []
+    # not splitlines(): that also breaks at U+2028, which JSON strings may hold
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: malformed JSON at line {number}, column {error.colno}: {error.msg}") from None
+    return rows
+
+
+def _read_parquet(path: Path) -> list:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: unreadable parquet: {_first_line(error)}") from None
+
+
+def _read_hub(name: str, split: str) -> list:
+    import datasets
+
+    repository, _, configuration = name.partition(":")
+    try:
+        return list(datasets.load_dataset(repository, configuration or None, split=split))
+    except Exception as error:  # the hub client raises a dozen unrelated types; none of them is our bug
+        raise InputError(
+            f"{name}: no such file, and as a hub dataset (split {split!r}) it cannot be loaded: {_first_line(error)}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"
+
+
+def _lookup(row: dict, key: str) -> Any:
+    """The value under a column name or a dotted path; None when the row does not have it."""
+    if key in row:
+        return row[key]
+    value: Any = row
+    for part in key.split("."):
+        value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
+    return None if value is _MISSING else value
+
+
+def _column_names(row: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in row.items():
+        names += _column_names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return names
+
+
+def _choose_columns(name: str, rows: list[dict], prompt_key: str, answer_key: str) -> tuple[str, str]:
+    columns = dict.fromkeys(column for row in rows for column in _column_names(row))
+    for known_prompt, known_answer in KNOWN_COLUMNS:
+        wanted = (prompt_key or known_prompt, answer_key or known_answer)
+        if all(key in columns for key in wanted):
+            return wanted
+    found = f"; columns found: {', '.join(columns)}"
+    for key, option in ((prompt_key, "--prompt-key"), (answer_key, "--answer-key")):
+        if key and key not in columns:
+            raise InputError(f"{name}: no column {key!r} ({option}){found}")
+    unknown = [
+        option
+        for given, option, known in (
+            (prompt_key, "--prompt-key", {prompt for prompt, _ in KNOWN_COLUMNS}),
+            (answer_key, "--answer-key", {answer for _, answer in KNOWN_COLUMNS}),
+        )
+        if not given and not known & columns.keys()
+    ]
+    options = " and ".join(unknown or ["--prompt-key", "--answer-key"])
+    raise InputError(f"{name}: no columns that are recognised as prompt and answer; name them with {options}{found}")
+
+
+def _prompt(value: Any) -> str | list[dict[str, str]]:
+    if value is None or isinstance(value, str):
+        return (value or "").strip()
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, list):
+        raise TypeError(f"the prompt is {_kind(value)}, not text or chat messages")
+    messages = []
+    for message in value:
+        role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise TypeError("a chat message needs a 'role' and a 'content', both text")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _answer(value: Any) -> str:
+    """The answer as text; empty when there is none."""
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        value = value.tolist()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str):
+        return value.rpartition("####")[2].strip()  # GSM8K: the worked solution, then "#### 42"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    if isinstance(value, list):
+        accepted = [text for text in map(_answer, value) if text]
+        return accepted[0] if len(accepted) == 1 else json.dumps(accepted, ensure_ascii=False) if accepted else ""
+    if isinstance(value, int | float):
+        return str(value)
+    raise TypeError(f"the answer is {_kind(value)}, not text or a number")
+
+
+def render_prompts(
+    problems: list[Problem], tokenizer, *, template: str = "auto", instruction: str = "", max_prompt_tokens: int = 1024
+) -> tuple[list[list[int]], list[Problem], int]:
+    """Token ids of the prompts, without those over `max_prompt_tokens`.
+
+    `template`: "chat" renders the tokenizer's chat template up to the start of the answer, "plain" tokenises the text
+    with the tokenizer's own special tokens, "auto" is chat where the tokenizer has a template. `instruction` is
+    appended to prompts that are plain text and do not hold it yet; chat messages stay as they are.
+
+    Returns (ids, the problems they belong to, how many were too long). Raises InputError when none is left.
+    """
+    if template not in ("auto", "chat", "plain"):
+        raise InputError(f"template {template!r}: expected auto, chat or plain")
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if template == "chat" and not has_template:
+        raise InputError("template 'chat': this tokenizer has no chat template; use plain or auto, or a chat model")
+
+    prompts = [_instructed(problem.prompt, instruction) for problem in problems]
+    if template == "chat" or (template == "auto" and has_template):
+        ids = _chat_ids(prompts, tokenizer)
+    else:
+        ids = _plain_ids(prompts, tokenizer)
+
+    fits = [len(tokens) <= max_prompt_tokens for tokens in ids]
+    if not any(fits):
+        shortest = min(map(len, ids), default=0)
+        raise InputError(
+            f"--max-prompt-tokens {max_prompt_tokens}: all {len(ids)} prompts are longer; the shortest has {shortest}"
+        )
+    kept_ids = [tokens for tokens, fit in zip(ids, fits, strict=True) if fit]
+    kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
+    return kept_ids, kept, len(ids) - len(kept)
+
+
+def _instructed(prompt: str | list[dict[str, str]], instruction: str) -> str | list[dict[str, str]]:
+    if isinstance(prompt, list) or not instruction or instruction in prompt:
+        return prompt
+    return f"{prompt} {instruction}"
+
+
+def _chat_ids(prompts: list, tokenizer) -> list[list[int]]:
+    from jinja2 import TemplateError
+
+    conversations = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    try:
+        # The template writes the special tokens itself: apply_chat_template tokenises without adding any.
+        # return_dict=False: the default has been a BatchEncoding since transformers 5.
+        return tokenizer.apply_chat_template(
+            conversations, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:
+        raise InputError(f"the tokenizer's chat template refuses these messages: {_first_line(error)}") from None
+
+
+def _plain_ids(prompts: list, tokenizer) -> list[list[int]]:
+    texts = [p if isinstance(p, str) else "\n\n".join(message["content"] for message in p) for p in prompts]
+    ids = tokenizer(texts)["input_ids"]
+    # Some tokenizers close every text with their end token; after it a model has nothing left to say.
+    return [tokens[:-1] if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id else tokens for tokens in ids]
+
+
+class Sampler:
+    """Endless problem indices 0..n-1: each epoch is a permutation seeded by (seed, epoch); none is lost or repeated.
+
+    The whole state is (epoch, cursor, seed); `Sampler(n, **state)` goes on exactly where `state()` was taken.
+    """
+
+    def __init__(self, n: int, seed: int, epoch: int = 0, cursor: int = 0):
+        if n < 1:
+            raise InputError("cannot sample from an empty data set")
+        if seed < 0:
+            raise InputError(f"seed {seed}: must not be negative")
+        if epoch < 0 or not 0 <= cursor < n:
+            raise InputError(f"sampler state (epoch {epoch}, cursor {cursor}) does not fit a data set of {n} problems")
+        self.n, self.seed, self.epoch, self.cursor = n, seed, epoch, cursor
+        self._order = self._permutation()
+
+    def _permutation(self) -> np.ndarray:
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+
+    def take(self, k: int) -> list[int]:
+        """The next `k` indices. A draw that crosses the end of an epoch goes on in the next one."""
+        taken: list[int] = []
+        while len(taken) < k:
+            part = self._order[self.cursor : self.cursor + k - len(taken)]
+            taken += part.tolist()
+            self.cursor += len(part)
+            if self.cursor == self.n:
+                self.epoch, self.cursor = self.epoch + 1, 0
+                self._order = self._permutation()
+        return taken
+
+    def state(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "cursor": self.cursor, "seed": self.seed}
