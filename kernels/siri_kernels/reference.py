@@ -1,0 +1,189 @@
+"""The specification, in plain torch: every fast path of this package is tested against these functions in fp64.
+
+Nothing here is fast or small in memory: logits [N, V] are materialised and autograd does the rest. Sources: PPO's
+clipped objective (arXiv 1707.06347), GRPO (2402.03300), DAPO's clip-higher and token mean (2503.14476), Dr. GRPO's
+fixed length (2503.20783), GSPO (2507.18071), CISPO (2506.13585), dual clip (1912.09729), truncated importance sampling
+(TIS) and IcePop for rollout / trainer mismatch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from siri_kernels.metrics import GrpoResult, mean_metrics
+
+LOG_RATIO_BOUND = 20.0
+
+
+def logits(hidden: Tensor, weight: Tensor, *, temperature=1.0, bias=None, softcap=None, logit_dtype="fp32") -> Tensor:
+    """softcap(hidden @ weight.T + bias) / temperature as [N, V], computed in fp32, or in fp64 for fp64 inputs."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    z_NV = hidden.to(dtype) @ weight.to(dtype).T
+    if bias is not None:
+        z_NV = z_NV + bias.to(dtype)
+    if logit_dtype == "bf16":  # the rollout's rounding grid; the gradient passes straight through
+        z_NV = z_NV + (z_NV.detach().to(torch.bfloat16).to(dtype) - z_NV.detach())
+    if softcap is not None:
+        z_NV = softcap * torch.tanh(z_NV / softcap)
+    return z_NV / (temperature.to(dtype)[:, None] if isinstance(temperature, Tensor) else temperature)
+
+
+def logprob_and_entropy(z_NV: Tensor, target_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """log softmax(z)[target] and the entropy -sum p log p (0 log 0 = 0) of each row, in nats."""
+    logp_NV = torch.log_softmax(z_NV, dim=-1)
+    p_NV = logp_NV.exp()
+    entropy_N = -torch.where(p_NV == 0, 0.0, p_NV * logp_NV.masked_fill(p_NV == 0, 0.0)).sum(-1)
+    return logp_NV.gather(-1, target_ids.long()[:, None]).squeeze(-1), entropy_N
+
+
+def sequence_ids(cu_seqlens: Tensor, n: int) -> Tensor:
+    """Index of the sequence that holds token i, for a packed batch with offsets cu_seqlens [S+1]."""
+    return (
+        torch.searchsorted(cu_seqlens, torch.arange(n, device=cu_seqlens.device, dtype=cu_seqlens.dtype), right=True)
+        - 1
+    )
+
+
+def grpo_loss(
+    logp: Tensor,
+    entropy: Tensor | None,
+    advantages: Tensor,
+    *,
+    old_logp=None,
+    rollout_logp=None,
+    mask=None,
+    cu_seqlens=None,
+    loss="grpo",
+    clip_low=0.2,
+    clip_high=0.28,
+    dual_clip=None,
+    importance="none",
+    importance_low=0.5,
+    importance_cap=2.0,
+    aggregation="token_mean",
+    denominator=None,
+    fixed_length=None,
+    entropy_coef=0.0,
+    computed=None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of already computed log-probs, differentiable by autograd, and its metrics. `computed` [N] bool: rows
+    that exist at all."""
+    n = logp.numel()
+    counted = torch.ones(n, dtype=torch.bool, device=logp.device) if mask is None else mask
+    m = counted.to(logp.dtype)
+    computed = torch.ones_like(counted) if computed is None else computed
+    seq = None if cu_seqlens is None else sequence_ids(cu_seqlens, n)
+    n_seq = 0 if cu_seqlens is None else cu_seqlens.numel() - 1
+
+    def per_sequence_sum(x):
+        return x.new_zeros(n_seq).index_add(0, seq, x)
+
+    adv = advantages.to(logp.dtype)
+    if adv.numel() != n:
+        adv = adv[seq]
+
+    # log ratio, token by token; pi_old = pi when old_logp is None, so that the ratio is 1 and its gradient is that of
+    # logp
+    behaviour = logp.detach() if old_logp is None else old_logp.to(logp.dtype)
+    token_log_ratio = (logp - behaviour).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    log_ratio = token_log_ratio
+    if loss == "gspo":
+        delta = torch.where(counted & computed, logp - behaviour, 0.0)
+        log_ratio = (per_sequence_sum(delta) / per_sequence_sum(m).clamp(min=1)).clamp(
+            -LOG_RATIO_BOUND, LOG_RATIO_BOUND
+        )[seq]
+    ratio = log_ratio.exp()
+    low = -torch.inf if clip_low is None else 1 - clip_low
+    high = torch.inf if clip_high is None else 1 + clip_high
+    clipped = ratio.clamp(low, high)
+
+    if loss == "cispo":
+        policy = -clipped.detach() * adv * logp
+    else:
+        policy = torch.maximum(-ratio * adv, -clipped * adv)
+        if dual_clip is not None:
+            policy = torch.where(adv < 0, torch.minimum(policy, -dual_clip * adv), policy)
+
+    weight = torch.ones_like(logp)
+    if rollout_logp is not None:
+        mismatch = behaviour.detach() - rollout_logp.to(logp.dtype)
+        bounded = mismatch.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        raw_weight = bounded.exp()
+        if importance == "tis":
+            weight = raw_weight.clamp(max=importance_cap)
+        elif importance == "icepop":
+            weight = torch.where((raw_weight < importance_low) | (raw_weight > importance_cap), 0.0, raw_weight)
+    term = weight * policy
+    if entropy_coef:
+        term = term - entropy_coef * entropy
+
+    # m_i / divisor, so that the loss is one weighted sum
+    if aggregation == "token_mean":
+        token_weight, divisor = m, m.sum()
+    else:
+        token_weight, divisor = m, torch.as_tensor(float(n_seq), device=m.device)
+        if aggregation == "seq_mean":
+            token_weight = m / per_sequence_sum(m).clamp(min=1)[seq]
+        elif aggregation == "seq_mean_fixed":
+            token_weight = m / fixed_length
+    if denominator is not None:
+        divisor = torch.as_tensor(denominator, device=m.device)
+    divisor = divisor.to(m.dtype)
+    token_weight = torch.where(divisor > 0, token_weight / divisor, 0.0)
+    counted = counted & computed
+    total = torch.where(counted, token_weight * term, 0.0).sum()
+
+    with torch.no_grad():
+        per_token = {
+            "clip_low_fraction": (ratio < low) & (adv < 0),
+            "clip_high_fraction": (ratio > high) & (adv > 0),
+            "approx_kl": token_log_ratio.expm1() - token_log_ratio,
+            "logp_mean": logp,
+        }
+        if entropy is not None:
+            per_token["entropy_mean"] = entropy
+        if dual_clip is not None:
+            per_token["dual_clip_fraction"] = (ratio > dual_clip) & (adv < 0)
+        maxima = {"ratio_max": ratio}
+        if rollout_logp is not None:
+            per_token["mismatch_k1"] = -mismatch
+            per_token["mismatch_k3"] = bounded.expm1() - bounded
+            per_token["importance_mean"] = weight
+            if importance != "none":
+                outside = raw_weight > importance_cap
+                per_token["importance_clipped_fraction"] = (
+                    outside | (raw_weight < importance_low) if importance == "icepop" else outside
+                )
+            maxima["mismatch_max"] = mismatch.abs()
+        finite = logp.isfinite() if entropy is None else logp.isfinite() & entropy.isfinite()
+        metrics = mean_metrics(per_token, maxima, counted, ~finite)
+    return total, metrics
+
+
+def linear_grpo_loss(
+    hidden,
+    weight,
+    target_ids,
+    advantages,
+    *,
+    temperature=1.0,
+    bias=None,
+    softcap=None,
+    logit_dtype="fp32",
+    keep=None,
+    forward_all=True,
+    **loss_options,
+) -> GrpoResult:
+    """`siri_kernels.linear_grpo_loss` by autograd over full logits; `keep` [K] rows alone carry a gradient."""
+    z_NV = logits(hidden, weight, temperature=temperature, bias=bias, softcap=softcap, logit_dtype=logit_dtype)
+    logp, entropy = logprob_and_entropy(z_NV, target_ids)
+    computed = None
+    if keep is not None:
+        kept = torch.zeros(logp.numel(), dtype=torch.bool, device=logp.device).index_fill(0, keep.long(), True)
+        logp, entropy = torch.where(kept, logp, logp.detach()), torch.where(kept, entropy, entropy.detach())
+        if not forward_all:
+            computed = kept
+            logp, entropy = logp.masked_fill(~kept, torch.nan), entropy.masked_fill(~kept, torch.nan)
+    total, metrics = grpo_loss(logp, entropy, advantages, computed=computed, **loss_options)
+    return GrpoResult(total, logp.detach(), entropy.detach(), metrics)

@@ -1,0 +1,76 @@
+"""Vocabulary shards (tensor parallelism): every rank holds rows [vocab_start, vocab_start + V) of the lm_head and all
+of hidden.
+
+Row statistics are exchanged in one all-reduce (SUM) of a zero-padded slot per rank and combined in rank order, so that
+every rank gets the same bits and no extreme logit can overflow on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def locate(target_ids: Tensor, start: int, vocab: int) -> tuple[Tensor, Tensor]:
+    """(which targets lie in [start, start + vocab), their local column [n, 1], 0 for the others)."""
+    y = target_ids.long() - start
+    own = (y >= 0) & (y < vocab)
+    return own, torch.where(own, y, 0)[:, None]
+
+
+def group_name(group) -> str | None:
+    """The name under which a process group travels through an operator's schema."""
+    return None if group is None else group.group_name
+
+
+def resolve_group(name: str | None):
+    if name is None:
+        return None
+    from torch.distributed.distributed_c10d import _resolve_process_group
+
+    return _resolve_process_group(name)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where this rank's vocabulary starts; group None = the only shard."""
+
+    start: int = 0
+    group: object | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.group is None
+
+    def localize(self, target_ids: Tensor, vocab: int) -> tuple[Tensor | None, Tensor]:
+        """`locate` in this shard; the mask is None when the shard is the whole vocabulary."""
+        return (None, target_ids.long()[:, None]) if self.whole else locate(target_ids, self.start, vocab)
+
+    def combine(
+        self, local_max: Tensor, s_off: Tensor, u_off: Tensor, target_z: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Row statistics of this shard -> those of the whole vocabulary. target_z is 0 where another shard owns the
+        target."""
+        if self.whole:
+            return local_max, s_off, u_off, target_z
+        import torch.distributed as dist
+
+        slots = local_max.new_zeros(dist.get_world_size(self.group), 4, local_max.numel())
+        slots[dist.get_rank(self.group)] = torch.stack([local_max, s_off, u_off, target_z])
+        dist.all_reduce(slots, group=self.group)
+        maximum = slots[:, 0].amax(0)
+        shift = slots[:, 0] - maximum
+        factor = shift.exp()
+        s = (slots[:, 1] * factor).sum(0)
+        u = (torch.where(factor == 0, 0.0, slots[:, 1] * shift) + slots[:, 2]).mul(factor).sum(0)
+        return maximum, s, u, slots[:, 3].sum(0)
+
+    def all_reduce_(self, x: Tensor) -> Tensor:
+        """Sum over the shards, in place."""
+        if not self.whole:
+            import torch.distributed as dist
+
+            dist.all_reduce(x, group=self.group)
+        return x

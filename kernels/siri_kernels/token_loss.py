@@ -1,0 +1,241 @@
+"""The loss between the GEMMs: from log-probs [N] to the loss, its metrics and the two coefficients dL/dlogp and
+dL/dentropy of each row.
+
+The derivatives are written out, so that a chunk of rows gets its coefficients as soon as its log-probs exist.
+`reference.grpo_loss` is the specification.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from siri_kernels.metrics import METRIC_REDUCTION, mean_metrics
+from siri_kernels.reference import LOG_RATIO_BOUND, sequence_ids
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """The numbers and names of the loss; validated by `validation.check_loss`."""
+
+    loss: str = "grpo"
+    clip_low: float | None = 0.2
+    clip_high: float | None = 0.28
+    dual_clip: float | None = None
+    importance: str = "none"
+    importance_low: float = 0.5
+    importance_cap: float = 2.0
+    aggregation: str = "token_mean"
+    fixed_length: float | None = None
+    entropy_coef: float = 0.0
+
+    @property
+    def ratio_low(self) -> float:
+        return -torch.inf if self.clip_low is None else 1 - self.clip_low
+
+    @property
+    def ratio_high(self) -> float:
+        return torch.inf if self.clip_high is None else 1 + self.clip_high
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Per-token inputs of the loss, all [N] on one device; sequence fields are there when cu_seqlens was given."""
+
+    advantages: Tensor
+    weight: Tensor
+    """m_i over every divisor: the loss is sum(weight * term)"""
+    counted: Tensor
+    old_logp: Tensor | None
+    rollout_logp: Tensor | None
+    cu_seqlens: Tensor | None = None
+    seq: Tensor | None = None
+    seq_count: Tensor | None = None
+    """counted tokens of each sequence, at least 1, [S]"""
+
+    def select(self, rows) -> Tokens:
+        """The same for some rows only; not for sequence-level losses."""
+        pick = lambda x: None if x is None else x[rows]  # noqa: E731
+        return Tokens(
+            self.advantages[rows], self.weight[rows], self.counted[rows], pick(self.old_logp), pick(self.rollout_logp)
+        )
+
+    def restrict(self, computed: Tensor) -> Tokens:
+        """Count only rows that were computed; divisors stay those of the whole batch."""
+        return replace(self, counted=self.counted & computed)
+
+
+def segment_sum(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Sum per sequence [S], in a fixed order (index_add_ on CUDA is not)."""
+    return torch.segment_reduce(x, "sum", offsets=cu_seqlens.long(), axis=0, unsafe=True, initial=0)
+
+
+def prepare(
+    spec: LossSpec,
+    n: int,
+    advantages: Tensor,
+    *,
+    old_logp,
+    rollout_logp,
+    mask,
+    cu_seqlens,
+    denominator: Tensor | None,
+    dtype: torch.dtype,
+) -> Tokens:
+    """Spread per-sequence values to tokens and turn mask, aggregation and divisor into one weight per token."""
+    device = advantages.device
+    counted = torch.ones(n, dtype=torch.bool, device=device) if mask is None else mask
+    m = counted.to(dtype)
+    adv = advantages.to(dtype)
+    seq = seq_count = None
+    if cu_seqlens is not None:
+        seq = sequence_ids(cu_seqlens, n)
+        seq_count = segment_sum(m, cu_seqlens).clamp(min=1)
+        if adv.numel() != n:
+            adv = adv[seq]
+    weight, divisor = m, denominator
+    if spec.aggregation == "token_mean":
+        divisor = m.sum() if divisor is None else divisor
+    else:
+        divisor = torch.full((), float(cu_seqlens.numel() - 1), device=device) if divisor is None else divisor
+        if spec.aggregation == "seq_mean":
+            weight = m / seq_count[seq]
+        elif spec.aggregation == "seq_mean_fixed":
+            weight = m / spec.fixed_length
+    divisor = divisor.to(dtype)
+    weight = torch.where(divisor > 0, weight / divisor, 0.0)
+    cast = lambda x: None if x is None else x.to(dtype)  # noqa: E731
+    return Tokens(adv, weight, counted, cast(old_logp), cast(rollout_logp), cu_seqlens, seq, seq_count)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What both the coefficients and the summary need."""
+
+    ratio: Tensor
+    clipped: Tensor
+    token_log_ratio: Tensor
+    inside: Tensor
+    """log ratio within its bound: outside of it the gradient is zero"""
+    log_weight: Tensor | None
+    raw_weight: Tensor | None
+    weight: Tensor | None
+
+
+def _policy(spec: LossSpec, tokens: Tokens, logp: Tensor) -> Policy:
+    # logp - logp, not 0: a NaN log-prob must stay one
+    behaviour = logp if tokens.old_logp is None else tokens.old_logp
+    delta = logp - behaviour
+    token_log_ratio = delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    log_ratio = token_log_ratio
+    if spec.loss == "gspo":
+        delta = (segment_sum(torch.where(tokens.counted, delta, 0.0), tokens.cu_seqlens) / tokens.seq_count)[tokens.seq]
+        log_ratio = delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    ratio = log_ratio.exp()
+    log_weight = raw_weight = weight = None
+    if tokens.rollout_logp is not None:
+        log_weight = behaviour - tokens.rollout_logp
+        raw_weight = log_weight.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+        if spec.importance == "tis":
+            weight = raw_weight.clamp(max=spec.importance_cap)
+        elif spec.importance == "icepop":
+            weight = torch.where(
+                (raw_weight < spec.importance_low) | (raw_weight > spec.importance_cap), 0.0, raw_weight
+            )
+    inside = ~(delta.abs() > LOG_RATIO_BOUND)
+    return Policy(
+        ratio, ratio.clamp(spec.ratio_low, spec.ratio_high), token_log_ratio, inside, log_weight, raw_weight, weight
+    )
+
+
+def coefficients(spec: LossSpec, tokens: Tokens, logp: Tensor) -> tuple[Tensor, Tensor | None]:
+    """dL/dlogp [N] and dL/dentropy [N] (None when entropy_coef is 0); 0 in rows that do not count."""
+    policy, adv = _policy(spec, tokens, logp), tokens.advantages
+    if spec.loss == "cispo":
+        slope = -policy.clipped * adv
+    else:
+        flat = (
+            ((policy.ratio < spec.ratio_low) & (adv < 0))
+            | ((policy.ratio > spec.ratio_high) & (adv > 0))
+            | ~policy.inside
+        )
+        if spec.dual_clip is not None:
+            flat |= (policy.ratio > spec.dual_clip) & (adv < 0)
+        slope = torch.where(flat, 0.0, -policy.ratio * adv)
+    if policy.weight is not None:
+        slope = slope * policy.weight
+    g = torch.where(tokens.counted, tokens.weight * slope, 0.0)
+    if spec.loss == "gspo":
+        per_token = (segment_sum(g, tokens.cu_seqlens) / tokens.seq_count)[tokens.seq]
+        g = torch.where(tokens.counted, per_token, 0.0)
+    return g, torch.where(tokens.counted, -spec.entropy_coef * tokens.weight, 0.0) if spec.entropy_coef else None
+
+
+def summarize(spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss (0-dim) and the metrics of METRIC_REDUCTION."""
+    policy, adv = _policy(spec, tokens, logp), tokens.advantages
+    if spec.loss == "cispo":
+        term = -policy.clipped * adv * logp
+    else:
+        term = torch.maximum(-policy.ratio * adv, -policy.clipped * adv)
+        if spec.dual_clip is not None:
+            term = torch.where(adv < 0, torch.minimum(term, -spec.dual_clip * adv), term)
+    if policy.weight is not None:
+        term = policy.weight * term
+    if spec.entropy_coef:
+        term = term - spec.entropy_coef * entropy
+    loss = torch.where(tokens.counted, tokens.weight * term, 0.0).sum()
+
+    per_token = {
+        "clip_low_fraction": (policy.ratio < spec.ratio_low) & (adv < 0),
+        "clip_high_fraction": (policy.ratio > spec.ratio_high) & (adv > 0),
+        "approx_kl": policy.token_log_ratio.expm1() - policy.token_log_ratio,
+        "logp_mean": logp,
+    }
+    finite = logp.isfinite()
+    if entropy is not None:
+        per_token["entropy_mean"] = entropy
+        finite = finite & entropy.isfinite()
+    if spec.dual_clip is not None:
+        per_token["dual_clip_fraction"] = (policy.ratio > spec.dual_clip) & (adv < 0)
+    maxima = {"ratio_max": policy.ratio}
+    if policy.log_weight is not None:
+        bounded = policy.log_weight.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        per_token["mismatch_k1"] = -policy.log_weight
+        per_token["mismatch_k3"] = bounded.expm1() - bounded
+        per_token["importance_mean"] = torch.ones_like(logp) if policy.weight is None else policy.weight
+        if spec.importance != "none":
+            outside = policy.raw_weight > spec.importance_cap
+            if spec.importance == "icepop":
+                outside = outside | (policy.raw_weight < spec.importance_low)
+            per_token["importance_clipped_fraction"] = outside
+        maxima["mismatch_max"] = policy.log_weight.abs()
+    return loss, mean_metrics(per_token, maxima, tokens.counted, ~finite)
+
+
+def metric_names(spec: LossSpec, rollout: bool, entropy: bool) -> list[str]:
+    """Names of the metrics that `summarize` returns, in the order of METRIC_REDUCTION."""
+    absent = set()
+    if spec.dual_clip is None:
+        absent.add("dual_clip_fraction")
+    if not entropy:
+        absent.add("entropy_mean")
+    if not rollout:
+        absent |= {"mismatch_k1", "mismatch_k3", "mismatch_max", "importance_mean"}
+    if spec.importance == "none":
+        absent.add("importance_clipped_fraction")
+    return [name for name in METRIC_REDUCTION if name not in absent]
+
+
+def gradient_rows(spec: LossSpec, tokens: Tokens) -> Tensor:
+    """Rows whose coefficients can be non-zero, as an int64 index (a host sync on CUDA: for CPU tensors). NaN counts as
+    non-zero."""
+    possible = tokens.counted
+    if not spec.entropy_coef:
+        useful = tokens.counted & (tokens.advantages != 0)
+        if spec.loss == "gspo":  # every counted token of a sequence moves its ratio
+            useful = segment_sum(useful.to(tokens.weight.dtype), tokens.cu_seqlens)[tokens.seq] > 0
+        possible = possible & useful
+    return possible.nonzero().squeeze(1)

@@ -1,0 +1,211 @@
+"""Checks of the arguments: ValueError with one line that names the argument and the way out.
+
+Names, shapes, dtypes and devices are always checked. Values (ids, offsets) are checked on CPU tensors, and on CUDA only
+when SIRI_KERNELS_DEBUG=1, because reading them there synchronises.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from siri_kernels.token_loss import LossSpec
+
+LOSSES = ("grpo", "gspo", "cispo")
+AGGREGATIONS = ("token_mean", "seq_mean", "seq_sum", "seq_mean_fixed")
+IMPORTANCE = ("none", "tis", "icepop")
+MEMORY = ("fast", "small", "lean")
+LOGIT_DTYPES = ("fp32", "bf16")
+IMPLS = ("auto", "triton", "anchored", "fallback", "torch", "reference")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}; did you mean {near[0]!r}?")
+
+
+def number(name: str, value, *, above: float | None = None, least: float | None = None, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number{' or None' if optional else ''}, got {value!r}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} must be greater than {above}, got {value}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def shape_of(x) -> str:
+    return f"{list(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def tensor(name: str, x, *, like: Tensor, shape: tuple[int, ...] | None = None, kinds: str) -> None:
+    """Type, device, shape and kind ("float", "int" or "bool") of one argument."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.device != like.device:
+        raise ValueError(f"{name} is on {x.device} and the first argument on {like.device}; move one with .to()")
+    found = (
+        "float"
+        if x.dtype in FLOATS
+        else "int"
+        if x.dtype in (torch.int64, torch.int32)
+        else "bool"
+        if x.dtype == torch.bool
+        else "?"
+    )
+    if found != kinds:
+        expected = {"float": "fp16, bf16, fp32 or fp64", "int": "int64 or int32", "bool": "bool (use mask.bool())"}[
+            kinds
+        ]
+        raise ValueError(f"{name} must be {expected}, got {x.dtype}")
+    if shape is not None and tuple(x.shape) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(x.shape)}")
+
+
+def check_head(hidden, weight, target_ids, *, temperature, bias, softcap, logit_dtype="fp32") -> None:
+    if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() != 2:
+        raise ValueError(f"hidden must be a float tensor [N, D]; flatten batch and time first, got {shape_of(hidden)}")
+    n, d = hidden.shape
+    tensor("weight", weight, like=hidden, kinds="float")
+    if weight.dim() != 2 or weight.shape[1] != d or weight.shape[0] == 0:
+        raise ValueError(f"weight must have shape [V, D] with D = {d} as in hidden, got {list(weight.shape)}")
+    if weight.dtype != hidden.dtype:
+        raise ValueError(f"weight is {weight.dtype} and hidden {hidden.dtype}; cast one so that they agree")
+    tensor("target_ids", target_ids, like=hidden, shape=(n,), kinds="int")
+    if bias is not None:
+        tensor("bias", bias, like=hidden, shape=(weight.shape[0],), kinds="float")
+    check_temperature(temperature, n, hidden)
+    number("softcap", softcap, above=0, optional=True)
+    one_of("logit_dtype", logit_dtype, LOGIT_DTYPES)
+
+
+def check_temperature(temperature, n: int, like: Tensor) -> None:
+    if isinstance(temperature, Tensor):
+        tensor("temperature", temperature, like=like, shape=(n,), kinds="float")
+    else:
+        number("temperature", temperature, above=0)
+
+
+def check_loss(spec: LossSpec) -> None:
+    one_of("loss", spec.loss, LOSSES)
+    one_of("importance", spec.importance, IMPORTANCE)
+    one_of("aggregation", spec.aggregation, AGGREGATIONS)
+    number("clip_low", spec.clip_low, least=0, optional=True)
+    number("clip_high", spec.clip_high, least=0, optional=True)
+    number("dual_clip", spec.dual_clip, above=1, optional=True)
+    number("importance_low", spec.importance_low, least=0)
+    number("importance_cap", spec.importance_cap, above=0)
+    number("entropy_coef", spec.entropy_coef)
+    number("fixed_length", spec.fixed_length, above=0, optional=True)
+    if spec.importance_low > spec.importance_cap:
+        raise ValueError(
+            f"importance_low={spec.importance_low} is above importance_cap={spec.importance_cap}; swap or widen them"
+        )
+    if spec.dual_clip is not None and spec.loss == "cispo":
+        raise ValueError("dual_clip does not apply to loss='cispo', whose ratio carries no gradient; leave it None")
+    if (spec.aggregation == "seq_mean_fixed") != (spec.fixed_length is not None):
+        raise ValueError("fixed_length goes with aggregation='seq_mean_fixed', and only with it; pass both or neither")
+
+
+def check_loss_tensors(
+    spec: LossSpec, n: int, advantages, *, old_logp, rollout_logp, mask, cu_seqlens, denominator, like: Tensor
+) -> None:
+    if cu_seqlens is None:
+        if spec.loss == "gspo" or spec.aggregation != "token_mean":
+            which = "loss='gspo'" if spec.loss == "gspo" else f"aggregation={spec.aggregation!r}"
+            raise ValueError(f"{which} works on sequences: pass cu_seqlens, int offsets [S+1] from 0 to N")
+    else:
+        tensor("cu_seqlens", cu_seqlens, like=like, kinds="int")
+        if cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0:
+            raise ValueError(f"cu_seqlens must be offsets [S+1] from 0 to N, got shape {list(cu_seqlens.shape)}")
+    tensor("advantages", advantages, like=like, kinds="float")
+    if tuple(advantages.shape) != (n,) and (cu_seqlens is None or tuple(advantages.shape) != (cu_seqlens.numel() - 1,)):
+        hint = (
+            "pass cu_seqlens for one per sequence"
+            if cu_seqlens is None
+            else f"or [{cu_seqlens.numel() - 1}], one per sequence"
+        )
+        raise ValueError(f"advantages must have shape [{n}], one per token, {hint}; got {list(advantages.shape)}")
+    for name, x in (("old_logp", old_logp), ("rollout_logp", rollout_logp)):
+        if x is not None:
+            tensor(name, x, like=like, shape=(n,), kinds="float")
+    if mask is not None:
+        tensor("mask", mask, like=like, shape=(n,), kinds="bool")
+    if spec.importance != "none" and rollout_logp is None:
+        raise ValueError(f"importance={spec.importance!r} corrects for the rollout's log-probs: pass rollout_logp [N]")
+    if isinstance(denominator, Tensor):
+        if denominator.numel() != 1 or denominator.dtype == torch.bool or denominator.is_complex():
+            raise ValueError(f"denominator must be one number, got shape {list(denominator.shape)} {denominator.dtype}")
+        if denominator.device != like.device:
+            raise ValueError(
+                f"denominator is on {denominator.device} and the tokens on {like.device}; move it with .to()"
+            )
+    else:
+        number("denominator", denominator, above=0, optional=True)
+
+
+def check_placement(n: int, *, keep, memory, main_grad, weight: Tensor, vocab_start, group, like: Tensor) -> None:
+    if keep is not None:
+        tensor("keep", keep, like=like, kinds="int")
+        if keep.dim() != 1 or keep.numel() > n:
+            raise ValueError(f"keep must be an index [K] of distinct rows, K <= {n}, got shape {list(keep.shape)}")
+    if isinstance(memory, bool) or not isinstance(memory, int):
+        one_of("memory", memory, MEMORY)
+    elif memory <= 0:
+        raise ValueError(f"memory must be a positive number of bytes or one of {', '.join(MEMORY)}, got {memory}")
+    if main_grad is not None and (
+        main_grad.shape != weight.shape or main_grad.dtype != torch.float32 or main_grad.device != weight.device
+    ):
+        raise ValueError(f"main_grad must be fp32 {list(weight.shape)} on {weight.device}, got {shape_of(main_grad)}")
+    if isinstance(vocab_start, bool) or not isinstance(vocab_start, int) or vocab_start < 0:
+        raise ValueError(f"vocab_start must be an int >= 0, got {vocab_start!r}")
+    if group is None and vocab_start:
+        raise ValueError("vocab_start is the offset of a vocabulary shard: pass the group of the other shards, too")
+
+
+def values_are_checked(x: Tensor) -> bool:
+    return x.device.type == "cpu" or os.environ.get("SIRI_KERNELS_DEBUG") == "1"
+
+
+def check_values(
+    target_ids: Tensor, vocab: int | None, *, temperature=None, cu_seqlens=None, keep=None, denominator=None
+) -> None:
+    """Values of index tensors; vocab None for a vocabulary shard, whose targets may lie elsewhere."""
+    n = target_ids.numel()
+    if n and vocab is not None:
+        low, high = target_ids.aminmax()
+        if low < 0 or high >= vocab:
+            raise ValueError(
+                f"target_ids must lie in [0, {vocab}), found {int(low)} to {int(high)}; use mask, not ids like -100"
+            )
+    if temperature is not None and not bool((temperature > 0).all()):
+        raise ValueError("temperature must be greater than 0 in every row")
+    if cu_seqlens is not None:
+        check_offsets(cu_seqlens, n)
+    if keep is not None and keep.numel():
+        low, high = keep.aminmax()
+        if low < 0 or high >= n:
+            raise ValueError(f"keep must index rows in [0, {n}), found {int(low)} to {int(high)}")
+        if (
+            int(torch.zeros(n, dtype=torch.bool, device=keep.device).index_fill_(0, keep.long(), True).sum())
+            != keep.numel()
+        ):
+            raise ValueError("keep names a row twice; every row may appear once")
+    if denominator is not None and not bool(denominator > 0):
+        raise ValueError(f"denominator must be greater than 0, got {float(denominator)}")
+
+
+def check_offsets(cu_seqlens: Tensor, n: int) -> None:
+    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != n:
+        raise ValueError(
+            f"cu_seqlens must start at 0 and end at N = {n}, found {int(cu_seqlens[0])} and {int(cu_seqlens[-1])}"
+        )
+    if bool((cu_seqlens.diff() < 0).any()):
+        raise ValueError("cu_seqlens must not decrease: it holds the offsets of packed sequences")
