@@ -343,3 +343,33 @@ class Sampler:
 
     def state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "cursor": self.cursor, "seed": self.seed}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Problems ready to be sampled: ids[i] is the rendered prompt whose gold answer is answers[i]."""
+
+    ids: list[list[int]]
+    answers: list[str]
+    dropped: int
+    """Rows without a prompt or an answer."""
+    too_long: int
+    """Prompts over the limit."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.ids))
+
+
+def load_prompts(source: str | Path, tokenizer, config, *, limit: int = 0) -> PromptSet:
+    """`load_problems` and `render_prompts` with the settings of a `siri.config.Config`; `limit` > 0 keeps the first."""
+    found = load_problems(source, prompt_key=config.prompt_key, answer_key=config.answer_key)
+    ids, problems, too_long = render_prompts(
+        found.problems[: limit or None],
+        tokenizer,
+        template=config.template,
+        instruction=config.instruction,
+        max_prompt_tokens=config.max_prompt_tokens,
+    )
+    return PromptSet(ids, [problem.answer for problem in problems], found.dropped, too_long)

@@ -1,0 +1,136 @@
+"""One rollout batch: prompts to graded groups of responses, and groups to training samples."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from siri.advantages import group_advantages, zero_variance
+from siri.config import Config
+from siri.data import PromptSet, Sampler
+from siri.model import Policy
+from siri.rollout import Completion, Request, Rollout
+from siri.update import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G responses to one prompt."""
+
+    prompt_ids: list[int]
+    completions: list[Completion]
+    scores: list[float]
+    """What the reward function said of each response, 0 where the cap cut it (unless overlong says otherwise)."""
+    rewards: list[float]
+    """Scores after the overlong penalty: what the advantages are made of."""
+    timeouts: int = 0
+    trained: bool = True
+    """False for a group that dynamic sampling dropped."""
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """An independent seed for each use (step, round, ...), so that no generator's state has to be saved."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def collect(
+    config: Config,
+    policy: Policy,
+    engine: Rollout,
+    grader: Any,
+    prompts: PromptSet,
+    sampler: Sampler,
+    *,
+    step: int,
+    cap: int,
+) -> list[Group]:
+    """Sample and grade `prompts_per_step` groups under the cap of the step.
+
+    With dynamic sampling, groups whose responses are all right or all wrong (by score, before any length penalty) are
+    replaced by new prompts until enough are found or `dynamic_sampling_rounds` is reached; the dropped ones are
+    returned too, marked as not trained.
+    """
+    groups: list[Group] = []
+    for round_number in range(config.dynamic_sampling_rounds if config.dynamic_sampling else 1):
+        wanted = config.prompts_per_step - sum(group.trained for group in groups)
+        if not wanted:
+            break
+        indices = sampler.take(wanted)
+        requests = [Request(prompts.ids[index], cap, config.group_size) for index in indices]
+        seed = derive_seed(config.seed, 0, step, round_number)
+        answered = engine.generate(requests, temperature=config.temperature, seed=seed)
+        texts = [policy.decode(completion.token_ids) for completions in answered for completion in completions]
+        graded = grader.score(texts, [prompts.answers[index] for index in indices for _ in range(config.group_size)])
+        for number, (request, completions) in enumerate(zip(requests, answered, strict=True)):
+            own = slice(number * config.group_size, (number + 1) * config.group_size)
+            scores = [
+                0.0 if completion.truncated and config.overlong in ("zero", "mask") else score
+                for completion, score in zip(completions, graded.rewards[own], strict=True)
+            ]
+            rewards = list(scores)
+            if config.overlong == "soft":
+                rewards = [
+                    score + soft_penalty(len(completion.token_ids), cap, config.overlong_buffer)
+                    for completion, score in zip(completions, scores, strict=True)
+                ]
+            trained = not config.dynamic_sampling or len(set(scores)) > 1
+            timeouts = graded.timeouts if number == 0 else 0
+            groups.append(Group(request.prompt_ids, completions, scores, rewards, timeouts, trained))
+    return groups
+
+
+def soft_penalty(length: int, cap: int, buffer: int) -> float:
+    """DAPO's soft overlong penalty: 0 up to cap - buffer tokens, falling to -1 at the cap (arXiv 2503.14476)."""
+    buffer = min(buffer, cap)
+    return min(-(length - (cap - buffer)) / buffer, 0.0)
+
+
+def make_samples(config: Config, groups: Sequence[Group]) -> list[list[Sample]]:
+    """Mini-batches of samples with their advantages; whole groups, in the order in which they were sampled."""
+    trained = [group for group in groups if group.trained]
+    if not trained:
+        return []
+    rewards_PG = torch.tensor([group.rewards for group in trained], dtype=torch.float64)
+    advantages_PG = group_advantages(rewards_PG, norm=config.advantage_norm)
+    batches = []
+    for start in range(0, len(trained), config.mini_batch_prompts):
+        own = slice(start, start + config.mini_batch_prompts)
+        batches.append(
+            [
+                Sample(
+                    group.prompt_ids,
+                    completion.token_ids,
+                    completion.logp,
+                    advantage,
+                    counted=not (completion.truncated and config.overlong == "mask"),
+                )
+                for group, advantages in zip(trained[own], advantages_PG[own].tolist(), strict=True)
+                for completion, advantage in zip(group.completions, advantages, strict=True)
+            ]
+        )
+    return batches
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
+    """What a rollout batch looked like; every sampled response counts, dropped groups included."""
+    completions = [completion for group in groups for completion in group.completions]
+    right = [score >= 1 for group in groups for score in group.scores]
+    lengths = np.array([len(completion.token_ids) for completion in completions])
+    scores_PG = torch.tensor([group.scores for group in groups])
+    return {
+        "reward_mean": float(np.mean([reward for group in groups for reward in group.rewards])),
+        "accuracy": float(np.mean(right)),
+        "response_tokens": int(lengths.sum()),
+        "response_tokens_mean": float(lengths.mean()),
+        "response_tokens_max": int(lengths.max()),
+        "tokens_right_mean": float(lengths[right].mean()) if any(right) else math.nan,
+        "tokens_wrong_mean": float(lengths[np.logical_not(right)].mean()) if not all(right) else math.nan,
+        "truncation_rate": float(np.mean([completion.truncated for completion in completions])),
+        "zero_variance_groups": float(zero_variance(scores_PG).double().mean()),
+        "responses": len(completions),
+        "groups_dropped": sum(not group.trained for group in groups),
+        "reward_timeouts": sum(group.timeouts for group in groups),
+    }

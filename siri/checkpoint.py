@@ -1,0 +1,182 @@
+"""Checkpoints: written whole or not at all, verified when read, and enough to continue as if nothing had happened.
+
+A checkpoint is a folder `step_NNNNNN` with the model as safetensors and config (loadable by transformers), its
+tokenizer, the optimizer state as safetensors, and state.json. manifest.json lists the size and SHA-256 of every file.
+Nothing is pickled. Ends of phases get a name beside: `siri-low-2` is a link to the step's folder.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siri.errors import InputError
+from siri.model import Policy
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+TRAINING_FILES = (MANIFEST, STATE, OPTIMIZER)
+"""What a checkpoint holds beyond a model folder."""
+
+
+def save_checkpoint(
+    folder: Path,
+    steps_done: int,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    name: str | None,
+) -> Path:
+    """Write `folder/step_NNNNNN`, and the link `folder/name` to it. `state` is JSON data of the caller's."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step_{steps_done:06d}"
+    part = folder / f".{final.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    policy.model.save_pretrained(part)
+    policy.tokenizer.save_pretrained(part)
+    save_file(_optimizer_tensors(policy, optimizer), part / OPTIMIZER)
+    (part / STATE).write_text(json.dumps({"steps_done": steps_done, "name": name, **state}, indent=1))
+    listing = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in _files(part)}
+    (part / MANIFEST).write_text(json.dumps(listing, indent=1))
+    for path in [*_files(part), part]:
+        _fsync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    part.rename(final)
+    if name:
+        link = folder / f".{name}.part"
+        link.unlink(missing_ok=True)
+        link.symlink_to(final.name)
+        link.replace(folder / name)
+    _fsync(folder)
+    return final
+
+
+def verify(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words, or None."""
+    try:
+        listing = json.loads((checkpoint / MANIFEST).read_text())
+        for name, entry in listing.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+            if _sha256(path) != entry["sha256"]:
+                return f"{name} does not match its checksum"
+        if STATE not in listing or OPTIMIZER not in listing:
+            return f"{MANIFEST} lists no {STATE} or no {OPTIMIZER}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first, damaged ones included."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir() and not path.is_symlink())
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a line about each newer one that does not."""
+    damaged = []
+    for path in reversed(checkpoints(folder)):
+        fault = verify(path)
+        if fault is None:
+            return path, damaged
+        damaged.append(f"{path}: damaged, {fault}")
+    return None, damaged
+
+
+def restore(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a verified checkpoint into model and optimizer, in place; returns what `state` was."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    policy.model.load_state_dict(saved)
+    tensors = load_file(checkpoint / OPTIMIZER, device=str(policy.device))
+    names = _parameter_names(policy)
+    state = optimizer.state_dict()
+    state["state"] = {
+        index: {key: tensors[f"{name}.{key}"] for key in ("exp_avg", "exp_avg_sq", "step")}
+        for index, name in enumerate(names)
+        if f"{name}.step" in tensors
+    }
+    optimizer.load_state_dict(state)
+    return json.loads((checkpoint / STATE).read_text())
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; named ones stay."""
+    named = {path.resolve().name for path in folder.iterdir() if path.is_symlink()}
+    ordinary = [path for path in checkpoints(folder) if path.name not in named]
+    for path in ordinary[: max(0, len(ordinary) - keep)]:
+        shutil.rmtree(path)
+
+
+def export(source: Path, target: Path) -> Path:
+    """Copy the model and tokenizer of a checkpoint to a folder that transformers loads; the training state stays.
+
+    source: a checkpoint folder, a name link such as checkpoints/siri-low-1, or a run folder (its newest checkpoint).
+    """
+    checkpoint = source
+    if (source / "checkpoints").is_dir():
+        found, damaged = newest_good(source / "checkpoints")
+        if found is None:
+            raise InputError(f"{source}: no good checkpoint in this run" + "".join(f"; {line}" for line in damaged))
+        checkpoint = found
+    if not (checkpoint / MANIFEST).is_file():
+        raise InputError(f"{source}: no checkpoint there; give a run folder or one of its checkpoints")
+    if fault := verify(checkpoint):
+        raise InputError(f"{source}: damaged, {fault}; choose another checkpoint")
+    if target.exists() and any(target.iterdir()):
+        raise InputError(f"{target}: folder is not empty; choose a new one")
+    part = target.parent / f".{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(checkpoint, part, ignore=shutil.ignore_patterns(*TRAINING_FILES))
+    if target.exists():
+        target.rmdir()
+    part.rename(target)
+    return target
+
+
+def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    states = optimizer.state_dict()["state"]
+    return {
+        f"{name}.{key}": states[index][key].contiguous()
+        for index, name in enumerate(_parameter_names(policy))
+        if index in states
+        for key in ("exp_avg", "exp_avg_sq", "step")
+    }
+
+
+def _parameter_names(policy: Policy) -> list[str]:
+    """In the order in which the optimizer was given the parameters."""
+    return [name for name, _ in policy.model.named_parameters()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

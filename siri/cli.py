@@ -1,0 +1,187 @@
+"""siri train / eval / report / export / doctor. Only what a command needs is imported, so that help is instant."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from siri.config import Config, load_recipe, parse, recipe_names, resolve
+from siri.errors import InputError
+
+HELP = """\
+siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
+
+  siri train RECIPE [--KEY VALUE ...] [--run-dir DIR] [--resume]   train; siri train --help lists the keys
+  siri eval MODEL --data FILE ... [--cap N] [--samples K]          accuracy (avg@k), pass@k, tokens of a model
+  siri report RUN                                                  draw the pictures and report.html of a run
+  siri export CHECKPOINT FOLDER                                    a model folder for transformers and vLLM
+  siri doctor                                                      what this machine has, and what is missing
+
+recipes: {recipes}
+"""
+
+
+@dataclass(frozen=True)
+class TrainOptions(Config):
+    run_dir: str = ""
+    """Folder of the run; default runs/RECIPE."""
+    resume: bool = False
+    """Continue the run in --run-dir from its newest good checkpoint."""
+    auto_resume: bool = False
+    """Start the run, or continue it if the folder holds one."""
+    quiet: bool = False
+    """Show nothing but errors."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    data: tuple[str, ...] = ()
+    """Problems: .json, .jsonl, .parquet files or hub data sets."""
+    cap: int = 16384
+    """Longest response, tokens."""
+    samples: int = 64
+    """Responses to each problem."""
+    temperature: float = 0.6
+    """Sampling temperature; 0 = greedy."""
+    problems: int = 0
+    """Only the first so many problems of each file; 0 = all."""
+    prompt_key: str = ""
+    """Column of the problem; empty = recognised."""
+    answer_key: str = ""
+    """Column of the answer; empty = recognised."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """Chat template or plain text; auto = chat where there is a template."""
+    instruction: str = "Let's think step by step and output the final answer within \\boxed{}."
+    """Text added to every problem that does not hold it already."""
+    max_prompt_tokens: int = 1024
+    """Longer prompts are left out and counted."""
+    reward: str = "math"
+    """math, exact, or module:function."""
+    think: bool = True
+    """Grade only the text after </think>."""
+    reward_workers: int = 4
+    """Killable processes that grade."""
+    reward_timeout_s: float = 10.0
+    """Seconds after which an answer that is still being graded scores 0."""
+    rollout_tokens: int | Literal["auto"] = "auto"
+    """Room for keys and values, in tokens."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    seed: int = 0
+    """Seed of sampling."""
+    base: str = ""
+    """Result file (--out) of the base model; adds changes and the efficiency score."""
+    out: str = ""
+    """Write the figures to this JSON file."""
+
+    def __post_init__(self) -> None:
+        for name in ("cap", "samples", "max_prompt_tokens", "reward_workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("temperature", "problems", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+def train_command(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        if "--help" in arguments or "-h" in arguments:
+            parse(TrainOptions, ["--help"], prog="siri train RECIPE")
+        raise InputError(f"siri train needs a recipe: {', '.join(recipe_names())}, or a .toml file")
+    recipe = arguments[0]
+    load_recipe(recipe)  # an unknown recipe is named before anything else
+    options = resolve(recipe, TrainOptions, arguments[1:], prog=f"siri train {recipe}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("WORLD_SIZE is above 1: this version trains in one process; start it without torchrun")
+    name = Path(recipe).stem if recipe.endswith(".toml") else recipe
+    config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
+    for key in ("model", "data"):
+        if not getattr(config, key):
+            raise InputError(f"{key} is not set; give --{key}")
+    from siri.trainer import train
+
+    resume = "auto" if options.auto_resume else "must" if options.resume else "never"
+    run_dir = Path(options.run_dir or f"runs/{name}")
+    return train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet)
+
+
+def eval_command(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("--help", "-h"):
+        parse(EvalOptions, ["--help"], prog="siri eval MODEL")
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("siri eval needs a model: siri eval MODEL --data FILE ...")
+    options = parse(EvalOptions, arguments[1:], prog="siri eval MODEL")
+    if not options.data:
+        raise InputError("siri eval needs problems; give --data FILE ...")
+    from siri.evaluate import run_evaluation
+
+    run_evaluation(arguments[0], options)
+    return 0
+
+
+def report_command(arguments: list[str]) -> int:
+    (run,) = _positional(arguments, "siri report RUN")
+    from siri.report import write_report
+
+    print(write_report(Path(run)))
+    return 0
+
+
+def export_command(arguments: list[str]) -> int:
+    source, target = _positional(arguments, "siri export CHECKPOINT FOLDER")
+    from siri.checkpoint import export
+
+    print(export(Path(source), Path(target)))
+    return 0
+
+
+def doctor_command(arguments: list[str]) -> int:
+    from siri.doctor import collect, run_doctor
+
+    if arguments == ["--json"]:
+        print(json.dumps(collect(), indent=1))
+        return 0
+    _positional(arguments, "siri doctor")
+    return run_doctor()
+
+
+def _positional(arguments: list[str], usage: str) -> list[str]:
+    if len(arguments) != len(usage.split()) - 2 or any(argument.startswith("-") for argument in arguments):
+        raise InputError(f"usage: {usage}")
+    return arguments
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train_command,
+    "eval": eval_command,
+    "report": report_command,
+    "export": export_command,
+    "doctor": doctor_command,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 2 bad input (one line on stderr), 75 stopped by a signal."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(HELP.format(recipes=", ".join(recipe_names())), end="")
+        return 0
+    if arguments[0] == "--version":
+        from siri import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if arguments[0] not in COMMANDS:
+            from siri.config import nearest
+
+            raise InputError(
+                f"unknown command {arguments[0]!r}{nearest(arguments[0], list(COMMANDS))}; see siri --help"
+            )
+        return COMMANDS[arguments[0]](arguments[1:])
+    except InputError as error:
+        print(f"siri: {error}", file=sys.stderr)
+        return 2

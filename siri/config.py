@@ -1,0 +1,288 @@
+"""Every setting of a training run: a frozen dataclass, filled from a recipe (TOML) and the command line.
+
+A key has one name everywhere: `l_max` in TOML and in config.json is `--l-max` on the command line.
+"""
+
+import contextlib
+import difflib
+import io
+import json
+import re
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from siri.errors import InputError
+from siri.schedule import Kind, LengthSchedule
+
+Auto = Literal["auto"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = ""
+    """Model to train: a folder, a hub name, or siri:demo/model for the one in the package."""
+    data: str = ""
+    """Training problems: .json, .jsonl, .parquet, a hub data set, or siri:demo/train.jsonl."""
+    prompt_key: str = ""
+    """Column of the problem's text or chat messages; empty = recognised (DeepScaleR, verl, question/answer)."""
+    answer_key: str = ""
+    """Column of the answer, dots for nesting (reward_model.ground_truth); empty = recognised."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """Prompt rendering: the tokenizer's chat template, or the plain text; auto = chat where there is a template."""
+    instruction: str = ""
+    """Text added to every problem that does not hold it already."""
+    max_prompt_tokens: int = 1024
+    """Longer prompts are left out and counted."""
+
+    schedule: Kind = "cosine"
+    """Shape of the length schedule L(t): cosine, stair, stair_cosine, constant (l_max), or steps (stages)."""
+    l_max: int = 16384
+    """Longest cap on the response, tokens."""
+    l_min: int = 8192
+    """Shortest cap on the response, tokens."""
+    cycle: int = 640
+    """Steps in one cycle of compression and expansion (T)."""
+    stages: tuple[tuple[int, int], ...] = ()
+    """For schedule steps: pairs of starting step and cap, as in --stages 0 8192 320 16384."""
+    steps: int = 1920
+    """Training steps (rollout batches)."""
+    train_tokens: int = 0
+    """Stop once this many response tokens were sampled, for comparisons at equal tokens; 0 = no limit."""
+
+    prompts_per_step: int = 128
+    """Prompts in a rollout batch."""
+    group_size: int = 16
+    """Responses to each prompt (G)."""
+    mini_batch_prompts: int = 64
+    """Prompts in one optimizer step (all of the batch, if it has fewer)."""
+    temperature: float = 1.0
+    """Sampling temperature, the same in the loss."""
+    rollout: Literal["auto", "local"] = "auto"
+    """Rollout engine: local = embedded, on the trained model itself; auto = the best one at hand."""
+    rollout_tokens: int | Auto = "auto"
+    """Room for keys and values in the embedded engine, in tokens; as many rows run at once as fit at the step's cap."""
+
+    reward: str = "math"
+    """math (math-verify), exact (string equality), or module:function taking (response, answer)."""
+    think: bool = True
+    """Grade only the text after </think>; without the closing tag the reward is 0."""
+    reward_workers: int = 4
+    """Killable processes that grade."""
+    reward_timeout_s: float = 10.0
+    """Seconds after which an answer that is still being graded scores 0."""
+    overlong: Literal["zero", "mask", "soft", "grade"] = "zero"
+    """Truncated responses: zero = reward 0; mask = reward 0 and out of the loss; grade = graded as they are; soft =
+    graded, less DAPO's penalty on the last overlong_buffer tokens."""
+    overlong_buffer: int = 4096
+    """Tokens before the cap over which the soft penalty grows to 1."""
+    dynamic_sampling: bool = False
+    """Drop prompts whose responses are all right or all wrong, and sample others in their place (DAPO)."""
+    dynamic_sampling_rounds: int = 8
+    """Most rollout rounds of a step under dynamic sampling; what is found by then is trained on."""
+
+    loss: Literal["grpo", "gspo", "cispo"] = "grpo"
+    """Policy loss: token ratios (grpo), sequence ratios (gspo), clipped importance weights (cispo)."""
+    clip_low: float = 0.2
+    """Ratios are clipped below 1 - clip_low."""
+    clip_high: float = 0.28
+    """Ratios are clipped above 1 + clip_high (clip-higher)."""
+    dual_clip: float | None = None
+    """Bound c of the term for negative advantages (verl uses 3); None = off."""
+    aggregation: Literal["token_mean", "seq_mean", "seq_sum", "seq_mean_fixed"] = "token_mean"
+    """How token terms become one number; seq_mean_fixed divides by the longest cap (Dr. GRPO)."""
+    advantage_norm: Literal["std", "none"] = "std"
+    """Advantages over the group's standard deviation, or only centred (Dr. GRPO)."""
+    importance: Literal["none", "tis", "icepop"] = "none"
+    """Correction of the gap between rollout engine and trainer."""
+    importance_low: float = 0.5
+    """Lower end of the icepop band."""
+    importance_cap: float = 2.0
+    """Cap of tis, upper end of the icepop band."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    score_all: bool = True
+    """Also run responses whose advantage is zero, so that entropy and the like cover every token; off saves their
+    compute and leaves the update as it is."""
+
+    lr: float = 1e-6
+    """Learning rate of AdamW, constant."""
+    beta1: float = 0.9
+    """AdamW's first decay."""
+    beta2: float = 0.999
+    """AdamW's second decay."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient of an optimizer step."""
+    token_budget: int | Auto = "auto"
+    """Most tokens of one packed micro-step; auto = what the machine holds."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    seed: int = 0
+    """Seed of data order and sampling."""
+
+    save_every: int = 0
+    """Steps between checkpoints besides those at the ends of phases; 0 = a quarter of a cycle."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept besides the named ones (siri-low-k, siri-high-k)."""
+    eval_every: int = 0
+    """Steps between evaluations besides those at the ends of phases; 0 = only those."""
+    eval_data: tuple[str, ...] = ()
+    """Held-out problems; none = no evaluation."""
+    eval_problems: int = 0
+    """Evaluate on the first so many problems of each file; 0 = all."""
+    eval_samples: int = 32
+    """Samples of each problem (avg@k)."""
+    eval_temperature: float = 0.6
+    """Sampling temperature of evaluations."""
+    eval_cap: int = 0
+    """Cap of evaluations, tokens; 0 = the schedule's longest."""
+    logger: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """A logger beside metrics.jsonl, which is always written."""
+
+    def __post_init__(self) -> None:
+        self.length_schedule()  # raises on a bad schedule
+        at_least_one = ["max_prompt_tokens", "steps", "prompts_per_step", "group_size", "mini_batch_prompts"]
+        at_least_one += [
+            "eval_samples",
+            "reward_workers",
+            "overlong_buffer",
+            "dynamic_sampling_rounds",
+            "keep_checkpoints",
+        ]
+        not_negative = [
+            "train_tokens",
+            "save_every",
+            "eval_every",
+            "eval_problems",
+            "eval_cap",
+            "clip_low",
+            "clip_high",
+        ]
+        not_negative += ["weight_decay", "seed", "importance_low", "eval_temperature"]
+        positive = ["temperature", "lr", "grad_clip", "reward_timeout_s", "importance_cap"]
+        for names, holds, rule in (
+            (at_least_one, lambda value: value >= 1, "at least 1"),
+            (not_negative, lambda value: value >= 0, "0 or more"),
+            (positive, lambda value: value > 0, "above 0"),
+        ):
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}")
+        if self.group_size == 1 and self.advantage_norm == "std":
+            raise InputError(
+                "group_size is 1: std-normalised advantages need at least 2 responses a prompt; raise --group-size or "
+                "set --advantage-norm none"
+            )
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise InputError(f"dual_clip is {self.dual_clip}; it must be above 1 (verl uses 3)")
+        for name in ("token_budget", "rollout_tokens"):
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be 'auto' or at least 1")
+
+    def length_schedule(self) -> LengthSchedule:
+        """The run's L(t)."""
+        return LengthSchedule(self.schedule, self.l_max, self.l_min, self.cycle, self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as config.json holds them."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in (files("siri") / "recipes").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """Settings of a recipe in the package, or of a TOML file. The key `base` names a recipe to start from."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"{name}: no such file")
+    elif name in recipe_names():
+        path = files("siri") / "recipes" / f"{name}.toml"
+    else:
+        hint = nearest(name, recipe_names())
+        raise InputError(f"unknown recipe {name!r}{hint}; there are {', '.join(recipe_names())}, or give a .toml file")
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    base = settings.pop("base", None)
+    return settings if base is None else {**load_recipe(base), **settings}
+
+
+def resolve(recipe: str, options: type[T], arguments: list[str], *, prog: str = "siri") -> T:
+    """Build `options` (Config or a subclass of it) from a recipe, then the command line's --KEY VALUE pairs."""
+    settings = load_recipe(recipe)
+    check_keys(settings, options, f"recipe {recipe}")
+    values = parse(options, _as_arguments(settings), where=f"recipe {recipe}")
+    return parse(options, arguments, default=values, prog=prog)
+
+
+def parse(
+    options: type[T], arguments: list[str], *, default: T | None = None, where: str = "", prog: str = "siri"
+) -> T:
+    """Parse --KEY VALUE pairs into `options` with tyro; a fault is one line of InputError."""
+    import tyro
+
+    keys = [argument.split("=")[0][2:] for argument in arguments if argument.startswith("--") and argument != "--help"]
+    check_keys([key.removeprefix("no-") for key in keys], options, where)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(options, args=arguments, default=default, prog=prog)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        # tyro draws a box: its first paragraph says what is wrong.
+        lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).splitlines()[1:]]
+        first = next((i for i, line in enumerate(lines) if set(line) <= {"─"}), len(lines))
+        message = " ".join(lines[:first]) or "the options cannot be read"
+        raise InputError(f"{where + ': ' if where else ''}{message}") from None
+
+
+def check_keys(keys: Any, options: type, where: str = "") -> None:
+    """Refuse a key that is no field of `options`, with the nearest name."""
+    known = [field.name for field in fields(options)]
+    for key in keys:
+        if key.replace("-", "_") not in known:
+            hint = nearest(key.replace("-", "_"), known, "--" if not where else "")
+            raise InputError(
+                f"{where + ': ' if where else ''}unknown key {key!r}{hint}; siri train --help lists all keys"
+            )
+
+
+def nearest(name: str, known: list[str], prefix: str = "") -> str:
+    """ ", did you mean X?" for the known name most like `name`, or an empty string."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    shown = close and (prefix + close[0].replace("_", "-") if prefix else close[0])
+    return f", did you mean {shown}?" if close else ""
+
+
+def _as_arguments(settings: dict[str, Any]) -> list[str]:
+    arguments = []
+    for key, value in settings.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            raise InputError(f"key {key!r} is a table; recipes are flat")
+        else:
+            arguments += [f"--{flag}", *_flat(value)]
+    return arguments
+
+
+def _flat(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [text for item in value for text in _flat(item)]
+    return [str(value)]

@@ -1,0 +1,179 @@
+"""Evaluation at a given cap: accuracy (avg@k), pass@k, response tokens, truncation, and the efficiency score."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from siri.data import PromptSet, load_prompts
+from siri.errors import InputError
+from siri.model import Policy
+from siri.rollout import Progress, Request, Rollout
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one model on one set of problems."""
+
+    cap: int
+    """Longest response allowed, tokens."""
+    problems: int
+    samples: int
+    """Responses to each problem (k of avg@k)."""
+    accuracy: float
+    """Share of right responses, mean over problems and samples."""
+    pass_at_k: dict[str, float]
+    """Chance that at least one of k responses is right, for k = 1, 2, 4, ... up to `samples`."""
+    tokens_mean: float
+    """Mean response length, tokens."""
+    tokens_right_mean: float | None
+    """The same over right responses; None if there is none."""
+    tokens_wrong_mean: float | None
+    truncation_rate: float
+    """Share of responses that reached the cap."""
+    reward_timeouts: int
+    """Answers that took too long to grade, counted as wrong."""
+
+
+def average(results: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """One row of eval.jsonl: the mean over benchmarks, each counting the same; several are listed in `benchmarks`."""
+    parts = [asdict(result) for result in results.values()]
+    if len(parts) == 1:
+        return parts[0]
+    row: dict[str, Any] = {"cap": parts[0]["cap"], "samples": parts[0]["samples"]}
+    row |= {key: sum(part[key] for part in parts) for key in ("problems", "reward_timeouts")}
+    row |= {key: _mean([part[key] for part in parts]) for key in ("accuracy", "tokens_mean", "truncation_rate")}
+    row["pass_at_k"] = {k: _mean([part["pass_at_k"][k] for part in parts]) for k in parts[0]["pass_at_k"]}
+    return row | {"benchmarks": dict(zip(results, parts, strict=True))}
+
+
+def evaluate(
+    policy: Policy,
+    engine: Rollout,
+    rewards: Any,
+    prompts: PromptSet,
+    *,
+    cap: int,
+    samples: int,
+    temperature: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Sample `samples` responses of at most `cap` tokens to every problem and grade them with the reward pool.
+
+    A response counts as right from reward 1 on. Greedy decoding is temperature 0, with one sample.
+    """
+    requests = [Request(ids, cap, samples) for ids in prompts.ids]
+    completions = engine.generate(requests, temperature=temperature, seed=seed, progress=progress)
+    flat = [completion for answers in completions for completion in answers]
+    texts = [policy.decode(completion.token_ids) for completion in flat]
+    graded = rewards.score(texts, [answer for answer in prompts.answers for _ in range(samples)])
+    right = [reward >= 1 for reward in graded.rewards]
+    lengths = [len(completion.token_ids) for completion in flat]
+    hits = [sum(right[start : start + samples]) for start in range(0, len(right), samples)]
+    counts = [2**power for power in range(samples.bit_length())]
+    return Evaluation(
+        cap=cap,
+        problems=len(requests),
+        samples=samples,
+        accuracy=sum(right) / len(right),
+        pass_at_k={str(k): sum(pass_at_k(samples, hit, k) for hit in hits) / len(hits) for k in counts},
+        tokens_mean=sum(lengths) / len(lengths),
+        tokens_right_mean=_mean([length for length, hit in zip(lengths, right, strict=True) if hit]),
+        tokens_wrong_mean=_mean([length for length, hit in zip(lengths, right, strict=True) if not hit]),
+        truncation_rate=sum(completion.truncated for completion in flat) / len(flat),
+        reward_timeouts=graded.timeouts,
+    )
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Unbiased chance that one of k draws without replacement from n responses, `right` of them right, is right
+    (arXiv 2107.03374)."""
+    return 1.0 - comb(n - right, k) / comb(n, k)
+
+
+def efficiency_score(figures: Mapping[str, tuple[float, float]], base: Mapping[str, tuple[float, float]]) -> float:
+    """Efficiency score of SIRI's tables: mean over benchmarks of the relative gain in accuracy (not below 0), divided
+    by the mean of the relative tokens.
+
+    figures and base: benchmark -> (accuracy, mean tokens). Raises InputError unless both have the same benchmarks.
+    """
+    if figures.keys() != base.keys() or not figures:
+        raise InputError(f"efficiency score: benchmarks {sorted(figures)} and {sorted(base)} differ or are none")
+    gains = [max(accuracy / base[name][0] - 1, 0) for name, (accuracy, _) in figures.items()]
+    costs = [tokens / base[name][1] for name, (_, tokens) in figures.items()]
+    return (sum(gains) / len(gains)) / (sum(costs) / len(costs))
+
+
+def run_evaluation(source: str, options: Any) -> None:
+    """`siri eval`: measure the model `source` on every file of `options.data`, print a table, write `options.out`."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from siri.metrics import write_atomic
+    from siri.model import load_policy, pick_device
+    from siri.reward_pool import RewardPool
+    from siri.trainer import check_context, make_engine
+
+    base = _read_results(options.base) if options.base else None
+    policy = load_policy(source, pick_device(options.device))
+    sets = {name: load_prompts(name, policy.tokenizer, options, limit=options.problems) for name in options.data}
+    check_context(policy, [(prompts, options.cap) for prompts in sets.values()])
+    engine = make_engine(options, policy)
+    pool = RewardPool(
+        options.reward, workers=options.reward_workers, timeout_s=options.reward_timeout_s, think=options.think
+    )
+    results = {}
+    with pool, Bar(console=Console(stderr=True)) as bar:
+        for name, prompts in sets.items():
+            task = bar.add_task(Path(name).stem, total=len(prompts.ids) * options.samples)
+            results[name] = evaluate(
+                policy,
+                engine,
+                pool,
+                prompts,
+                cap=options.cap,
+                samples=options.samples,
+                temperature=options.temperature,
+                seed=options.seed,
+                progress=lambda count, task=task: bar.advance(task, count),
+            )
+    row = {"model": source, "temperature": options.temperature, "seed": options.seed, **average(results)}
+    row.setdefault("benchmarks", {name: asdict(result) for name, result in results.items()})
+    Console().print(_results_table(row, base))
+    if options.out:
+        write_atomic(options.out, (json.dumps(row, indent=1) + "\n").encode())
+
+
+def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
+    from rich.table import Table
+
+    figures = row["benchmarks"]
+    best = max(next(iter(figures.values()))["pass_at_k"], key=int)
+    table = Table(
+        "benchmark", "problems", f"avg@{row['samples']}", f"pass@{best}", "tokens", "truncated", title=row["model"]
+    )
+    for name, one in figures.items():
+        cells = [f"{one['accuracy']:.1%}", f"{one['pass_at_k'][best]:.1%}", f"{one['tokens_mean']:,.1f}"]
+        table.add_row(Path(name).name, str(one["problems"]), *cells, f"{one['truncation_rate']:.1%}")
+    if base:
+        pairs = [
+            {name: (one["accuracy"], one["tokens_mean"]) for name, one in part["benchmarks"].items()}
+            for part in (row, base)
+        ]
+        table.caption = f"efficiency score against {base['model']}: {efficiency_score(*pairs):.2f}"
+    return table
+
+
+def _read_results(path: str) -> dict[str, Any]:
+    try:
+        row = json.loads(Path(path).read_text())
+        return {"model": row["model"], "benchmarks": row["benchmarks"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a result file of siri eval --out ({type(error).__name__})") from None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,142 @@
+"""The trained model: loading, and the padding-free forward pass from packed tokens to hidden states."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from siri import attention
+from siri.attention import PackedLayout
+from siri.data import resolve_path
+from siri.errors import InputError
+from siri.packing import Cost
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model with what sampling and training need to know about it."""
+
+    model: Any
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    """Tokens that end a response."""
+    context: int
+    """Most tokens the model can hold."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.lm_head.weight.device
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of a response, special tokens left out."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device {name!r} is unknown; use cpu, cuda or auto") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r} asked for, but torch sees no GPU; use --device cpu, or see siri doctor")
+    return device
+
+
+def load_policy(source: str, device: torch.device) -> Policy:
+    """Load model and tokenizer with fp32 weights from a folder, the hub or the package (siri:demo/model).
+
+    Raises InputError when there is no model, no tokenizer, or an architecture that was not checked to work packed.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    folder = str(resolve_path(source))
+    if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():
+        raise InputError(f"model {source}: no such folder; give a folder, or a hub name such as org/model")
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {source}: {_first_line(error)}; give a folder with config.json, or a hub name"
+        ) from None
+    if config.model_type not in ARCHITECTURES:
+        raise InputError(
+            f"model {source}: architecture {config.model_type!r} is not among those checked to train packed "
+            f"({', '.join(ARCHITECTURES)})"
+        )
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        raise InputError(f"model {source}: sliding-window attention is not supported; set use_sliding_window false")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises whatever its parsers raise
+        raise InputError(
+            f"model {source}: no usable tokenizer there ({_first_line(error)}); copy the tokenizer's files"
+        ) from None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention.register()
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"model {source}: {_first_line(error)}") from None
+    return make_policy(model.to(device), tokenizer)
+
+
+def make_policy(model: Any, tokenizer: Any) -> Policy:
+    """Wrap a model and a tokenizer that are already loaded."""
+    if len(tokenizer) == 0:
+        raise InputError("the model's tokenizer is empty; copy tokenizer.json into the model folder")
+    stops = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stop_ids = set(stops if isinstance(stops, list) else [stops]) | {tokenizer.eos_token_id}
+    stop_ids.discard(None)
+    if not stop_ids:
+        raise InputError("neither the model's generation config nor its tokenizer names an end-of-sequence token")
+    return Policy(model, tokenizer, frozenset(stop_ids), model.config.max_position_embeddings)
+
+
+def packed_hidden(model: Any, input_ids_N: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+    """Hidden states [N, D] before lm_head of sequences laid end to end in input_ids_N [N] int64 (no padding).
+
+    Positions restart with every sequence and no sequence attends to another. On a GPU matrix products run in bf16.
+    """
+    # A 4-D mask is passed through by transformers as it is; without it a dense N x N mask would be built, only to be
+    # ignored, because the layout says everything.
+    no_mask = torch.empty(1, 1, 1, 1, device=input_ids_N.device)
+    with torch.autocast("cuda", torch.bfloat16, enabled=input_ids_N.is_cuda):
+        output = model.model(
+            input_ids=input_ids_N[None],
+            position_ids=layout.position_ids_N[None],
+            attention_mask=no_mask,
+            use_cache=False,
+            layout=layout,
+        )
+    return output.last_hidden_state[0]
+
+
+def sequence_cost(config: Any) -> Cost:
+    """Cost of a sequence for the packing plan, a * n + b * n^2 in FLOPs of a forward pass, from the model's config.
+
+    Attention runs about 1.6x slower per FLOP than the matrix products (see siri.packing).
+    """
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = config.num_attention_heads * head_size
+    attention_weights = config.hidden_size * (2 * queries + 2 * config.num_key_value_heads * head_size)
+    layer = attention_weights + 3 * config.hidden_size * config.intermediate_size
+    linear = 2.0 * (config.num_hidden_layers * layer + config.hidden_size * config.vocab_size)
+    quadratic = 1.6 * 2 * config.num_hidden_layers * queries
+
+    def cost(lengths: np.ndarray) -> np.ndarray:
+        return linear * lengths + quadratic * lengths**2
+
+    return cost
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

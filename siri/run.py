@@ -1,0 +1,96 @@
+"""The run folder: what it holds, when it may be written, and where a run continues."""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from siri.checkpoint import STATE, newest_good
+from siri.config import Config
+from siri.errors import InputError
+from siri.metrics import MetricsLog, write_atomic
+
+Resume = Literal["never", "must", "auto"]
+
+# Settings that may change when a run continues: how long it goes on and what is written, not what is learnt.
+FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "logger", "reward_workers", "reward_timeout_s"}
+
+
+class RunFolder:
+    """runs/NAME: config.json, metrics.jsonl, eval.jsonl, checkpoints/, report.html and pictures."""
+
+    def __init__(self, path: Path, config: Config, recipe: str, resume: Resume) -> None:
+        """Decide what is to be done with the folder; nothing is written before `create`.
+
+        Raises InputError when the folder holds a run and `resume` is "never", holds another configuration, holds no run
+        and `resume` is "must", or holds something else altogether.
+        """
+        self.path = path
+        self.config = config
+        self.recipe = recipe
+        self.checkpoints = path / "checkpoints"
+        self.metrics = MetricsLog(path / "metrics.jsonl")
+        self.evals = MetricsLog(path / "eval.jsonl")
+        self.checkpoint: Path | None = None
+        """Where to continue; None = at step 0."""
+        self.state: dict[str, Any] = {"steps_done": 0, "train_tokens": 0}
+        self.notes: list[str] = []
+        """Lines for the user about damaged checkpoints that were passed over."""
+        held = path / "config.json"
+        if not held.exists():
+            if resume == "must":
+                raise InputError(f"{path}: no run there to resume; leave out --resume to start one")
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InputError(f"{path} exists and is no run folder; choose another --run-dir")
+            return
+        differing = _differences(held, config)
+        if resume == "never":
+            other = f" with another configuration ({', '.join(differing)})" if differing else ""
+            raise InputError(
+                f"{path} already holds a run{other}; continue it with --resume, or choose another --run-dir"
+            )
+        if blocking := [key for key in differing if key not in FREE]:
+            raise InputError(
+                f"{path} holds a run with another configuration ({', '.join(blocking)}); give the same settings to "
+                "resume it, or choose another --run-dir"
+            )
+        self.checkpoint, self.notes = newest_good(self.checkpoints)
+        if self.checkpoint:
+            self.state = json.loads((self.checkpoint / STATE).read_text())
+
+    @property
+    def start(self) -> int:
+        """Steps that are done."""
+        return self.state["steps_done"]
+
+    def finished(self) -> bool:
+        """Nothing is left to train."""
+        limit = self.config.train_tokens
+        return self.start >= self.config.steps or bool(limit and self.state["train_tokens"] >= limit)
+
+    def create(self) -> None:
+        """Write config.json, and drop from the logs what will be written again."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        about = {"recipe": self.recipe, "versions": _versions()}
+        text = json.dumps({**about, **self.config.to_json()}, indent=1)
+        write_atomic(self.path / "config.json", text.encode())
+        self.metrics.truncate(self.start)
+        self.evals.truncate(keep=lambda row: row["step"] <= self.start)
+
+
+def _differences(held: Path, config: Config) -> list[str]:
+    try:
+        old = json.loads(held.read_text())
+        return [key for key, value in config.to_json().items() if key not in old or old[key] != value]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{held}: cannot be read ({error}); restore it or choose another --run-dir") from None
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in ("siri-rl", "siri-kernels", "torch", "triton", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

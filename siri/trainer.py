@@ -1,0 +1,206 @@
+"""`train()`: schedule -> rollout -> reward -> advantages -> packing -> loss -> step -> log -> evaluate -> save."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siri import checkpoint
+from siri.batch import collect, derive_seed, make_samples, rollout_metrics
+from siri.config import Config
+from siri.data import PromptSet, Sampler, load_prompts
+from siri.errors import InputError
+from siri.evaluate import average, evaluate
+from siri.metrics import make_logger
+from siri.model import Policy, load_policy, pick_device
+from siri.progress import TrainProgress, print_closing
+from siri.report import write_report
+from siri.reward_pool import RewardPool
+from siri.rollout.local import LocalRollout
+from siri.run import Resume, RunFolder
+from siri.update import update_policy
+
+DONE, STOPPED = 0, 75
+"""Exit codes: trained to the end; stopped by a signal with the state saved."""
+
+
+def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never", quiet: bool = False) -> int:
+    """Train `config` in the folder `run_dir`; returns the exit code. Bad input is an InputError, before any writing."""
+    run = RunFolder(run_dir, config, recipe, resume)
+    if run.finished():
+        print_closing(run_dir)
+        return DONE
+    schedule = config.length_schedule()
+    device = pick_device(config.device)
+    policy = load_policy(config.model, device)
+    prompts = load_prompts(config.data, policy.tokenizer, config)
+    held_out = [
+        load_prompts(source, policy.tokenizer, config, limit=config.eval_problems) for source in config.eval_data
+    ]
+    eval_cap = config.eval_cap or schedule.longest
+    check_context(policy, [(prompts, schedule.longest), *((one, eval_cap) for one in held_out)])
+    engine = make_engine(config, policy)
+    token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest)
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+    )
+    sampler = Sampler(len(prompts.ids), config.seed)
+    train_tokens = run.state["train_tokens"]
+    if run.checkpoint:
+        state = checkpoint.restore(run.checkpoint, policy, optimizer)
+        sampler = Sampler(len(prompts.ids), **state["sampler"])
+    rewards = RewardPool(
+        config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s, think=config.think
+    )
+    logger = make_logger(config.logger, run_dir, config.to_json())
+    run.create()
+
+    with rewards, TrainProgress(config.steps, run.start, quiet) as progress, stop_signals() as stopped:
+        for line in [*run.notes, *_counts(config.data, prompts)]:
+            progress.note(line)
+
+        def measure(done: int, name: str) -> None:
+            figures = [
+                evaluate(
+                    policy,
+                    engine,
+                    rewards,
+                    problems,
+                    cap=eval_cap,
+                    samples=config.eval_samples,
+                    temperature=config.eval_temperature,
+                    seed=derive_seed(config.seed, 1, index),
+                )
+                for index, problems in enumerate(held_out)
+            ]
+            if figures:
+                row = average(dict(zip(config.eval_data, figures, strict=True)))
+                run.evals.append({"step": done, "name": name, "train_tokens": train_tokens, **row})
+                progress.note(f"step {done} {name}: accuracy {row['accuracy']:.1%}, {row['tokens_mean']:.1f} tokens")
+
+        if run.start == 0 and not run.evals.rows():
+            measure(0, "base")
+        for step in range(run.start, config.steps):
+            began = time.perf_counter()
+            cap = schedule.cap(step)
+            engine.wake()
+            groups = collect(config, policy, engine, rewards, prompts, sampler, step=step, cap=cap)
+            engine.sleep()
+            sampled = time.perf_counter()
+            mini_batches = make_samples(config, groups)
+            update = update_policy(policy, optimizer, mini_batches, config, token_budget=token_budget)
+            engine.sync()
+            ended = time.perf_counter()
+
+            row: dict[str, Any] = {"step": step, "phase": schedule.phase(step), "cap": cap}
+            row |= rollout_metrics(groups) | update
+            train_tokens += row["response_tokens"]
+            row |= {"epoch": sampler.epoch, "train_tokens": train_tokens, "rollout_s": sampled - began}
+            row |= {"train_s": ended - sampled, "step_time_s": ended - began}
+            row |= {"tokens_per_s": row["response_tokens"] / (ended - began)}
+            run.metrics.append(row)
+            logger.log(row, step)
+            progress.update(row)
+
+            done = step + 1
+            last = done == config.steps or bool(config.train_tokens and train_tokens >= config.train_tokens)
+            milestone = schedule.milestone(done)
+            if milestone or last or due(done, config.eval_every):
+                measure(done, milestone or ("final" if last else f"step-{done}"))
+            if milestone or last or stopped or due(done, config.save_every or max(1, config.cycle // 4)):
+                state = {"sampler": sampler.state(), "train_tokens": train_tokens}
+                checkpoint.save_checkpoint(run.checkpoints, done, policy, optimizer, state, name=milestone)
+                checkpoint.prune(run.checkpoints, config.keep_checkpoints)
+            if last or stopped:
+                break
+    engine.close()
+    logger.close()
+    write_report(run_dir)
+    if stopped and not last:
+        print(f"stopped at step {done}, state saved; continue with --resume")
+        return STOPPED
+    if not quiet:
+        print_closing(run_dir)
+        print(f"report: {run_dir / 'report.html'}")
+    return DONE
+
+
+def make_engine(config: Config, policy: Policy) -> LocalRollout:
+    """The rollout engine that the settings ask for."""
+    cache_tokens = config.rollout_tokens
+    if cache_tokens == "auto":
+        cache_tokens = _free_cache_tokens(policy)
+    return LocalRollout(policy, cache_tokens=cache_tokens)
+
+
+def _free_cache_tokens(policy: Policy) -> int:
+    """How many tokens of keys and values fit into half of the free device memory (a quarter of a GiB on a CPU)."""
+    c = policy.model.config
+    head_size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    gpu = policy.device.type == "cuda"
+    token_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * head_size * (2 if gpu else 4)
+    free = torch.cuda.mem_get_info(policy.device)[0] / 2 if gpu else 2**28
+    return int(free / token_bytes)
+
+
+def plan_token_budget(config: Config, *, longest: int) -> int:
+    """Tokens of a packed micro-step. auto: room for two of the longest sequences, and 36,864 at least (8,192 on a CPU,
+    where small packs are as quick)."""
+    if config.token_budget == "auto":
+        return max(2 * longest, 36864 if pick_device(config.device).type == "cuda" else 8192)
+    if config.token_budget < longest:
+        raise InputError(
+            f"token_budget is {config.token_budget}, but the longest prompt and cap make {longest} tokens; raise "
+            "--token-budget or lower --l-max"
+        )
+    return config.token_budget
+
+
+def check_context(policy: Policy, uses: list[tuple[PromptSet, int]]) -> None:
+    """Refuse a cap that does not fit into the model's context together with the longest prompt."""
+    for prompts, cap in uses:
+        if prompts.longest + cap > policy.context:
+            raise InputError(
+                f"a cap of {cap} tokens and the longest prompt ({prompts.longest}) exceed the model's context of "
+                f"{policy.context}; lower the cap (--l-max, --eval-cap) or --max-prompt-tokens"
+            )
+
+
+def due(done: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0 = never) happens after `done` steps."""
+    return every > 0 and done % every == 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that gets the first SIGINT or SIGTERM; the step is then finished and saved. A second signal kills."""
+    received: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller handles signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _counts(source: str, prompts: PromptSet) -> list[str]:
+    """Lines about rows that are not trained on."""
+    lines = []
+    if prompts.dropped:
+        lines.append(f"{source}: {prompts.dropped} rows without prompt or answer left out")
+    if prompts.too_long:
+        lines.append(f"{source}: {prompts.too_long} over-long prompts left out")
+    return lines

@@ -1,0 +1,204 @@
+"""The policy update: samples -> packed micro-batches -> fused GRPO loss -> gradient -> AdamW.
+
+The loss is divided by the counts of the whole optimizer step before backward, so neither the packing nor the token
+budget nor the order of the samples changes the gradient.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from siri_kernels import linear_grpo_loss, linear_logprob, merge_metrics
+
+from siri.attention import PackedLayout
+from siri.config import Config
+from siri.model import Policy, packed_hidden, sequence_cost
+from siri.packing import Plan, pack
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response, ready to train on."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    rollout_logp: list[float]
+    advantage: float
+    counted: bool = True
+    """False keeps the response out of the loss (overlong = mask)."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Sequences laid end to end, [N] tokens, and what the loss needs of their R response tokens and S sequences."""
+
+    input_ids_N: torch.Tensor
+    layout: PackedLayout
+    rows_R: torch.Tensor
+    """Rows of the pack whose hidden state predicts a response token."""
+    target_ids_R: torch.Tensor
+    rollout_logp_R: torch.Tensor
+    mask_R: torch.Tensor
+    keep_K: torch.Tensor
+    """Rows among the R that may have a gradient, known on the host."""
+    cu_seqlens: torch.Tensor
+    """[S + 1] int32, over the R response tokens."""
+    advantages_S: torch.Tensor
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], *, entropy_bonus: bool, device: torch.device) -> "MicroBatch":
+        """Lay the samples end to end."""
+        lengths = [len(sample) for sample in samples]
+        answers = torch.tensor([len(sample.response_ids) for sample in samples])
+        starts = torch.tensor(lengths).cumsum(0) - answers
+        offsets_R = torch.arange(int(answers.sum())) - torch.repeat_interleave(answers.cumsum(0) - answers, answers)
+        rows_R = torch.repeat_interleave(starts, answers) + offsets_R - 1
+        ids_N = torch.tensor([token for sample in samples for token in (*sample.prompt_ids, *sample.response_ids)])
+        counted_S = torch.tensor([sample.counted for sample in samples])
+        alive_S = counted_S & torch.tensor([entropy_bonus or sample.advantage != 0 for sample in samples])
+        tensors = {
+            "input_ids_N": ids_N,
+            "rows_R": rows_R,
+            "target_ids_R": ids_N[rows_R + 1],
+            "rollout_logp_R": torch.tensor([logp for sample in samples for logp in sample.rollout_logp]),
+            "mask_R": torch.repeat_interleave(counted_S, answers),
+            "keep_K": torch.repeat_interleave(alive_S, answers).nonzero()[:, 0],
+            "cu_seqlens": torch.cat([torch.zeros(1), answers.cumsum(0)]).to(torch.int32),
+            "advantages_S": torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
+        }
+        return cls(layout=PackedLayout.of(lengths, device), **{k: tensor.to(device) for k, tensor in tensors.items()})
+
+
+def update_policy(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    mini_batches: Sequence[Sequence[Sample]],
+    config: Config,
+    *,
+    token_budget: int,
+) -> dict[str, float]:
+    """One optimizer step for each mini-batch; returns the metrics of the whole rollout batch.
+
+    The first mini-batch is on-policy, so its old log-probs are its own and need no pass. Those of the later ones are
+    computed before the first step, under the weights that sampled. A step whose gradient is not finite is skipped and
+    counted.
+    """
+    device, bonus = policy.device, config.entropy_coef != 0
+    plans, batches = [], []
+    for samples in mini_batches:
+        run = [sample for sample in samples if config.score_all or bonus or (sample.advantage and sample.counted)]
+        plan, micro_batches = _pack(policy, run, token_budget, bonus, device) if run else (None, [])
+        plans.append(plan)
+        batches.append(micro_batches)
+    old_logps = [[None] * len(batches[0])]
+    old_logps += [[_score(policy, micro, config) for micro in micro_batches] for micro_batches in batches[1:]]
+
+    parts, losses, norms, skipped = [], [], [], 0
+    for samples, micro_batches, olds in zip(mini_batches, batches, old_logps, strict=True):
+        denominator = loss_denominator(samples, config.aggregation)
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device)
+        for micro, old_logp in zip(micro_batches, olds, strict=True):
+            result = policy_loss(policy, micro, config, old_logp=old_logp, denominator=denominator)
+            result.loss.backward()
+            total += result.loss.detach()
+            parts.append(result.metrics)
+        if not micro_batches:
+            continue
+        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip)
+        if math.isfinite(norm.item()):
+            optimizer.step()
+        else:
+            skipped += 1
+        losses.append(total.item())
+        norms.append(norm.item())
+    optimizer.zero_grad(set_to_none=True)
+
+    metrics = {name: value.item() for name, value in merge_metrics(parts).items()} if parts else {}
+    metrics["entropy"] = metrics.pop("entropy_mean", math.nan)
+    metrics["loss"] = _mean(losses)
+    metrics["grad_norm"] = _mean(norms)
+    metrics["skipped_updates"] = skipped
+    metrics["micro_steps"] = sum(map(len, batches))
+    metrics["lockstep_efficiency"] = _efficiency([plan for plan in plans if plan is not None])
+    return metrics
+
+
+def policy_loss(
+    policy: Policy,
+    micro: MicroBatch,
+    config: Config,
+    *,
+    old_logp: torch.Tensor | None,
+    denominator: float,
+):
+    """`GrpoResult` of one micro-batch; the losses of a step's micro-batches add up to the loss of the step."""
+    hidden_RD, weight, bias = _head_inputs(policy, micro)
+    return linear_grpo_loss(
+        hidden_RD,
+        weight,
+        micro.target_ids_R,
+        micro.advantages_S,
+        old_logp=old_logp,
+        rollout_logp=micro.rollout_logp_R,
+        mask=micro.mask_R,
+        cu_seqlens=micro.cu_seqlens,
+        keep=micro.keep_K,
+        loss=config.loss,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        importance=config.importance,
+        importance_low=config.importance_low,
+        importance_cap=config.importance_cap,
+        aggregation=config.aggregation,
+        denominator=denominator,
+        fixed_length=config.length_schedule().longest if config.aggregation == "seq_mean_fixed" else None,
+        temperature=config.temperature,
+        bias=bias,
+        entropy_coef=config.entropy_coef,
+    )
+
+
+def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:
+    """Divisor of an optimizer step: its counted response tokens (token_mean), or its sequences."""
+    if aggregation == "token_mean":
+        return max(1, sum(len(sample.response_ids) for sample in samples if sample.counted))
+    return len(samples)
+
+
+def _pack(
+    policy: Policy, samples: Sequence[Sample], token_budget: int, bonus: bool, device: torch.device
+) -> tuple[Plan, list[MicroBatch]]:
+    lengths = [len(sample) for sample in samples]
+    plan = pack(lengths, token_budget=token_budget, cost=sequence_cost(policy.model.config))
+    members: Iterator[list[int]] = (step[0] for step in plan.steps)
+    return plan, [MicroBatch.of([samples[i] for i in one], entropy_bonus=bonus, device=device) for one in members]
+
+
+@torch.no_grad()
+def _score(policy: Policy, micro: MicroBatch, config: Config) -> torch.Tensor:
+    """Log-probs [R] of the response tokens under the current weights."""
+    hidden_RD, weight, bias = _head_inputs(policy, micro)
+    return linear_logprob(hidden_RD, weight, micro.target_ids_R, temperature=config.temperature, bias=bias)
+
+
+def _head_inputs(policy: Policy, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    hidden_RD = packed_hidden(policy.model, micro.input_ids_N, micro.layout)[micro.rows_R]
+    head = policy.model.lm_head
+    bias = None if head.bias is None else head.bias.to(hidden_RD.dtype)
+    return hidden_RD, head.weight.to(hidden_RD.dtype), bias
+
+
+def _efficiency(plans: Sequence[Plan]) -> float:
+    elapsed = sum(max(ranks) for plan in plans for ranks in plan.costs)
+    useful = sum(sum(ranks) / len(ranks) for plan in plans for ranks in plan.costs)
+    return useful / elapsed if elapsed else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,108 @@
+"""Every guarantee of the packing plan, on random problems."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from siri.packing import Plan, default_cost, pack
+
+
+def check(plan: Plan, lengths, budget: int, ranks: int) -> None:
+    bins = [one for step in plan.steps for one in step]
+    assert sorted(index for one in bins for index in one) == list(range(len(lengths))), "each sequence exactly once"
+    assert all(sum(lengths[i] for i in one) <= budget for one in bins), "hard token budget"
+    assert all(len(step) == ranks for step in plan.steps), "the same number of micro-steps on every rank"
+    for step, costs in zip(plan.steps, plan.costs, strict=True):
+        for one, cost in zip(step, costs, strict=True):
+            assert cost == pytest.approx(float(default_cost(np.array([lengths[i] for i in one], float)).sum()))
+    if len(lengths) >= len(bins):
+        assert all(bins), "an empty bin although there are sequences enough"
+    peaks = [max(costs) for costs in plan.costs]
+    assert peaks == sorted(peaks, reverse=True), "the largest micro-step first"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=120),
+    slack=st.integers(0, 6000),
+    ranks=st.integers(1, 9),
+)
+def test_guarantees(lengths, slack, ranks):
+    budget = max(lengths) + slack
+    check(pack(lengths, token_budget=budget, ranks=ranks), lengths, budget, ranks)
+
+
+def lognormal(rng, count: int, cap: int) -> list[int]:
+    return np.clip(rng.lognormal(np.log(0.45 * cap), 0.7, count).astype(int), 1, cap).tolist()
+
+
+@pytest.mark.parametrize(
+    ("count", "cap", "goal"),
+    [(128, 8192, 0.97), (128, 16384, 0.97), (128, 32768, 0.955), (256, 8192, 0.98), (256, 16384, 0.98),
+     (256, 32768, 0.975), (1024, 8192, 0.98), (1024, 16384, 0.98), (1024, 32768, 0.98)],
+)  # fmt: skip
+def test_lockstep_efficiency_with_micro_step_overhead(count, cap, goal):
+    budget, overhead = max(36864, cap + 1024), 600 * 2 * 1.54e9
+    efficiency = []
+    for seed in range(5):
+        lengths = lognormal(np.random.default_rng(seed), count, cap)
+        plan = pack(lengths, token_budget=budget, ranks=8)
+        check(plan, lengths, budget, 8)
+        elapsed = sum(max(costs) + overhead for costs in plan.costs)
+        efficiency.append(sum(map(sum, plan.costs)) / (8 * elapsed))
+        bound = max(-(-sum(lengths) // (budget * 8)), -(-sum(2 * n > budget for n in lengths) // 8))
+        assert len(plan.steps) <= bound + max(1, 0.15 * bound)
+    assert np.mean(efficiency) >= goal
+
+
+def test_grouping_of_the_bins_is_optimal():
+    """No other way of dealing the plan's own bins to micro-steps has a smaller sum of maxima (all ways are tried)."""
+    rng = np.random.default_rng(7)
+    for _ in range(20):
+        lengths = rng.integers(1, 2000, 24).tolist()
+        plan = pack(lengths, token_budget=5000, ranks=2)
+        costs = [cost for step in plan.costs for cost in step]
+        assert len(costs) <= 8
+        best = min(
+            sum(max(order[i : i + 2]) for i in range(0, len(order), 2)) for order in itertools.permutations(costs)
+        )
+        assert sum(max(step) for step in plan.costs) == pytest.approx(best, rel=1e-12)
+
+
+def test_plan_is_deterministic_and_quick():
+    lengths = lognormal(np.random.default_rng(0), 100_000, 16384)
+    start = time.perf_counter()
+    plan = pack(lengths, token_budget=36864, ranks=8)
+    assert time.perf_counter() - start < 10, "an algorithm that is not near-linear takes minutes here"
+    check(plan, lengths, 36864, 8)
+    assert pack(lengths[:500], token_budget=36864, ranks=8) == pack(lengths[:500], token_budget=36864, ranks=8)
+
+
+def test_fewer_sequences_than_bins_leaves_empty_lists():
+    plan = pack([5, 7, 3], token_budget=10, ranks=4)
+    check(plan, [5, 7, 3], 10, 4)
+    assert sorted(map(len, plan.steps[0])) == [0, 1, 1, 1]
+
+
+def test_own_cost_function_is_used():
+    plan = pack([1, 2, 3, 4], token_budget=100, ranks=2, cost=lambda n: np.ones_like(n))
+    assert [len(one) for one in plan.steps[0]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "says"),
+    [
+        ([], {"token_budget": 5}, "at least one"),
+        ([3, 9], {"token_budget": 8}, "sequence 1 has 9 tokens"),
+        ([3, 0], {"token_budget": 8}, "sequence 1 has 0 tokens"),
+        ([3], {"token_budget": 0}, "token_budget >= 1"),
+        ([3], {"token_budget": 4, "ranks": 0}, "ranks >= 1"),
+    ],
+)
+def test_bad_input(lengths, options, says):
+    with pytest.raises(ValueError, match=says):
+        pack(lengths, **options)
