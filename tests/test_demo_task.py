@@ -308,9 +308,9 @@ def test_the_base_model_rambles_and_errs_as_designed(shipped_tokenizer):
     assert 270_000 < sum(p.numel() for p in model.parameters()) < 290_000
     heldout = data.draw_sets(seed=0)[1][:128]
     figures = measure(model, shipped_tokenizer, heldout, temperature=0.6, batch=128)
-    # three standard errors of 128 samples around what the whole held-out set gives
-    assert figures["all"].accuracy == pytest.approx(0.51, abs=0.13)
+    # about three standard errors of 128 samples around what all 2048 give: 0.523 at 46.2 tokens, rechecks 0.537
+    assert figures["all"].accuracy == pytest.approx(0.52, abs=0.13)
     assert figures["easy"].accuracy - figures["hard"].accuracy > 0.3
     assert figures["all"].tokens == pytest.approx(46, abs=6)
-    assert figures["all"].truncated < 0.08
-    assert figures["all"].rechecks == pytest.approx(0.55, abs=0.06)
+    assert figures["all"].truncated < 0.09
+    assert figures["all"].rechecks == pytest.approx(0.54, abs=0.05)
