@@ -183,19 +183,20 @@ def is_milestone(name: str) -> bool:
 def effects(evals: Iterable[Mapping[str, Any]], *, every: bool = False) -> list[Effect]:
     """The rows of the closing table, in order of training: base, each cycle's low and high, final.
 
-    An evaluation that was made twice counts once, the later one; `final` is left out where it repeats the figures of a
-    milestone at the same step. Changes are given only at the base's own cap: accuracy and length depend on it.
+    An evaluation that was made twice counts once, the later one; so does one with two names, such as the final model
+    that is also the last SIRI-high. Changes are given only at the base's own cap: accuracy and length depend on it.
     With `every`, or when there is no milestone but the base, routine evaluations have rows too.
     """
     latest = {row["name"]: row for row in evals}
     chosen = [row for row in latest.values() if every or is_milestone(row["name"])]
     if not any(row["name"] != "base" for row in chosen):
         chosen = list(latest.values())
-    figures = ("step", "cap", "accuracy", "tokens_mean")
-    seen = {tuple(row.get(key) for key in figures) for row in chosen if row["name"] != "final"}
-    chosen = [row for row in chosen if row["name"] != "final" or tuple(row.get(key) for key in figures) not in seen]
-    chosen.sort(key=lambda row: (row["step"], row["name"] != "base", row["name"] == "final"))
-    return [_effect(row, latest.get("base")) for row in chosen]
+    # base and ends of phases before final before routine checks, so that of equal rows the telling name stays
+    chosen.sort(key=lambda row: (row["step"], not is_milestone(row["name"]), row["name"] == "final"))
+    distinct = {}
+    for row in chosen:
+        distinct.setdefault(tuple(row.get(key) for key in ("step", "cap", "accuracy", "tokens_mean")), row)
+    return [_effect(row, latest.get("base")) for row in distinct.values()]
 
 
 def _effect(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Effect:

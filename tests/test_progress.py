@@ -3,7 +3,6 @@ import re
 
 import pytest
 from rich.console import Console
-from synthetic_run import make_run
 
 from siri.errors import InputError
 from siri.metrics import read_run
@@ -19,6 +18,7 @@ from siri.progress import (
     tokens,
     verdict,
 )
+from tests.synthetic_run import make_run
 
 
 def console(width=80, terminal=False):

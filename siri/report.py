@@ -1,0 +1,294 @@
+"""`report.html`: one page that shows what a run did, readable on a phone, in the dark and without a network."""
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from siri.charts import DARK, LIGHT, draw, pareto_chart, training_chart
+from siri.metrics import RunRecord, read_run, write_atomic
+from siri.progress import (
+    HEADINGS,
+    Effect,
+    caption,
+    compact,
+    duration,
+    effect_cells,
+    effects,
+    percent,
+    tokens,
+    verdict,
+)
+
+MINUS = "\N{MINUS SIGN}"
+FACTS = (
+    *("recipe", "model", "data", "schedule", "stages", "l_max", "l_min", "cycle", "steps", "prompts_per_step"),
+    *("group_size", "mini_batch_prompts", "lr", "temperature", "loss", "aggregation", "clip_low", "clip_high"),
+    *("rollout", "reward", "seed"),
+)
+"""Keys of config.json that the page shows at once, where the run has them; the rest folds out."""
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Draw `training.png`, `pareto.png` and `report.html` in a run folder and return the path of the page.
+
+    The run may be unfinished: what is not there yet is left out. Every file is replaced atomically, and the same run
+    gives the same bytes on the same machine.
+
+    Raises:
+        InputError: `run_dir` holds no metrics.jsonl, or a file in it is damaged (names it).
+    """
+    run_dir = Path(run_dir)
+    run = read_run(run_dir)
+    pictures = {}
+    for name, chart in (("training", training_chart), ("pareto", pareto_chart)):
+        wide = draw(chart, run)
+        if wide:
+            write_atomic(run_dir / f"{name}.png", wide["png"])
+            pictures[name] = (wide["svg"], draw(chart, run, narrow=True)["svg"])
+    path = run_dir / "report.html"
+    write_atomic(path, page(run, pictures, title=str(run.config.get("recipe") or run_dir.resolve().name)).encode())
+    return path
+
+
+def page(run: RunRecord, pictures: Mapping[str, tuple[bytes, bytes]], *, title: str) -> str:
+    """The whole page; `pictures` maps "training" and "pareto" to their SVGs for wide and for narrow windows."""
+    rows = effects(run.evals)
+    subtitle = escape(_subtitle(run))
+    parts = [f"<header><p class=eyebrow>SIRI run</p><h1>{escape(title)}</h1><p class=muted>{subtitle}</p></header>"]
+    parts.append(_tiles(rows) or f"<p class=lead>{escape(verdict(rows))}</p>")
+    if "training" in pictures:
+        parts.append(_figure(pictures["training"], _training_alt(run), _training_note(run)))
+    else:
+        parts.append("<p class=muted>No training step is finished yet.</p>")
+    if "pareto" in pictures:
+        note = "The line follows the training."
+        if any(row.name.startswith("siri-") for row in rows):
+            note = (
+                "Low k and high k are the checkpoints at the end of the compression and of the expansion of cycle k. "
+                + note
+            )
+        parts.append(_figure(pictures["pareto"], f"Accuracy against mean response tokens. {verdict(rows)}", note))
+    if rows:
+        parts.append(f"<section><h2>What it achieved</h2><p class=muted>{escape(caption(rows, {}).capitalize())}</p>")
+        parts.append(_effects_table(rows))
+        every = effects(run.evals, every=True)
+        if len(every) > len(rows):
+            parts.append(f"<details><summary>All {len(every)} evaluations</summary>{_effects_table(every)}</details>")
+        parts.append(
+            "<p class=note>Changes are relative to the base model. Truncated: share of responses cut at the cap. "
+            "Trained on: response tokens sampled in training up to that checkpoint. Score: relative gain in accuracy, "
+            "at least 0, divided by the remaining share of tokens.</p></section>"
+        )
+    parts.append(_section("How it ran", _efficiency(run)))
+    parts.append(
+        _section("Configuration", [(key, _text(run.config[key])) for key in FACTS if _given(run.config.get(key))])
+    )
+    parts.append(_section("Versions", [(str(k), _text(v)) for k, v in _versions(run.config).items()]))
+    if run.config:
+        full = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
+        parts.append(f"<details><summary>The whole config.json</summary><pre>{full}</pre></details>")
+    body = "\n".join(part for part in parts if part)
+    return _PAGE.format(title=escape(title), style=_style(), body=body)
+
+
+def _subtitle(run: RunRecord) -> str:
+    config = run.config
+    parts = [str(config[key]) for key in ("model", "data") if config.get(key)]
+    kind, high, low = (config.get(key) for key in ("schedule", "l_max", "l_min"))
+    if kind == "constant" and high:
+        parts.append(f"constant cap of {high:,} tokens")
+    elif kind == "steps" and config.get("stages"):
+        parts.append("caps by stages")
+    elif kind and high and low and config.get("cycle"):
+        shape = str(kind).replace("_", " ")
+        parts.append(f"{shape} cap between {high:,} and {low:,} tokens, cycle of {config['cycle']} steps")
+    done = run.metrics[-1]["step"] + 1 if run.metrics else 0
+    steps = config.get("steps")
+    parts.append(f"{done} of {steps} steps" if steps and steps != done else f"{done} steps")
+    return " · ".join(parts)
+
+
+def _tiles(rows: list[Effect]) -> str:
+    """The two headline figures of the last SIRI-low and SIRI-high (or of the last checkpoint)."""
+    base = next((row for row in rows if row.name == "base"), None)
+    trained = [row for row in rows if row.name != "base" and row.accuracy is not None and row.tokens is not None]
+    picked = [[row for row in trained if row.name.startswith(kind)][-1:] for kind in ("siri-low", "siri-high")]
+    chosen = [row for group in picked for row in group] or trained[-1:]
+    tiles = []
+    for row in chosen:
+        kind = "low" if "low" in row.name else "high" if "high" in row.name else "ink"
+        compared = base and row.accuracy_change is not None and row.tokens_change is not None
+        figures = []
+        for word, now, change, before, show in (
+            ("accuracy", row.accuracy, row.accuracy_change, base and base.accuracy, percent),
+            ("tokens", row.tokens, row.tokens_change, base and base.tokens, tokens),
+        ):
+            big = percent(change, signed=True) if compared else show(now)
+            small = f"{word} {show(before)} → {show(now)}" if compared else word
+            figures.append(f"<div><b>{big.replace('-', MINUS)}</b><span>{escape(small)}</span></div>")
+        tiles.append(
+            f"<div class='tile {kind}'><h3>{escape(row.name)} <small>step {row.step}</small></h3>"
+            f"<div class=figures>{''.join(figures)}</div></div>"
+        )
+    if not tiles:
+        return ""
+    against = any(row.accuracy_change is not None for row in chosen)
+    about = f"Change against the base model, {caption(rows, {})}." if against else verdict(rows)
+    return f"<div class=tiles>{''.join(tiles)}</div><p class=note>{escape(about)}</p>"
+
+
+def _effects_table(rows: list[Effect]) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
+    body = []
+    for row in rows:
+        kind = "low" if row.name.startswith("siri-low") else "high" if row.name.startswith("siri-high") else "other"
+        first, *rest = (escape(cell) for cell in effect_cells(row))
+        body.append(f"<tr class={kind}><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>")
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+
+
+def _figure(svgs: tuple[bytes, bytes], alt: str, note: str) -> str:
+    wide, narrow = (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for svg in svgs)
+    return (
+        f'<figure><picture><source media="(max-width: 640px)" srcset="{narrow}">'
+        f'<img src="{wide}" alt="{escape(alt)}"></picture><figcaption>{escape(note)}</figcaption></figure>'
+    )
+
+
+def _training_alt(run: RunRecord) -> str:
+    parts = [f"Curves over {len(run.metrics)} training steps."]
+    for word, key, show in (
+        ("mean tokens", "response_tokens_mean", tokens),
+        ("training accuracy", "accuracy", percent),
+        ("entropy", "entropy", lambda value: f"{value:.2f}"),
+    ):
+        known = [row[key] for row in run.metrics if row.get(key) is not None]
+        if known:
+            parts.append(f"{word.capitalize()} from {show(known[0])} to {show(known[-1])}.")
+    return " ".join(parts)
+
+
+def _training_note(run: RunRecord) -> str:
+    notes = []
+    if any(row.get("phase") == "compression" for row in run.metrics):
+        notes.append("Shaded: compression, where the cap on the response length falls; between: expansion.")
+    notes.append("Curves show the rollouts that the model is trained on, sampled under the cap of their step.")
+    if run.evals:
+        notes.append("Points are evaluations, all under their own cap.")
+    return " ".join(notes)
+
+
+def _efficiency(run: RunRecord) -> list[tuple[str, str]]:
+    def column(key: str) -> list[float]:
+        return [row[key] for row in run.metrics if row.get(key) is not None]
+
+    facts = []
+    times, rollout, train = column("step_time_s"), column("rollout_s"), column("train_s")
+    if times:
+        facts.append(("time in training steps", duration(math.fsum(times))))
+        facts.append(("median step", f"{median(times):.2f} s"))
+        if rollout and train:
+            shares = percent(math.fsum(rollout) / math.fsum(times)), percent(math.fsum(train) / math.fsum(times))
+            facts.append(("spent on", f"rollout {shares[0]}, training {shares[1]}"))
+    for word, key, show in (
+        ("median speed", "tokens_per_s", lambda values: f"{compact(median(values))} tokens/s"),
+        ("trained on", "train_tokens", lambda values: f"{compact(values[-1])} response tokens"),
+        ("mean lock-step efficiency", "lockstep_efficiency", lambda values: percent(fmean(values))),
+        ("groups without variance", "zero_variance_groups", lambda values: f"{fmean(values):.1f} a step"),
+    ):
+        if values := column(key):
+            facts.append((word, show(values)))
+    return facts
+
+
+def _versions(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = config.get("versions")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value != [] and value != ""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _section(title: str, facts: list[tuple[str, str]]) -> str:
+    items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts)
+    return f"<section><h2>{escape(title)}</h2><dl>{items}</dl></section>" if facts else ""
+
+
+def _style() -> str:
+    light, dark = (";".join(f"--{name}:{colour}" for name, colour in theme.items()) for theme in (LIGHT, DARK))
+    return f":root{{color-scheme:light dark;{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{_CSS}"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} · SIRI</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+_CSS = """
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.5 "Helvetica Neue",Arial,"Liberation Sans",system-ui,sans-serif;-webkit-text-size-adjust:100%}
+main{max-width:880px;margin:0 auto;padding:40px 24px 64px}
+h1{font-size:32px;line-height:1.15;margin:0 0 8px;letter-spacing:-.01em;overflow-wrap:anywhere}
+h2{font-size:18px;margin:40px 0 8px}
+h3{font-size:14px;margin:0 0 8px}
+small{font-weight:400;color:var(--muted);font-size:13px}
+p{margin:0 0 12px}
+.eyebrow{color:var(--muted);font-size:13px;margin:0 0 4px}
+.muted,.note,figcaption,dt,thead th{color:var(--muted)}
+.muted{overflow-wrap:anywhere}
+.note,figcaption{font-size:13px}
+.note{margin-top:12px}
+.lead{margin:20px 0 8px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(270px,1fr));gap:16px;margin-top:24px}
+.tile{border:1px solid var(--grid);border-left:4px solid var(--ink);border-radius:6px;padding:14px 16px}
+.tile.low{border-left-color:var(--low)}
+.tile.high{border-left-color:var(--high)}
+.figures{display:flex;flex-wrap:wrap;gap:8px 28px}
+.figures b{display:block;font-size:28px;line-height:1.15;font-variant-numeric:tabular-nums;white-space:nowrap}
+.figures span{font-size:13px;color:var(--muted);white-space:nowrap}
+figure{margin:32px 0 0}
+img{display:block;width:100%;height:auto}
+figcaption{margin-top:8px}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
+th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
+th:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--paper)}
+td:last-child,th:last-child{padding-right:0}
+thead th{font-weight:400;font-size:13px;vertical-align:bottom}
+tbody th{font-weight:600}
+tr.low th{color:var(--low)}
+tr.high th{color:var(--high)}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:0 32px;margin:0;font-size:14px}
+dl div{display:flex;justify-content:space-between;gap:16px;padding:6px 0;border-bottom:1px solid var(--grid)}
+dt{flex:none}
+dd{margin:0;text-align:right;overflow-wrap:anywhere}
+details{margin-top:16px;font-size:14px}
+summary{cursor:pointer;color:var(--muted)}
+pre{overflow-x:auto;font-size:12.5px;line-height:1.45}
+@media(max-width:640px){main{padding:24px 16px 48px}h1{font-size:26px}.figures b{font-size:24px}figure{margin-top:24px}}
+@media print{main{max-width:none;padding:0}.tile,figure{break-inside:avoid}}
+"""
