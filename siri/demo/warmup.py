@@ -48,7 +48,7 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Qwen2ForCau
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
-                # the usual std of 0.02 suits wide models; these are torch's own scale for a Linear, and a larger one
+                # 0.02 suits wide models: take torch's own scale for a Linear, and a larger one for the words
                 std = EMBEDDING_STD if "embed_tokens" in name else (3 * parameter.shape[1]) ** -0.5
                 parameter.normal_(0.0, std, generator=generator)
     return model
