@@ -1,0 +1,245 @@
+"""Rewards in killable worker processes: a response that hangs or crashes its grader costs one zero, not the run.
+
+Threads cannot be killed and signals reach only the main thread, so every worker is a fresh interpreter that takes one
+(response, answer) at a time over a socket. It is a plain subprocess rather than multiprocessing, whose spawn runs the
+caller's main module again.
+"""
+
+import contextlib
+import faulthandler
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+from siri.errors import InputError
+from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward
+
+# A worker imports math-verify, or whatever the user's module does; on a busy machine that may take a while.
+START_TIMEOUT_S = 120.0
+# Past its deadline the pool kills a worker. A worker whose pool is gone ends itself, this much later.
+ORPHAN_GRACE_S = 3.0
+# sympy evaluates powers: \boxed{9^{9^{9^9}}} would take the machine's memory long before its time is up.
+MATH_MEMORY_BYTES = 2 << 30
+
+_WORKER = (
+    "import json, sys; path, *arguments = json.loads(sys.argv[1]); sys.path[:] = path; "
+    "from siri.reward_pool import worker_main; worker_main(*arguments)"
+)
+
+
+@dataclass(slots=True)
+class RewardBatch:
+    """Rewards of one batch, in the order of its responses, and how many of its zeros are not the model's fault."""
+
+    rewards: list[float]
+    timeouts: int = 0
+    errors: int = 0
+    """Rewards that raised, returned something that is not a finite number, or took their process down."""
+    first_error: str = ""
+    """The first such failure, for the log."""
+
+    def count_error(self, message: str) -> None:
+        self.errors += 1
+        self.first_error = self.first_error or message
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    process: subprocess.Popen
+    connection: Connection
+    deadline: float
+    ready: bool = False
+    item: int | None = None
+    """The index that it works on."""
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with whatever the reward has started
+        self.connection.close()
+        self.process.wait()
+
+
+class RewardPool:
+    """Scores batches with the reward called `reward` (see `resolve_reward`) in `workers` processes.
+
+    An item that takes longer than `timeout_s` seconds is killed with its worker, scores 0 and is counted; so is one
+    whose worker dies and one that raises. Rewards do not depend on the number of workers. "exact" is computed in this
+    process. A context manager: entering waits until the workers have imported the reward, and raises InputError if
+    they cannot; leaving ends them.
+    """
+
+    def __init__(self, reward: str, *, workers: int, timeout_s: float = 10.0, think: bool = True):
+        if workers < 1:
+            raise InputError(f"reward workers {workers}: at least one is needed")
+        if not 0 < timeout_s < math.inf:
+            raise InputError(f"reward timeout {timeout_s}: must be a positive number of seconds")
+        self.reward, self.workers, self.timeout_s, self.think = reward, workers, timeout_s, think
+        self._pool: list[_Worker] = []
+
+    def __enter__(self) -> "RewardPool":
+        if self.reward == "exact":
+            return self
+        try:
+            for _ in range(self.workers):
+                self._pool.append(self._start())
+            while not all(worker.ready for worker in self._pool):
+                self._step(RewardBatch([]))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers and leaves no process behind. Idle ones may finish what they registered for their exit."""
+        pool, self._pool = self._pool, []
+        idle = [worker for worker in pool if worker.ready and worker.item is None]
+        for worker in idle:
+            worker.connection.close()
+        patience = time.monotonic() + 2.0
+        for worker in idle:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, patience - time.monotonic()))
+        for worker in pool:
+            if worker.process.returncode is None:
+                worker.kill()
+
+    def score(self, responses: list[str], answers: list[str]) -> RewardBatch:
+        """The rewards of `responses`, each against the gold answer in the same place of `answers`."""
+        pairs = list(zip(responses, answers, strict=True))
+        if self.reward == "exact":
+            return RewardBatch([exact_reward(response, answer, think=self.think) for response, answer in pairs])
+        if not self._pool:
+            raise RuntimeError("the reward pool is not open: use it in a with statement")
+        batch = RewardBatch([0.0] * len(pairs))
+        waiting = deque(range(len(pairs)))
+        try:
+            while waiting or any(worker.item is not None for worker in self._pool):
+                for worker in self._pool:
+                    if waiting and worker.ready and worker.item is None:
+                        worker.item = waiting.popleft()
+                        worker.deadline = time.monotonic() + self.timeout_s
+                        # A worker that has died meanwhile is noticed, and replaced, where its answer is awaited.
+                        with contextlib.suppress(OSError):
+                            worker.connection.send_bytes(json.dumps(pairs[worker.item]).encode())
+                self._step(batch)
+        except BaseException:
+            for worker in [worker for worker in self._pool if worker.item is not None]:
+                self._replace(worker)  # or its late answer would be taken for one of the next batch
+            raise
+        return batch
+
+    def _start(self) -> _Worker:
+        ours, theirs = Pipe()
+        arguments = (list(map(str, sys.path)), theirs.fileno(), self.reward, self.think, self.timeout_s)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER, json.dumps(arguments)],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what a reward prints is no part of the program's output
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+            start_new_session=True,
+        )
+        theirs.close()  # or we would never see the end of the worker's connection
+        return _Worker(process, ours, time.monotonic() + START_TIMEOUT_S)
+
+    def _replace(self, worker: _Worker) -> None:
+        worker.kill()
+        self._pool[self._pool.index(worker)] = self._start()
+
+    def _step(self, batch: RewardBatch) -> None:
+        """Waits for the next thing to happen to the workers that are starting or busy, and deals with it."""
+        active = [worker for worker in self._pool if not worker.ready or worker.item is not None]
+        patience = min(worker.deadline for worker in active) - time.monotonic()
+        heard = wait([worker.connection for worker in active], max(0.0, patience))
+        now = time.monotonic()
+        for worker in active:
+            if worker.connection in heard:
+                try:
+                    message = json.loads(worker.connection.recv_bytes())
+                except (EOFError, OSError):
+                    self._lost(worker, batch)
+                else:
+                    self._take(worker, message, batch)
+            elif now >= worker.deadline:
+                if not worker.ready:
+                    raise InputError(f"reward {self.reward!r}: not imported within {START_TIMEOUT_S:.0f} seconds")
+                self._replace(worker)
+                batch.timeouts += 1
+
+    def _take(self, worker: _Worker, message: dict, batch: RewardBatch) -> None:
+        if not worker.ready:
+            if message["error"]:
+                raise InputError(message["error"])
+            worker.ready = True
+            return
+        if message["error"]:
+            batch.count_error(message["error"])
+        else:
+            batch.rewards[worker.item] = message["reward"]
+        worker.item = None
+
+    def _lost(self, worker: _Worker, batch: RewardBatch) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(1.0)  # its own status, where it has one, says more than that of our kill
+        status = worker.process.returncode
+        if not worker.ready:
+            raise InputError(f"reward {self.reward!r}: its worker died while importing it (exit status {status})")
+        self._replace(worker)
+        batch.count_error(f"the reward's process died (exit status {status})")
+
+
+def worker_main(descriptor: int, name: str, think: bool, timeout_s: float) -> None:
+    """One worker: imports the reward and says so, then answers requests until its connection closes."""
+    # A supervisor's signal to every process is the trainer's to handle, which may still want this step's rewards before
+    # it saves. Not SIG_IGN: that would be inherited by programs which a reward starts.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    connection = Connection(descriptor)
+    with contextlib.suppress(ConnectionError, EOFError), open(os.devnull, "w") as nowhere:
+        try:
+            reward = resolve_reward(name, think=think)
+        except InputError as error:
+            connection.send_bytes(json.dumps({"error": str(error)}).encode())
+            return
+        if name == "math":
+            _prepare_math()
+        connection.send_bytes(json.dumps({"error": ""}).encode())
+        while True:
+            response, answer = json.loads(connection.recv_bytes())
+            # This timer needs no interpreter lock: it ends a worker whose pool is gone, whatever that is stuck in.
+            faulthandler.dump_traceback_later(timeout_s + ORPHAN_GRACE_S, exit=True, file=nowhere)
+            message = _call(reward, response, answer)
+            faulthandler.cancel_dump_traceback_later()
+            connection.send_bytes(json.dumps(message).encode())
+
+
+def _call(reward: Reward, response: str, answer: str) -> dict:
+    try:
+        value = float(reward(response, answer))
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
+        return {"error": f"{type(error).__name__}: {error}"}
+    if not math.isfinite(value):
+        return {"error": f"the reward returned {value}"}
+    return {"error": "", "reward": value}
+
+
+def _prepare_math() -> None:
+    """Caps the memory, and imports math-verify and builds its grammar so that the first answer is as fast as others."""
+    if sys.platform == "linux":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = MATH_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MATH_MEMORY_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    BUILT_IN["math"]("\\boxed{\\frac{2}{\\sqrt{2}}}", "\\sqrt{2}", think=False)

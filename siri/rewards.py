@@ -1,0 +1,91 @@
+"""What a response is worth: the math reward of the paper, exact match, and any function of the user's."""
+
+import difflib
+import functools
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from siri.answers import last_boxed, same_answer
+from siri.errors import InputError
+
+END_OF_THINKING = "</think>"
+
+Reward = Callable[[str, str], float]
+
+
+def final_text(response: str, think: bool = True) -> str | None:
+    """What is graded: the text after the last `</think>`, or the whole response where the model does not think in tags.
+
+    None when the thinking has not ended, as in a response that was cut at the length cap.
+    """
+    if not think:
+        return response
+    _, closed, text = response.rpartition(END_OF_THINKING)
+    return text if closed else None
+
+
+def math_reward(response: str, answer: str, *, think: bool = True) -> float:
+    r"""1.0 if the last `\boxed{}` after the thinking holds `answer`, else 0.0: the paper's length-capping reward.
+
+    The cap is the sampler's (arXiv 2509.25176): a response cut inside its thinking has nothing to grade. `answer` is
+    LaTeX or plain text, or a JSON list of strings of which any will do. With `think=False` everything is graded.
+    Nothing is executed, but the symbolic comparison of a hostile response can take for ever: a training run calls this
+    through `siri.reward_pool.RewardPool`, which can kill it.
+    """
+    text = final_text(response, think)
+    boxed = last_boxed(text) if text else None
+    return float(bool(boxed) and any(same_answer(gold, boxed) for gold in accepted_answers(answer)))
+
+
+def exact_reward(response: str, answer: str, *, think: bool = True) -> float:
+    """1.0 if the graded text is `answer` (or one of a JSON list of answers), surrounding space apart, else 0.0."""
+    text = final_text(response, think)
+    return float(text is not None and text.strip() in (answer.strip(), *map(str.strip, accepted_answers(answer))))
+
+
+def accepted_answers(answer: str) -> list[str]:
+    """The alternatives in a JSON list of strings, which is how `siri.data` keeps several; else `answer` alone."""
+    if answer.lstrip().startswith('["'):
+        try:
+            found = json.loads(answer)
+        except json.JSONDecodeError:
+            return [answer]
+        if all(isinstance(text, str) for text in found):
+            return found
+    return [answer]
+
+
+BUILT_IN: dict[str, Callable[..., float]] = {"math": math_reward, "exact": exact_reward}
+
+
+def resolve_reward(name: str, *, think: bool = True) -> Reward:
+    """The reward called `name`: "math", "exact", or `module:function` with `function(response, answer) -> float`.
+
+    A module is also looked for in the current directory. `think` concerns the built-in rewards; a user's function gets
+    the whole response. Raises InputError, in one line, when there is no such reward.
+    """
+    if name in BUILT_IN:
+        return functools.partial(BUILT_IN[name], think=think)
+    module_name, colon, function_name = name.partition(":")
+    if not (module_name and colon and function_name):
+        near = difflib.get_close_matches(name, BUILT_IN, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown reward {name!r}: expected {', '.join(BUILT_IN)} or module:function{hint}")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise InputError(f"reward {name!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(function_name, functions, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        where = getattr(module, "__file__", None) or "built in"
+        raise InputError(f"reward {name!r}: {module_name} ({where}) has no function {function_name!r}{hint}")
+    return function
