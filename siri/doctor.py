@@ -1,0 +1,253 @@
+"""`siri doctor`: what this machine has, and what each missing piece would change. Never fails, never downloads."""
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from typing import Any
+
+INSTALL = "pip install -e ./kernels -e ."
+"""Run in the checkout; the name siri on the public index is somebody else's."""
+
+REQUIRED = (
+    "torch",
+    "triton",
+    "transformers",
+    "siri-kernels",
+    "math-verify",
+    "datasets",
+    "pyarrow",
+    "tyro",
+    "matplotlib",
+)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional package: where it comes from and what a machine without it does instead."""
+
+    package: str
+    module: str
+    extra: str
+    without: str
+    used: bool = True
+    """Whether this version of SIRI can make use of it."""
+
+    @property
+    def install(self) -> str:
+        """The command that adds it, run in the checkout."""
+        if self.extra == "flash":  # built from source against the torch that is installed
+            return "pip install 'setuptools>=77' wheel ninja && pip install --no-build-isolation -e ./kernels -e '.[flash]'"
+        return f"pip install -e ./kernels -e '.[{self.extra}]'"
+
+
+EXTRAS = (
+    Extra("vllm", "vllm", "vllm", "rollouts run on the embedded engine", used=False),
+    Extra("flash-attn", "flash_attn", "flash", "packed attention runs on torch's own kernels", used=False),
+    Extra(
+        "liger-kernel", "liger_kernel", "liger", "RMSNorm, RoPE and SwiGLU run as transformers writes them", used=False
+    ),
+    Extra("tensorboard", "tensorboard", "loggers", "no --logger tensorboard; metrics.jsonl is always written"),
+    Extra("wandb", "wandb", "loggers", "no --logger wandb; metrics.jsonl is always written"),
+    Extra("trackio", "trackio", "loggers", "no --logger trackio; metrics.jsonl is always written"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table."""
+
+    group: str
+    name: str
+    found: str
+    """What is there; "" = missing."""
+    note: str = ""
+    """What that means for a run."""
+    install: str = ""
+    """The command that adds it, run in the checkout."""
+    problem: bool = False
+    """Training does not work, or not as intended, until this is mended."""
+
+
+def collect() -> dict[str, Any]:
+    """Everything that `siri doctor` knows, ready for JSON: {"gpu": bool, "problems": int, "findings": [...]}."""
+    gpus = _gpus()
+    findings = [*_machine(), *gpus, *_packages(), *_attention(), *_kernels(), *_extras()]
+    return {
+        "gpu": any(finding.name.startswith("GPU ") and finding.found for finding in gpus),
+        "problems": sum(finding.problem for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def run_doctor() -> int:
+    """Print the findings as a table; always returns 0, for a missing piece is no error of the caller."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    known = collect()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="dim")
+    for heading in ("", "what", "found", "what that means here"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "what")
+    group, commands = "", {}
+    for finding in known["findings"]:
+        new = finding["group"] != group
+        if new and group:
+            table.add_section()
+        group = finding["group"]
+        style = "red" if finding["problem"] else "" if finding["found"] else "yellow"
+        cells = (Text(group if new else "", "dim"), finding["name"], Text(finding["found"] or "not installed", style))
+        table.add_row(*cells, Text(finding["note"]))
+        if finding["install"]:
+            commands.setdefault(finding["install"], []).append(finding["name"])
+    console = Console()
+    console.print(table)
+    if commands:
+        console.print("\nTo add what is missing, in the checkout:")
+        for command, names in commands.items():  # whole lines, to be copied
+            console.print(f"  {command}  # {', '.join(names)}", soft_wrap=True, markup=False, highlight=False)
+    problems = known["problems"]
+    ready = f"Ready to train on the {'GPU' if known['gpu'] else 'CPU'}."
+    mend = f"{problems} problem{'s' * (problems != 1)}, in red above."
+    console.print(f"\n{mend if problems else ready}", highlight=False)
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _machine() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    findings = [
+        Finding("machine", "python", platform.python_version()),
+        Finding("machine", "system", f"{platform.system()} {platform.release()} {platform.machine()}"),
+        Finding("machine", "cores", str(cores)),
+    ]
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        findings.append(Finding("machine", "memory", f"{memory / 2**30:.0f} GiB"))
+    free = shutil.disk_usage(".").free
+    findings.append(
+        Finding("machine", "disk", f"{free / 2**30:.0f} GiB free here", "checkpoints go to runs/ by default")
+    )
+    return findings
+
+
+def _gpus() -> list[Finding]:
+    driver = _driver()
+    findings = [Finding("GPU", "driver", driver)] if driver else []
+    try:
+        import torch
+    except ImportError:
+        return findings
+    if not torch.cuda.is_available():
+        if driver and torch.version.cuda is None:
+            note = "this torch is built for the CPU; reinstall it in a new environment without constraints-cpu.txt"
+            return [*findings, Finding("GPU", "GPU", "not usable", note, INSTALL, problem=True)]
+        if driver:
+            note = (
+                f"torch cannot use the driver; torch is built for CUDA {torch.version.cuda}, which may need a newer one"
+            )
+            return [*findings, Finding("GPU", "GPU", "not usable", note, problem=True)]
+        return [
+            Finding("GPU", "GPU", "none", "runs on the CPU: right for the demo and the tests, too slow for real models")
+        ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"{properties.major}.{properties.minor}"
+        found = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, capability {capability}"
+        old = properties.major < 8
+        note = "no bf16 and no Triton kernels below capability 8.0" if old else ""
+        findings.append(Finding("GPU", f"GPU {index}", found, note, problem=old))
+    return findings
+
+
+def _driver() -> str:
+    """Version of the NVIDIA driver; "" without one."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=3, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.split("\n")[0].strip()
+
+
+def _packages() -> list[Finding]:
+    wanted = _requirements()
+    findings = []
+    for package in REQUIRED:
+        found = _version(package)
+        if package == "siri-kernels" and not found and find_spec("siri_kernels"):
+            found = "in the checkout"
+        if package == "triton" and not found and platform.system() != "Linux":
+            continue
+        note, problem = "", not found
+        if found and package in wanted and not wanted[package].contains(found, prereleases=True):
+            note, problem = f"this version of SIRI needs {wanted[package]}", True
+        findings.append(Finding("packages", package, found, note, INSTALL if problem else "", problem))
+    return findings
+
+
+def _requirements() -> dict[str, Any]:
+    """Version specifiers of the installed distribution; empty when it runs from a bare checkout."""
+    try:
+        lines = requires("siri-rl") or []
+        from packaging.requirements import Requirement
+    except (PackageNotFoundError, ImportError):
+        return {}
+    parsed = [Requirement(line) for line in lines]
+    return {one.name: one.specifier for one in parsed if not (one.marker and "extra" in str(one.marker))}
+
+
+def _attention() -> list[Finding]:
+    if not find_spec("torch"):
+        return []
+    varlen = find_spec("torch.nn.attention.varlen") is not None
+    return [
+        Finding("attention", "sdpa", "yes", "packed sequences in blocks of like length, no pad token in the loss"),
+        Finding("attention", "varlen_attn", "yes" if varlen else "no", "not used by this version"),
+    ]
+
+
+def _kernels() -> list[Finding]:
+    if not (find_spec("siri_kernels") and find_spec("torch")):
+        return []
+    import torch
+    from siri_kernels.api import choose
+    from siri_kernels.validation import IMPLS
+
+    like = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
+
+    def runs(impl: str) -> bool:
+        try:
+            choose(impl, like)
+        except ValueError:
+            return False
+        return True
+
+    interpreter = "Triton interpreter (TRITON_INTERPRET=1), slow" if os.environ.get("TRITON_INTERPRET") == "1" else ""
+    usable = [impl for impl in IMPLS if impl != "auto" and runs(impl)]
+    return [
+        Finding("kernels", "impl=auto", choose("auto", like), interpreter),
+        Finding("kernels", "also", ", ".join(usable), "what impl= accepts here"),
+    ]
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for one in EXTRAS:
+        found = _version(one.package) or ("yes" if find_spec(one.module) else "")
+        note = "not used by this version" if not one.used else "" if found else one.without
+        findings.append(Finding("extras", one.package, found, note, "" if found else one.install))
+    return findings
