@@ -7,6 +7,7 @@ process killed in the middle of a write leaves at most one torn last line; readi
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -239,16 +240,20 @@ class WandbLogger(Logger):
             import wandb
         except ImportError:
             raise _missing("wandb") from None
+        fresh = not run_dir.exists()
+        run_id = _run_id(run_dir)
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "siri"),
                 dir=str(run_dir),
-                id=_run_id(run_dir),
+                id=run_id,
                 name=os.environ.get("WANDB_NAME", run_dir.resolve().name),
                 config=_plain(config),
                 resume="allow",
             )
         except wandb.Error as error:
+            if fresh:
+                shutil.rmtree(run_dir)  # bad input leaves no half-written run folder behind
             reason = " ".join(str(error).split())
             raise InputError(f"--logger wandb: {reason}; or set WANDB_MODE=offline") from None
         # a step axis of our own: wandb's may only grow, and a resumed run goes back to its last checkpoint
@@ -291,6 +296,8 @@ class TrackioLogger(Logger):
 def make_logger(kind: str, run_dir: str | Path, config: Mapping[str, Any]) -> Logger:
     """The logger called `kind` ("none", "tensorboard", "wandb", "trackio"). Make it on rank 0 only.
 
+    The folder of the run need not exist yet, and after an error it still does not.
+
     Raises:
         InputError: unknown kind, or its package is missing (says how to install it).
     """
@@ -310,5 +317,6 @@ def _run_id(run_dir: Path) -> str:
     """An id that lives in the run folder: a resumed run continues its curve, a new one never does."""
     path = run_dir / "logger_id"
     if not path.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (uuid.uuid4().hex[:8] + "\n").encode())
     return path.read_text().strip()

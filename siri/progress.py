@@ -172,7 +172,8 @@ class Effect:
     train_tokens: int | None
     """Response tokens that the run had trained on by then."""
     score: float | None
-    """Efficiency score of the paper: max(accuracy_change, 0) / (tokens / base tokens)."""
+    """Efficiency score of the paper: mean over benchmarks of max(accuracy / base accuracy - 1, 0), divided by the mean
+    of tokens / base tokens."""
 
 
 def is_milestone(name: str) -> bool:
@@ -206,9 +207,7 @@ def _effect(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Effect:
         return None if row.get(key) is None else row[key] / base[key] - 1
 
     accuracy_change, tokens_change = change("accuracy"), change("tokens_mean")
-    score = None
-    if accuracy_change is not None and tokens_change is not None and tokens_change > -1:
-        score = max(accuracy_change, 0.0) / (1 + tokens_change)
+    comparable = accuracy_change is not None and tokens_change is not None
     return Effect(
         name=row["name"],
         step=row["step"],
@@ -219,8 +218,24 @@ def _effect(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Effect:
         tokens_change=tokens_change,
         truncation_rate=row.get("truncation_rate"),
         train_tokens=row.get("train_tokens"),
-        score=score,
+        score=_score(row, base) if comparable else None,
     )
+
+
+def _score(row: Mapping[str, Any], base: Mapping[str, Any]) -> float | None:
+    """siri.evaluate.efficiency_score for rows of eval.jsonl; None where benchmarks differ or figures lack."""
+    mine, others = row.get("benchmarks") or {"": row}, base.get("benchmarks") or {"": base}
+    if mine.keys() != others.keys():
+        return None
+    gains, costs = [], []
+    for name, figures in mine.items():
+        before = others[name]
+        known = (figures.get("accuracy"), figures.get("tokens_mean"), before.get("accuracy"), before.get("tokens_mean"))
+        if None in known or not known[2] or not known[3]:
+            return None
+        gains.append(max(known[0] / known[2] - 1, 0.0))
+        costs.append(known[1] / known[3])
+    return sum(gains) / sum(costs) if sum(costs) else None
 
 
 def verdict(rows: list[Effect]) -> str:

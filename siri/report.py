@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean, median
@@ -79,6 +79,7 @@ def page(run: RunRecord, pictures: Mapping[str, tuple[bytes, bytes]], *, title: 
         every = effects(run.evals, every=True)
         if len(every) > len(rows):
             parts.append(f"<details><summary>All {len(every)} evaluations</summary>{_effects_table(every)}</details>")
+        parts.append(_benchmark_table(rows, run))
         parts.append(
             "<p class=note>Changes are relative to the base model. Truncated: share of responses cut at the cap. "
             "Trained on: response tokens sampled in training up to that checkpoint. Score: relative gain in accuracy, "
@@ -143,12 +144,33 @@ def _tiles(rows: list[Effect]) -> str:
 
 
 def _effects_table(rows: list[Effect]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
-    body = []
+    return _table(HEADINGS, [effect_cells(row) for row in rows])
+
+
+def _benchmark_table(rows: list[Effect], run: RunRecord) -> str:
+    """Accuracy and tokens on each benchmark, as in the tables of the paper; empty for a run with only one."""
+    parts = {row["name"]: row["benchmarks"] for row in run.evals if row.get("benchmarks")}
+    names = list(dict.fromkeys(name for part in parts.values() for name in part))
+    if not names:
+        return ""
+    short = [Path(name).stem for name in names]
+    headings = ("accuracy / tokens", *(short if len(set(short)) == len(short) else names))
+    lines = []
     for row in rows:
-        kind = "low" if row.name.startswith("siri-low") else "high" if row.name.startswith("siri-high") else "other"
-        first, *rest = (escape(cell) for cell in effect_cells(row))
-        body.append(f"<tr class={kind}><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>")
+        figures = (parts.get(row.name, {}).get(name, {}) for name in names)
+        lines.append(
+            (row.name, *(f"{percent(one.get('accuracy'))} / {tokens(one.get('tokens_mean'))}" for one in figures))
+        )
+    return _table(headings, lines)
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = []
+    for name, *cells in lines:
+        kind = next((kind for kind in ("low", "high") if name.startswith(f"siri-{kind}")), "other")
+        row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        body.append(f"<tr class={kind}><th>{escape(name)}</th>{row}</tr>")
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
 
 
@@ -274,6 +296,7 @@ figure{margin:32px 0 0}
 img{display:block;width:100%;height:auto}
 figcaption{margin-top:8px}
 .scroll{overflow-x:auto}
+.scroll+.scroll{margin-top:20px}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
 th:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--paper)}

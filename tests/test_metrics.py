@@ -19,8 +19,8 @@ EVAL = {"step": 30, "name": "siri-low-1", "cap": 96, "accuracy": 0.75, "pass_at_
 
 def test_imports_are_light():
     code = (
-        "import sys, time; t = time.perf_counter(); import siri.metrics, siri.progress, siri.report, siri.doctor;"
-        "print(time.perf_counter() - t, *{'torch', 'matplotlib', 'numpy', 'transformers'} & set(sys.modules))"
+        "import sys, time; t = time.process_time(); import siri.metrics, siri.progress, siri.report, siri.doctor;"
+        "print(time.process_time() - t, *{'torch', 'matplotlib', 'numpy', 'transformers'} & set(sys.modules))"
     )
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
     seconds, *heavy = min((run.stdout.split() for run in runs), key=lambda words: float(words[0]))
@@ -266,17 +266,19 @@ def test_wandb(tmp_path, monkeypatch):
     )
     assert evaluation[0]["eval/pass_at_k/8"] == 0.9 and evaluation[0]["step"] == 30
     assert fake.runs[0].finished
-    other = tmp_path / "other"
-    other.mkdir()
-    make_logger("wandb", other, {})
+    make_logger("wandb", tmp_path / "other", {})
     assert fake.calls[-1]["id"] != first["id"]
 
 
 def test_wandb_without_a_key_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb("No API key configured.\nUse `wandb login` to log in."))
     with pytest.raises(InputError, match=r"wandb login.*WANDB_MODE=offline") as caught:
-        make_logger("wandb", tmp_path, {})
+        make_logger("wandb", tmp_path / "runs" / "demo", {})
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs" / "demo").exists(), "a half-written run folder was left"
+    with pytest.raises(InputError):
+        make_logger("wandb", tmp_path, {})
+    assert tmp_path.exists(), "an existing folder must stay"
 
 
 class FakeTrackio(types.ModuleType):

@@ -148,18 +148,39 @@ def test_changes_against_base():
     assert high.score == pytest.approx(0.6 / 0.75)
 
 
-def test_score_matches_the_paper_table():
-    """Table 1, SIRI-low 1.5B, printed 0.47: mean gain over mean length. A run has one benchmark: one ratio."""
-    base = [(28.2, 12333), (21.5, 12264), (61.8, 8449), (82.4, 4745)]
-    low = [(40.4, 7093), (29.6, 6509), (74.6, 4700), (87.7, 2881)]
-    rows = [
-        effects([evaluation(0, "base", a / 100, t), evaluation(1600, "siri-low-3", x / 100, y)])[1]
-        for (a, t), (x, y) in zip(base, low, strict=True)
-    ]
-    gain = sum(row.accuracy_change for row in rows) / 4
-    length = sum(1 + row.tokens_change for row in rows) / 4
-    assert gain / length == pytest.approx(0.476, abs=0.001)  # the paper cuts the third digit off
-    assert all(row.score == pytest.approx(row.accuracy_change / (1 + row.tokens_change)) for row in rows)
+PAPER = {  # table 1, 1.5B: AIME24, AIME25, AMC, MATH500
+    "base": [(28.2, 12333), (21.5, 12264), (61.8, 8449), (82.4, 4745)],
+    "siri-low-3": [(40.4, 7093), (29.6, 6509), (74.6, 4700), (87.7, 2881)],
+    "siri-high-3": [(43.6, 10049), (32.2, 9739), (75.9, 7396), (88.4, 4633)],
+}
+
+
+def several(step, name, figures):
+    names = ("aime24", "aime25", "amc", "math500")
+    parts = {name: {"accuracy": a / 100, "tokens_mean": t} for name, (a, t) in zip(names, figures, strict=True)}
+    means = [sum(part[key] for part in parts.values()) / 4 for key in ("accuracy", "tokens_mean")]
+    return evaluation(step, name, *means, cap=16384, benchmarks=parts)
+
+
+def test_score_over_benchmarks_is_that_of_the_paper():
+    evals = [several(step, name, figures) for step, (name, figures) in enumerate(PAPER.items())]
+    base, low, high = effects(evals)
+    assert base.score is None
+    assert low.score == pytest.approx(0.476, abs=5e-4) and high.score == pytest.approx(0.3886, abs=5e-5)  # 0.47, 0.38
+    from siri.evaluate import efficiency_score
+
+    figures = {name: dict(enumerate(values)) for name, values in PAPER.items()}
+    for effect in (low, high):
+        assert effect.score == pytest.approx(efficiency_score(figures[effect.name], figures["base"]), rel=1e-12)
+
+
+def test_no_score_without_a_base_figure_for_every_benchmark():
+    evals = [several(step, name, figures) for step, (name, figures) in enumerate(PAPER.items())]
+    evals[0]["benchmarks"]["amc"]["accuracy"] = 0.0
+    del evals[2]["benchmarks"]["amc"]
+    _, low, high = effects(evals)
+    assert low.score is None and low.accuracy_change is not None
+    assert high.score is None and high.accuracy_change is not None
 
 
 def test_a_loss_of_accuracy_scores_zero():

@@ -17,6 +17,8 @@ from siri.progress import effect_cells, effects
 from siri.report import write_report
 from tests.synthetic_run import LARGE, make_run
 
+BENCHMARKS = (("aime24", 0.0), ("math500", 0.1))
+
 
 class Page(HTMLParser):
     """Checks that tags are closed, and gathers what the tests ask for."""
@@ -191,6 +193,18 @@ def test_without_base(tmp_path):
     assert "No base evaluation to compare with." in page.text and "98.8%" in page.text
 
 
+def test_each_benchmark_is_shown(tmp_path):
+    folder = make_run(tmp_path / "run")
+    evals = []
+    for row in read_run(folder).evals:
+        parts = {f"data/{name}.json": {"accuracy": row["accuracy"] - d, "tokens_mean": 100.0} for name, d in BENCHMARKS}
+        evals.append(row | {"benchmarks": parts})
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evals))
+    cells = read(folder).cells
+    assert cells[8] == ["accuracy / tokens", "aime24", "math500"]
+    assert cells[9] == ["base", "51.0% / 100.0", "41.0% / 100.0"] and cells[15][0] == "siri-high-3"
+
+
 def test_without_config(tmp_path):
     folder = make_run(tmp_path / "nameless")
     (folder / "config.json").unlink()
@@ -251,6 +265,7 @@ def shared(a, b):
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
+@pytest.mark.parametrize("font", ["first", "DejaVu Sans"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -263,7 +278,9 @@ def shared(a, b):
     ],
     ids=["demo", "short-way", "eight-cycles", "ceiling", "stair", "large"],
 )
-def test_labels_of_the_pareto_chart_never_overlap(tmp_path, options, narrow):
+def test_labels_of_the_pareto_chart_never_overlap(tmp_path, monkeypatch, options, font, narrow):
+    if font != "first":  # what matplotlib brings along, wider than the others
+        monkeypatch.setattr(charts, "FONTS", (font,))
     run = read_run(make_run(tmp_path / "run", **options))
     drawn = figure(charts.pareto_chart, run, narrow)
     axes = drawn.axes[0]
@@ -285,10 +302,13 @@ def test_labels_of_the_pareto_chart_never_overlap(tmp_path, options, narrow):
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
+@pytest.mark.parametrize("font", ["first", "DejaVu Sans"])
 @pytest.mark.parametrize(
     "options", [{}, LARGE, {"schedule": "constant"}, {"upto": 20}, {"schedule": "stair", "upto": 30}]
 )
-def test_names_of_the_curves_never_overlap(tmp_path, options, narrow):
+def test_names_of_the_curves_never_overlap(tmp_path, monkeypatch, options, font, narrow):
+    if font != "first":  # what matplotlib brings along, wider than the others
+        monkeypatch.setattr(charts, "FONTS", (font,))
     drawn = figure(charts.training_chart, read_run(make_run(tmp_path / "run", **options)), narrow)
     for axes in drawn.axes:
         for (one, a), (other, b) in combinations(boxes(axes).items(), 2):
