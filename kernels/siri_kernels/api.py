@@ -6,6 +6,8 @@ ValueError.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -29,11 +31,20 @@ from siri_kernels.validation import (
 
 
 def choose(impl: str, like: Tensor) -> str:
-    """The implementation that runs: "reference" or "torch" so far."""
+    """The implementation that runs: "reference", "torch", or "fallback" (cuBLAS and the Triton row kernels)."""
     one_of("impl", impl, IMPLS)
-    if impl in ("anchored", "triton", "fallback"):
-        raise ValueError(f"impl={impl!r} is not in this version; use 'auto' or 'torch'")
-    return "torch" if impl == "auto" else impl
+    if impl == "anchored":
+        raise ValueError("impl='anchored' (the anchored-exp GEMM) is not in this version; use 'triton' or 'auto'")
+    if impl in ("reference", "torch"):
+        return impl
+    on_gpu = like.device.type == "cuda" and like.dtype != torch.float64
+    if impl == "auto":
+        return "fallback" if on_gpu else "torch"
+    if like.dtype == torch.float64:
+        raise ValueError(f"impl={impl!r} computes in fp32; use impl='torch' for fp64")
+    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"impl={impl!r} needs CUDA tensors, got {like.device}; use impl='torch' or 'auto'")
+    return "fallback"
 
 
 def split_temperature(temperature: float | Tensor) -> tuple[float, Tensor | None]:
@@ -188,7 +199,7 @@ def linear_grpo_loss(
     budget = budget_bytes(memory, hidden.device)
     placement = (forward_all, budget, vocab_start, group_name(group), impl)
     tensors = (advantages, *detached(old_logp, rollout_logp), mask, cu_seqlens)
-    one_chunk = n <= chunk_rows(n, vocab, 2 * compute_dtype(hidden.dtype).itemsize, budget)
+    one_chunk = n <= chunk_rows(impl, hidden, vocab, budget)
     if memory == "lean" or (loss == "gspo" and not one_chunk):
         return _recomputing(
             hidden,

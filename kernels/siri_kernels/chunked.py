@@ -1,5 +1,5 @@
 """The fused linear ops as a loop over chunks of rows: logits of a chunk, row statistics, coefficients, gradients; the
-chunk is then reused.
+chunk's buffer is then reused.
 
 `grpo` forms the gradients in the forward (three GEMMs, 6NDV); `logprob` and `logprob_backward` recompute the logits in
 the backward (8NDV) by vocabulary chunks, each slice of dW written once, for losses whose coefficients are known only
@@ -8,14 +8,16 @@ after every log-prob.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from siri_kernels.rows_torch import FLOOR, Head, TorchRows, column, inverse, logits_, target_gradient
-from siri_kernels.sharding import Shard, locate
-from siri_kernels.token_loss import LossSpec, Tokens, coefficients, gradient_rows, summarize
+from siri_kernels import gemm
+from siri_kernels.rows_torch import FLOOR, Head, TorchRows, column, finish, statistics, target_gradient
+from siri_kernels.sharding import Shard
+from siri_kernels.token_loss import LossSpec, Tokens, TorchTally, gradient_rows
 
 # Bytes of logits buffers per call. On the CPU chunks that stay near the cache are also the fastest.
 BUDGET = {
@@ -35,18 +37,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def make_head(weight, bias, temperature, temperature_N, softcap, logit_dtype) -> Head:
     """The head from an operator's arguments; temperature_N, when given, wins."""
-    return Head(
-        weight,
-        bias,
-        temperature if temperature_N is None else temperature_N.to(compute_dtype(weight.dtype)),
-        softcap,
-        logit_dtype,
-    )
-
-
-def widen(head: Head, dtype: torch.dtype) -> Head:
-    """The head in the compute dtype: one copy of a bf16 weight per call, none of an fp32 one."""
-    return replace(head, weight=head.weight.to(dtype), bias=None if head.bias is None else head.bias.to(dtype))
+    if temperature_N is not None:
+        temperature = temperature_N.to(compute_dtype(weight.dtype))
+    return Head(weight, bias, temperature, softcap, logit_dtype)
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,56 @@ class Needs:
         return self.hidden or self.weight or self.bias
 
 
+def bytes_per_logit(impl: str, dtype: torch.dtype) -> int:
+    """The torch path keeps z - max and exp(z - max), the Triton path fp32 logits that become their own gradient."""
+    return 2 * compute_dtype(dtype).itemsize if impl == "torch" else 4
+
+
+def chunk_rows(impl: str, hidden: Tensor, vocab: int, budget: int) -> int:
+    """Rows of a chunk: what the budget holds, in whole waves of the dX GEMM on a GPU."""
+    n, d_model = hidden.shape
+    rows = max(1, min(n, max(MIN_ROWS, budget // (vocab * bytes_per_logit(impl, hidden.dtype)))))
+    return (
+        rows
+        if rows == n or hidden.device.type != "cuda"
+        else whole_waves(rows, d_model, multiprocessors(hidden.device))
+    )
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def whole_waves(rows: int, d_model: int, sms: int, tile: tuple[int, int] = (128, 256)) -> int:
+    """The number of rows in (rows/2, rows] whose [rows, d_model] GEMM fills its last wave of tiles best."""
+    tiles = -(-d_model // tile[1])
+    best, best_share = rows, 0.0
+    for blocks in range(rows // tile[0], rows // (2 * tile[0]), -1):
+        waves = -(-blocks * tiles // sms)
+        share = blocks * tiles / (waves * sms)
+        if share > best_share + 1e-3:
+            best, best_share = blocks * tile[0], share
+    return best
+
+
+def engine(impl: str, *args):
+    """The row arithmetic of an implementation."""
+    if impl == "torch":
+        return TorchRows(*args)
+    from siri_kernels.rows_triton import TritonRows
+
+    return TritonRows(*args)
+
+
+def tally(impl: str, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, size: int):
+    if impl == "torch" or spec.loss == "gspo":
+        return TorchTally(spec, tokens, logp, entropy)
+    from siri_kernels.triton_tokens import TritonTally
+
+    return TritonTally(spec, tokens, logp, entropy, n_chunks, size)
+
+
 def split_rows(n: int, keep: Tensor | None, forward_all: bool, device) -> tuple[Tensor | None, Tensor | None]:
     """(rows with a gradient, rows without), None standing for every row; no host sync: the sizes are known."""
     if keep is None or keep.numel() == n:
@@ -73,95 +116,94 @@ def split_rows(n: int, keep: Tensor | None, forward_all: bool, device) -> tuple[
     return keep, kept.argsort(stable=True)[: n - keep.numel()]
 
 
-def chunks(rows: Tensor | None, n: int, size: int):
+def chunks(rows: Tensor | None, n: int, size: int) -> list[slice | Tensor]:
     """Slices of all n rows, or pieces of an index."""
     total = n if rows is None else rows.numel()
-    for start in range(0, total, size):
-        stop = min(start + size, total)
-        yield slice(start, stop) if rows is None else rows[start:stop]
-
-
-def chunk_rows(n: int, vocab: int, bytes_per_logit: int, budget: int) -> int:
-    return max(1, min(n, max(MIN_ROWS, budget // (vocab * bytes_per_logit))))
+    bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
+    return [slice(*b) if rows is None else rows[slice(*b)] for b in bounds]
 
 
 def grpo(
+    impl: str,
     hidden: Tensor,
     head: Head,
     target_ids: Tensor,
     spec: LossSpec,
     tokens: Tokens,
     *,
-    keep,
+    keep: Tensor | None,
     forward_all: bool,
     budget: int,
     shard: Shard,
     needs: Needs,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
-    """loss, logp, entropy, metrics and the gradients of the loss (dX in hidden's dtype, dW and dbias in the compute
-    dtype; empty when not needed)."""
+    """loss, logp, entropy, metrics and the gradients of the loss: dX in hidden's dtype, dW and dbias in the compute
+    dtype, empty when not needed."""
     n, d_model = hidden.shape
     vocab, dtype, device = head.weight.shape[0], compute_dtype(hidden.dtype), hidden.device
-    wide = widen(head, dtype)
     if keep is None and device.type == "cpu":
         keep = gradient_rows(spec, tokens)
-    with_gradient, without = split_rows(n, keep, forward_all, device)
-    size = chunk_rows(n, vocab, 2 * dtype.itemsize, budget)
-    engine = TorchRows(size, vocab, dtype, device, shard)
+    kept, others = split_rows(n, keep, forward_all, device)
+    if kept is not None and not forward_all:
+        tokens = tokens.restrict(torch.zeros(n, dtype=torch.bool, device=device).index_fill_(0, kept, True))
+    size = chunk_rows(impl, hidden, vocab, budget)
+    pieces = [(rows, False) for rows in chunks(others, n, size)] + [(rows, needs.any) for rows in chunks(kept, n, size)]
 
     logp = torch.full((n,), torch.nan, dtype=dtype, device=device)
     entropy = logp.clone()
     d_hidden = hidden.new_zeros(hidden.shape if needs.hidden else (0,))
     d_weight = torch.zeros((vocab, d_model) if needs.weight else (0,), dtype=dtype, device=device)
     d_bias = torch.zeros((vocab,) if needs.bias else (0,), dtype=dtype, device=device)
-
-    def forward(rows):
-        x, y, scale = hidden[rows].to(dtype), target_ids[rows], head.scale(rows)
-        stats = engine.forward(wide, x, y, scale)
-        logp[rows], entropy[rows] = stats.logp, stats.entropy
-        return x, y, scale, stats
-
-    if with_gradient is not None and not forward_all:
-        computed = torch.zeros(n, dtype=torch.bool, device=device).index_fill_(0, with_gradient, True)
-        tokens = tokens.restrict(computed)
-    for rows in chunks(without, n, size):
-        forward(rows)
-    for rows in chunks(with_gradient, n, size):
-        x, y, scale, stats = forward(rows)
-        if not needs.any:
-            continue
-        if spec.loss == "gspo":  # one chunk only: the rows of every sequence are there
-            g, h = (None if c is None else c[rows] for c in coefficients(spec, tokens, logp))
-        else:
-            g, h = coefficients(spec, tokens.select(rows), stats.logp)
-        dz = engine.backward_(stats, y, scale, g, h)
-        if needs.hidden:
-            d_hidden[rows] = shard.all_reduce_(dz @ wide.weight).to(hidden.dtype)
-        if needs.weight:
-            d_weight.addmm_(dz.T, x)
-        if needs.bias:
-            d_bias.add_(dz.sum(0))
-    loss, metrics = summarize(spec, tokens, logp, entropy)
+    count = tally(impl, spec, tokens, logp, entropy, len(pieces), size)
+    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype)
+    with gemm.exact_fp32(hidden):
+        for rows, backward in pieces:
+            stats = rows_of.forward(rows)
+            log_sum, g, h = count.add(rows, stats, backward)
+            if not backward:
+                continue
+            dz = rows_of.gradient(rows, stats, log_sum, logp[rows], entropy[rows], g, h)
+            if needs.hidden:
+                exact = shard.whole and dz.dtype == hidden.dtype
+                dx = torch.empty(dz.shape[0], d_model, dtype=hidden.dtype if exact else dtype, device=device)
+                d_hidden[rows] = shard.all_reduce_(gemm.mm(dz, rows_of.weight(), out=dx)).to(hidden.dtype)
+            if needs.weight:
+                gemm.add_mm(dz.T, clean(rows_of.inputs(rows), g, h), out=d_weight)
+            if needs.bias:
+                d_bias.add_(dz.sum(0, dtype=dtype))
+    loss, metrics = count.result()
     return loss, logp, entropy, metrics, d_hidden, d_weight, d_bias
 
 
+def clean(x: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
+    """x with zeros in rows without a gradient, so that a NaN nobody counts cannot reach dW; on the CPU they were
+    dropped before."""
+    if x.device.type == "cpu":
+        return x
+    active = g != 0 if h is None else (g != 0) | (h != 0)
+    return torch.where(active[:, None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
 def logprob(
-    hidden: Tensor, head: Head, target_ids: Tensor, *, keep, forward_all: bool, budget: int, shard: Shard
+    impl: str, hidden: Tensor, head: Head, target_ids: Tensor, *, keep, forward_all: bool, budget: int, shard: Shard
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logp, entropy, row maximum and log-sum [N]; rows outside `keep` are NaN when forward_all is False."""
-    n, dtype = hidden.shape[0], compute_dtype(hidden.dtype)
-    size = chunk_rows(n, head.weight.shape[0], 2 * dtype.itemsize, budget)
-    wide = widen(head, dtype)
-    engine = TorchRows(size, head.weight.shape[0], dtype, hidden.device, shard)
-    out = torch.full((4, n), torch.nan, dtype=dtype, device=hidden.device)
+    n, dtype, vocab = hidden.shape[0], compute_dtype(hidden.dtype), head.weight.shape[0]
+    size = chunk_rows(impl, hidden, vocab, budget)
+    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype)
+    out = [torch.full((n,), torch.nan, dtype=dtype, device=hidden.device) for _ in range(4)]
     only = None if forward_all or keep is None or keep.numel() == n else keep.long()
-    for rows in chunks(only, n, size):
-        stats = engine.forward(wide, hidden[rows].to(dtype), target_ids[rows], head.scale(rows))
-        out[:, rows] = torch.stack([stats.logp, stats.entropy, stats.maximum, stats.log_sum])
-    return tuple(row.clone() for row in out)
+    with gemm.exact_fp32(hidden):
+        for rows in chunks(only, n, size):
+            stats = rows_of.forward(rows)
+            logp, entropy, log_sum = finish(*stats)
+            for all_rows, values in zip(out, (logp, entropy, stats[0], log_sum), strict=True):
+                all_rows[rows] = values
+    return tuple(out)
 
 
 def logprob_backward(
+    impl: str,
     g: Tensor,
     h: Tensor | None,
     hidden: Tensor,
@@ -169,102 +211,104 @@ def logprob_backward(
     target_ids: Tensor,
     saved: tuple[Tensor, ...],
     *,
-    keep,
+    keep: Tensor | None,
     budget: int,
     shard: Shard,
     needs: Needs,
     weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dX, dW, dbias in the inputs' dtypes from dL/dlogp and dL/dentropy [N]; rows outside `keep` have no gradient."""
-    dtype, vocab = compute_dtype(hidden.dtype), head.weight.shape[0]
-    if keep is None and hidden.device.type == "cpu":
+    dtype, device, (vocab, d_model) = compute_dtype(hidden.dtype), hidden.device, head.weight.shape
+    if keep is None and device.type == "cpu":
         keep = (g != 0 if h is None else (g != 0) | (h != 0)).nonzero().squeeze(1)
-    rows = slice(None) if keep is None or keep.numel() == hidden.shape[0] else keep.long()
+    rows = slice(0, hidden.shape[0]) if keep is None or keep.numel() == hidden.shape[0] else keep.long()
     logp, entropy, maximum, log_sum = (x[rows] for x in saved)
-    x, y, g, scale = hidden[rows].to(dtype), target_ids[rows], g[rows], head.scale(rows)
-    h = None if h is None else h[rows]
-    n = x.shape[0]
-    width = max(1, min(vocab, max(MIN_COLUMNS, budget // (2 * dtype.itemsize * max(n, 1)))))
-    buffers = torch.empty(2, n * width, dtype=dtype, device=x.device)
-    target = target_gradient(logp, entropy, g, h) * scale
-    dx = torch.zeros_like(x) if needs.hidden else x.new_zeros(0)
+    g, h = g[rows].contiguous(), None if h is None else h[rows].contiguous()
+    n = g.numel()
+    width = max(1, min(vocab, max(MIN_COLUMNS, budget // (bytes_per_logit(impl, hidden.dtype) * max(n, 1)) // 64 * 64)))
+    rows_of = engine(impl, hidden, head, target_ids, shard, n, width, dtype)
+    dx = torch.zeros(n if needs.hidden else 0, d_model, dtype=dtype, device=device)
     dw = torch.empty_like(head.weight, dtype=weight_dtype) if needs.weight else head.weight.new_zeros(0)
     db = torch.empty_like(head.bias) if needs.bias else head.weight.new_zeros(0)
-    for start in range(0, vocab, width):
-        columns = slice(start, min(start + width, vocab))
-        piece = Head(
-            head.weight[columns].to(dtype),
-            None if head.bias is None else head.bias[columns].to(dtype),
-            head.temperature,
-            head.softcap,
-            head.logit_dtype,
-        )
-        d, p = (b[: n * piece.weight.shape[0]].view(n, piece.weight.shape[0]) for b in buffers)
-        slope = logits_(piece, x, scale, d)
-        d.sub_(maximum[:, None]).sub_(
-            log_sum[:, None]
-        )  # in two steps: their sum would round log_sum away at large logits
-        if head.bias is not None:
-            d.clamp_(min=FLOOR)
-        torch.exp(d, out=p)
-        if h is None:
-            p.mul_(column(-g * scale))
-        else:
-            p.mul_(d.add_(entropy[:, None]).mul_((-h * scale)[:, None]).add_((-g * scale)[:, None]))
-        local, position = locate(y, shard.start + start, p.shape[1])
-        p.scatter_(1, position, torch.where(local[:, None], target[:, None], p.gather(1, position)))
-        if slope is not None:
-            p.mul_(slope)
-        if needs.hidden:
-            dx.addmm_(p, piece.weight)
-        if needs.weight:
-            dw[columns] = (p.T @ x).to(dw.dtype)
-        if needs.bias:
-            db[columns] = p.sum(0).to(db.dtype)
+    x = clean(rows_of.inputs(rows), g, h) if needs.weight else None
+    with gemm.exact_fp32(hidden):
+        for start in range(0, vocab, width):
+            columns = slice(start, min(start + width, vocab))
+            dz = rows_of.slice_gradient(rows, columns, maximum, log_sum, logp, entropy, g, h)
+            if needs.hidden:
+                gemm.add_mm(dz, rows_of.weight(columns), out=dx)
+            if needs.weight:
+                exact = dw.dtype in (dz.dtype, dtype)
+                part = dw[columns] if exact else torch.empty(dz.shape[1], d_model, dtype=dtype, device=device)
+                gemm.mm(dz.T, x, out=part)
+                if not exact:
+                    dw[columns] = part.to(dw.dtype)
+            if needs.bias:
+                db[columns] = dz.sum(0, dtype=dtype).to(db.dtype)
     if not needs.hidden:
-        return dx, dw, db
+        return hidden.new_zeros(0), dw, db
     dx = shard.all_reduce_(dx).to(hidden.dtype)
     return dx if isinstance(rows, slice) else hidden.new_zeros(hidden.shape).index_copy_(0, rows, dx), dw, db
 
 
 def logits_logprob(
-    logits: Tensor, target_ids: Tensor, temperature: float | Tensor, *, budget: int
+    impl: str, logits: Tensor, target_ids: Tensor, temperature: float | Tensor, *, budget: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logp, entropy, row maximum and log-sum [N] of given logits [N, V]."""
     n, vocab = logits.shape
     dtype = compute_dtype(logits.dtype)
-    size = chunk_rows(n, vocab, 2 * dtype.itemsize, budget)
-    engine = TorchRows(size, vocab, dtype, logits.device, Shard())
-    out = torch.empty(4, n, dtype=dtype, device=logits.device)
-    for rows in chunks(None, n, size):
-        d = engine.buffers[0, : rows.stop - rows.start]
-        d.copy_(logits[rows]).mul_(inverse(temperature, rows))  # widened first: the product must not round to bf16
-        stats = engine.statistics(d, None, target_ids[rows], banned=True)
-        out[:, rows] = torch.stack([stats.logp, stats.entropy, stats.maximum, stats.log_sum])
-    return tuple(row.clone() for row in out)
+    if impl == "torch":
+        stats = torch.empty(4, n, dtype=dtype, device=logits.device)
+        size = max(1, min(n, max(MIN_ROWS, budget // (vocab * bytes_per_logit(impl, dtype)))))
+        buffers = torch.empty(2, size, vocab, dtype=dtype, device=logits.device)
+        for rows in chunks(None, n, size):
+            d, e = buffers[:, : rows.stop - rows.start]
+            d.copy_(logits[rows]).mul_(inverse(temperature, rows))  # widened first: the product must not round to bf16
+            stats[:, rows] = statistics(d, e, target_ids[rows], Shard(), banned=True)
+    else:
+        from siri_kernels.triton_rows import row_stats
+
+        stats = row_stats(unit_stride(logits), target_ids.contiguous(), 1 / temperature, None)
+    logp, entropy, log_sum = finish(*stats)
+    return logp, entropy, stats[0].clone(), log_sum
 
 
 def logits_logprob_backward(
+    impl: str,
     g: Tensor,
     h: Tensor | None,
     logits: Tensor,
     target_ids: Tensor,
-    temperature,
+    temperature: float | Tensor,
     saved: tuple[Tensor, ...],
     *,
     budget: int,
 ) -> Tensor:
     """dL/dlogits [N, V] in the dtype of the logits."""
     n, vocab = logits.shape
+    out = torch.empty(n, vocab, dtype=logits.dtype, device=logits.device)
+    if impl != "torch":
+        from siri_kernels.triton_rows import dlogits
+
+        logp, entropy, maximum, log_sum = saved
+        g, h = g.contiguous(), None if h is None else h.contiguous()
+        scale, y = 1 / temperature, target_ids.contiguous()
+        return dlogits(unit_stride(logits), out, y, scale, None, 0, maximum, log_sum, logp, entropy, g, h)
     dtype = compute_dtype(logits.dtype)
-    size = chunk_rows(n, vocab, dtype.itemsize, budget)
-    out = torch.empty_like(logits)
-    for rows in chunks(None, n, size):
+    for rows in chunks(None, n, max(1, min(n, max(MIN_ROWS, budget // (vocab * bytes_per_logit(impl, dtype)))))):
         logp, entropy, maximum, log_sum = (x[rows] for x in saved)
         scale, g_rows, h_rows = inverse(temperature, rows), g[rows], None if h is None else h[rows]
         d = (logits[rows].to(dtype) * scale).clamp_(min=FLOOR).sub_(maximum[:, None]).sub_(log_sum[:, None])
         slope = -g_rows[:, None] if h is None else -g_rows[:, None] - h_rows[:, None] * (d + entropy[:, None])
         gradient = d.exp_().mul_(slope * scale)
         target = target_gradient(logp, entropy, g_rows, h_rows)[:, None] * scale
-        out[rows] = gradient.scatter_(1, target_ids[rows].long()[:, None], target)
+        out[rows] = gradient.scatter_(1, target_ids[rows].long()[:, None], target).to(out.dtype)
     return out
+
+
+def inverse(temperature: float | Tensor, rows) -> float | Tensor:
+    return column(1 / temperature[rows]) if isinstance(temperature, Tensor) else 1 / temperature
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -85,6 +85,7 @@ def linear_grpo(
         dtype=chunked.compute_dtype(hidden.dtype),
     )
     value, logp, entropy, metrics, d_hidden, d_weight, d_bias = chunked.grpo(
+        impl,
         hidden,
         make_head(weight, bias, temperature, temperature_N, softcap, logit_dtype),
         target_ids,

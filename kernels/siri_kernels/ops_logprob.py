@@ -34,6 +34,7 @@ def linear_logprob(
     if values_are_checked(hidden):
         check_values(target_ids, weight.shape[0] if group is None else None, temperature=temperature_N, keep=keep)
     return chunked.logprob(
+        impl,
         hidden,
         make_head(weight, bias, temperature, temperature_N, softcap, logit_dtype),
         target_ids,
@@ -77,6 +78,7 @@ def linear_logprob_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dX, dW and dbias, empty when not needed; dW in fp32 when it goes into a main_grad."""
     return chunked.logprob_backward(
+        impl,
         d_logp,
         d_entropy,
         hidden,
@@ -143,7 +145,7 @@ def logits_logprob(
     if values_are_checked(logits):
         check_values(target_ids, logits.shape[1], temperature=temperature_N)
     scale = temperature if temperature_N is None else temperature_N.to(chunked.compute_dtype(logits.dtype))
-    return chunked.logits_logprob(logits, target_ids, scale, budget=chunked.budget_bytes("fast", logits.device))
+    return chunked.logits_logprob(impl, logits, target_ids, scale, budget=chunked.budget_bytes("fast", logits.device))
 
 
 @logits_logprob.register_fake
@@ -169,7 +171,7 @@ def logits_logprob_backward(
     scale = temperature if temperature_N is None else temperature_N.to(chunked.compute_dtype(logits.dtype))
     saved = (logp, entropy, maximum, log_sum)
     return chunked.logits_logprob_backward(
-        d_logp, d_entropy, logits, target_ids, scale, saved, budget=chunked.budget_bytes("fast", logits.device)
+        impl, d_logp, d_entropy, logits, target_ids, scale, saved, budget=chunked.budget_bytes("fast", logits.device)
     )
 
 

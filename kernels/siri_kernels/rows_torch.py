@@ -1,5 +1,5 @@
-"""Row arithmetic on a chunk of logits in plain torch: what the Triton row kernels do, for CPU tensors, fp64, and as
-their cross-check.
+"""Row arithmetic on a chunk of logits in plain torch: for CPU tensors and fp64, and the cross-check of the Triton
+kernels.
 
 Per row, with d = z - max(z) and the target y left out of the sums (so that p -> 1 keeps its last bit):
     s_off = sum over j != y of exp(d_j),    s = exp(d_y) + s_off
@@ -10,19 +10,19 @@ where g = dL/dlogp and h = dL/dH.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from siri_kernels.sharding import Shard
+from siri_kernels.sharding import Shard, locate
 
 FLOOR = -1e30  # stands in for -inf (a banned token) where 0 * inf would be NaN
 
 
 @dataclass(frozen=True)
 class Head:
-    """The LM head as the row arithmetic sees it: weight_VD and bias_V in the compute dtype."""
+    """An LM head: weight [V, D], bias [V], and what happens to its logits."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -35,23 +35,25 @@ class Head:
         """1 / temperature, as a number or as [rows]."""
         return 1 / self.temperature[rows] if isinstance(self.temperature, Tensor) else 1 / self.temperature
 
+    def widen(self, dtype: torch.dtype) -> Head:
+        """The head in the compute dtype: one copy of a bf16 weight per call, none of an fp32 one."""
+        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
-def inverse(temperature: float | Tensor, rows) -> float | Tensor:
-    """1 / temperature, as a number or as a column [rows, 1]."""
-    return 1 / temperature[rows][:, None] if isinstance(temperature, Tensor) else 1 / temperature
+    def slice(self, columns: slice) -> Head:
+        return replace(self, weight=self.weight[columns], bias=None if self.bias is None else self.bias[columns])
 
 
 def column(x) -> Tensor:
+    """A per-row factor [n] as [n, 1]; a number as it is."""
     return x[:, None] if isinstance(x, Tensor) else x
 
 
-def logits_(head: Head, x: Tensor, scale, out: Tensor, columns: slice = slice(None)) -> Tensor | None:
+def logits_(head: Head, x: Tensor, scale, out: Tensor) -> Tensor | None:
     """Write softcap(x @ W.T + b) * scale into `out`; returns d softcap / dz when there is a softcap."""
-    weight = head.weight[columns]
     if head.bias is None:
-        torch.mm(x, weight.T, out=out)
+        torch.mm(x, head.weight.T, out=out)
     else:
-        torch.addmm(head.bias[columns], x, weight.T, out=out)
+        torch.addmm(head.bias, x, head.weight.T, out=out)
     if head.logit_dtype == "bf16":
         out.copy_(out.to(torch.bfloat16))
     slope = None
@@ -64,75 +66,25 @@ def logits_(head: Head, x: Tensor, scale, out: Tensor, columns: slice = slice(No
     return slope
 
 
-@dataclass
-class Rows:
-    """Statistics of one chunk of rows, [n] each, and the buffers its gradient is formed in."""
+def statistics(d: Tensor, e: Tensor, target_ids: Tensor, shard: Shard, *, banned: bool) -> Tensor:
+    """[4, n]: maximum, s_off, u_off = sum over j != y of exp(d_j) d_j, and z_y, of this shard alone.
 
-    logp: Tensor
-    entropy: Tensor
-    maximum: Tensor
-    """max of the row's logits over all vocabulary shards"""
-    log_sum: Tensor
-    """log sum exp(z - maximum)"""
-    d: Tensor
-    e: Tensor
-    slope: Tensor | None
-    shift: Tensor
-    """local maximum - maximum: what d and e have to be moved by"""
-
-
-class TorchRows:
-    """Forward and backward of the rows of a chunk; owns two buffers [rows, V] that every chunk reuses."""
-
-    def __init__(self, rows: int, vocab: int, dtype: torch.dtype, device: torch.device, shard: Shard):
-        self.shard = shard
-        self.buffers = torch.empty(2, rows, vocab, dtype=dtype, device=device)
-
-    def forward(self, head: Head, x: Tensor, target_ids: Tensor, scale) -> Rows:
-        """Statistics of the rows x [n, D] under the head."""
-        d = self.buffers[0, : x.shape[0]]
-        slope = logits_(head, x, scale, d)
-        return self.statistics(d, slope, target_ids, banned=head.bias is not None)
-
-    def statistics(self, d: Tensor, slope: Tensor | None, target_ids: Tensor, *, banned: bool) -> Rows:
-        """Statistics of scaled logits in the first buffer; `banned`: -inf, a token that cannot be sampled, may be among
-        them."""
-        e = self.buffers[1, : d.shape[0]]
-        own, y = self.shard.localize(target_ids, d.shape[1])
-        target_z = d.gather(1, y).squeeze(1)
-        if own is not None:
-            target_z = torch.where(own, target_z, 0.0)
-        if banned:
-            d.clamp_(min=FLOOR)
-        local_max = d.amax(1)
-        d.sub_(local_max[:, None])
-        torch.exp(d, out=e)
-        e.scatter_(
-            1, y, torch.zeros_like(target_z)[:, None] if own is None else torch.where(own[:, None], 0.0, e.gather(1, y))
-        )
-        maximum, s_off, u_off, target_z = self.shard.combine(local_max, e.sum(1), torch.linalg.vecdot(e, d), target_z)
-        logp, entropy, log_sum = finish(maximum, s_off, u_off, target_z)
-        return Rows(logp, entropy, maximum, log_sum, d, e, slope, local_max - maximum)
-
-    def backward_(self, rows: Rows, target_ids: Tensor, scale, g: Tensor, h: Tensor | None) -> Tensor:
-        """dL/dlogits [n, V] of the raw logits, in place of the chunk's buffer."""
-        d, e = rows.d, rows.e
-        own, y = self.shard.localize(target_ids, d.shape[1])
-        inv = (rows.shift - rows.log_sum).exp() * scale
-        if h is None:
-            e.mul_((-g * inv)[:, None])
-        else:
-            d.add_((rows.shift - rows.log_sum + rows.entropy)[:, None]).mul_((-h * inv)[:, None]).add_(
-                (-g * inv)[:, None]
-            )
-            e.mul_(d)
-        target = target_gradient(rows.logp, rows.entropy, g, h) * scale
-        if own is not None:
-            target = torch.where(own, target, e.gather(1, y).squeeze(1))
-        e.scatter_(1, y, target[:, None])
-        if rows.slope is not None:
-            e.mul_(rows.slope)
-        return e
+    In: scaled logits in d [n, V]. Out: d = z - max, e = exp(d) with 0 at the target. `banned`: -inf, a token that
+    cannot be sampled, may be there.
+    """
+    own, y = shard.localize(target_ids, d.shape[1])
+    target_z = d.gather(1, y).squeeze(1)
+    if own is not None:
+        target_z = torch.where(own, target_z, 0.0)
+    if banned:
+        d.clamp_(min=FLOOR)
+    maximum = d.amax(1)
+    d.sub_(maximum[:, None])
+    torch.exp(d, out=e)
+    e.scatter_(
+        1, y, torch.zeros_like(target_z)[:, None] if own is None else torch.where(own[:, None], 0, e.gather(1, y))
+    )
+    return torch.stack([maximum, e.sum(1), torch.linalg.vecdot(e, d), target_z])
 
 
 def finish(maximum: Tensor, s_off: Tensor, u_off: Tensor, target_z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,3 +103,71 @@ def target_gradient(logp: Tensor, entropy: Tensor, g: Tensor, h: Tensor | None) 
         return gradient
     p = logp.exp()
     return gradient - h * torch.where(p == 0, 0.0, p * (logp + entropy))
+
+
+class TorchRows:
+    """Logits, statistics and logit gradients of a chunk of rows; owns two buffers that every chunk reuses."""
+
+    def __init__(
+        self, hidden: Tensor, head: Head, target_ids: Tensor, shard: Shard, rows: int, columns: int, dtype: torch.dtype
+    ):
+        self.hidden, self.target_ids, self.shard, self.dtype = hidden, target_ids, shard, dtype
+        whole = columns == head.weight.shape[0]
+        self.head = head.widen(dtype) if whole else head
+        self.buffers = torch.empty(2, rows * columns, dtype=dtype, device=hidden.device)
+        self.slope, self.shift = None, None
+
+    def inputs(self, rows) -> Tensor:
+        """x [n, D] as the GEMMs take it."""
+        return self.hidden[rows].to(self.dtype)
+
+    def weight(self, columns: slice = slice(None)) -> Tensor:
+        return self.head.weight[columns].to(self.dtype)
+
+    def views(self, rows: int, columns: int) -> list[Tensor]:
+        return [b[: rows * columns].view(rows, columns) for b in self.buffers]
+
+    def forward(self, rows) -> Tensor:
+        """Row statistics [4, n] over the whole vocabulary."""
+        x = self.inputs(rows)
+        d, e = self.views(x.shape[0], self.head.weight.shape[0])
+        self.slope = logits_(self.head, x, self.head.scale(rows), d)
+        local = statistics(d, e, self.target_ids[rows], self.shard, banned=self.head.bias is not None)
+        stats = self.shard.combine(local)
+        self.shift = local[0] - stats[0]
+        return stats
+
+    def gradient(self, rows, stats, log_sum, logp, entropy, g, h: Tensor | None) -> Tensor:
+        """dL/dlogits [n, V] of the chunk whose forward came last, in its buffer."""
+        d, e = self.views(logp.numel(), self.head.weight.shape[0])
+        scale = self.head.scale(rows)
+        own, y = self.shard.localize(self.target_ids[rows], d.shape[1])
+        factor = (self.shift - log_sum).exp() * scale
+        if h is None:
+            e.mul_((-g * factor)[:, None])
+        else:
+            offset = self.shift - log_sum + entropy
+            e.mul_(d.add_(offset[:, None]).mul_((-h * factor)[:, None]).add_((-g * factor)[:, None]))
+        return self._finish_gradient(e, own, y, target_gradient(logp, entropy, g, h) * scale, self.slope)
+
+    def slice_gradient(self, rows, columns: slice, maximum, log_sum, logp, entropy, g, h: Tensor | None) -> Tensor:
+        """dL/dlogits [n, columns] recomputed for a slice of the vocabulary."""
+        x, scale = self.inputs(rows), self.head.scale(rows)
+        d, p = self.views(x.shape[0], columns.stop - columns.start)
+        slope = logits_(self.head.slice(columns).widen(self.dtype), x, scale, d)
+        d.sub_(maximum[:, None]).sub_(log_sum[:, None])  # in two steps: their sum would round log_sum away
+        if self.head.bias is not None:
+            d.clamp_(min=FLOOR)
+        torch.exp(d, out=p)
+        if h is None:
+            p.mul_(column(-g * scale))
+        else:
+            p.mul_(d.add_(entropy[:, None]).mul_((-h * scale)[:, None]).add_((-g * scale)[:, None]))
+        own, y = locate(self.target_ids[rows], self.shard.start + columns.start, p.shape[1])
+        return self._finish_gradient(p, own, y, target_gradient(logp, entropy, g, h) * scale, slope)
+
+    @staticmethod
+    def _finish_gradient(dz: Tensor, own: Tensor | None, y: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:
+        target = target[:, None]
+        dz.scatter_(1, y, target if own is None else torch.where(own[:, None], target, dz.gather(1, y)))
+        return dz if slope is None else dz.mul_(slope)

@@ -48,24 +48,21 @@ class Shard:
         """`locate` in this shard; the mask is None when the shard is the whole vocabulary."""
         return (None, target_ids.long()[:, None]) if self.whole else locate(target_ids, self.start, vocab)
 
-    def combine(
-        self, local_max: Tensor, s_off: Tensor, u_off: Tensor, target_z: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row statistics of this shard -> those of the whole vocabulary. target_z is 0 where another shard owns the
-        target."""
+    def combine(self, local: Tensor) -> Tensor:
+        """Row statistics [4, n] (maximum, s_off, u_off, z_y, 0 where another shard owns y) of this shard -> of all."""
         if self.whole:
-            return local_max, s_off, u_off, target_z
+            return local
         import torch.distributed as dist
 
-        slots = local_max.new_zeros(dist.get_world_size(self.group), 4, local_max.numel())
-        slots[dist.get_rank(self.group)] = torch.stack([local_max, s_off, u_off, target_z])
+        slots = local.new_zeros(dist.get_world_size(self.group), *local.shape)
+        slots[dist.get_rank(self.group)] = local
         dist.all_reduce(slots, group=self.group)
-        maximum = slots[:, 0].amax(0)
-        shift = slots[:, 0] - maximum
+        maximum, s_off, u_off, target_z = slots.unbind(1)
+        top = maximum.amax(0)
+        shift = maximum - top
         factor = shift.exp()
-        s = (slots[:, 1] * factor).sum(0)
-        u = (torch.where(factor == 0, 0.0, slots[:, 1] * shift) + slots[:, 2]).mul(factor).sum(0)
-        return maximum, s, u, slots[:, 3].sum(0)
+        u = torch.where(factor == 0, 0.0, s_off * shift) + u_off
+        return torch.stack([top, (s_off * factor).sum(0), (u * factor).sum(0), target_z.sum(0)])
 
     def all_reduce_(self, x: Tensor) -> Tensor:
         """Sum over the shards, in place."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from siri_kernels.metrics import METRIC_REDUCTION, mean_metrics
 from siri_kernels.reference import LOG_RATIO_BOUND, sequence_ids
+from siri_kernels.rows_torch import finish
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class Tokens:
         return Tokens(
             self.advantages[rows], self.weight[rows], self.counted[rows], pick(self.old_logp), pick(self.rollout_logp)
         )
+
+    def contiguous(self) -> Tokens:
+        """Plain strides, for kernels that index by token."""
+        flat = lambda x: None if x is None else x.contiguous()  # noqa: E731
+        fields = ("advantages", "weight", "counted", "old_logp", "rollout_logp")
+        return replace(self, **{name: flat(getattr(self, name)) for name in fields})
 
     def restrict(self, computed: Tensor) -> Tokens:
         """Count only rows that were computed; divisors stay those of the whole batch."""
@@ -239,3 +246,25 @@ def gradient_rows(spec: LossSpec, tokens: Tokens) -> Tensor:
             useful = segment_sum(useful.to(tokens.weight.dtype), tokens.cu_seqlens)[tokens.seq] > 0
         possible = possible & useful
     return possible.nonzero().squeeze(1)
+
+
+class TorchTally:
+    """Collects the chunks of one call: log-probs and coefficients as they come, loss and metrics at the end."""
+
+    def __init__(self, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor):
+        self.spec, self.tokens, self.logp, self.entropy = spec, tokens, logp, entropy
+
+    def add(self, rows: slice | Tensor, stats: Tensor, backward: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """log-sum, g and h of a chunk [n] from its row statistics [4, n]; g and h None when there is no backward."""
+        logp, entropy, log_sum = finish(*stats)
+        self.logp[rows], self.entropy[rows] = logp, entropy
+        if not backward:
+            return log_sum, None, None
+        if self.spec.loss == "gspo":  # one chunk only: the rows of every sequence are there
+            g, h = (None if c is None else c[rows] for c in coefficients(self.spec, self.tokens, self.logp))
+        else:
+            g, h = coefficients(self.spec, self.tokens.select(rows), logp)
+        return log_sum, g, h
+
+    def result(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return summarize(self.spec, self.tokens, self.logp, self.entropy)

@@ -1,0 +1,217 @@
+"""The kernel between the GEMMs: from row statistics to log-prob, entropy, the loss's coefficients and its statistics,
+in one launch.
+
+It is `token_loss` for token-level losses ("grpo", "cispo"), line by line; sequence-level ratios need a reduction in
+between and take the torch version. Every block writes its own partial sums, which are added in a fixed order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from siri_kernels.reference import LOG_RATIO_BOUND
+from siri_kernels.token_loss import LossSpec, Tokens, metric_names
+from siri_kernels.triton_rows import INTERPRETED, expm1, log1p
+
+BOUND = tl.constexpr(LOG_RATIO_BOUND)
+COLUMNS = (
+    "loss",
+    "tokens",
+    "nonfinite_tokens",
+    "clip_low_fraction",
+    "clip_high_fraction",
+    "dual_clip_fraction",
+    "approx_kl",
+    "logp_mean",
+    "entropy_mean",
+    "mismatch_k1",
+    "mismatch_k3",
+    "importance_mean",
+    "importance_clipped_fraction",
+    "ratio_max",
+    "mismatch_max",
+)
+FIRST_MAXIMUM = COLUMNS.index("ratio_max")
+WIDTH = 16
+LOSS_CODE = {"grpo": 0, "cispo": 1}
+IMPORTANCE_CODE = {"none": 0, "tis": 1, "icepop": 2}
+BLOCK = 4096 if INTERPRETED else 128
+
+
+@triton.jit
+def bounded(x):
+    """clamp(x, -20, 20) that keeps NaN."""
+    x = tl.where(x > BOUND, BOUND, x)
+    return tl.where(x < -BOUND, -BOUND, x)
+
+
+@triton.jit
+def put_sum(P, column: tl.constexpr, counted, x):
+    tl.store(P + column, tl.sum(tl.where(counted, x, 0.0)))
+
+
+@triton.jit
+def put_max(P, column: tl.constexpr, counted, x):
+    x = tl.where(counted, x, 0.0)
+    broken = tl.sum((x != x).to(tl.int32)) > 0
+    tl.store(P + column, tl.where(broken, float("nan"), tl.max(tl.where(x != x, 0.0, x))))
+
+
+@triton.jit
+def token_kernel(
+    STATS, ROWS, ADV, WEIGHT, COUNTED, OLD, ROLLOUT, LOGP, ENTROPY, OUT, PARTIALS, stats_stride, out_stride, n,
+    first_row, first_block, low, high, dual, importance_low, importance_cap, entropy_coef, INDEXED: tl.constexpr,
+    HAS_OLD: tl.constexpr, HAS_ROLLOUT: tl.constexpr, LOSS: tl.constexpr, IMPORTANCE: tl.constexpr, DUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """LOGP, ENTROPY at the rows of the chunk; OUT [3, n] = log-sum, g, h; PARTIALS [block, 16] in the order of
+    COLUMNS."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = i < n
+    row = first_row + i
+    if INDEXED:
+        row = tl.load(ROWS + i, mask=valid, other=0)
+    maximum = tl.load(STATS + i, mask=valid, other=0.0)
+    s_off = tl.load(STATS + stats_stride + i, mask=valid, other=0.0)
+    u_off = tl.load(STATS + 2 * stats_stride + i, mask=valid, other=0.0)
+    target = tl.load(STATS + 3 * stats_stride + i, mask=valid, other=0.0)
+    adv = tl.load(ADV + row, mask=valid, other=0.0)
+    weight = tl.load(WEIGHT + row, mask=valid, other=0.0)
+    counted = (tl.load(COUNTED + row, mask=valid, other=0) != 0) & valid
+
+    d = target - maximum
+    e = tl.exp(d)
+    log_sum = log1p(s_off + (e - 1))
+    logp = d - log_sum
+    entropy = log_sum - (u_off + tl.where(e == 0, 0.0, e * d)) * tl.exp(-log_sum)
+    tl.store(LOGP + row, logp, mask=valid)
+    tl.store(ENTROPY + row, entropy, mask=valid)
+
+    behaviour = logp
+    if HAS_OLD:
+        behaviour = tl.load(OLD + row, mask=valid, other=0.0)
+    delta = logp - behaviour  # not 0 when on-policy: a NaN stays one
+    log_ratio = bounded(delta)
+    ratio = tl.exp(log_ratio)
+    clipped = tl.where(ratio < low, low, ratio)
+    clipped = tl.where(clipped > high, high, clipped)
+    below = (ratio < low) & (adv < 0)
+    above = (ratio > high) & (adv > 0)
+    if LOSS == 1:
+        slope = -clipped * adv
+        term = slope * logp
+    else:
+        flat = below | above | (tl.abs(delta) > BOUND)
+        unclipped = -ratio * adv
+        term = -clipped * adv
+        term = tl.where(unclipped > term, unclipped, term)
+        if DUAL:
+            flat = flat | ((ratio > dual) & (adv < 0))
+            term = tl.where((adv < 0) & (term > -dual * adv), -dual * adv, term)
+        slope = tl.where(flat, 0.0, unclipped)
+
+    P = PARTIALS + (first_block + tl.program_id(0)) * 16
+    if HAS_ROLLOUT:
+        log_w = behaviour - tl.load(ROLLOUT + row, mask=valid, other=0.0)
+        log_w_bounded = bounded(log_w)
+        raw = tl.exp(log_w_bounded)
+        w = raw * 0 + 1
+        outside = raw > importance_cap
+        if IMPORTANCE == 1:
+            w = tl.where(outside, importance_cap, raw)
+        if IMPORTANCE == 2:
+            outside = outside | (raw < importance_low)
+            w = tl.where(outside, 0.0, raw)
+        if IMPORTANCE > 0:
+            slope = slope * w
+            term = term * w
+        put_sum(P, 9, counted, -log_w)
+        put_sum(P, 10, counted, expm1(log_w_bounded) - log_w_bounded)
+        put_sum(P, 11, counted, w)
+        put_sum(P, 12, counted & outside, 1.0)
+        put_max(P, 14, counted, tl.abs(log_w))
+    term = term - entropy_coef * entropy
+    g = tl.where(counted, weight * slope, 0.0)
+    h = tl.where(counted, -entropy_coef * weight, 0.0)
+    tl.store(OUT + i, log_sum, mask=valid)
+    tl.store(OUT + out_stride + i, g, mask=valid)
+    tl.store(OUT + 2 * out_stride + i, h, mask=valid)
+
+    finite = (tl.abs(logp) < float("inf")) & (tl.abs(entropy) < float("inf"))
+    put_sum(P, 0, counted, weight * term)
+    put_sum(P, 1, counted, 1.0)
+    put_sum(P, 2, counted & (finite == 0), 1.0)
+    put_sum(P, 3, counted & below, 1.0)
+    put_sum(P, 4, counted & above, 1.0)
+    if DUAL:
+        put_sum(P, 5, counted & (ratio > dual) & (adv < 0), 1.0)
+    put_sum(P, 6, counted, expm1(log_ratio) - log_ratio)
+    put_sum(P, 7, counted, logp)
+    put_sum(P, 8, counted, entropy)
+    put_max(P, 13, counted, ratio)
+
+
+class TritonTally:
+    """Collects the chunks of one call: log-probs and coefficients as they come, loss and metrics at the end."""
+
+    def __init__(self, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, chunk_rows: int):
+        self.spec, self.logp, self.entropy = spec, logp, entropy
+        self.tokens = tokens.contiguous()
+        self.blocks = 0
+        capacity = n_chunks * triton.cdiv(max(chunk_rows, 1), BLOCK)
+        self.partials = torch.zeros(capacity, WIDTH, dtype=torch.float32, device=logp.device)
+
+    def add(self, rows: slice | Tensor, stats: Tensor, backward: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """log-sum, g, h (None without entropy_coef) of a chunk [n] from its row statistics [4, n]."""
+        spec, tokens, n = self.spec, self.tokens, stats.shape[1]
+        out = torch.empty(3, n, dtype=torch.float32, device=stats.device)
+        indexed = isinstance(rows, Tensor)
+        blocks = triton.cdiv(n, BLOCK)
+        token_kernel[(blocks,)](
+            stats,
+            rows if indexed else stats,
+            tokens.advantages,
+            tokens.weight,
+            tokens.counted.view(torch.uint8),
+            self.logp if tokens.old_logp is None else tokens.old_logp,
+            self.logp if tokens.rollout_logp is None else tokens.rollout_logp,
+            self.logp,
+            self.entropy,
+            out,
+            self.partials,
+            stats.stride(0),
+            n,
+            n,
+            0 if indexed else rows.start,
+            self.blocks,
+            spec.ratio_low,
+            spec.ratio_high,
+            spec.dual_clip or 0.0,
+            spec.importance_low,
+            spec.importance_cap,
+            spec.entropy_coef,
+            INDEXED=indexed,
+            HAS_OLD=tokens.old_logp is not None,
+            HAS_ROLLOUT=tokens.rollout_logp is not None,
+            LOSS=LOSS_CODE[spec.loss],
+            IMPORTANCE=IMPORTANCE_CODE[spec.importance],
+            DUAL=spec.dual_clip is not None,
+            BLOCK=BLOCK,
+            num_warps=4,
+        )
+        self.blocks += blocks
+        return out[0], out[1], out[2] if spec.entropy_coef else None
+
+    def result(self) -> tuple[Tensor, dict[str, Tensor]]:
+        sums = self.partials[:, :FIRST_MAXIMUM].sum(0)
+        values = dict(zip(COLUMNS, sums.unbind(), strict=False))
+        maxima = self.partials[:, FIRST_MAXIMUM:].amax(0) if self.blocks else sums.new_zeros(2)
+        values |= dict(zip(COLUMNS[FIRST_MAXIMUM:], maxima.unbind(), strict=False))
+        tokens = values["tokens"]
+        counts = ("tokens", "nonfinite_tokens", "ratio_max", "mismatch_max")
+        names = metric_names(self.spec, self.tokens.rollout_logp is not None, True)
+        metrics = {name: values[name] if name in counts else values[name] / tokens.clamp(min=1) for name in names}
+        return values["loss"], metrics
