@@ -40,7 +40,8 @@ class Extra:
     def install(self) -> str:
         """The command that adds it, run in the checkout."""
         if self.extra == "flash":  # built from source against the torch that is installed
-            return "pip install 'setuptools>=77' wheel ninja && pip install --no-build-isolation -e ./kernels -e '.[flash]'"
+            tools = "pip install 'setuptools>=77' wheel ninja"
+            return f"{tools} && pip install --no-build-isolation -e ./kernels -e '.[{self.extra}]'"
         return f"pip install -e ./kernels -e '.[{self.extra}]'"
 
 

@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,21 @@ def test_truncate_by_predicate_for_evaluations(tmp_path):
     assert [row["step"] for row in log.rows()] == [0, 30]
     with pytest.raises(TypeError):
         log.truncate()
+
+
+def test_a_kill_while_truncating_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n')
+
+    def killed(source, target):
+        assert json.loads(Path(source).read_text()) == {"step": 0}, "the new file must be whole before it is moved"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("siri.metrics.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsLog(path).truncate(1)
+    assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.jsonl"]
 
 
 def test_truncate_with_nothing_to_do_leaves_the_bytes(tmp_path):
