@@ -7,6 +7,7 @@ a pair and a set, and takes the right side of any equation. As a reward that pay
 
 import logging
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 # An answer longer than this is compared as text only: parsing takes superlinear time and no gold answer is as long.
@@ -86,7 +87,7 @@ _DECIMAL = re.compile(r"[-+]?(?:\d+\.?(\d*)|\.(\d+))")
 _FRACTION = re.compile(r"([-+]?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}")
 _SLASHED = re.compile(r"([-+]?)()(\d+)/(\d+)")
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*([23]))?")
-_PLAIN_UNIT = re.compile(r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z. ]*)(?:\^\s*([23]))?")
+_PLAIN_UNIT = re.compile(r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*)(?:\^\s*([23]))?")
 
 
 def last_boxed(text: str) -> str | None:
@@ -284,7 +285,7 @@ def _same_scalar(gold: str, answer: str) -> bool:
         digits = max(a_digits, b_digits)
         # a rounded decimal counts from six digits on, as in math-verify: 0.333333 is 1/3, 0.33 is not
         return a == b or (digits >= 6 and abs(a - b) <= Fraction(1, 2 * 10**digits))
-    return _verify(*(re.sub(r"(.*?)\s*\\%", r"\\frac{\1}{100}", text) for text in (gold, answer)))
+    return _verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
 
 
 def _without_unit(text: str) -> tuple[str, tuple | None]:
@@ -300,7 +301,7 @@ def _without_unit(text: str) -> tuple[str, tuple | None]:
     unit = [_UNITS.get(word, _UNITS.get(word.removesuffix("s"))) for word in words]
     unit += [{"2": "square", "3": "cubic"}[power]] if power else []
     if None in unit:
-        # without \text, letters after a number are a unit only if we know it: 2 xy is not "2"
+        # without \text, letters after a number are a unit only if we know it (and single ones never): 2xy is not 2
         return (text, None) if known_only else (quantity, None)
     return quantity, tuple(sorted(unit))
 
@@ -343,7 +344,9 @@ def _parse(text: str) -> list:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we switched its timeout off
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text.replace("\\text{degree}", ""))
-    config = (LatexExtractionConfig(boxed_match_priority=0),)
+    # its list of units holds most single letters: 2m and 2t would both be 2
+    normalization = replace(LatexExtractionConfig().normalization_config, units=False)
+    config = (LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization),)
     return parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=None)
 
 
@@ -354,6 +357,6 @@ def _number(expression) -> complex | None:
         return None
     try:
         value = complex(expression.doit().evalf())
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # sympy raises anything for what has no value: a limit, a division by zero, a deep nesting
         return None
     return value if max(abs(value.real), abs(value.imag)) < 1e150 else None  # false for nan, too
