@@ -80,6 +80,9 @@ def load_policy(source: str, device: torch.device) -> Policy:
         raise InputError(
             f"model {source}: no usable tokenizer there ({_first_line(error)}); copy the tokenizer's files"
         ) from None
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        # transformers makes up an empty one where a folder has a config but no tokenizer files
+        raise InputError(f"model {source}: no tokenizer there; copy tokenizer.json and tokenizer_config.json beside it")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention.register()
@@ -91,8 +94,6 @@ def load_policy(source: str, device: torch.device) -> Policy:
 
 def make_policy(model: Any, tokenizer: Any) -> Policy:
     """Wrap a model and a tokenizer that are already loaded."""
-    if len(tokenizer) == 0:
-        raise InputError("the model's tokenizer is empty; copy tokenizer.json into the model folder")
     stops = model.generation_config.eos_token_id if model.generation_config is not None else None
     stop_ids = set(stops if isinstance(stops, list) else [stops]) | {tokenizer.eos_token_id}
     stop_ids.discard(None)

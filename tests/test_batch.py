@@ -1,0 +1,142 @@
+"""Rollout batches: grading under the cap, overlong policies, dynamic sampling, advantages."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from siri.advantages import group_advantages
+from siri.batch import Group, collect, make_samples, rollout_metrics, soft_penalty
+from siri.config import Config
+from siri.data import PromptSet, Sampler
+from siri.rollout import Completion
+
+
+def config(**settings) -> Config:
+    base = {
+        "prompts_per_step": 4,
+        "group_size": 3,
+        "mini_batch_prompts": 2,
+        "l_max": 10,
+        "l_min": 5,
+        "overlong_buffer": 4,
+    }
+    return Config(**{**base, **settings})
+
+
+class FakeEngine:
+    """Answers prompt [p] with responses of lengths p, p+1, ...; a cap cuts them."""
+
+    def __init__(self):
+        self.calls = []
+
+    def generate(self, requests, *, temperature, seed, progress=None):
+        self.calls.append(([request.prompt_ids[0] for request in requests], seed))
+        answers = []
+        for request in requests:
+            wanted = [request.prompt_ids[0] + i for i in range(request.n)]
+            lengths = [min(length, request.max_tokens) for length in wanted]
+            answers.append(
+                [
+                    Completion([7] * length, [-1.0] * length, length < want)
+                    for length, want in zip(lengths, wanted, strict=True)
+                ]
+            )
+        return answers
+
+
+class FakeGrader:
+    """Right when the text's length is one of the numbers in the answer."""
+
+    def score(self, texts, answers):
+        rewards = [float(str(len(text)) in answer.split()) for text, answer in zip(texts, answers, strict=True)]
+        return SimpleNamespace(rewards=rewards, timeouts=0, errors=0)
+
+
+POLICY = SimpleNamespace(decode=lambda ids: "x" * len(ids))
+
+
+def run(settings: Config, prompts: PromptSet, cap: int = 6, **options):
+    engine = FakeEngine()
+    sampler = Sampler(len(prompts.ids), 0)
+    groups = collect(settings, POLICY, engine, FakeGrader(), prompts, sampler, step=0, cap=cap, **options)
+    return groups, engine
+
+
+def prompt_set(*pairs) -> PromptSet:
+    return PromptSet([[length] for length, _ in pairs], [answer for _, answer in pairs], 0, 0)
+
+
+def test_truncated_responses_score_zero_unless_told_otherwise():
+    prompts = prompt_set(*[(5, "6")] * 4)  # lengths 5, 6, 7 -> the last is cut to 6, where "6" would be right
+    scores = {mode: run(config(overlong=mode), prompts)[0][0] for mode in ("zero", "mask", "grade", "soft")}
+    assert scores["zero"].scores == scores["mask"].scores == [0, 1, 0]
+    assert scores["grade"].scores == [0, 1, 1]
+    assert scores["soft"].scores == [0, 1, 1]
+    assert scores["soft"].rewards == pytest.approx([0 - 3 / 4, 1 - 1, 1 - 1])
+    masked = make_samples(config(overlong="mask"), [scores["mask"]])[0]
+    assert [sample.counted for sample in masked] == [True, True, False]
+    assert all(sample.counted for sample in make_samples(config(), [scores["zero"]])[0])
+
+
+def test_soft_penalty_is_dapos():
+    assert [soft_penalty(n, 100, 40) for n in (10, 60, 61, 80, 100)] == pytest.approx([0, 0, -1 / 40, -0.5, -1])
+    assert soft_penalty(3, 6, 4096) == pytest.approx(-0.5), "a buffer longer than the cap shrinks to it"
+
+
+def test_dynamic_sampling_refills_by_accuracy():
+    # prompts of length 3 are mixed (one of 3, 4, 5 right), those of length 2 never right
+    prompts = prompt_set(*[(3, "4"), (2, "99")] * 6)
+    groups, engine = run(config(dynamic_sampling=True), prompts)
+    trained = [group for group in groups if group.trained]
+    assert len(trained) == 4 and all(len(set(group.scores)) == 2 for group in trained)
+    assert all(len(set(group.scores)) == 1 for group in groups if not group.trained)
+    assert len(engine.calls) > 1 and len({seed for _, seed in engine.calls}) == len(engine.calls)
+    assert rollout_metrics(groups)["groups_dropped"] == len(groups) - 4
+    plain, engine = run(config(), prompts)
+    assert len(plain) == 4 and len(engine.calls) == 1
+
+
+def test_dynamic_sampling_gives_up_after_its_rounds():
+    groups, engine = run(config(dynamic_sampling=True, dynamic_sampling_rounds=3), prompt_set(*[(2, "99")] * 5))
+    assert len(engine.calls) == 3 and not any(group.trained for group in groups)
+    assert make_samples(config(), groups) == []
+
+
+def test_mini_batches_hold_whole_groups():
+    prompts = prompt_set((3, "4"), (3, "3"), (4, "5"), (2, "9"))
+    groups, _ = run(config(), prompts)
+    batches = make_samples(config(), groups)
+    assert [len(batch) for batch in batches] == [6, 6]
+    for group, start in zip(groups, (0, 3, 0, 3), strict=True):
+        batch = batches[0 if group in groups[:2] else 1]
+        assert [sample.prompt_ids for sample in batch[start : start + 3]] == [group.prompt_ids] * 3
+
+
+def test_advantages_against_the_formula():
+    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0.1, 0.1, 0.1, 0.1]], dtype=torch.float64)
+    got = group_advantages(rewards)
+    for row, want in zip(rewards[:2], got[:2], strict=True):
+        mean = sum(row.tolist()) / 4
+        std = (sum((value - mean) ** 2 for value in row.tolist()) / 3) ** 0.5
+        torch.testing.assert_close(want, (row - mean) / (std + 1e-6))
+    assert torch.equal(got[2:], torch.zeros(2, 4, dtype=torch.float64))
+    torch.testing.assert_close(group_advantages(rewards, norm="none")[0], rewards[0] - 0.25)
+    with pytest.raises(ValueError, match="at least 2"):
+        group_advantages(torch.ones(3, 1))
+    with pytest.raises(ValueError, match="norm"):
+        group_advantages(rewards, norm="max")
+
+
+def test_metrics_of_a_batch():
+    completions = [Completion([1] * n, [-1.0] * n, cut) for n, cut in ((4, False), (6, True), (2, False), (8, False))]
+    groups = [
+        Group([1], completions[:2], [1.0, 0.0], [1.0, -0.5], timeouts=1),
+        Group([2], completions[2:], [1.0, 1.0], [1.0, 1.0]),
+    ]
+    metrics = rollout_metrics(groups)
+    assert metrics["reward_mean"] == pytest.approx(2.5 / 4) and metrics["accuracy"] == pytest.approx(0.75)
+    assert metrics["response_tokens"] == 20 and metrics["response_tokens_max"] == 8
+    assert metrics["tokens_right_mean"] == pytest.approx(14 / 3) and metrics["tokens_wrong_mean"] == 6
+    assert metrics["truncation_rate"] == 0.25 and metrics["zero_variance_groups"] == 0.5
+    assert metrics["reward_timeouts"] == 1

@@ -1,0 +1,136 @@
+"""The padding-free forward pass against one-by-one forward passes, in fp64."""
+
+import random
+
+import pytest
+import torch
+
+from siri.attention import PackedLayout, varlen_attention
+from siri.errors import InputError
+from siri.model import load_policy, packed_hidden, sequence_cost
+from siri.packing import R1_DISTILL_LINEAR, R1_DISTILL_QUADRATIC
+from tests.tiny import VOCAB, save_tiny, tiny_model
+
+CPU = torch.device("cpu")
+
+
+def ragged(seed: int, count: int = 9, longest: int = 60) -> list[int]:
+    draw = random.Random(seed)
+    return [1, longest, *(draw.randint(1, longest) for _ in range(count))]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("seed", range(3))
+def test_packed_forward_and_gradient_equal_one_by_one(kind, seed):
+    model = tiny_model(kind, dtype=torch.float64, seed=seed)
+    lengths = ragged(seed)
+    torch.manual_seed(seed)
+    ids = [torch.randint(0, VOCAB, (n,)) for n in lengths]
+    coefficients = torch.randn(sum(lengths), 32, dtype=torch.float64)
+
+    packed = packed_hidden(model, torch.cat(ids), PackedLayout.of(lengths))
+    (packed * coefficients).sum().backward()
+    packed_grads = [parameter.grad.clone() for parameter in model.model.parameters()]
+
+    model.zero_grad()
+    model.set_attn_implementation("sdpa")  # transformers' own path (its eager one rounds to fp32)
+    single = torch.cat([model.model(one[None], use_cache=False).last_hidden_state[0] for one in ids])
+    (single * coefficients).sum().backward()
+    torch.testing.assert_close(packed, single, rtol=1e-11, atol=1e-11)
+    for one, other in zip(packed_grads, model.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_no_token_sees_another_sequence():
+    """Changing one sequence leaves every other row of the pack as it was, bit for bit."""
+    model = tiny_model(dtype=torch.float64)
+    lengths = ragged(5)
+    ids = torch.randint(0, VOCAB, (sum(lengths),))
+    layout = PackedLayout.of(lengths)
+    before = packed_hidden(model, ids, layout)
+    start = sum(lengths[:4])
+    changed = ids.clone()
+    changed[start : start + lengths[4]] = (changed[start : start + lengths[4]] + 1) % VOCAB
+    after = packed_hidden(model, changed, layout)
+    others = torch.ones(len(ids), dtype=torch.bool)
+    others[start : start + lengths[4]] = False
+    assert torch.equal(before[others], after[others])
+    assert not torch.allclose(before[~others], after[~others])
+
+
+def test_layout_restarts_positions_and_covers_every_row_once():
+    lengths = [3, 7, 1, 6, 7]
+    layout = PackedLayout.of(lengths)
+    assert layout.cu_seqlens.tolist() == [0, 3, 10, 11, 17, 24]
+    assert layout.position_ids_N.tolist() == [i for n in lengths for i in range(n)]
+    assert sorted(layout.order_N.tolist()) == list(range(24))
+    padding = sum(0 if block.real_SL is None else int((~block.real_SL).sum()) for block in layout.blocks)
+    assert padding <= 0.25 * sum(block.rows_SL.numel() for block in layout.blocks)
+
+
+def test_attention_with_grouped_queries_matches_the_formula():
+    torch.manual_seed(0)
+    lengths, heads, groups, size = [4, 9, 2], 6, 2, 5
+    total = sum(lengths)
+    query = torch.randn(total, heads, size, dtype=torch.float64)
+    key, value = (torch.randn(total, groups, size, dtype=torch.float64) for _ in range(2))
+    got = varlen_attention(query, key, value, PackedLayout.of(lengths), scale=0.3)
+    start = 0
+    for n in lengths:
+        for head in range(heads):
+            q, k, v = (
+                query[start : start + n, head],
+                key[start : start + n, head // 3],
+                value[start : start + n, head // 3],
+            )
+            scores = (0.3 * q @ k.T).masked_fill(torch.ones(n, n).triu(1).bool(), float("-inf"))
+            torch.testing.assert_close(got[start : start + n, head], scores.softmax(-1) @ v)
+        start += n
+
+
+def test_cost_of_r1_distill_from_its_config():
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    cost = sequence_cost(config)
+    linear, quadratic = 2 * cost(1.0) - cost(2.0) / 2, cost(2.0) / 2 - cost(1.0)
+    assert linear == pytest.approx(R1_DISTILL_LINEAR, rel=0.01)
+    assert quadratic == pytest.approx(R1_DISTILL_QUADRATIC, rel=1e-6)
+
+
+def test_load_policy_round_trip(tmp_path):
+    folder = save_tiny(tmp_path / "model", seed=7)
+    policy = load_policy(str(folder), CPU)
+    assert policy.stop_ids == {2} and policy.context == 512
+    text = "so </think> 5 + 7"
+    assert policy.decode(policy.tokenizer(text)["input_ids"] + [2]) == text
+    expected = tiny_model(vocab_size=len(policy.tokenizer), seed=7).state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in policy.model.state_dict().items())
+
+
+def test_model_folders_that_cannot_work(tmp_path):
+    with pytest.raises(InputError, match=r"/nowhere/model: no such folder"):
+        load_policy("/nowhere/model", CPU)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: .*config\.json"):
+        load_policy(str(tmp_path / "empty"), CPU)
+    bare = tmp_path / "bare"
+    tiny_model().save_pretrained(bare)
+    with pytest.raises(InputError, match="bare: no tokenizer there"):
+        load_policy(str(bare), CPU)
+    with pytest.raises(InputError, match=r"architecture 'gpt2' is not among"):
+        load_policy(str(_gpt2(tmp_path / "gpt2")), CPU)
+    with pytest.raises(InputError, match="sliding-window"):
+        load_policy(
+            str(save_tiny(tmp_path / "window", use_sliding_window=True, sliding_window=16, max_window_layers=0)), CPU
+        )
+
+
+def _gpt2(folder):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder)
+    return folder
