@@ -277,6 +277,8 @@ def _same_scalar(gold: str, answer: str) -> bool:
     (gold, gold_unit), (answer, answer_unit) = _without_unit(gold), _without_unit(answer)
     if gold_unit and answer_unit and gold_unit != answer_unit:
         return False
+    if gold.endswith("\\%") and "%" not in answer and _same_scalar(gold.removesuffix("\\%").strip(), answer):
+        return True  # "what percent ...?" is answered by the number; the other way round 5% is not 5
     if any(_IN_BASE.fullmatch(text.strip()) for text in (gold, answer)):
         return _key(gold) == _key(answer)
     exact = _rational(gold), _rational(answer)

@@ -79,7 +79,9 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             ]
             if figures:
                 row = average(dict(zip(config.eval_data, figures, strict=True)))
-                run.evals.append({"step": done, "name": name, "train_tokens": train_tokens, **row})
+                row = {"step": done, "name": name, "train_tokens": train_tokens, **row}
+                run.evals.append(row)
+                logger.log(row, done)
                 progress.note(f"step {done} {name}: accuracy {row['accuracy']:.1%}, {row['tokens_mean']:.1f} tokens")
 
         if run.start == 0 and not run.evals.rows():
