@@ -32,7 +32,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     """Train `config` in the folder `run_dir`; returns the exit code. Bad input is an InputError, before any writing."""
     run = RunFolder(run_dir, config, recipe, resume)
     if run.finished():
-        print_closing(run_dir)
+        if not quiet:
+            print_closing(run_dir)
         return DONE
     schedule = config.length_schedule()
     device = pick_device(config.device)

@@ -1,0 +1,36 @@
+# Everything runs in .venv, which is made when missing (plain pip, nothing global).
+#   make demo   train the tiny reasoner with SIRI on this machine and draw the report
+#   make test   run all tests          make lint   ruff check and format
+#   make bench  microbenchmarks        make clean  remove .venv and caches (runs/ stays)
+
+# the first Python from 3.11 to 3.13 that works, 3.11 preferred: torch's CPU build is found there without a detour
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+# a machine without an NVIDIA GPU takes the CPU build of torch
+CONSTRAINTS := $(shell nvidia-smi -L >/dev/null 2>&1 || echo -c constraints-cpu.txt)
+READY := .venv/.ready
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	.venv/bin/siri train demo --auto-resume
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+lint: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+bench: $(READY)
+	.venv/bin/python -m pytest bench --benchmark-enable --benchmark-only
+
+$(READY): pyproject.toml kernels/pyproject.toml constraints-cpu.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."; exit 2; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ./kernels -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
