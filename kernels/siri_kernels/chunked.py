@@ -49,6 +49,8 @@ class Needs:
     hidden: bool
     weight: bool
     bias: bool
+    frozen: int = 0
+    """leading columns of the weight that have no gradient"""
 
     @property
     def any(self) -> bool:
@@ -152,7 +154,7 @@ def grpo(
     logp = torch.full((n,), torch.nan, dtype=dtype, device=device)
     entropy = logp.clone()
     d_hidden = hidden.new_zeros(hidden.shape if needs.hidden else (0,))
-    d_weight = torch.zeros((vocab, d_model) if needs.weight else (0,), dtype=dtype, device=device)
+    d_weight = torch.zeros((vocab, d_model - needs.frozen) if needs.weight else (0,), dtype=dtype, device=device)
     d_bias = torch.zeros((vocab,) if needs.bias else (0,), dtype=dtype, device=device)
     count = tally(impl, spec, tokens, logp, entropy, len(pieces), size)
     rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype)
@@ -168,7 +170,7 @@ def grpo(
                 dx = torch.empty(dz.shape[0], d_model, dtype=hidden.dtype if exact else dtype, device=device)
                 d_hidden[rows] = shard.all_reduce_(gemm.mm(dz, rows_of.weight(), out=dx)).to(hidden.dtype)
             if needs.weight:
-                gemm.add_mm(dz.T, clean(rows_of.inputs(rows), g, h), out=d_weight)
+                gemm.add_mm(dz.T, clean(rows_of.inputs(rows)[:, needs.frozen :], g, h), out=d_weight)
             if needs.bias:
                 d_bias.add_(dz.sum(0, dtype=dtype))
     loss, metrics = count.result()
@@ -228,9 +230,10 @@ def logprob_backward(
     width = max(1, min(vocab, max(MIN_COLUMNS, budget // (bytes_per_logit(impl, hidden.dtype) * max(n, 1)) // 64 * 64)))
     rows_of = engine(impl, hidden, head, target_ids, shard, n, width, dtype)
     dx = torch.zeros(n if needs.hidden else 0, d_model, dtype=dtype, device=device)
-    dw = torch.empty_like(head.weight, dtype=weight_dtype) if needs.weight else head.weight.new_zeros(0)
+    shape = (vocab, d_model - needs.frozen) if needs.weight else (0,)
+    dw = torch.empty(shape, dtype=weight_dtype, device=device)
     db = torch.empty_like(head.bias) if needs.bias else head.weight.new_zeros(0)
-    x = clean(rows_of.inputs(rows), g, h) if needs.weight else None
+    x = clean(rows_of.inputs(rows)[:, needs.frozen :], g, h) if needs.weight else None
     with gemm.exact_fp32(hidden):
         for start in range(0, vocab, width):
             columns = slice(start, min(start + width, vocab))
@@ -239,7 +242,7 @@ def logprob_backward(
                 gemm.add_mm(dz, rows_of.weight(columns), out=dx)
             if needs.weight:
                 exact = dw.dtype in (dz.dtype, dtype)
-                part = dw[columns] if exact else torch.empty(dz.shape[1], d_model, dtype=dtype, device=device)
+                part = dw[columns] if exact else torch.empty(dz.shape[1], x.shape[1], dtype=dtype, device=device)
                 gemm.mm(dz.T, x, out=part)
                 if not exact:
                     dw[columns] = part.to(dw.dtype)

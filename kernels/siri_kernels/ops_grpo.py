@@ -5,12 +5,18 @@ Annotations are evaluated by `custom_op`, so this file does without postponed on
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from siri_kernels import chunked
 from siri_kernels.chunked import make_head
 from siri_kernels.sharding import Shard, resolve_group
 from siri_kernels.token_loss import LossSpec, coefficients, metric_names, prepare, summarize
 from siri_kernels.validation import check_values, values_are_checked
+
+
+def padded(d_weight: Tensor | None, frozen: int) -> Tensor | None:
+    """Zeros for the leading columns of the weight that are frozen (an adapter's columns follow them)."""
+    return F.pad(d_weight, (frozen, 0)) if frozen and d_weight is not None else d_weight
 
 
 def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -50,6 +56,7 @@ def linear_grpo(
     vocab_start: int,
     group: str | None,
     impl: str,
+    frozen: int,
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
@@ -95,7 +102,7 @@ def linear_grpo(
         forward_all=forward_all,
         budget=budget,
         shard=Shard(vocab_start, resolve_group(group)),
-        needs=chunked.Needs(need_hidden, need_weight, need_bias),
+        needs=chunked.Needs(need_hidden, need_weight, need_bias, frozen),
     )
     names = metric_names(spec, rollout_logp is not None, True)
     return value, logp, entropy, torch.stack([metrics[name] for name in names]), d_hidden, d_weight, d_bias
@@ -119,7 +126,7 @@ def _(
     *settings,
 ):
     dtype = chunked.compute_dtype(hidden.dtype)
-    need_hidden, need_weight, need_bias = settings[-3:]
+    frozen, need_hidden, need_weight, need_bias = settings[-4:]
     spec = LossSpec(*settings[3:13])
     new = lambda *shape: hidden.new_empty(shape, dtype=dtype)  # noqa: E731
     return (
@@ -128,13 +135,13 @@ def _(
         new(hidden.shape[0]),
         new(len(metric_names(spec, rollout_logp is not None, True))),
         torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
-        new(*weight.shape) if need_weight else new(0),
+        new(weight.shape[0], weight.shape[1] - frozen) if need_weight else new(0),
         new(weight.shape[0]) if need_bias else new(0),
     )
 
 
 def _grpo_context(ctx, inputs, output):
-    ctx.main_grad = inputs[12]
+    ctx.main_grad, ctx.frozen = inputs[12], inputs[-4]
     ctx.dtypes = (inputs[0].dtype, inputs[1].dtype, None if inputs[2] is None else inputs[2].dtype)
     ctx.save_for_backward(*output[4:])
     ctx.n_inputs = len(inputs)
@@ -147,8 +154,8 @@ def _grpo_backward(ctx, upstream, *_):
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         gradients[0] = scaled(d_hidden, upstream, ctx.dtypes[0])
         if ctx.main_grad is None:
-            gradients[1] = scaled(d_weight, upstream, ctx.dtypes[1])
-        else:
+            gradients[1] = padded(scaled(d_weight, upstream, ctx.dtypes[1]), ctx.frozen)
+        elif ctx.needs_input_grad[1]:
             ctx.main_grad.addcmul_(d_weight, upstream)
         gradients[2] = scaled(d_bias, upstream, ctx.dtypes[2])
     return tuple(gradients)

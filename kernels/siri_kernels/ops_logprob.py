@@ -8,6 +8,7 @@ from torch import Tensor
 
 from siri_kernels import chunked
 from siri_kernels.chunked import make_head
+from siri_kernels.ops_grpo import padded
 from siri_kernels.sharding import Shard, resolve_group
 from siri_kernels.validation import check_values, values_are_checked
 
@@ -29,6 +30,7 @@ def linear_logprob(
     vocab_start: int,
     group: str | None,
     impl: str,
+    frozen: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logp, entropy, row maximum and log sum exp(z - maximum), each [N]."""
     if values_are_checked(hidden):
@@ -71,6 +73,7 @@ def linear_logprob_backward(
     vocab_start: int,
     group: str | None,
     impl: str,
+    frozen: int,
     fp32_weight: bool,
     need_hidden: bool,
     need_weight: bool,
@@ -88,17 +91,19 @@ def linear_logprob_backward(
         keep=keep,
         budget=budget,
         shard=Shard(vocab_start, resolve_group(group)),
-        needs=chunked.Needs(need_hidden, need_weight, need_bias),
+        needs=chunked.Needs(need_hidden, need_weight, need_bias, frozen),
         weight_dtype=torch.float32 if fp32_weight else weight.dtype,
     )
 
 
 @linear_logprob_backward.register_fake
 def _(d_logp, d_entropy, logp, entropy, maximum, log_sum, hidden, weight, bias, *settings):
-    fp32_weight, need_hidden, need_weight, need_bias = settings[-4:]
+    frozen, fp32_weight, need_hidden, need_weight, need_bias = settings[-5:]
     return (
         torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
-        torch.empty_like(weight, dtype=torch.float32 if fp32_weight else weight.dtype)
+        weight.new_empty(
+            weight.shape[0], weight.shape[1] - frozen, dtype=torch.float32 if fp32_weight else weight.dtype
+        )
         if need_weight
         else weight.new_empty(0),
         torch.empty_like(bias) if need_bias else weight.new_empty(0),
@@ -108,15 +113,15 @@ def _(d_logp, d_entropy, logp, entropy, maximum, log_sum, hidden, weight, bias, 
 def _logprob_context(ctx, inputs, output):
     hidden, weight, bias, target_ids, keep, temperature_N, main_grad, *settings = inputs
     ctx.save_for_backward(*output, hidden, weight, bias, target_ids, keep, temperature_N)
-    temperature, softcap, logit_dtype, _forward_all, budget, vocab_start, group, impl = settings
-    ctx.settings = (temperature, softcap, logit_dtype, budget, vocab_start, group, impl)
+    temperature, softcap, logit_dtype, _forward_all, budget, vocab_start, group, impl, frozen = settings
+    ctx.settings = (temperature, softcap, logit_dtype, budget, vocab_start, group, impl, frozen)
     ctx.main_grad = main_grad
     ctx.set_materialize_grads(False)
 
 
 def _logprob_backward(ctx, d_logp, d_entropy, *_):
     if d_logp is None and d_entropy is None:
-        return (None,) * 15
+        return (None,) * 16
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
     if d_logp is None:
         d_logp = torch.zeros_like(d_entropy)
@@ -128,9 +133,9 @@ def _logprob_backward(ctx, d_logp, d_entropy, *_):
         ctx.main_grad.add_(dw)
     return (
         dx if need_hidden else None,
-        dw if need_weight and not into_main else None,
+        padded(dw, ctx.settings[-1]) if need_weight and not into_main else None,
         db if need_bias else None,
-        *(None,) * 12,
+        *(None,) * 13,
     )
 
 

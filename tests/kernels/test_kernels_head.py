@@ -1,0 +1,194 @@
+"""FusedLMHead in models: logits, generation, tied embeddings, adapters, torch.compile, and the operators' contracts."""
+
+import pytest
+import torch
+from kernel_cases import make_case, relative
+from siri_kernels import FusedLMHead, linear_grpo_loss, linear_logprob, ops_grpo, ops_logprob
+from siri_kernels.token_loss import LossSpec
+from torch import nn
+
+
+class TinyModel(nn.Module):
+    def __init__(self, vocab=40, d=16, tied=False):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, d)
+        self.layer = nn.Linear(d, d)
+        self.lm_head = nn.Linear(d, vocab, bias=False)
+        if tied:
+            self.lm_head.weight = self.embed.weight
+
+    def hidden(self, ids):
+        return torch.tanh(self.layer(self.embed(ids)))
+
+    def forward(self, ids):
+        return self.lm_head(self.hidden(ids))
+
+
+def batch(n=30, vocab=40, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab, (n,), generator=g), torch.randint(vocab, (n,), generator=g), torch.randn(n, generator=g)
+
+
+def plain_loss(logits, targets, advantages):
+    logp = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    return -(logp.exp() / logp.exp().detach() * advantages).mean()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_it_replaces_an_lm_head(tied):
+    torch.manual_seed(0)
+    model = TinyModel(tied=tied)
+    ids, targets, advantages = batch()
+    logits, names = model(ids), set(model.state_dict())
+    plain_loss(logits, targets, advantages).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.lm_head = FusedLMHead.of(model.lm_head)
+    assert torch.equal(model(ids), logits) and set(model.state_dict()) == names
+    assert (model.lm_head.weight is model.embed.weight) == tied
+    result = model.lm_head.grpo_loss(model.hidden(ids), targets, advantages)
+    result.loss.backward()
+    for name, p in model.named_parameters():
+        assert relative(p.grad, expected[name]) < 1e-5, name
+    torch.testing.assert_close(model.lm_head.logprob(model.hidden(ids), targets), result.logp)
+
+
+def test_a_head_with_bias_and_softcap():
+    linear = nn.Linear(16, 40)
+    head = FusedLMHead.of(linear, softcap=5.0)
+    hidden, (_, targets, _) = torch.randn(30, 16), batch()
+    expected = (5 * torch.tanh(linear(hidden) / 5)).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    torch.testing.assert_close(head.logprob(hidden, targets), expected)
+
+
+def test_hooks_fire_and_only_hidden_is_seen_by_them():
+    head = FusedLMHead.of(nn.Linear(16, 40))
+    seen = []
+    head.register_forward_pre_hook(lambda _, args: seen.append([type(a) for a in args]))
+    _, targets, advantages = batch()
+    head.grpo_loss(torch.randn(30, 16), targets, advantages, old_logp=torch.zeros(30))
+    head.logprob(torch.randn(30, 16), targets)
+    assert len(seen) == 2 and all(kinds.count(torch.Tensor) == 1 for kinds in seen)
+
+
+class LoraLinear(nn.Module):
+    """The part of a PEFT LoRA layer that FusedLMHead reads."""
+
+    def __init__(self, base_layer, rank, scaling):
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"a": nn.Linear(base_layer.in_features, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"a": nn.Linear(rank, base_layer.out_features, bias=False)})
+        self.lora_dropout = nn.ModuleDict({"a": nn.Identity()})
+        self.scaling, self.active_adapters, self.merged = {"a": scaling}, ["a"], False
+
+    def forward(self, x):
+        return self.base_layer(x) + self.scaling["a"] * self.lora_B["a"](self.lora_A["a"](x))
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_a_lora_head(memory):
+    torch.manual_seed(1)
+    layer = LoraLinear(nn.Linear(16, 40), rank=3, scaling=0.5)
+    _, targets, advantages = batch()
+    hidden = torch.randn(30, 16, requires_grad=True)
+    plain_loss(layer(hidden), targets, advantages).backward()
+    trained = [layer.lora_A["a"].weight, layer.lora_B["a"].weight, hidden]
+    expected = [x.grad.clone() for x in trained]
+    for x in trained:
+        x.grad = None
+    head = FusedLMHead.of(layer)
+    assert torch.equal(head(hidden), layer(hidden))
+    head.grpo_loss(hidden, targets, advantages, memory=memory).loss.backward()
+    assert all(relative(x.grad, y) < 1e-5 for x, y in zip(trained, expected, strict=True))
+    assert layer.base_layer.weight.grad is None
+    layer.merged = True
+    base = layer.base_layer(hidden).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    torch.testing.assert_close(head.logprob(hidden, targets), base)
+
+
+def test_what_is_not_a_head():
+    with pytest.raises(ValueError, match=r"takes an .* or a LoRA layer"):
+        FusedLMHead.of(nn.ReLU())
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "gspo"}, {"memory": "lean"}], ids=str)
+def test_a_compiled_model_has_no_graph_break(options):
+    torch.manual_seed(2)
+    model = TinyModel()
+    model.lm_head = FusedLMHead.of(model.lm_head)
+    ids, targets, advantages = batch()
+    cu_seqlens = torch.tensor([0, 10, 30])
+
+    def step(ids, targets, advantages, cu_seqlens):
+        result = model.lm_head.grpo_loss(model.hidden(ids), targets, advantages, cu_seqlens=cu_seqlens, **options)
+        return result.loss * 2, result.metrics["entropy_mean"]
+
+    gradients = []
+    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        loss, _ = run(ids, targets, advantages, cu_seqlens)
+        loss.backward()
+        gradients.append((loss.detach(), [p.grad for p in model.parameters()]))
+    (eager, eager_gradients), (compiled, compiled_gradients) = gradients
+    assert torch.equal(eager, compiled)
+    assert all(torch.equal(x, y) for x, y in zip(eager_gradients, compiled_gradients, strict=True))
+
+
+def test_a_compiled_logprob_has_no_graph_break():
+    case = make_case(3)
+    weight = case.weight.clone().requires_grad_()
+
+    def own(weight):
+        logp, entropy = linear_logprob(case.hidden, weight, case.target_ids, return_entropy=True, temperature=0.8)
+        return (logp.exp() * entropy).sum()
+
+    own(weight).backward()
+    expected, weight.grad = weight.grad, None
+    torch.compile(own, fullgraph=True, backend="aot_eager")(weight).backward()
+    assert torch.equal(weight.grad, expected)
+
+
+def operators():
+    case = make_case(4, lengths=(3, 4), d=6, vocab=11)
+    leaves = [x.clone().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
+    spec = [getattr(LossSpec(entropy_coef=0.1), name) for name in LossSpec.__dataclass_fields__]
+    per_token = (case.advantages, case.old_logp, case.rollout_logp, case.mask, case.cu_seqlens)
+    placement = (True, 1 << 20, 0, None, "torch", 0)
+    head = (1.0, None, "fp32")
+    grpo = (*leaves, case.target_ids, *per_token, None, None, None, None, *head, *spec, *placement, True, True, True)
+    logprob = (*leaves, case.target_ids, None, None, None, *head, *placement)
+    logp, entropy = (torch.randn(7).requires_grad_() for _ in range(2))
+    saved = ops_logprob.linear_logprob(*(x.detach() if isinstance(x, torch.Tensor) else x for x in logprob))
+    plain = [x.detach() for x in leaves]
+    backward = (torch.ones(7), torch.ones(7), *saved, *plain, case.target_ids, None, None, *head, 1 << 20, 0, None)
+    logits = torch.randn(7, 11, requires_grad=True)
+    rows = ops_logprob.logits_logprob(logits.detach(), case.target_ids, None, 1.0, "torch")
+    rows_backward = (torch.ones(7), None, *rows, logits.detach(), case.target_ids, None, 1.0, "torch")
+    return {
+        "linear_grpo": (ops_grpo.linear_grpo, grpo),
+        "grpo_tokens": (ops_grpo.grpo_tokens, (logp, entropy, *per_token, None, None, *spec)),
+        "linear_logprob": (ops_logprob.linear_logprob, logprob),
+        "linear_logprob_backward": (
+            ops_logprob.linear_logprob_backward,
+            (*backward, "torch", 0, False, True, True, True),
+        ),
+        "logits_logprob": (ops_logprob.logits_logprob, (logits, case.target_ids, None, 1.0, "torch")),
+        "logits_logprob_backward": (ops_logprob.logits_logprob_backward, rows_backward),
+    }
+
+
+@pytest.mark.parametrize("name", operators())
+def test_opcheck(name):
+    operator, arguments = operators()[name]
+    assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
+
+
+def test_autocast_does_not_reach_inside():
+    case = make_case(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = linear_grpo_loss(
+            case.hidden, case.weight, case.target_ids, case.advantages, cu_seqlens=case.cu_seqlens
+        )
+    outside = linear_grpo_loss(case.hidden, case.weight, case.target_ids, case.advantages, cu_seqlens=case.cu_seqlens)
+    assert torch.equal(inside.logp, outside.logp)
