@@ -27,24 +27,25 @@ TRAINING_FILES = (MANIFEST, STATE, OPTIMIZER)
 
 def save_checkpoint(
     folder: Path,
-    steps_done: int,
+    done: int,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     *,
     name: str | None,
 ) -> Path:
-    """Write `folder/step_NNNNNN`, and the link `folder/name` to it. `state` is JSON data of the caller's."""
+    """Write `folder/step_NNNNNN` after `done` steps, and the link `folder/name` to it. `state` is JSON data of the
+    caller's."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step_{steps_done:06d}"
+    final = folder / f"step_{done:06d}"
     part = folder / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     policy.model.save_pretrained(part)
     policy.tokenizer.save_pretrained(part)
     save_file(_optimizer_tensors(policy, optimizer), part / OPTIMIZER)
-    (part / STATE).write_text(json.dumps({"steps_done": steps_done, "name": name, **state}, indent=1))
+    (part / STATE).write_text(json.dumps({"steps_done": done, "name": name, **state}, indent=1))
     listing = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in _files(part)}
     (part / MANIFEST).write_text(json.dumps(listing, indent=1))
     for path in [*_files(part), part]:
@@ -82,7 +83,12 @@ def verify(checkpoint: Path) -> str | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first, damaged ones included."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir() and not path.is_symlink())
+    return sorted((path for path in folder.glob("step_*") if path.name[5:].isdigit()), key=steps_done)
+
+
+def steps_done(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
@@ -115,8 +121,21 @@ def restore(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer) 
     return json.loads((checkpoint / STATE).read_text())
 
 
+def discard_after(folder: Path, steps: int) -> None:
+    """Remove the checkpoints of later steps, which a resumed run writes again: they are damaged, and would be counted
+    as the newest."""
+    for path in checkpoints(folder):
+        if steps_done(path) > steps:
+            shutil.rmtree(path)
+    for link in folder.glob("siri-*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+
+
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; named ones stay."""
+    """Remove all but the newest `keep` checkpoints, and what a kill left half-written; named ones stay."""
+    for part in folder.glob(".step_*.part"):
+        shutil.rmtree(part)
     named = {path.resolve().name for path in folder.iterdir() if path.is_symlink()}
     ordinary = [path for path in checkpoints(folder) if path.name not in named]
     for path in ordinary[: max(0, len(ordinary) - keep)]:
@@ -138,8 +157,8 @@ def export(source: Path, target: Path) -> Path:
         raise InputError(f"{source}: no checkpoint there; give a run folder or one of its checkpoints")
     if fault := verify(checkpoint):
         raise InputError(f"{source}: damaged, {fault}; choose another checkpoint")
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"{target}: folder is not empty; choose a new one")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target}: exists and is no empty folder; choose a new one")
     part = target.parent / f".{target.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from siri.config import Config, load_recipe, parse, recipe_names, resolve
+from siri.config import Config, load_recipe, nearest, parse, recipe_names, resolve
 from siri.errors import InputError
 
 HELP = """\
@@ -34,6 +34,9 @@ class TrainOptions(Config):
     """Start the run, or continue it if the folder holds one."""
     quiet: bool = False
     """Show nothing but errors."""
+
+    def __post_init__(self) -> None:
+        """Nothing: a recipe may need the command line to make sense, so only the Config of both is checked."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,9 @@ def doctor_command(arguments: list[str]) -> int:
 
 
 def _positional(arguments: list[str], usage: str) -> list[str]:
+    if "--help" in arguments or "-h" in arguments:
+        print(next(line.strip() for line in HELP.splitlines() if line.strip().startswith(usage)))
+        raise SystemExit(0)
     if len(arguments) != len(usage.split()) - 2 or any(argument.startswith("-") for argument in arguments):
         raise InputError(f"usage: {usage}")
     return arguments
@@ -164,8 +170,26 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 2 bad input (one line on stderr), 75 stopped by a signal."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one command; returns its exit code: 0 done, 2 bad input (one line on stderr), 75 stopped by a signal with the
+    state saved; 130 and 141, as in shells, where Ctrl-C or the closed end of a pipe cut it short."""
+    try:
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit as stop:  # after help
+            code = int(stop.code or 0)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"siri: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # siri train --help | head; what is left in the buffer must not be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(HELP.format(recipes=", ".join(recipe_names())), end="")
         return 0
@@ -174,14 +198,6 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    try:
-        if arguments[0] not in COMMANDS:
-            from siri.config import nearest
-
-            raise InputError(
-                f"unknown command {arguments[0]!r}{nearest(arguments[0], list(COMMANDS))}; see siri --help"
-            )
-        return COMMANDS[arguments[0]](arguments[1:])
-    except InputError as error:
-        print(f"siri: {error}", file=sys.stderr)
-        return 2
+    if arguments[0] not in COMMANDS:
+        raise InputError(f"unknown command {arguments[0]!r}{nearest(arguments[0], list(COMMANDS))}; see siri --help")
+    return COMMANDS[arguments[0]](arguments[1:])

@@ -7,10 +7,12 @@ import contextlib
 import difflib
 import io
 import json
+import math
 import re
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -146,24 +148,15 @@ class Config:
 
     def __post_init__(self) -> None:
         self.length_schedule()  # raises on a bad schedule
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field.name} is {value}; it must be a finite number")
         at_least_one = ["max_prompt_tokens", "steps", "prompts_per_step", "group_size", "mini_batch_prompts"]
-        at_least_one += [
-            "eval_samples",
-            "reward_workers",
-            "overlong_buffer",
-            "dynamic_sampling_rounds",
-            "keep_checkpoints",
-        ]
-        not_negative = [
-            "train_tokens",
-            "save_every",
-            "eval_every",
-            "eval_problems",
-            "eval_cap",
-            "clip_low",
-            "clip_high",
-        ]
-        not_negative += ["weight_decay", "seed", "importance_low", "eval_temperature"]
+        at_least_one += ["eval_samples", "reward_workers", "overlong_buffer", "dynamic_sampling_rounds"]
+        at_least_one += ["keep_checkpoints"]
+        not_negative = ["train_tokens", "save_every", "eval_every", "eval_problems", "eval_cap", "clip_low"]
+        not_negative += ["clip_high", "weight_decay", "seed", "importance_low", "eval_temperature"]
         positive = ["temperature", "lr", "grad_clip", "reward_timeout_s", "importance_cap"]
         for names, holds, rule in (
             (at_least_one, lambda value: value >= 1, "at least 1"),
@@ -202,8 +195,11 @@ def recipe_names() -> list[str]:
     )
 
 
-def load_recipe(name: str) -> dict[str, Any]:
-    """Settings of a recipe in the package, or of a TOML file. The key `base` names a recipe to start from."""
+def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Settings of a recipe in the package, or of a TOML file. The key `base` names a recipe to start from; a .toml file
+    there is looked for beside the one that names it. `heirs` are the recipes that start from this one."""
+    if name in heirs:
+        raise InputError(f"recipe {name}: its base leads back to itself ({' -> '.join((*heirs, name))})")
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -218,48 +214,54 @@ def load_recipe(name: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
     base = settings.pop("base", None)
-    return settings if base is None else {**load_recipe(base), **settings}
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise InputError(f"recipe {name}: base is {base!r}; it must be the name of a recipe or a .toml file")
+    if base.endswith(".toml"):
+        base = str(Path(name).parent / base)
+    return {**load_recipe(base, (*heirs, name)), **settings}
 
 
 def resolve(recipe: str, options: type[T], arguments: list[str], *, prog: str = "siri") -> T:
     """Build `options` (Config or a subclass of it) from a recipe, then the command line's --KEY VALUE pairs."""
-    settings = load_recipe(recipe)
-    check_keys(settings, options, f"recipe {recipe}")
-    values = parse(options, _as_arguments(settings), where=f"recipe {recipe}")
+    settings, where = load_recipe(recipe), f"recipe {recipe}"
+    check_keys(settings, options, where, "siri train")
+    values = parse(options, _as_arguments(where, settings), where=where, prog="siri train")
     return parse(options, arguments, default=values, prog=prog)
 
 
 def parse(
     options: type[T], arguments: list[str], *, default: T | None = None, where: str = "", prog: str = "siri"
 ) -> T:
-    """Parse --KEY VALUE pairs into `options` with tyro; a fault is one line of InputError."""
+    """Parse --KEY VALUE pairs into `options` with tyro; a fault is one line of InputError. `where` names the recipe
+    that they come from, whose switches are spelt --KEY True or --KEY False; it is empty for the command line."""
     import tyro
 
     keys = [argument.split("=")[0][2:] for argument in arguments if argument.startswith("--") and argument != "--help"]
-    check_keys([key.removeprefix("no-") for key in keys], options, where)
+    check_keys([key.removeprefix("no-") for key in keys], options, where, prog)
     printed = io.StringIO()
+    markers = (tyro.conf.FlagConversionOff,) if where else ()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(options, args=arguments, default=default, prog=prog)
+            return tyro.cli(options, args=arguments, default=default, prog=prog, config=markers)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        # tyro draws a box: its first paragraph says what is wrong.
+        # tyro draws a box: a title, then what is wrong, then help, with rules between (of - where UTF-8 is not known).
         lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).splitlines()[1:]]
-        first = next((i for i, line in enumerate(lines) if set(line) <= {"─"}), len(lines))
-        message = " ".join(lines[:first]) or "the options cannot be read"
-        raise InputError(f"{where + ': ' if where else ''}{message}") from None
+        parts = [" ".join(part) for rule, part in groupby(lines, lambda line: set(line) <= set("─-")) if not rule]
+        message = parts[0].rstrip(" .") if parts else "the options cannot be read"
+        raise InputError(f"{where + ': ' if where else ''}{message}; {prog} --help shows what fits") from None
 
 
-def check_keys(keys: Any, options: type, where: str = "") -> None:
+def check_keys(keys: Any, options: type, where: str = "", prog: str = "siri") -> None:
     """Refuse a key that is no field of `options`, with the nearest name."""
     known = [field.name for field in fields(options)]
     for key in keys:
         if key.replace("-", "_") not in known:
             hint = nearest(key.replace("-", "_"), known, "--" if not where else "")
-            raise InputError(
-                f"{where + ': ' if where else ''}unknown key {key!r}{hint}; siri train --help lists all keys"
-            )
+            raise InputError(f"{where + ': ' if where else ''}unknown key {key!r}{hint}; {prog} --help lists all keys")
 
 
 def nearest(name: str, known: list[str], prefix: str = "") -> str:
@@ -269,16 +271,14 @@ def nearest(name: str, known: list[str], prefix: str = "") -> str:
     return f", did you mean {shown}?" if close else ""
 
 
-def _as_arguments(settings: dict[str, Any]) -> list[str]:
+def _as_arguments(where: str, settings: dict[str, Any]) -> list[str]:
     arguments = []
     for key, value in settings.items():
         flag = key.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, dict):
-            raise InputError(f"key {key!r} is a table; recipes are flat")
-        else:
-            arguments += [f"--{flag}", *_flat(value)]
+        if isinstance(value, dict):
+            raise InputError(f"{where}: key {key!r} is a table; recipes are flat")
+        # = keeps a text that starts with a dash from being read as a key
+        arguments += [f"--{flag}", *_flat(value)] if isinstance(value, list) else [f"--{flag}={value}"]
     return arguments
 
 

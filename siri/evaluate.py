@@ -94,14 +94,19 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1.0 - comb(n - right, k) / comb(n, k)
 
 
-def efficiency_score(figures: Mapping[str, tuple[float, float]], base: Mapping[str, tuple[float, float]]) -> float:
+def efficiency_score(
+    figures: Mapping[str, tuple[float, float]], base: Mapping[str, tuple[float, float]]
+) -> float | None:
     """Efficiency score of SIRI's tables: mean over benchmarks of the relative gain in accuracy (not below 0), divided
     by the mean of the relative tokens.
 
-    figures and base: benchmark -> (accuracy, mean tokens). Raises InputError unless both have the same benchmarks.
+    figures and base: benchmark -> (accuracy, mean tokens). None when the base got nothing right somewhere, so that no
+    relative gain exists. Raises InputError unless both have the same benchmarks.
     """
     if figures.keys() != base.keys() or not figures:
         raise InputError(f"efficiency score: benchmarks {sorted(figures)} and {sorted(base)} differ or are none")
+    if any(accuracy == 0 for accuracy, _ in base.values()):
+        return None
     gains = [max(accuracy / base[name][0] - 1, 0) for name, (accuracy, _) in figures.items()]
     costs = [tokens / base[name][1] for name, (_, tokens) in figures.items()]
     return (sum(gains) / len(gains)) / (sum(costs) / len(costs))
@@ -117,7 +122,9 @@ def run_evaluation(source: str, options: Any) -> None:
     from siri.reward_pool import RewardPool
     from siri.trainer import check_context, make_engine
 
-    base = _read_results(options.base) if options.base else None
+    base = _read_results(options.base, options) if options.base else None
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise InputError(f"--out {options.out}: no such folder; make it first")
     policy = load_policy(source, pick_device(options.device))
     sets = {name: load_prompts(name, policy.tokenizer, options, limit=options.problems) for name in options.data}
     check_context(policy, [(prompts, options.cap) for prompts in sets.values()])
@@ -142,6 +149,12 @@ def run_evaluation(source: str, options: Any) -> None:
             )
     row = {"model": source, "temperature": options.temperature, "seed": options.seed, **average(results)}
     row.setdefault("benchmarks", {name: asdict(result) for name, result in results.items()})
+    if base:
+        pairs = [
+            {name: (one["accuracy"], one["tokens_mean"]) for name, one in part["benchmarks"].items()}
+            for part in (row, base)
+        ]
+        row |= {"base": base["model"], "efficiency_score": efficiency_score(*pairs)}
     Console().print(_results_table(row, base))
     if options.out:
         write_atomic(options.out, (json.dumps(row, indent=1) + "\n").encode())
@@ -150,29 +163,56 @@ def run_evaluation(source: str, options: Any) -> None:
 def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
     from rich.table import Table
 
+    from siri.progress import percent
+
     figures = row["benchmarks"]
     best = max(next(iter(figures.values()))["pass_at_k"], key=int)
-    table = Table(
-        "benchmark", "problems", f"avg@{row['samples']}", f"pass@{best}", "tokens", "truncated", title=row["model"]
-    )
+    versus = ["vs base"] if base else []
+    headings = [
+        "benchmark",
+        "problems",
+        f"avg@{row['samples']}",
+        *versus,
+        f"pass@{best}",
+        "tokens",
+        *versus,
+        "truncated",
+    ]
+    table = Table(*headings, title=row["model"])
+
+    def change(name: str, key: str) -> list[str]:
+        if base is None:
+            return []
+        before = base["benchmarks"][name][key]
+        return [percent(figures[name][key] / before - 1 if before else None, signed=True)]
+
     for name, one in figures.items():
-        cells = [f"{one['accuracy']:.1%}", f"{one['pass_at_k'][best]:.1%}", f"{one['tokens_mean']:,.1f}"]
-        table.add_row(Path(name).name, str(one["problems"]), *cells, f"{one['truncation_rate']:.1%}")
+        accuracy = [percent(one["accuracy"]), *change(name, "accuracy"), percent(one["pass_at_k"][best])]
+        length = [f"{one['tokens_mean']:,.1f}", *change(name, "tokens_mean"), percent(one["truncation_rate"])]
+        table.add_row(Path(name).name, str(one["problems"]), *accuracy, *length)
     if base:
-        pairs = [
-            {name: (one["accuracy"], one["tokens_mean"]) for name, one in part["benchmarks"].items()}
-            for part in (row, base)
-        ]
-        table.caption = f"efficiency score against {base['model']}: {efficiency_score(*pairs):.2f}"
+        score = row["efficiency_score"]
+        table.caption = f"efficiency score against {base['model']}: " + (
+            "none, the base got nothing right somewhere" if score is None else f"{score:.2f}"
+        )
     return table
 
 
-def _read_results(path: str) -> dict[str, Any]:
+def _read_results(path: str, options: Any) -> dict[str, Any]:
+    """The base's results, which must be of the same benchmarks at the same cap: both figures depend on it."""
     try:
         row = json.loads(Path(path).read_text())
-        return {"model": row["model"], "benchmarks": row["benchmarks"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a result file of siri eval --out ({type(error).__name__})") from None
+        found = {name: (one["accuracy"], one["tokens_mean"], one["cap"]) for name, one in row["benchmarks"].items()}
+        model = row["model"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--base {path}: not a result file of siri eval --out ({type(error).__name__})") from None
+    if found.keys() != set(options.data):
+        raise InputError(f"--base {path} holds the benchmarks {', '.join(sorted(found))}; give --data the same names")
+    if any(cap != options.cap for _, _, cap in found.values()):
+        raise InputError(
+            f"--base {path} was measured at another cap than {options.cap}; measure both at the same --cap"
+        )
+    return {"model": model, "benchmarks": row["benchmarks"]}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from siri.checkpoint import STATE, newest_good
+from siri.checkpoint import STATE, discard_after, newest_good
 from siri.config import Config
 from siri.errors import InputError
 from siri.metrics import MetricsLog, write_atomic
@@ -37,7 +37,7 @@ class RunFolder:
         self.notes: list[str] = []
         """Lines for the user about damaged checkpoints that were passed over."""
         held = path / "config.json"
-        if not held.exists():
+        if not _is_run(held):
             if resume == "must":
                 raise InputError(f"{path}: no run there to resume; leave out --resume to start one")
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -55,6 +55,10 @@ class RunFolder:
                 "resume it, or choose another --run-dir"
             )
         self.checkpoint, self.notes = newest_good(self.checkpoints)
+        if self.notes and not self.checkpoint:
+            raise InputError(
+                f"no good checkpoint to resume from ({'; '.join(self.notes)}); restore one, or choose another --run-dir"
+            )
         if self.checkpoint:
             self.state = json.loads((self.checkpoint / STATE).read_text())
 
@@ -69,13 +73,27 @@ class RunFolder:
         return self.start >= self.config.steps or bool(limit and self.state["train_tokens"] >= limit)
 
     def create(self) -> None:
-        """Write config.json, and drop from the logs what will be written again."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Write config.json, and drop what will be written again: rows of the logs, and damaged checkpoints."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be made ({error.strerror}); choose another --run-dir") from None
         about = {"recipe": self.recipe, "versions": _versions()}
         text = json.dumps({**about, **self.config.to_json()}, indent=1)
         write_atomic(self.path / "config.json", text.encode())
         self.metrics.truncate(self.start)
         self.evals.truncate(keep=lambda row: row["step"] <= self.start)
+        discard_after(self.checkpoints, self.start)
+
+
+def _is_run(held: Path) -> bool:
+    """Whether `held` is a run's config.json; one that cannot be read is taken for it, a model's is not."""
+    try:
+        return "model_type" not in json.loads(held.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, TypeError):
+        return True
 
 
 def _differences(held: Path, config: Config) -> list[str]:

@@ -57,10 +57,10 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     rewards = RewardPool(
         config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s, think=config.think
     )
-    logger = make_logger(config.logger, run_dir, config.to_json())
-    run.create()
 
     with rewards, TrainProgress(config.steps, run.start, quiet) as progress, stop_signals() as stopped:
+        logger = make_logger(config.logger, run_dir, config.to_json())
+        run.create()  # nothing is written before all that may be bad input was tried
         for line in [*run.notes, *_counts(config.data, prompts)]:
             progress.note(line)
 
