@@ -9,27 +9,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import kernel_cases
-from kernel_cases import GRADIENT, assert_same, make_case, relative, run
+from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, make_case, relative, run
 from siri_kernels import linear_grpo_loss, linear_logprob, logprob_from_logits, reference
 from siri_kernels.triton_rows import dlogits, narrow_view, row_stats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HALF = 4e-3  # dlogits, dX in bf16
 ONLY_FAST = ("memory", "impl")
-OPTIONS = {
-    "grpo": {},
-    "dual-clip": {"dual_clip": 1.2, "temperature": 0.7},
-    "tis": {"importance": "tis", "importance_cap": 1.1, "aggregation": "seq_mean"},
-    "icepop": {"importance": "icepop", "importance_low": 0.8, "importance_cap": 1.3},
-    "entropy-softcap": {"entropy_coef": 0.05, "softcap": 2.5, "temperature": 1.3},
-    "gspo": {"loss": "gspo", "clip_low": 0.02, "clip_high": 0.03},
-    "gspo-chunked": {"loss": "gspo", "memory": 16 * 61 * 4, "entropy_coef": 0.01, "importance": "tis"},
-    "cispo": {"loss": "cispo", "clip_low": None},
-    "no-clip": {"clip_low": None, "clip_high": None},
-    "small-chunks": {"memory": 16 * 61 * 4, "entropy_coef": 0.02},
-    "lean": {"memory": "lean", "entropy_coef": 0.02},
-    "lean-slices": {"memory": 300, "loss": "gspo"},
-}
 
 
 def small_case(seed, lengths=(5, 0, 9, 1, 6), **options):
@@ -51,12 +37,12 @@ IN_EVERY_DTYPE = ("grpo", "entropy-softcap", "small-chunks", "lean")
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, dtype) for name in OPTIONS for dtype in (DTYPES if name in IN_EVERY_DTYPE else DTYPES[:1])],
+    [(name, dtype) for name in KERNEL_OPTIONS for dtype in (DTYPES if name in IN_EVERY_DTYPE else DTYPES[:1])],
     ids=str,
 )
 def test_matches_the_reference(name, dtype):
-    case = small_case(list(OPTIONS).index(name) + 50, dtype=dtype)
-    options = OPTIONS[name]
+    case = small_case(list(KERNEL_OPTIONS).index(name) + 50, dtype=dtype)
+    options = KERNEL_OPTIONS[name]
     result, gradients = run(linear_grpo_loss, case, impl="fallback", upstream=3.0, **options)
     expected, expected_gradients = run(reference_loss, case, upcast=True, upstream=3.0, **options)
     assert_same(result, gradients, expected, expected_gradients, dtype)
