@@ -1,8 +1,9 @@
 """The trained model: loading, and the padding-free forward pass from packed tokens to hidden states."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from siri.attention import PackedLayout
 from siri.data import resolve_path
 from siri.errors import InputError
 from siri.packing import Cost
+
+T = TypeVar("T")
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
@@ -26,6 +29,11 @@ class Policy:
     """Tokens that end a response."""
     context: int
     """Most tokens the model can hold."""
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """function(model, *args) with the model's parameters at hand, sharded or not."""
+        run_inside = getattr(self.model, "run_inside", None)
+        return run_inside(function, *args) if run_inside else function(self.model, *args)
 
     @property
     def device(self) -> torch.device:

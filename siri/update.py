@@ -5,16 +5,20 @@ budget nor the order of the samples changes the gradient.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from siri_kernels import linear_grpo_loss, linear_logprob, merge_metrics
+from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
 from siri.attention import PackedLayout
 from siri.config import Config
+from siri.distributed import Ranks, full
 from siri.model import Policy, packed_hidden, sequence_cost
 from siri.packing import Plan, pack
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,36 +84,42 @@ def update_policy(
     config: Config,
     *,
     token_budget: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """One optimizer step for each mini-batch; returns the metrics of the whole rollout batch.
+    """One optimizer step for each mini-batch; returns the metrics of the whole rollout batch, the same on every rank.
 
-    The first mini-batch is on-policy, so its old log-probs are its own and need no pass. Those of the later ones are
-    computed before the first step, under the weights that sampled. A step whose gradient is not finite is skipped and
-    counted.
+    Every rank is given all samples and runs its part of the plan. The first mini-batch is on-policy, so its old
+    log-probs are its own and need no pass. Those of the later ones are computed before the first step, under the
+    weights that sampled. A step whose gradient is not finite is skipped and counted.
     """
-    device, bonus = policy.device, config.entropy_coef != 0
+    bonus = config.entropy_coef != 0
     plans, batches = [], []
     for samples in mini_batches:
         run = [sample for sample in samples if config.score_all or bonus or (sample.advantage and sample.counted)]
-        plan, micro_batches = _pack(policy, run, token_budget, bonus, device) if run else (None, [])
+        plan, micro_batches = _pack(policy, run, token_budget, bonus, ranks) if run else (None, [])
         plans.append(plan)
         batches.append(micro_batches)
-    old_logps = [[None] * len(batches[0])]
-    old_logps += [[_score(policy, micro, config) for micro in micro_batches] for micro_batches in batches[1:]]
+    old_logps: list[list[torch.Tensor | None]] = [[None] * len(batches[0])] if batches else []
+    for micro_batches in batches[1:]:
+        with torch.no_grad():
+            old_logps.append([policy.run(score, micro, config) for micro in micro_batches])
 
     parts, losses, norms, skipped = [], [], [], 0
     for samples, micro_batches, olds in zip(mini_batches, batches, old_logps, strict=True):
-        denominator = loss_denominator(samples, config.aggregation)
-        optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=device)
-        for micro, old_logp in zip(micro_batches, olds, strict=True):
-            result = policy_loss(policy, micro, config, old_logp=old_logp, denominator=denominator)
-            result.loss.backward()
-            total += result.loss.detach()
-            parts.append(result.metrics)
         if not micro_batches:
             continue
-        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip)
+        denominator = loss_denominator(samples, config.aggregation)
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=policy.device)
+        for number, (micro, old_logp) in enumerate(zip(micro_batches, olds, strict=True), start=1):
+            if ranks.size > 1:
+                policy.model.set_requires_gradient_sync(number == len(micro_batches))
+            result = policy.run(policy_loss, micro, config, old_logp, denominator)
+            # FSDP2 averages gradients over the ranks, but the denominator is already everybody's
+            (result.loss * ranks.size).backward()
+            total += result.loss.detach()
+            parts.append(result.metrics)
+        norm = full(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip))
         if math.isfinite(norm.item()):
             optimizer.step()
         else:
@@ -118,9 +128,8 @@ def update_policy(
         norms.append(norm.item())
     optimizer.zero_grad(set_to_none=True)
 
-    metrics = {name: value.item() for name, value in merge_metrics(parts).items()} if parts else {}
-    metrics["entropy"] = metrics.pop("entropy_mean", math.nan)
-    metrics["loss"] = _mean(losses)
+    metrics = _merged(parts, ranks)
+    metrics["loss"] = _mean([sum(shares) for shares in zip(*ranks.gather(losses), strict=True)])
     metrics["grad_norm"] = _mean(norms)
     metrics["skipped_updates"] = skipped
     metrics["micro_steps"] = sum(map(len, batches))
@@ -129,15 +138,10 @@ def update_policy(
 
 
 def policy_loss(
-    policy: Policy,
-    micro: MicroBatch,
-    config: Config,
-    *,
-    old_logp: torch.Tensor | None,
-    denominator: float,
-):
-    """`GrpoResult` of one micro-batch; the losses of a step's micro-batches add up to the loss of the step."""
-    hidden_RD, weight, bias = _head_inputs(policy, micro)
+    model: Any, micro: MicroBatch, config: Config, old_logp: torch.Tensor | None, denominator: float
+) -> GrpoResult:
+    """Loss of one micro-batch; the losses of a step's micro-batches, over all ranks, add up to the loss of the step."""
+    hidden_RD, weight, bias = _head_inputs(model, micro)
     return linear_grpo_loss(
         hidden_RD,
         weight,
@@ -164,6 +168,12 @@ def policy_loss(
     )
 
 
+def score(model: Any, micro: MicroBatch, config: Config) -> torch.Tensor:
+    """Log-probs [R] of the response tokens under the current weights."""
+    hidden_RD, weight, bias = _head_inputs(model, micro)
+    return linear_logprob(hidden_RD, weight, micro.target_ids_R, temperature=config.temperature, bias=bias)
+
+
 def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:
     """Divisor of an optimizer step: its counted response tokens (token_mean), or its sequences."""
     if aggregation == "token_mean":
@@ -172,26 +182,38 @@ def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:
 
 
 def _pack(
-    policy: Policy, samples: Sequence[Sample], token_budget: int, bonus: bool, device: torch.device
+    policy: Policy, samples: Sequence[Sample], token_budget: int, bonus: bool, ranks: Ranks
 ) -> tuple[Plan, list[MicroBatch]]:
-    lengths = [len(sample) for sample in samples]
-    plan = pack(lengths, token_budget=token_budget, cost=sequence_cost(policy.model.config))
-    members: Iterator[list[int]] = (step[0] for step in plan.steps)
-    return plan, [MicroBatch.of([samples[i] for i in one], entropy_bonus=bonus, device=device) for one in members]
+    """The plan of all ranks, made on rank 0, and this rank's micro-batches."""
+    plan = None
+    if ranks.main:
+        lengths = [len(sample) for sample in samples]
+        cost = sequence_cost(policy.model.config)
+        plan = pack(lengths, token_budget=token_budget, ranks=ranks.size, cost=cost)
+    plan = ranks.broadcast(plan)
+    # more ranks than sequences: one masked token keeps a rank in step with the others
+    idle = Sample(samples[0].prompt_ids[:1], samples[0].response_ids[:1], [0.0], 0.0, counted=False)
+    own = ([samples[i] for i in step[ranks.rank]] or [idle] for step in plan.steps)
+    return plan, [MicroBatch.of(members, entropy_bonus=bonus, device=policy.device) for members in own]
 
 
-@torch.no_grad()
-def _score(policy: Policy, micro: MicroBatch, config: Config) -> torch.Tensor:
-    """Log-probs [R] of the response tokens under the current weights."""
-    hidden_RD, weight, bias = _head_inputs(policy, micro)
-    return linear_logprob(hidden_RD, weight, micro.target_ids_R, temperature=config.temperature, bias=bias)
+def _head_inputs(model: Any, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    hidden_RD = packed_hidden(model, micro.input_ids_N, micro.layout)[micro.rows_R]
+    bias = None if model.lm_head.bias is None else model.lm_head.bias.to(hidden_RD.dtype)
+    return hidden_RD, model.lm_head.weight.to(hidden_RD.dtype), bias
 
 
-def _head_inputs(policy: Policy, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    hidden_RD = packed_hidden(policy.model, micro.input_ids_N, micro.layout)[micro.rows_R]
-    head = policy.model.lm_head
-    bias = None if head.bias is None else head.bias.to(hidden_RD.dtype)
-    return hidden_RD, head.weight.to(hidden_RD.dtype), bias
+def _merged(parts: Sequence[dict[str, torch.Tensor]], ranks: Ranks) -> dict[str, float]:
+    """Token-weighted metrics over all micro-batches of all ranks."""
+    own = {name: value.item() for name, value in merge_metrics(parts).items()} if parts else {}
+    everybody = [
+        {name: torch.tensor(value, dtype=torch.float64) for name, value in one.items()}
+        for one in ranks.gather(own)
+        if one
+    ]
+    metrics = {name: value.item() for name, value in merge_metrics(everybody).items()} if everybody else {}
+    metrics["entropy"] = metrics.pop("entropy_mean", math.nan)
+    return metrics
 
 
 def _efficiency(plans: Sequence[Plan]) -> float:

@@ -85,9 +85,7 @@ def test_gradient_equals_the_plain_formula_one_by_one(aggregation):
 
     policy.model.zero_grad()
     micro = MicroBatch.of(samples, entropy_bonus=False, device=CPU)
-    result = policy_loss(
-        policy, micro, settings, old_logp=torch.cat(logps), denominator=loss_denominator(samples, aggregation)
-    )
+    result = policy_loss(policy.model, micro, settings, torch.cat(logps), loss_denominator(samples, aggregation))
     result.loss.backward()
     assert float(result.metrics["clip_high_fraction"]) > 0, "the test needs clipped tokens"
     assert float(result.loss) == pytest.approx(float(total) / loss_denominator(samples, aggregation), rel=1e-6)
@@ -96,9 +94,9 @@ def test_gradient_equals_the_plain_formula_one_by_one(aggregation):
 
 
 def test_later_mini_batches_are_measured_against_the_weights_that_sampled():
-    """With a learning rate of zero every ratio is 1; with a large one the second mini-batch moves, the first does not."""
+    """With a learning rate of zero every ratio is 1; with a large one only the second mini-batch has moved."""
     samples = make_samples(6)
-    still, metrics = updated([samples[:12], samples[12:]], config(), 10**6)
+    _, metrics = updated([samples[:12], samples[12:]], config(), 10**6)
     policy = tiny_policy()
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
     unmoved = update_policy(policy, optimizer, [samples[:12], samples[12:]], config(), token_budget=10**6)

@@ -1,9 +1,11 @@
-"""The embedded engine: batched sampling with a key-value cache, on the very model that is trained (CPU or GPU)."""
+"""The embedded engine: batched sampling with a key-value cache, in the process that trains (CPU or GPU)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from siri.distributed import full
 from siri.model import Policy
 from siri.rollout import Completion, Progress, Request
 
@@ -13,12 +15,15 @@ every token."""
 
 
 class LocalRollout:
-    """Implements `siri.rollout.Rollout`. Weights need no sync, because the trainer's model is the engine's."""
+    """Implements `siri.rollout.Rollout`. It samples from the very model that is trained, or, where that is sharded, from
+    a copy of its own."""
 
-    def __init__(self, policy: Policy, *, cache_tokens: int) -> None:
-        """cache_tokens: room for keys and values; as many rows run at once as fit with their prompt and cap."""
+    def __init__(self, policy: Policy, *, cache_tokens: int, trained: Any = None) -> None:
+        """cache_tokens: room for keys and values; as many rows run at once as fit with their prompt and cap. trained: the
+        sharded model whose weights `sync` copies into `policy`; None when policy's own model is trained."""
         self.policy = policy
         self.cache_tokens = cache_tokens
+        self.trained = trained
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float, seed: int, progress: Progress | None = None
@@ -40,8 +45,11 @@ class LocalRollout:
             answers[index].append(completion)
         return answers
 
+    @torch.no_grad()
     def sync(self) -> None:
-        pass
+        if self.trained is not None:
+            for own, theirs in zip(self.policy.model.parameters(), self.trained.parameters(), strict=True):
+                own.copy_(full(theirs))
 
     def sleep(self) -> None:
         pass

@@ -1,0 +1,96 @@
+"""Ranks: one process for each device, started by torchrun, and the model sharded over them with FSDP2."""
+
+import os
+import types
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from siri.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together; the default is a process on its own."""
+
+    rank: int = 0
+    size: int = 1
+    mesh: Any = None
+    """Device mesh over all ranks; None without torchrun."""
+
+    @property
+    def main(self) -> bool:
+        """The rank that plans, logs and writes."""
+        return self.rank == 0
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value in order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def share(self, count: int) -> slice:
+        """This rank's part of `count` things: consecutive, the parts differing by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        return self.mesh.get_group()
+
+
+def join_ranks(device: torch.device) -> tuple[Ranks, torch.device]:
+    """Join the other processes that torchrun started (nccl on GPUs, gloo on CPUs); returns this rank and its device.
+
+    Without torchrun's variables it is one process. Raises InputError when there are more ranks than GPUs on a machine.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Ranks(), device
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"local rank {local} has no GPU: this machine has {torch.cuda.device_count()}; lower --nproc-per-node"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    return Ranks(dist.get_rank(), size, mesh), device
+
+
+def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype) -> None:
+    """Shard a transformers model over the ranks in place: each decoder layer by itself, the rest in the root.
+
+    Master weights and the reduction of gradients stay fp32; layers are gathered and computed in `compute_dtype`.
+    Afterwards `model.run_inside(function, *args)` calls function(model, *args) with the root's parameters gathered.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    # inputs are left as they are: casting would round advantages and log-probs
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
+    fully_shard(model, mesh=ranks.mesh, mp_policy=policy)
+    model.run_inside = types.MethodType(lambda self, function, *args: function(self, *args), model)
+    register_fsdp_forward_method(model, "run_inside")
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor in one piece, on every rank (a collective); any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
