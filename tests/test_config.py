@@ -88,7 +88,7 @@ def test_siri_recipes_are_the_papers(size):
 
 
 def test_every_key_of_siri_1_5b_says_where_it_comes_from():
-    """p, i or u (see the file's head) stands behind every value but the two that only name a built-in."""
+    """p, i or u (see the file's head) stands behind every value but two of our own making."""
     text = (files("siri") / "recipes" / "siri-1.5b.toml").read_text()
     unmarked = []
     for line in text.splitlines():
