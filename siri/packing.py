@@ -1,9 +1,10 @@
 """Lock-step packing: which sequences go through the model together, on which rank, in which micro-step.
 
 Under FSDP2 every layer synchronises the ranks, so an optimizer step costs the sum over micro-steps of the slowest rank,
-plus a constant per micro-step. Hence: as few micro-steps as the token budget allows, bins filled by longest processing
-time on cost, and bins of like cost side by side in one micro-step, which is optimal for a sum of maxima once the bins
-are given. No sequence is cut, dropped or padded, and every rank gets the same number of micro-steps.
+plus a constant per micro-step. Hence: few micro-steps, bins filled by longest processing time on cost, bins of like
+cost side by side in one micro-step, which is optimal for a sum of maxima once the bins are given, and in small plans
+swaps that even out a micro-step. No sequence is cut, dropped or padded, and every rank gets the same number of
+micro-steps.
 """
 
 import heapq
@@ -13,14 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 
 Cost = Callable[[np.ndarray], np.ndarray]
+Bin = tuple[float, list[int]]
+"""Cost and members of what one rank runs in one micro-step."""
 
 # FLOPs of one sequence through DeepSeek-R1-Distill-Qwen-1.5B: 2 per weight and token, and causal attention, which runs
 # about 1.6x slower per FLOP than the matrix products.
 R1_DISTILL_LINEAR = 2 * 1.54e9
 R1_DISTILL_QUADRATIC = 1.6 * 2 * 28 * 12 * 128
 
-LOOK_AHEAD = 8
-"""How many of the cheapest bins are tried before a sequence counts as not fitting any of them."""
+LOOK_AHEAD = 4
+"""How many of the cheapest bins are tried before the emptiest of all is taken."""
+CARE = 64
+"""Plans of at most so many sequences a rank get a second fill and swaps between bins; larger ones are even without."""
+SWAPS = 50
+"""Most swaps in one micro-step."""
+EVEN = 1e-3
+"""Swaps end once the costliest rank is within this share of the mean."""
 
 
 @dataclass(frozen=True)
@@ -69,35 +78,48 @@ def pack(lengths: Sequence[int], *, token_budget: int, ranks: int = 1, cost: Cos
     size_list, weight_list = sizes.tolist(), weights.tolist()
 
     micro_steps = _least_micro_steps(sizes, token_budget, ranks)
-    while True:
-        bins, tokens_left = _fill(order, size_list, weight_list, micro_steps * ranks, token_budget)
-        if not tokens_left:
-            break
-        # What is left over now mostly fits into bins of its own; in plans of hundreds of micro-steps, half a per cent
-        # too many costs less than looking for the last one.
-        micro_steps += max(1, tokens_left // (token_budget * ranks), micro_steps // 200)
-    bins.sort(key=lambda one: (-one[0], one[1]))
-    rows = [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
+    bins = _fill(order, size_list, weight_list, micro_steps * ranks, ranks, token_budget)
+    rows = _rows(bins, ranks)
+    if len(order) <= CARE * ranks:
+        if (
+            len(rows) > micro_steps
+        ):  # bins opened late hold short sequences only; with all open from the start, they mix
+            again = _rows(_fill(order, size_list, weight_list, len(bins), ranks, token_budget), ranks)
+            rows = min(rows, again, key=lambda plan: (len(plan), sum(row[0][0] for row in plan)))
+        rows = _rows([one for row in rows for one in _swap(row, sizes, weights, token_budget)], ranks)
     return Plan([[one[1] for one in row] for row in rows], [[one[0] for one in row] for row in rows])
 
 
+def _rows(bins: list[Bin], ranks: int) -> list[list[Bin]]:
+    """Bins of like cost side by side, the costliest first."""
+    bins = sorted(bins, key=lambda one: (-one[0], one[1]))
+    return [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
+
+
 def _least_micro_steps(sizes: np.ndarray, budget: int, ranks: int) -> int:
-    """Lower bound: the tokens must fit, and no two sequences over half the budget share a bin."""
-    bins = max(-(-int(sizes.sum()) // budget), int((2 * sizes > budget).sum()), 1)
+    """Lower bound of Martello and Toth: sequences over half the budget never share a bin; for every length k, those of
+    k tokens and more that are no longer than half fit only beside the long ones that leave k free."""
+    falling = np.sort(sizes)[::-1]
+    tokens = np.concatenate([[0], np.cumsum(falling)])
+    long = int(np.searchsorted(-falling, -budget / 2))
+    bins = max(-(-int(tokens[-1]) // budget), long)
+    if lengths := np.unique(falling[long:]).tolist():
+        alone = np.searchsorted(-falling[:long], np.array(lengths) - budget)  # longer than budget - k
+        counted = np.searchsorted(-falling, -np.array(lengths), side="right")
+        beside = (long - alone) * budget - (tokens[long] - tokens[alone])
+        short = tokens[counted] - tokens[long]
+        bins = max(bins, long + int(np.max(-((beside - short) // budget))))
     return -(-bins // ranks)
 
 
-def _fill(
-    order: list[int], sizes: list[int], weights: list[float], count: int, budget: int
-) -> tuple[list[tuple[float, list[int]]], int]:
+def _fill(order: list[int], sizes: list[int], weights: list[float], count: int, ranks: int, budget: int) -> list[Bin]:
     """Longest processing time into `count` bins of `budget` tokens: the next costliest sequence goes into the cheapest
-    bin that has room. Returns (cost, members) of each bin and the tokens that found no room."""
+    bin that has room. Where none has, a micro-step of `ranks` bins is opened."""
     heap = [(0.0, index) for index in range(count)]
     load = [0.0] * count
     room = [budget] * count
     emptiest = [(-budget, index) for index in range(count)]  # by room; an entry is brought up to date when it is on top
     members: list[list[int]] = [[] for _ in range(count)]
-    tokens_left = 0
     for item in order:
         size, passed_over = sizes[item], []
         while heap and len(passed_over) < LOOK_AHEAD:
@@ -109,18 +131,63 @@ def _fill(
             else:
                 break
         else:
-            # The cheap bins are full of tokens: the emptiest of all decides whether this many bins can do.
             while -emptiest[0][0] != room[emptiest[0][1]]:
                 heapq.heapreplace(emptiest, (-room[emptiest[0][1]], emptiest[0][1]))
             index = emptiest[0][1]
+            if room[index] < size:
+                index = len(load)
+                for new in range(index, index + ranks):
+                    load.append(0.0)
+                    room.append(budget)
+                    members.append([])
+                    heapq.heappush(heap, (0.0, new))
+                    heapq.heappush(emptiest, (-budget, new))
         for entry in passed_over:
             heapq.heappush(heap, entry)
-        if room[index] < size:
-            tokens_left += size
-            continue
         load[index] += weights[item]
         if heap[0][1] == index:
             heapq.heapreplace(heap, (load[index], index))
         members[index].append(item)
         room[index] -= size
-    return list(zip(load, members, strict=True)), tokens_left
+    if len(order) >= len(load):
+        for index in (index for index, one in enumerate(members) if not one):
+            donor = max((other for other, one in enumerate(members) if len(one) > 1), key=load.__getitem__)
+            item = members[donor].pop()
+            members[index].append(item)
+            load[index] = weights[item]
+            load[donor] -= weights[item]
+    return list(zip(load, members, strict=True))
+
+
+def _swap(row: list[Bin], sizes: np.ndarray, weights: np.ndarray, budget: int) -> list[Bin]:
+    """The bins of one micro-step, evened out: the costliest one swaps a sequence for a cheaper one of another bin, or
+    gives it away, as long as the larger of the two bins shrinks and both hold the budget."""
+    load = np.array([cost for cost, _ in row])
+    items = np.array([item for _, members in row for item in members], dtype=np.int64)
+    owner = np.repeat(np.arange(len(row)), [len(members) for _, members in row])
+    room = budget - np.bincount(owner, sizes[items], len(row))
+    # every bin offers nothing as well, in return for a sequence that it is given
+    size, weight = (np.concatenate([values[items], np.zeros(len(row))]) for values in (sizes, weights))
+    owner = np.concatenate([owner, np.arange(len(row))])
+    for _ in range(SWAPS):
+        high = int(load.argmax())
+        if load[high] <= (1 + EVEN) * load.mean():
+            break
+        mine, theirs = np.flatnonzero(owner[: items.size] == high), np.flatnonzero(owner != high)
+        less = weight[mine, None] - weight[theirs]
+        shorter = size[mine, None] - size[theirs]
+        larger = np.maximum(load[high] - less, load[owner[theirs]] + less)
+        larger[(shorter > room[owner[theirs]]) | (-shorter > room[high])] = np.inf
+        i, j = divmod(int(larger.argmin()), theirs.size)
+        if not larger[i, j] < load[high] * (1 - 1e-9):
+            break
+        other = owner[theirs[j]]
+        owner[mine[i]] = other
+        if theirs[j] < items.size:
+            owner[theirs[j]] = high
+        load[[high, other]] += np.array([-1, 1]) * less[i, j]
+        room[[high, other]] += np.array([1, -1]) * shorter[i, j]
+    return [
+        (float(weights[members].sum()), members.tolist())
+        for members in (items[owner[: items.size] == index] for index in range(len(row)))
+    ]
