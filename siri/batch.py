@@ -11,6 +11,7 @@ import torch
 from siri.advantages import group_advantages, zero_variance
 from siri.config import Config
 from siri.data import PromptSet, Sampler
+from siri.distributed import ALONE, Ranks
 from siri.model import Policy
 from siri.rollout import Completion, Request, Rollout
 from siri.update import Sample
@@ -46,8 +47,9 @@ def collect(
     *,
     step: int,
     cap: int,
+    ranks: Ranks = ALONE,
 ) -> list[Group]:
-    """Sample and grade `prompts_per_step` groups under the cap of the step.
+    """Sample and grade `prompts_per_step` groups under the cap of the step: each rank its share, all get all.
 
     With dynamic sampling, groups whose responses are all right or all wrong (by score, before any length penalty) are
     replaced by new prompts until enough are found or `dynamic_sampling_rounds` is reached; the dropped ones are
@@ -59,26 +61,36 @@ def collect(
         if not wanted:
             break
         indices = sampler.take(wanted)
+        indices = indices[ranks.share(len(indices))]
         requests = [Request(prompts.ids[index], cap, config.group_size) for index in indices]
-        seed = derive_seed(config.seed, 0, step, round_number)
+        seed = derive_seed(config.seed, 0, step, round_number, *ranks.seed_path)
         answered = engine.generate(requests, temperature=config.temperature, seed=seed)
         texts = [policy.decode(completion.token_ids) for completions in answered for completion in completions]
         graded = grader.score(texts, [prompts.answers[index] for index in indices for _ in range(config.group_size)])
-        for number, (request, completions) in enumerate(zip(requests, answered, strict=True)):
-            own = slice(number * config.group_size, (number + 1) * config.group_size)
-            scores = [
-                0.0 if completion.truncated and config.overlong in ("zero", "mask") else score
-                for completion, score in zip(completions, graded.rewards[own], strict=True)
+        found = _groups(config, requests, answered, graded, cap)
+        groups += [group for part in ranks.gather(found) for group in part]
+    return groups
+
+
+def _groups(
+    config: Config, requests: Sequence[Request], answered: Sequence[list[Completion]], graded: Any, cap: int
+) -> list[Group]:
+    groups = []
+    for number, (request, completions) in enumerate(zip(requests, answered, strict=True)):
+        own = slice(number * config.group_size, (number + 1) * config.group_size)
+        scores = [
+            0.0 if completion.truncated and config.overlong in ("zero", "mask") else score
+            for completion, score in zip(completions, graded.rewards[own], strict=True)
+        ]
+        rewards = list(scores)
+        if config.overlong == "soft":
+            rewards = [
+                score + soft_penalty(len(completion.token_ids), cap, config.overlong_buffer)
+                for completion, score in zip(completions, scores, strict=True)
             ]
-            rewards = list(scores)
-            if config.overlong == "soft":
-                rewards = [
-                    score + soft_penalty(len(completion.token_ids), cap, config.overlong_buffer)
-                    for completion, score in zip(completions, scores, strict=True)
-                ]
-            trained = not config.dynamic_sampling or len(set(scores)) > 1
-            timeouts = graded.timeouts if number == 0 else 0
-            groups.append(Group(request.prompt_ids, completions, scores, rewards, timeouts, trained))
+        trained = not config.dynamic_sampling or len(set(scores)) > 1
+        timeouts = graded.timeouts if number == 0 else 0
+        groups.append(Group(request.prompt_ids, completions, scores, rewards, timeouts, trained))
     return groups
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from siri.distributed import ALONE, Ranks, fill, full
 from siri.errors import InputError
 from siri.model import Policy
 
@@ -33,18 +34,24 @@ def save_checkpoint(
     state: dict[str, Any],
     *,
     name: str | None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write `folder/step_NNNNNN` after `done` steps, and the link `folder/name` to it. `state` is JSON data of the
-    caller's."""
+    caller's. Every rank calls it, rank 0 writes: the files do not depend on the number of ranks."""
     from safetensors.torch import save_file
 
+    weights = {key: full(value).cpu() for key, value in policy.model.state_dict().items()}
+    moments = _optimizer_tensors(policy, optimizer)
+    if not ranks.main:
+        ranks.gather(None)
+        return folder / f"step_{done:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step_{done:06d}"
     part = folder / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
-    policy.model.save_pretrained(part)
+    policy.model.save_pretrained(part, state_dict=weights)
     policy.tokenizer.save_pretrained(part)
-    save_file(_optimizer_tensors(policy, optimizer), part / OPTIMIZER)
+    save_file(moments, part / OPTIMIZER)
     (part / STATE).write_text(json.dumps({"steps_done": done, "name": name, **state}, indent=1))
     listing = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in _files(part)}
     (part / MANIFEST).write_text(json.dumps(listing, indent=1))
@@ -59,6 +66,7 @@ def save_checkpoint(
         link.symlink_to(final.name)
         link.replace(folder / name)
     _fsync(folder)
+    ranks.gather(None)  # nobody goes on before the checkpoint is there
     return final
 
 
@@ -102,23 +110,29 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def restore(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a verified checkpoint into model and optimizer, in place; returns what `state` was."""
+@torch.no_grad()
+def restore(
+    checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer, *, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Load a verified checkpoint into model and optimizer, in place; returns what `state` was.
+
+    Every rank calls it, rank 0 reads; the run that wrote it may have had another number of ranks."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
-    policy.model.load_state_dict(saved)
-    tensors = load_file(checkpoint / OPTIMIZER, device=str(policy.device))
-    names = _parameter_names(policy)
-    state = optimizer.state_dict()
-    state["state"] = {
-        index: {key: tensors[f"{name}.{key}"] for key in ("exp_avg", "exp_avg_sq", "step")}
-        for index, name in enumerate(names)
-        if f"{name}.step" in tensors
-    }
-    optimizer.load_state_dict(state)
-    return json.loads((checkpoint / STATE).read_text())
+    weights, moments = {}, {}
+    if ranks.main:
+        weights = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+        moments = load_file(checkpoint / OPTIMIZER)
+    known = ranks.broadcast(sorted(moments))
+    for name, parameter in policy.model.named_parameters():
+        fill(parameter, weights.get(name))
+        if f"{name}.step" in known:
+            moment = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            for key, value in moment.items():
+                fill(value, moments.get(f"{name}.{key}"))
+            optimizer.state[parameter] = {"step": ranks.broadcast(moments.get(f"{name}.step")), **moment}
+    return ranks.broadcast(json.loads((checkpoint / STATE).read_text()) if ranks.main else None)
 
 
 def discard_after(folder: Path, steps: int) -> None:
@@ -170,18 +184,11 @@ def export(source: Path, target: Path) -> Path:
 
 
 def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    states = optimizer.state_dict()["state"]
     return {
-        f"{name}.{key}": states[index][key].contiguous()
-        for index, name in enumerate(_parameter_names(policy))
-        if index in states
-        for key in ("exp_avg", "exp_avg_sq", "step")
+        f"{name}.{key}": full(value).cpu().contiguous()
+        for name, parameter in policy.model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
-
-
-def _parameter_names(policy: Policy) -> list[str]:
-    """In the order in which the optimizer was given the parameters."""
-    return [name for name, _ in policy.model.named_parameters()]
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -97,18 +97,19 @@ def train_command(arguments: list[str]) -> int:
     recipe = arguments[0]
     load_recipe(recipe)  # an unknown recipe is named before anything else
     options = resolve(recipe, TrainOptions, arguments[1:], prog=f"siri train {recipe}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("WORLD_SIZE is above 1: this version trains in one process; start it without torchrun")
     name = Path(recipe).stem if recipe.endswith(".toml") else recipe
     config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
     for key in ("model", "data"):
         if not getattr(config, key):
             raise InputError(f"{key} is not set; give --{key}")
+    from siri.distributed import leave_ranks
     from siri.trainer import train
 
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
     run_dir = Path(options.run_dir or f"runs/{name}")
-    return train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet)
+    code = train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet)
+    leave_ranks()
+    return code
 
 
 def eval_command(arguments: list[str]) -> int:
@@ -180,7 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"siri: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank fails alike
+            print(f"siri: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

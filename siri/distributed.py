@@ -2,6 +2,7 @@
 
 import os
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,6 +28,11 @@ class Ranks:
         """The rank that plans, logs and writes."""
         return self.rank == 0
 
+    @property
+    def seed_path(self) -> tuple[int, ...]:
+        """What makes a rank's random numbers its own; rank 0 draws what a process on its own would."""
+        return (self.rank,) if self.rank else ()
+
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         if self.size == 1:
@@ -43,6 +49,19 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def on_main(self, function: Callable[[], T]) -> T:
+        """What the function returns on rank 0, on every rank; its InputError is everybody's."""
+        outcome: tuple[Any, InputError | None] = (None, None)
+        if self.main:
+            try:
+                outcome = (function(), None)
+            except InputError as error:
+                outcome = (None, error)
+        value, error = self.broadcast(outcome)
+        if error is not None:
+            raise error
+        return value
+
     def share(self, count: int) -> slice:
         """This rank's part of `count` things: consecutive, the parts differing by one at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -52,6 +71,9 @@ class Ranks:
         return self.mesh.get_group()
 
 
+ALONE = Ranks()
+
+
 def join_ranks(device: torch.device) -> tuple[Ranks, torch.device]:
     """Join the other processes that torchrun started (nccl on GPUs, gloo on CPUs); returns this rank and its device.
 
@@ -59,12 +81,12 @@ def join_ranks(device: torch.device) -> tuple[Ranks, torch.device]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return Ranks(), device
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+        return ALONE, device
+    local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda":
-        if local >= torch.cuda.device_count():
+        if here > torch.cuda.device_count():
             raise InputError(
-                f"local rank {local} has no GPU: this machine has {torch.cuda.device_count()}; lower --nproc-per-node"
+                f"{here} processes on this machine, but {torch.cuda.device_count()} GPUs; lower --nproc-per-node"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -72,6 +94,12 @@ def join_ranks(device: torch.device) -> tuple[Ranks, torch.device]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
     return Ranks(dist.get_rank(), size, mesh), device
+
+
+def leave_ranks() -> None:
+    """Close the connections that `join_ranks` opened, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype) -> None:
@@ -94,3 +122,14 @@ def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype) -> None:
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor in one piece, on every rank (a collective); any other tensor as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def fill(target: torch.Tensor, source: torch.Tensor | None) -> None:
+    """Copy `source` into `target`. A sharded target (a collective) takes rank 0's source; other ranks may give None."""
+    if not hasattr(target, "full_tensor"):
+        target.copy_(source)
+        return
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = torch.empty(target.shape, dtype=target.dtype) if source is None else source
+    target.copy_(distribute_tensor(whole.to(target.device), target.device_mesh, target.placements))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from siri.data import PromptSet, load_prompts
+from siri.distributed import ALONE, Ranks
 from siri.errors import InputError
 from siri.model import Policy
 from siri.rollout import Progress, Request, Rollout
@@ -60,31 +61,36 @@ def evaluate(
     temperature: float,
     seed: int,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Sample `samples` responses of at most `cap` tokens to every problem and grade them with the reward pool.
+    """Sample `samples` responses of at most `cap` tokens to every problem and grade them with the reward pool; each
+    rank does its share of the problems, all get the figures.
 
     A response counts as right from reward 1 on. Greedy decoding is temperature 0, with one sample.
     """
-    requests = [Request(ids, cap, samples) for ids in prompts.ids]
+    own = ranks.share(len(prompts.ids))
+    requests = [Request(ids, cap, samples) for ids in prompts.ids[own]]
     completions = engine.generate(requests, temperature=temperature, seed=seed, progress=progress)
     flat = [completion for answers in completions for completion in answers]
     texts = [policy.decode(completion.token_ids) for completion in flat]
-    graded = rewards.score(texts, [answer for answer in prompts.answers for _ in range(samples)])
-    right = [reward >= 1 for reward in graded.rewards]
-    lengths = [len(completion.token_ids) for completion in flat]
+    graded = rewards.score(texts, [answer for answer in prompts.answers[own] for _ in range(samples)])
+    parts = ranks.gather(([(len(one.token_ids), one.truncated) for one in flat], graded.rewards, graded.timeouts))
+    responses = [response for part, _, _ in parts for response in part]
+    right = [reward >= 1 for _, part, _ in parts for reward in part]
+    lengths = [length for length, _ in responses]
     hits = [sum(right[start : start + samples]) for start in range(0, len(right), samples)]
     counts = [2**power for power in range(samples.bit_length())]
     return Evaluation(
         cap=cap,
-        problems=len(requests),
+        problems=len(prompts.ids),
         samples=samples,
         accuracy=sum(right) / len(right),
         pass_at_k={str(k): sum(pass_at_k(samples, hit, k) for hit in hits) / len(hits) for k in counts},
         tokens_mean=sum(lengths) / len(lengths),
         tokens_right_mean=_mean([length for length, hit in zip(lengths, right, strict=True) if hit]),
         tokens_wrong_mean=_mean([length for length, hit in zip(lengths, right, strict=True) if not hit]),
-        truncation_rate=sum(completion.truncated for completion in flat) / len(flat),
-        reward_timeouts=graded.timeouts,
+        truncation_rate=sum(truncated for _, truncated in responses) / len(responses),
+        reward_timeouts=sum(timeouts for _, _, timeouts in parts),
     )
 
 

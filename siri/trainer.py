@@ -13,6 +13,7 @@ from siri import checkpoint
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config import Config
 from siri.data import PromptSet, Sampler, load_prompts
+from siri.distributed import join_ranks, shard
 from siri.errors import InputError
 from siri.evaluate import average, evaluate
 from siri.metrics import make_logger
@@ -29,14 +30,18 @@ DONE, STOPPED = 0, 75
 
 
 def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never", quiet: bool = False) -> int:
-    """Train `config` in the folder `run_dir`; returns the exit code. Bad input is an InputError, before any writing."""
-    run = RunFolder(run_dir, config, recipe, resume)
+    """Train `config` in the folder `run_dir`; returns the exit code. Bad input is an InputError, before any writing.
+
+    Under torchrun every process calls it with the same arguments.
+    """
+    ranks, device = join_ranks(pick_device(config.device))
+    quiet = quiet or not ranks.main
+    run = ranks.on_main(lambda: RunFolder(run_dir, config, recipe, resume))
     if run.finished():
         if not quiet:
             print_closing(run_dir)
         return DONE
     schedule = config.length_schedule()
-    device = pick_device(config.device)
     policy = load_policy(config.model, device)
     prompts = load_prompts(config.data, policy.tokenizer, config)
     held_out = [
@@ -44,23 +49,28 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     ]
     eval_cap = config.eval_cap or schedule.longest
     check_context(policy, [(prompts, schedule.longest), *((one, eval_cap) for one in held_out)])
-    engine = make_engine(config, policy)
     token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest)
+    trained = None
+    if ranks.size > 1:
+        shard(policy.model, ranks, compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+        trained = policy.model
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
     )
     sampler = Sampler(len(prompts.ids), config.seed)
     train_tokens = run.state["train_tokens"]
     if run.checkpoint:
-        state = checkpoint.restore(run.checkpoint, policy, optimizer)
+        state = checkpoint.restore(run.checkpoint, policy, optimizer, ranks=ranks)
         sampler = Sampler(len(prompts.ids), **state["sampler"])
+    engine = make_engine(config, load_policy(config.model, device) if trained else policy, trained=trained)
+    engine.sync()
     rewards = RewardPool(
         config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s, think=config.think
     )
 
-    with rewards, TrainProgress(config.steps, run.start, quiet) as progress, stop_signals() as stopped:
-        logger = make_logger(config.logger, run_dir, config.to_json())
-        run.create()  # nothing is written before all that may be bad input was tried
+    with rewards, TrainProgress(config.steps, run.start, quiet) as progress, stop_signals() as signals:
+        logger = make_logger(config.logger if ranks.main else "none", run_dir, config.to_json())
+        ranks.on_main(run.create)  # nothing is written before all that may be bad input was tried
         for line in [*run.notes, *_counts(config.data, prompts)]:
             progress.note(line)
 
@@ -74,28 +84,29 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                     cap=eval_cap,
                     samples=config.eval_samples,
                     temperature=config.eval_temperature,
-                    seed=derive_seed(config.seed, 1, index),
+                    seed=derive_seed(config.seed, 1, index, *ranks.seed_path),
+                    ranks=ranks,
                 )
                 for index, problems in enumerate(held_out)
             ]
-            if figures:
+            if figures and ranks.main:
                 row = average(dict(zip(config.eval_data, figures, strict=True)))
                 row = {"step": done, "name": name, "train_tokens": train_tokens, **row}
                 run.evals.append(row)
                 logger.log(row, done)
                 progress.note(f"step {done} {name}: accuracy {row['accuracy']:.1%}, {row['tokens_mean']:.1f} tokens")
 
-        if run.start == 0 and not run.evals.rows():
+        if run.start == 0 and not ranks.on_main(run.evals.rows):
             measure(0, "base")
         for step in range(run.start, config.steps):
             began = time.perf_counter()
             cap = schedule.cap(step)
             engine.wake()
-            groups = collect(config, policy, engine, rewards, prompts, sampler, step=step, cap=cap)
+            groups = collect(config, policy, engine, rewards, prompts, sampler, step=step, cap=cap, ranks=ranks)
             engine.sleep()
             sampled = time.perf_counter()
             mini_batches = make_samples(config, groups)
-            update = update_policy(policy, optimizer, mini_batches, config, token_budget=token_budget)
+            update = update_policy(policy, optimizer, mini_batches, config, token_budget=token_budget, ranks=ranks)
             engine.sync()
             ended = time.perf_counter()
 
@@ -105,26 +116,31 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             row |= {"epoch": sampler.epoch, "train_tokens": train_tokens, "rollout_s": sampled - began}
             row |= {"train_s": ended - sampled, "step_time_s": ended - began}
             row |= {"tokens_per_s": row["response_tokens"] / (ended - began)}
-            run.metrics.append(row)
-            logger.log(row, step)
-            progress.update(row)
+            if ranks.main:
+                run.metrics.append(row)
+                logger.log(row, step)
+                progress.update(row)
 
             done = step + 1
             last = done == config.steps or bool(config.train_tokens and train_tokens >= config.train_tokens)
+            stopped = any(ranks.gather(bool(signals)))
             milestone = schedule.milestone(done)
             if milestone or last or due(done, config.eval_every):
                 measure(done, milestone or ("final" if last else f"step-{done}"))
             if milestone or last or stopped or due(done, config.save_every or max(1, config.cycle // 4)):
                 state = {"sampler": sampler.state(), "train_tokens": train_tokens}
-                checkpoint.save_checkpoint(run.checkpoints, done, policy, optimizer, state, name=milestone)
-                checkpoint.prune(run.checkpoints, config.keep_checkpoints)
+                checkpoint.save_checkpoint(run.checkpoints, done, policy, optimizer, state, name=milestone, ranks=ranks)
+                if ranks.main:
+                    checkpoint.prune(run.checkpoints, config.keep_checkpoints)
             if last or stopped:
                 break
     engine.close()
     logger.close()
-    write_report(run_dir)
-    if stopped and not last:
-        print(f"stopped at step {done}, state saved; continue with --resume")
+    if ranks.main:
+        write_report(run_dir)
+    if not last:
+        if ranks.main:
+            print(f"stopped at step {done}, state saved; continue with --resume")
         return STOPPED
     if not quiet:
         print_closing(run_dir)
@@ -132,12 +148,12 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     return DONE
 
 
-def make_engine(config: Config, policy: Policy) -> LocalRollout:
-    """The rollout engine that the settings ask for."""
+def make_engine(config: Any, policy: Policy, *, trained: Any = None) -> LocalRollout:
+    """The embedded engine with the settings of a Config or of `siri eval`; `trained` as in `LocalRollout`."""
     cache_tokens = config.rollout_tokens
     if cache_tokens == "auto":
         cache_tokens = _free_cache_tokens(policy)
-    return LocalRollout(policy, cache_tokens=cache_tokens)
+    return LocalRollout(policy, cache_tokens=cache_tokens, trained=trained)
 
 
 def _free_cache_tokens(policy: Policy) -> int:

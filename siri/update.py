@@ -14,11 +14,9 @@ from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_met
 
 from siri.attention import PackedLayout
 from siri.config import Config
-from siri.distributed import Ranks, full
+from siri.distributed import ALONE, Ranks, full
 from siri.model import Policy, packed_hidden, sequence_cost
 from siri.packing import Plan, pack
-
-ALONE = Ranks()
 
 
 @dataclass(frozen=True, slots=True)

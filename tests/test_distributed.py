@@ -1,14 +1,18 @@
 """Sharded training over gloo: the same parameters after three steps on 1, 2, 3 and 4 ranks."""
 
+import json
 import os
 import random
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from siri import cli
 from siri.distributed import Ranks, full, join_ranks, shard
 from siri.update import update_policy
 from tests.test_update import config, make_samples
@@ -90,3 +94,39 @@ def test_tied_embeddings(sharded):
     assert "lm_head.weight" not in parameters
     for name, value in reference.items():
         torch.testing.assert_close(parameters[name], value, rtol=0, atol=1e-6)
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m", "siri", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_torchrun_trains_and_resumes_with_another_number_of_ranks(tmp_path):
+    run = tmp_path / "run"
+    options = ["train", "demo", "--run-dir", str(run), "--prompts-per-step", "6", "--group-size", "4", "--cycle", "4"]
+    options += ["--eval-problems", "10", "--save-every", "1", "--mini-batch-prompts", "3"]
+    first = torchrun(2, *options, "--steps", "2")
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert first.stdout.count("siri-low-1") >= 1 and "rank" not in first.stderr.lower()
+    second = torchrun(3, *options, "--steps", "3", "--resume")
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert cli.main([*options, "--steps", "4", "--resume", "--quiet"]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert all(row["responses"] == 24 and row["skipped_updates"] == 0 for row in rows)
+    evals = [json.loads(line)["name"] for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert evals == ["base", "siri-low-1", "final", "siri-high-1"]
+
+    from safetensors.torch import load_file
+
+    one, two = (load_file(run / "checkpoints" / f"step_00000{step}" / "optimizer.safetensors") for step in (3, 4))
+    assert one.keys() == two.keys() and any("exp_avg_sq" in key for key in one)
+    assert {float(value) for key, value in two.items() if key.endswith(".step")} == {8.0}
+
+
+def test_bad_input_is_one_line_under_torchrun_too(tmp_path):
+    result = torchrun(2, "train", "demo", "--run-dir", str(tmp_path / "run"), "--data", str(tmp_path / "none.json"))
+    assert result.returncode != 0
+    assert result.stderr.count("siri: ") == 1 and "none.json: no such file" in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -15,12 +15,11 @@ every token."""
 
 
 class LocalRollout:
-    """Implements `siri.rollout.Rollout`. It samples from the very model that is trained, or, where that is sharded, from
-    a copy of its own."""
+    """Implements `siri.rollout.Rollout`, on the very model that is trained or, where that is sharded, on a copy."""
 
     def __init__(self, policy: Policy, *, cache_tokens: int, trained: Any = None) -> None:
-        """cache_tokens: room for keys and values; as many rows run at once as fit with their prompt and cap. trained: the
-        sharded model whose weights `sync` copies into `policy`; None when policy's own model is trained."""
+        """cache_tokens: room for keys and values; as many rows run at once as fit with their prompt and cap.
+        trained: the sharded model whose weights `sync` copies into `policy`; None when policy's own is trained."""
         self.policy = policy
         self.cache_tokens = cache_tokens
         self.trained = trained
