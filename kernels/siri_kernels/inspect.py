@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from siri_kernels.triton_rows import MAX_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
+from siri_kernels.triton_rows import DLOGITS_BLOCK, STATS_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
 from siri_kernels.triton_tokens import token_kernel
 
 ARCHS = (80, 90, 100)
@@ -45,14 +45,18 @@ def variants() -> Iterator[Variant]:
     common = {**pointers, **sizes, "TARGET": "*i64", "scale": "fp32", "softcap": "fp32"}
     for dtype, out in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16"), ("fp16", "fp16")):
         for per_row, softcap in ((False, False), (True, True)):
-            flags = {"PER_ROW": per_row, "SOFTCAP": softcap, "BLOCK": MAX_BLOCK}
+            flags = {"PER_ROW": per_row, "SOFTCAP": softcap}
             suffix = " softcap T[N]" if softcap else ""
             types = {**common, "Z": f"*{dtype}", "DZ": f"*{out}"}
             if out == dtype:
-                yield Variant(f"row_stats {dtype}{suffix}", row_stats_kernel, types, flags, WARPS, True)
+                yield Variant(
+                    f"row_stats {dtype}{suffix}", row_stats_kernel, types, {**flags, "BLOCK": STATS_BLOCK}, WARPS, True
+                )
             for entropy in (False, True):
                 name = f"dlogits {dtype}->{out}{suffix}{' entropy' if entropy else ''}"
-                yield Variant(name, dlogits_kernel, types, {**flags, "WITH_H": entropy}, WARPS, True)
+                yield Variant(
+                    name, dlogits_kernel, types, {**flags, "WITH_H": entropy, "BLOCK": DLOGITS_BLOCK}, WARPS, True
+                )
     tensors = ("STATS", "ADV", "WEIGHT", "OLD", "ROLLOUT", "LOGP", "ENTROPY", "OUT", "PARTIALS")
     numbers = ("low", "high", "dual", "importance_low", "importance_cap", "entropy_coef")
     types = {

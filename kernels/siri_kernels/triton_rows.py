@@ -18,7 +18,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRET = tl.constexpr(INTERPRETED)
 FLOOR = tl.constexpr(-1e30)  # stands in for -inf (a banned token) where 0 * inf would be NaN
 WARPS = 8
-MAX_BLOCK = 4096
+STATS_BLOCK = 2048  # two sums per lane and column: 4096 spills on sm_100
+DLOGITS_BLOCK = 4096
 
 
 @triton.jit
@@ -142,15 +143,20 @@ def dlogits_kernel(
         tl.store(dz + columns, narrow(d, DZ.dtype.element_ty), mask=valid)
 
 
-def block_size(vocab: int) -> int:
-    largest = 16 * MAX_BLOCK if INTERPRETED else MAX_BLOCK  # the interpreter pays per operation, not per element
+def block_size(vocab: int, largest: int) -> int:
+    largest = 65536 if INTERPRETED else largest  # the interpreter pays per operation, not per element
     return max(16, min(largest, triton.next_power_of_2(vocab)))
 
 
-def _common(z: Tensor, scale: float | Tensor, softcap: float | None, vocab_start: int):
+def _common(z: Tensor, scale: float | Tensor, softcap: float | None, vocab_start: int, block: int):
     per_row = isinstance(scale, Tensor)
     numbers = (z.shape[1], 1.0 if per_row else scale, softcap or 1.0, vocab_start)
-    flags = {"PER_ROW": per_row, "SOFTCAP": softcap is not None, "BLOCK": block_size(z.shape[1]), "num_warps": WARPS}
+    flags = {
+        "PER_ROW": per_row,
+        "SOFTCAP": softcap is not None,
+        "BLOCK": block_size(z.shape[1], block),
+        "num_warps": WARPS,
+    }
     return scale if per_row else z, numbers, flags
 
 
@@ -162,7 +168,7 @@ def row_stats(
     n = z.shape[0]
     out = torch.empty(4, n, dtype=torch.float32, device=z.device)
     if n:
-        scale, numbers, flags = _common(z, scale, softcap, vocab_start)
+        scale, numbers, flags = _common(z, scale, softcap, vocab_start, STATS_BLOCK)
         row_stats_kernel[(n,)](z, target_ids, scale, out, n, z.stride(0), *numbers, **flags)
     return out
 
@@ -184,7 +190,7 @@ def dlogits(
     """dL/dlogits [n, V] into `out`, which may be z itself or a narrower view of the same rows."""
     n = z.shape[0]
     if n:
-        scale, numbers, flags = _common(z, scale, softcap, vocab_start)
+        scale, numbers, flags = _common(z, scale, softcap, vocab_start, DLOGITS_BLOCK)
         dlogits_kernel[(n,)](
             z, out, target_ids, scale, maximum, log_sum, logp, entropy, g, g if h is None else h, z.stride(0),
             out.stride(0), *numbers, WITH_H=h is not None, **flags

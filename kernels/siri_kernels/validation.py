@@ -72,6 +72,10 @@ def tensor(name: str, x, *, like: Tensor, shape: tuple[int, ...] | None = None, 
 def check_head(hidden, weight, target_ids, *, temperature, bias, softcap, logit_dtype="fp32") -> None:
     if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() != 2:
         raise ValueError(f"hidden must be a float tensor [N, D]; flatten batch and time first, got {shape_of(hidden)}")
+    if hasattr(weight, "full_tensor"):
+        raise ValueError(
+            "weight is a sharded DTensor; call the head itself (FusedLMHead), so that FSDP2 gathers it first"
+        )
     n, d = hidden.shape
     tensor("weight", weight, like=hidden, kinds="float")
     if weight.dim() != 2 or weight.shape[1] != d or weight.shape[0] == 0:

@@ -61,6 +61,12 @@ def fsdp(rank: int, world: int) -> None:
 
     head = FusedLMHead.of(linear)
     fully_shard(head, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
+    try:
+        loss(lambda hidden, *args, **options: linear_grpo_loss(hidden, head.weight, *args, **options), cases[rank])
+    except ValueError as error:
+        assert "call the head itself" in str(error)
+    else:
+        raise AssertionError("a sharded weight was taken for the whole")
     result = loss(head.grpo_loss, cases[rank])
     result.loss.backward()
     # fp32 old_logp must not have been cast to bf16 on the way in: the ratio would move by 1e-2

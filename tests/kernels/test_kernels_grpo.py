@@ -272,3 +272,25 @@ def test_results_are_identical_when_run_again():
     second, second_gradients = run(linear_grpo_loss, case, memory=20_000)
     assert torch.equal(first.loss, second.loss) and torch.equal(first.logp, second.logp)
     assert all(torch.equal(x, y) for x, y in zip(first_gradients, second_gradients, strict=True))
+
+
+@pytest.mark.parametrize("loss", ["grpo", "gspo"])
+def test_int32_indices_are_as_good_as_int64(loss):
+    case = make_case(19)
+    keep = case.mask.nonzero().squeeze(1)
+    expected, expected_gradients = run(linear_grpo_loss, case, keep=keep, loss=loss)
+    case.target_ids, case.cu_seqlens = case.target_ids.int(), case.cu_seqlens.int()
+    result, gradients = run(linear_grpo_loss, case, keep=keep.int(), loss=loss)
+    assert torch.equal(result.loss, expected.loss)
+    assert all(torch.equal(x, y) for x, y in zip(gradients, expected_gradients, strict=True))
+
+
+def test_strided_inputs_are_as_good_as_contiguous_ones():
+    case = make_case(20)
+    expected, expected_gradients = run(linear_grpo_loss, case)
+    case.weight = case.weight.T.contiguous().T
+    case.hidden = torch.stack([case.hidden, case.hidden], 1)[:, 1]
+    case.old_logp = torch.stack([case.old_logp, case.old_logp], 1)[:, 0]
+    result, gradients = run(linear_grpo_loss, case)
+    torch.testing.assert_close(result.loss, expected.loss)
+    assert all(relative(x, y) < 1e-5 for x, y in zip(gradients, expected_gradients, strict=True))

@@ -118,7 +118,7 @@ def test_rows_of_logits(vocab, dtype):
 
 
 def test_more_vocabulary_than_one_block(monkeypatch):
-    monkeypatch.setattr("siri_kernels.triton_rows.block_size", lambda vocab: 32)
+    monkeypatch.setattr("siri_kernels.triton_rows.block_size", lambda vocab, largest: 32)
     logits = torch.randn(5, 150) * torch.tensor([[1.0], [30.0], [1e4], [-1e4], [0.0]])
     logits[1] = logits[1].sort().values  # the maximum moves in every block
     target_ids = torch.tensor([149, 0, 70, 31, 32])
