@@ -192,8 +192,7 @@ def linear_grpo_loss(
     placement = (forward_all, budget, vocab_start, group_name(group), impl, frozen)
     tensors = (advantages, *detached(old_logp, rollout_logp), mask, cu_seqlens)
     names = metric_names(spec, rollout_logp is not None, True)
-    one_chunk = n <= chunk_rows(impl, hidden, vocab, budget)
-    if memory == "lean" or (loss == "gspo" and not one_chunk):
+    if memory == "lean" or (loss == "gspo" and n > chunk_rows(impl, hidden, vocab, budget)):
         # the loss of differentiable log-probs: 8NDV, but no fp32 dW, and coefficients may need every log-prob
         logp, entropy, _, _ = ops_logprob.linear_logprob(
             hidden, weight, bias, target_ids, keep, per_row, main_grad, *head, *placement

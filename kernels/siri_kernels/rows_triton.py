@@ -33,14 +33,18 @@ class TritonRows:
         self.hidden, self.head, self.target_ids, self.shard = hidden, head, target_ids.contiguous(), shard
         self.operand = gradient_dtype(hidden.dtype)
         self.buffer = torch.empty(rows * columns, dtype=logits_dtype(hidden, head), device=hidden.device)
-        self.narrow_weight = head.weight.to(self.operand) if columns == head.weight.shape[0] else None
+        self.narrow_weight = None
 
     def inputs(self, rows) -> Tensor:
         """x [n, D] as the gradient GEMMs take it."""
         return self.hidden[rows].to(self.operand)
 
     def weight(self, columns: slice = slice(None)) -> Tensor:
-        return self.head.weight[columns].to(self.operand) if self.narrow_weight is None else self.narrow_weight[columns]
+        if columns != slice(None):
+            return self.head.weight[columns].to(self.operand)
+        if self.narrow_weight is None:  # the weight itself, or one copy per call of an fp16 one
+            self.narrow_weight = self.head.weight.to(self.operand)
+        return self.narrow_weight
 
     def _logits(self, rows, columns: slice) -> Tensor:
         x, weight = self.hidden[rows], self.head.weight[columns]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_same, make_case, relative, run
 from siri_kernels import linear_grpo_loss, reference
+from siri_kernels.chunked import whole_waves
 
 OPTIONS = {
     "grpo": {},
@@ -209,10 +210,11 @@ def test_micro_batches_add_up_and_order_does_not_matter(aggregation, loss):
         torch.testing.assert_close(value, whole.metrics[name], msg=name)
 
 
-def test_all_masked_and_no_rows():
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_all_masked(memory):
     case = make_case(13)
     case.mask[:] = False
-    result, gradients = run(linear_grpo_loss, case, entropy_coef=0.1)
+    result, gradients = run(linear_grpo_loss, case, entropy_coef=0.1, memory=memory)
     assert float(result.loss.detach()) == 0 and all(float(x.abs().sum()) == 0 for x in gradients)
     assert all(float(v) == 0 for v in result.metrics.values())
     assert result.logp.isfinite().all()
@@ -294,3 +296,10 @@ def test_strided_inputs_are_as_good_as_contiguous_ones():
     result, gradients = run(linear_grpo_loss, case)
     torch.testing.assert_close(result.loss, expected.loss)
     assert all(relative(x, y) < 1e-5 for x, y in zip(gradients, expected_gradients, strict=True))
+
+
+def test_chunks_on_a_gpu_are_whole_waves():
+    """132 multiprocessors, tiles of 128 x 256: the rows that fill the dX GEMM's last wave."""
+    assert [whole_waves(rows, 1536, 132) for rows in (4224, 5700, 8448)] == [2816, 5632, 8448]
+    assert [whole_waves(rows, 3584, 132) for rows in (4000, 6100, 8448)] == [3584, 6016, 8448]
+    assert whole_waves(100, 1536, 132) == 100
