@@ -1,5 +1,5 @@
-"""Time of one packing plan: goals are 5 ms for 1,024 sequences, 25 ms for 4,096, 1 s for 100,000; and of the peers' plans
-(`python bench/packing_peers.py` compares their quality)."""
+"""Time of one packing plan (goals: 5 ms for 1,024 sequences, 25 ms for 4,096, 1 s for 100,000) and of the peers' plans,
+whose quality `python bench/packing_peers.py` compares."""
 
 import packing_peers
 import pytest
