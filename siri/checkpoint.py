@@ -111,22 +111,31 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 @torch.no_grad()
+def load_weights(folder: str | Path, policy: Policy, *, ranks: Ranks = ALONE) -> None:
+    """Fill the policy's parameters from a model folder, or the hub. Every rank calls it, rank 0 reads."""
+    from transformers import AutoModelForCausalLM
+
+    weights = {}
+    if ranks.main:
+        weights = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    for name, parameter in policy.model.named_parameters():
+        fill(parameter, weights.get(name))
+
+
+@torch.no_grad()
 def restore(
     checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer, *, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
     """Load a verified checkpoint into model and optimizer, in place; returns what `state` was.
 
-    Every rank calls it, rank 0 reads; the run that wrote it may have had another number of ranks."""
+    Every rank calls it, rank 0 reads; the run that wrote it may have had another number of ranks.
+    """
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
-    weights, moments = {}, {}
-    if ranks.main:
-        weights = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
-        moments = load_file(checkpoint / OPTIMIZER)
+    load_weights(checkpoint, policy, ranks=ranks)
+    moments = load_file(checkpoint / OPTIMIZER) if ranks.main else {}
     known = ranks.broadcast(sorted(moments))
     for name, parameter in policy.model.named_parameters():
-        fill(parameter, weights.get(name))
         if f"{name}.step" in known:
             moment = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             for key, value in moment.items():

@@ -122,6 +122,8 @@ class Config:
     """Largest norm of the gradient of an optimizer step."""
     token_budget: int | Auto = "auto"
     """Most tokens of one packed micro-step; auto = what the machine holds."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations recomputed in the backward: none, all but attention (selective), or all (full)."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     seed: int = 0

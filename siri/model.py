@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from siri import attention
 from siri.attention import PackedLayout
@@ -57,10 +59,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_policy(source: str, device: torch.device) -> Policy:
+def load_policy(source: str, device: torch.device, *, weights: bool = True) -> Policy:
     """Load model and tokenizer with fp32 weights from a folder, the hub or the package (siri:demo/model).
 
-    Raises InputError when there is no model, no tokenizer, or an architecture that was not checked to work packed.
+    weights False leaves the model on the meta device, without storage, to be sharded before it is filled. Raises
+    InputError when there is no model, no tokenizer, or an architecture that was not checked to work packed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -91,13 +94,40 @@ def load_policy(source: str, device: torch.device) -> Policy:
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # transformers makes up an empty one where a folder has a config but no tokenizer files
         raise InputError(f"model {source}: no tokenizer there; copy tokenizer.json and tokenizer_config.json beside it")
+    name = attention.register()
+    if not weights:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=name)
+        return make_policy(model, tokenizer)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention.register()
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=name)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"model {source}: {_first_line(error)}") from None
     return make_policy(model.to(device), tokenizer)
+
+
+def allocate(model: Any, device: torch.device) -> None:
+    """Give a model on the meta device, sharded or not, storage on `device`: parameters undefined, buffers right."""
+    model.to_empty(device=device)
+    # the only buffers of these architectures are the rotary frequencies, which come from the config
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
+
+
+def checkpoint_activations(model: Any, mode: str) -> None:
+    """Trade compute for memory in training: full recomputes each layer in the backward, selective all of it but its
+    attention, none keeps every activation."""
+    if mode == "none":
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    model.train()  # transformers checkpoints in training mode only; none of these models has dropout
+
+
+def _keep_attention(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    kept = "scaled_dot_product" in str(operator) or "flash_attention" in str(operator)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def make_policy(model: Any, tokenizer: Any) -> Policy:

@@ -12,12 +12,12 @@ import torch
 from siri import checkpoint
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config import Config
-from siri.data import PromptSet, Sampler, load_prompts
+from siri.data import PromptSet, Sampler, load_prompts, resolve_path
 from siri.distributed import join_ranks, shard
 from siri.errors import InputError
 from siri.evaluate import average, evaluate
 from siri.metrics import make_logger
-from siri.model import Policy, load_policy, pick_device
+from siri.model import Policy, allocate, checkpoint_activations, load_policy, pick_device
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.reward_pool import RewardPool
@@ -42,7 +42,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             print_closing(run_dir)
         return DONE
     schedule = config.length_schedule()
-    policy = load_policy(config.model, device)
+    policy = load_policy(config.model, device, weights=ranks.size == 1)
     prompts = load_prompts(config.data, policy.tokenizer, config)
     held_out = [
         load_prompts(source, policy.tokenizer, config, limit=config.eval_problems) for source in config.eval_data
@@ -50,10 +50,10 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     eval_cap = config.eval_cap or schedule.longest
     check_context(policy, [(prompts, schedule.longest), *((one, eval_cap) for one in held_out)])
     token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest)
-    trained = None
     if ranks.size > 1:
         shard(policy.model, ranks, compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
-        trained = policy.model
+        allocate(policy.model, device)
+    checkpoint_activations(policy.model, config.checkpointing)
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
     )
@@ -62,7 +62,9 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     if run.checkpoint:
         state = checkpoint.restore(run.checkpoint, policy, optimizer, ranks=ranks)
         sampler = Sampler(len(prompts.ids), **state["sampler"])
-    engine = make_engine(config, load_policy(config.model, device) if trained else policy, trained=trained)
+    elif ranks.size > 1:
+        checkpoint.load_weights(resolve_path(config.model), policy, ranks=ranks)
+    engine = make_engine(config, policy, copy=ranks.size > 1)
     engine.sync()
     rewards = RewardPool(
         config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s, think=config.think
@@ -148,12 +150,19 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     return DONE
 
 
-def make_engine(config: Any, policy: Policy, *, trained: Any = None) -> LocalRollout:
-    """The embedded engine with the settings of a Config or of `siri eval`; `trained` as in `LocalRollout`."""
+def make_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRollout:
+    """The embedded engine with the settings of a Config or of `siri eval`; `copy` gives it weights of its own, because
+    the policy's are sharded."""
+    own, trained = policy, None
+    if copy:
+        own, trained = load_policy(config.model, policy.device, weights=False), policy.model
+        if policy.device.type == "cuda":
+            own.model.to(torch.bfloat16)
+        allocate(own.model, policy.device)
     cache_tokens = config.rollout_tokens
     if cache_tokens == "auto":
-        cache_tokens = _free_cache_tokens(policy)
-    return LocalRollout(policy, cache_tokens=cache_tokens, trained=trained)
+        cache_tokens = _free_cache_tokens(own)
+    return LocalRollout(own, cache_tokens=cache_tokens, trained=trained)
 
 
 def _free_cache_tokens(policy: Policy) -> int:

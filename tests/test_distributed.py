@@ -105,7 +105,7 @@ def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
 def test_torchrun_trains_and_resumes_with_another_number_of_ranks(tmp_path):
     run = tmp_path / "run"
     options = ["train", "demo", "--run-dir", str(run), "--prompts-per-step", "6", "--group-size", "4", "--cycle", "4"]
-    options += ["--eval-problems", "10", "--save-every", "1", "--mini-batch-prompts", "3"]
+    options += ["--eval-problems", "10", "--eval-temperature", "0", "--save-every", "1", "--mini-batch-prompts", "3"]
     first = torchrun(2, *options, "--steps", "2")
     assert first.returncode == 0, first.stderr[-2000:]
     assert first.stdout.count("siri-low-1") >= 1 and "rank" not in first.stderr.lower()
@@ -115,8 +115,12 @@ def test_torchrun_trains_and_resumes_with_another_number_of_ranks(tmp_path):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert all(row["responses"] == 24 and row["skipped_updates"] == 0 for row in rows)
-    evals = [json.loads(line)["name"] for line in (run / "eval.jsonl").read_text().splitlines()]
-    assert evals == ["base", "siri-low-1", "final", "siri-high-1"]
+    evals = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in evals] == ["base", "siri-low-1", "final", "siri-high-1"]
+    alone = tmp_path / "alone"
+    assert cli.main([*options[:2], *options[4:], "--steps", "1", "--run-dir", str(alone), "--quiet"]) == 0
+    base = json.loads((alone / "eval.jsonl").read_text().splitlines()[0])
+    assert base == evals[0], "greedy answers of the base model do not depend on how it was loaded"
 
     from safetensors.torch import load_file
 

@@ -7,7 +7,7 @@ import torch
 
 from siri.attention import PackedLayout, varlen_attention
 from siri.errors import InputError
-from siri.model import load_policy, packed_hidden, sequence_cost
+from siri.model import checkpoint_activations, load_policy, packed_hidden, sequence_cost
 from siri.packing import R1_DISTILL_LINEAR, R1_DISTILL_QUADRATIC
 from tests.tiny import VOCAB, save_tiny, tiny_model
 
@@ -134,3 +134,29 @@ def _gpt2(folder):
 
     GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("mode", ["full", "selective"])
+def test_checkpointed_activations_change_memory_and_nothing_else(kind, mode):
+    lengths = ragged(2)
+    ids = torch.randint(0, VOCAB, (sum(lengths),))
+    coefficients = torch.randn(sum(lengths), 32, dtype=torch.float64)
+    grads, saved = [], []
+    for checkpointing in ("none", mode):
+        model = tiny_model(kind, dtype=torch.float64)
+        checkpoint_activations(model, checkpointing)
+        kept: list[int] = []
+
+        def note(tensor, kept=kept):
+            kept.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            hidden = packed_hidden(model, ids, PackedLayout.of(lengths))
+        (hidden * coefficients).sum().backward()
+        grads.append([parameter.grad for parameter in model.model.parameters()])
+        saved.append(sum(kept))
+    for one, other in zip(*grads, strict=True):
+        assert torch.equal(one, other)
+    assert saved[1] < 0.5 * saved[0]
