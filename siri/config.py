@@ -124,6 +124,8 @@ class Config:
     """Most tokens of one packed micro-step; auto = what the machine holds."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward: none, all but attention (selective), or all (full)."""
+    shard_across_nodes: bool = False
+    """On several nodes, shard the model over all GPUs; off = inside each node, replicated across nodes (HSDP)."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     seed: int = 0

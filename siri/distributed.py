@@ -21,7 +21,9 @@ class Ranks:
     rank: int = 0
     size: int = 1
     mesh: Any = None
-    """Device mesh over all ranks; None without torchrun."""
+    """Device mesh over which the model is sharded; None without torchrun."""
+    group: Any = None
+    """Process group of these ranks; None = all of torchrun's."""
 
     @property
     def main(self) -> bool:
@@ -38,7 +40,7 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def gather(self, value: T) -> list[T]:
@@ -46,7 +48,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def on_main(self, function: Callable[[], T]) -> T:
@@ -66,18 +68,16 @@ class Ranks:
         """This rank's part of `count` things: consecutive, the parts differing by one at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    @property
-    def _group(self) -> dist.ProcessGroup:
-        return self.mesh.get_group()
-
 
 ALONE = Ranks()
 
 
-def join_ranks(device: torch.device) -> tuple[Ranks, torch.device]:
+def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ranks, torch.device]:
     """Join the other processes that torchrun started (nccl on GPUs, gloo on CPUs); returns this rank and its device.
 
-    Without torchrun's variables it is one process. Raises InputError when there are more ranks than GPUs on a machine.
+    On several nodes the model is sharded inside each and replicated across them (HSDP), or sharded over all ranks if
+    `across_nodes`. Without torchrun's variables it is one process. Raises InputError when there are more ranks than
+    GPUs on a machine.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -92,7 +92,11 @@ def join_ranks(device: torch.device) -> tuple[Ranks, torch.device]:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    nodes = size // here
+    if nodes == 1 or across_nodes:
+        mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    else:
+        mesh = dist.init_device_mesh(device.type, (nodes, here), mesh_dim_names=("replicate", "shard"))
     return Ranks(dist.get_rank(), size, mesh), device
 
 

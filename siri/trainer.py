@@ -34,7 +34,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
 
     Under torchrun every process calls it with the same arguments.
     """
-    ranks, device = join_ranks(pick_device(config.device))
+    ranks, device = join_ranks(pick_device(config.device), across_nodes=config.shard_across_nodes)
     quiet = quiet or not ranks.main
     run = ranks.on_main(lambda: RunFolder(run_dir, config, recipe, resume))
     if run.finished():

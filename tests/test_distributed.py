@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from siri import cli
-from siri.distributed import Ranks, full, join_ranks, shard
+from siri.distributed import ALONE, Ranks, full, join_ranks, shard
 from siri.update import update_policy
 from tests.test_update import config, make_samples
 from tests.tiny import tiny_policy
@@ -52,9 +52,23 @@ def worker(rank: int, world: int, port: int, results) -> None:
         mesh = dist.DeviceMesh("cpu", list(range(size)))  # a collective: ranks outside take part in making it
         if rank < size:
             budget = {2: 60, 3: 150, 4: 52}[size]
-            parameters, metrics = train(Ranks(rank, size, mesh), aggregation, budget, tied=tied)
+            learnt = train(Ranks(rank, size, mesh, mesh.get_group()), aggregation, budget, tied=tied)
             if rank == 0:
-                results[size, aggregation, tied] = (parameters, metrics)
+                results[size, aggregation, tied] = learnt
+    os.environ["LOCAL_WORLD_SIZE"] = "2"  # two nodes of two
+    hybrid, _ = join_ranks(torch.device("cpu"))
+    assert hybrid.mesh.mesh_dim_names == ("replicate", "shard") and hybrid.mesh.shape == (2, 2)
+    learnt = train(hybrid, "token_mean", 60)
+    if rank == 0:
+        results["hybrid"] = learnt
+    few = make_samples(0, count=2)  # fewer sequences than ranks: two of them run one masked token
+    policy = tiny_policy()
+    shard(policy.model, everybody, compute_dtype=torch.float32)
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
+    update_policy(policy, optimizer, [few], config(grad_clip=1e9), token_budget=99, ranks=everybody)
+    parameters = {name: full(value.detach()).clone() for name, value in policy.model.named_parameters()}
+    if rank == 0:
+        results["few"] = parameters
     assert everybody.gather(rank) == list(range(world))
     assert everybody.broadcast(f"from {rank}") == "from 0"
     covered = [i for part in everybody.gather(everybody.share(10)) for i in range(10)[part]]
@@ -74,26 +88,41 @@ def sharded():
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_any_number_of_ranks_learns_the_same(sharded, aggregation):
-    reference, alone = train(Ranks(), aggregation, 10**6)
+    reference, alone = train(ALONE, aggregation, 10**6)
     start = dict(tiny_policy().model.named_parameters())
     moved = max(float((reference[name] - start[name]).abs().max()) for name in reference)
     assert moved > 1e-2, "three steps must change something"
     for size in (2, 3, 4):
         parameters, metrics = sharded[size, aggregation, False]
-        for name, value in reference.items():
-            torch.testing.assert_close(parameters[name], value, rtol=0, atol=1e-6)
+        assert_same(parameters, reference)
         for one, two in zip(alone, metrics, strict=True):
             assert two["tokens"] == one["tokens"] and two["micro_steps"] >= one["micro_steps"]
             for name in ("loss", "grad_norm", "entropy", "approx_kl", "ratio_max", "mismatch_k3"):
                 assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), (size, name)
 
 
-def test_tied_embeddings(sharded):
-    reference, _ = train(Ranks(), "token_mean", 10**6, tied=True)
-    parameters, _ = sharded[2, "token_mean", True]
-    assert "lm_head.weight" not in parameters
+def assert_same(parameters: dict, reference: dict) -> None:
+    assert parameters.keys() == reference.keys()
     for name, value in reference.items():
         torch.testing.assert_close(parameters[name], value, rtol=0, atol=1e-6)
+
+
+def test_tied_embeddings(sharded):
+    reference, _ = train(ALONE, "token_mean", 10**6, tied=True)
+    parameters, _ = sharded[2, "token_mean", True]
+    assert "lm_head.weight" not in parameters
+    assert_same(parameters, reference)
+
+
+def test_sharded_inside_nodes_and_replicated_across(sharded):
+    assert_same(sharded["hybrid"][0], train(ALONE, "token_mean", 10**6)[0])
+
+
+def test_more_ranks_than_sequences(sharded):
+    policy = tiny_policy()
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
+    update_policy(policy, optimizer, [make_samples(0, count=2)], config(grad_clip=1e9), token_budget=99)
+    assert_same(sharded["few"], {name: value.detach() for name, value in policy.model.named_parameters()})
 
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
