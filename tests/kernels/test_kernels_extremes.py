@@ -54,6 +54,22 @@ def test_huge_logits(size, memory):
     assert relative(gradients[0], expected_gradients[0]) < 0.05
 
 
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_a_large_common_offset_costs_no_precision(memory):
+    """Whole-number logits around 10^4 are exact in fp32; what is added to them must not round at 10^-3."""
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.cat([torch.full((20, 1), 1e4), torch.randint(-2, 3, (20, 3), generator=g)], 1)
+    weight = torch.cat([torch.ones(30, 1), torch.randint(-2, 3, (30, 3), generator=g)], 1)
+    target_ids, advantages = torch.randint(30, (20,), generator=g), torch.randn(20, generator=g)
+    gradients = []
+    for function, dtype in ((linear_grpo_loss, torch.float32), (reference.linear_grpo_loss, torch.float64)):
+        x = hidden.to(dtype, copy=True).requires_grad_()
+        options = {"memory": memory} if dtype == torch.float32 else {}
+        function(x, weight.to(dtype), target_ids, advantages.to(dtype), entropy_coef=0.1, **options).loss.backward()
+        gradients.append(x.grad[:, 1:])
+    assert relative(*gradients) < 1e-5
+
+
 def test_huge_advantages_and_zero_ones():
     case = make_case(2, per_token=True)
     case.advantages = case.advantages.sign() * 1e6

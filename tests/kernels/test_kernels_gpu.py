@@ -115,6 +115,21 @@ def test_memory_is_bounded_by_the_chunk(memory):
     assert extra < chunk + gradients + (40 << 20), f"{extra / 2**20:.0f} MiB"
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_nan_is_seen_or_harmless(bad):
+    """PTX's max drops a NaN where the interpreter's keeps it."""
+    case = on_gpu(make_case(4, dtype=torch.bfloat16))
+    row = int(case.mask.nonzero()[0])
+    case.hidden[row, 0] = bad
+    tensors = {"mask": case.mask, "cu_seqlens": case.cu_seqlens}
+    result, gradients = run(linear_grpo_loss, case, tensors=tensors)
+    assert result.loss.isnan() and result.logp[row].isnan() and gradients[1].isnan().any()
+    assert float(result.metrics["nonfinite_tokens"]) == 1 and result.metrics["ratio_max"].isnan()
+    case.mask[row] = False
+    result, gradients = run(linear_grpo_loss, case, tensors=tensors)
+    assert result.loss.isfinite() and all(x.isfinite().all() for x in gradients)
+
+
 def test_fp32_is_not_tf32():
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:

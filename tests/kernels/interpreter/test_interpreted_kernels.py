@@ -179,6 +179,30 @@ def test_a_nan_is_seen_or_harmless(bad):
     assert result.loss.isfinite() and all(x.isfinite().all() for x in gradients)
 
 
+def test_a_distant_old_policy_is_clamped():
+    case = small_case(78, spread=40.0)
+    options = {"clip_low": None, "clip_high": None, "importance": "tis"}
+    result, gradients = run(linear_grpo_loss, case, impl="fallback", **options)
+    expected, expected_gradients = run(reference_loss, case, upcast=True, **options)
+    assert float(result.metrics["ratio_max"]) == pytest.approx(math.exp(20), rel=1e-5)
+    for name, value in expected.metrics.items():
+        assert float(result.metrics[name]) == pytest.approx(float(value), rel=1e-4), name
+    assert all(relative(x, y) < 1e-4 for x, y in zip(gradients, expected_gradients, strict=True))
+
+
+def test_a_large_common_offset_costs_no_precision():
+    g = torch.Generator().manual_seed(0)
+    logits = 1e4 + torch.randint(-6, 7, (6, 40), generator=g)
+    target_ids = torch.randint(40, (6,), generator=g)
+    mine, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    logp, entropy = logprob_from_logits(mine, target_ids, return_entropy=True, impl="triton")
+    exact_logp, exact_entropy = reference.logprob_and_entropy(exact, target_ids)
+    (logp + entropy).sum().backward()
+    (exact_logp + exact_entropy).sum().backward()
+    torch.testing.assert_close(logp.double(), exact_logp, rtol=1e-5, atol=1e-5)
+    assert relative(mine.grad, exact.grad) < 1e-5
+
+
 def test_banned_tokens():
     case = small_case(76)
     case.target_ids = case.target_ids.clamp(max=39)
