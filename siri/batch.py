@@ -14,6 +14,7 @@ from siri.data import PromptSet, Sampler
 from siri.distributed import ALONE, Ranks
 from siri.model import Policy
 from siri.rollout import Completion, Request, Rollout
+from siri.timing import Stopwatch
 from siri.update import Sample
 
 
@@ -47,6 +48,7 @@ def collect(
     *,
     step: int,
     cap: int,
+    watch: Stopwatch,
     ranks: Ranks = ALONE,
 ) -> list[Group]:
     """Sample and grade `prompts_per_step` groups under the cap of the step: each rank its share, all get all.
@@ -66,7 +68,9 @@ def collect(
         seed = derive_seed(config.seed, 0, step, round_number, *ranks.seed_path)
         answered = engine.generate(requests, temperature=config.temperature, seed=seed)
         texts = [policy.decode(completion.token_ids) for completions in answered for completion in completions]
-        graded = grader.score(texts, [prompts.answers[index] for index in indices for _ in range(config.group_size)])
+        gold = [prompts.answers[index] for index in indices for _ in range(config.group_size)]
+        with watch("reward"):
+            graded = grader.score(texts, gold)
         found = _groups(config, requests, answered, graded, cap)
         groups += [group for part in ranks.gather(found) for group in part]
     return groups

@@ -159,17 +159,18 @@ def packed_hidden(model: Any, input_ids_N: torch.Tensor, layout: PackedLayout) -
     return output.last_hidden_state[0]
 
 
-def sequence_cost(config: Any) -> Cost:
+def sequence_cost(config: Any, *, attention_ratio: float = 1.6) -> Cost:
     """Cost of a sequence for the packing plan, a * n + b * n^2 in FLOPs of a forward pass, from the model's config.
 
-    Attention runs about 1.6x slower per FLOP than the matrix products (see siri.packing).
+    Attention runs about 1.6x slower per FLOP than the matrix products (see siri.packing); attention_ratio 1 counts the
+    FLOPs themselves.
     """
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     queries = config.num_attention_heads * head_size
     attention_weights = config.hidden_size * (2 * queries + 2 * config.num_key_value_heads * head_size)
     layer = attention_weights + 3 * config.hidden_size * config.intermediate_size
     linear = 2.0 * (config.num_hidden_layers * layer + config.hidden_size * config.vocab_size)
-    quadratic = 1.6 * 2 * config.num_hidden_layers * queries
+    quadratic = attention_ratio * 2 * config.num_hidden_layers * queries
 
     def cost(lengths: np.ndarray) -> np.ndarray:
         return linear * lengths + quadratic * lengths**2

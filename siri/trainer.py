@@ -1,7 +1,6 @@
 """`train()`: schedule -> rollout -> reward -> advantages -> packing -> loss -> step -> log -> evaluate -> save."""
 
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from siri.report import write_report
 from siri.reward_pool import RewardPool
 from siri.rollout.local import LocalRollout
 from siri.run import Resume, RunFolder
+from siri.timing import Stopwatch, model_flops_utilisation
 from siri.update import update_policy
 
 DONE, STOPPED = 0, 75
@@ -66,6 +66,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         checkpoint.load_weights(resolve_path(config.model), policy, ranks=ranks)
     engine = make_engine(config, policy, copy=ranks.size > 1)
     engine.sync()
+    watch = Stopwatch(device)
     rewards = RewardPool(
         config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s, think=config.think
     )
@@ -101,23 +102,29 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         if run.start == 0 and not ranks.on_main(run.evals.rows):
             measure(0, "base")
         for step in range(run.start, config.steps):
-            began = time.perf_counter()
             cap = schedule.cap(step)
-            engine.wake()
-            groups = collect(config, policy, engine, rewards, prompts, sampler, step=step, cap=cap, ranks=ranks)
-            engine.sleep()
-            sampled = time.perf_counter()
-            mini_batches = make_samples(config, groups)
-            update = update_policy(policy, optimizer, mini_batches, config, token_budget=token_budget, ranks=ranks)
-            engine.sync()
-            ended = time.perf_counter()
+            with watch("step_time"):
+                with watch("rollout"):
+                    engine.wake()
+                    groups = collect(
+                        config, policy, engine, rewards, prompts, sampler, step=step, cap=cap, watch=watch, ranks=ranks
+                    )
+                    engine.sleep()
+                with watch("train"):
+                    mini_batches = make_samples(config, groups)
+                    update = update_policy(
+                        policy, optimizer, mini_batches, config, token_budget=token_budget, watch=watch, ranks=ranks
+                    )
+                with watch("sync"):
+                    engine.sync()
 
             row: dict[str, Any] = {"step": step, "phase": schedule.phase(step), "cap": cap}
             row |= rollout_metrics(groups) | update
             train_tokens += row["response_tokens"]
-            row |= {"epoch": sampler.epoch, "train_tokens": train_tokens, "rollout_s": sampled - began}
-            row |= {"train_s": ended - sampled, "step_time_s": ended - began}
-            row |= {"tokens_per_s": row["response_tokens"] / (ended - began)}
+            row |= {"epoch": sampler.epoch, "train_tokens": train_tokens} | watch.seconds()
+            row["tokens_per_s"] = row["response_tokens"] / row["step_time_s"]
+            flops = row.pop("forward_flops")
+            row["mfu"] = model_flops_utilisation(flops, row["train_s"], ranks.size, device)
             if ranks.main:
                 run.metrics.append(row)
                 logger.log(row, step)
@@ -128,12 +135,16 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             stopped = any(ranks.gather(bool(signals)))
             milestone = schedule.milestone(done)
             if milestone or last or due(done, config.eval_every):
-                measure(done, milestone or ("final" if last else f"step-{done}"))
+                with watch("eval"):  # goes into the row of the next step, as does save
+                    measure(done, milestone or ("final" if last else f"step-{done}"))
             if milestone or last or stopped or due(done, config.save_every or max(1, config.cycle // 4)):
                 state = {"sampler": sampler.state(), "train_tokens": train_tokens}
-                checkpoint.save_checkpoint(run.checkpoints, done, policy, optimizer, state, name=milestone, ranks=ranks)
-                if ranks.main:
-                    checkpoint.prune(run.checkpoints, config.keep_checkpoints)
+                with watch("save"):
+                    checkpoint.save_checkpoint(
+                        run.checkpoints, done, policy, optimizer, state, name=milestone, ranks=ranks
+                    )
+                    if ranks.main:
+                        checkpoint.prune(run.checkpoints, config.keep_checkpoints)
             if last or stopped:
                 break
     engine.close()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
@@ -17,6 +18,7 @@ from siri.config import Config
 from siri.distributed import ALONE, Ranks, full
 from siri.model import Policy, packed_hidden, sequence_cost
 from siri.packing import Plan, pack
+from siri.timing import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ def update_policy(
     config: Config,
     *,
     token_budget: int,
+    watch: Stopwatch,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """One optimizer step for each mini-batch; returns the metrics of the whole rollout batch, the same on every rank.
@@ -94,12 +97,13 @@ def update_policy(
     plans, batches = [], []
     for samples in mini_batches:
         run = [sample for sample in samples if config.score_all or bonus or (sample.advantage and sample.counted)]
-        plan, micro_batches = _pack(policy, run, token_budget, bonus, ranks) if run else (None, [])
+        with watch("plan"):
+            plan, micro_batches = _pack(policy, run, token_budget, bonus, ranks) if run else (None, [])
         plans.append(plan)
         batches.append(micro_batches)
     old_logps: list[list[torch.Tensor | None]] = [[None] * len(batches[0])] if batches else []
     for micro_batches in batches[1:]:
-        with torch.no_grad():
+        with torch.no_grad(), watch("old_logp"):
             old_logps.append([policy.run(score, micro, config) for micro in micro_batches])
 
     parts, losses, norms, skipped = [], [], [], 0
@@ -112,16 +116,18 @@ def update_policy(
         for number, (micro, old_logp) in enumerate(zip(micro_batches, olds, strict=True), start=1):
             if ranks.size > 1:
                 policy.model.set_requires_gradient_sync(number == len(micro_batches))
-            result = policy.run(policy_loss, micro, config, old_logp, denominator)
-            # FSDP2 averages gradients over the ranks, but the denominator is already everybody's
-            (result.loss * ranks.size).backward()
+            result = policy.run(policy_loss, micro, config, old_logp, denominator, watch)
+            with watch("backward"):
+                # FSDP2 averages gradients over the ranks, but the denominator is already everybody's
+                (result.loss * ranks.size).backward()
             total += result.loss.detach()
             parts.append(result.metrics)
-        norm = full(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip))
-        if math.isfinite(norm.item()):
-            optimizer.step()
-        else:
-            skipped += 1
+        with watch("optimizer"):
+            norm = full(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip))
+            if math.isfinite(norm.item()):
+                optimizer.step()
+            else:
+                skipped += 1
         losses.append(total.item())
         norms.append(norm.item())
     optimizer.zero_grad(set_to_none=True)
@@ -131,39 +137,50 @@ def update_policy(
     metrics["grad_norm"] = _mean(norms)
     metrics["skipped_updates"] = skipped
     metrics["micro_steps"] = sum(map(len, batches))
+    flops = sequence_cost(policy.model.config, attention_ratio=1.0)
+    metrics["forward_flops"] = float(
+        sum(flops(np.array([len(one) for one in samples])).sum() for samples in mini_batches)
+    )
     metrics["lockstep_efficiency"] = _efficiency([plan for plan in plans if plan is not None])
     return metrics
 
 
 def policy_loss(
-    model: Any, micro: MicroBatch, config: Config, old_logp: torch.Tensor | None, denominator: float
+    model: Any,
+    micro: MicroBatch,
+    config: Config,
+    old_logp: torch.Tensor | None,
+    denominator: float,
+    watch: Stopwatch,
 ) -> GrpoResult:
     """Loss of one micro-batch; the losses of a step's micro-batches, over all ranks, add up to the loss of the step."""
-    hidden_RD, weight, bias = _head_inputs(model, micro)
-    return linear_grpo_loss(
-        hidden_RD,
-        weight,
-        micro.target_ids_R,
-        micro.advantages_S,
-        old_logp=old_logp,
-        rollout_logp=micro.rollout_logp_R,
-        mask=micro.mask_R,
-        cu_seqlens=micro.cu_seqlens,
-        keep=micro.keep_K,
-        loss=config.loss,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        importance=config.importance,
-        importance_low=config.importance_low,
-        importance_cap=config.importance_cap,
-        aggregation=config.aggregation,
-        denominator=denominator,
-        fixed_length=config.length_schedule().longest if config.aggregation == "seq_mean_fixed" else None,
-        temperature=config.temperature,
-        bias=bias,
-        entropy_coef=config.entropy_coef,
-    )
+    with watch("forward"):
+        hidden_RD, weight, bias = _head_inputs(model, micro)
+    with watch("head"):  # its gradients are formed here too
+        return linear_grpo_loss(
+            hidden_RD,
+            weight,
+            micro.target_ids_R,
+            micro.advantages_S,
+            old_logp=old_logp,
+            rollout_logp=micro.rollout_logp_R,
+            mask=micro.mask_R,
+            cu_seqlens=micro.cu_seqlens,
+            keep=micro.keep_K,
+            loss=config.loss,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+            importance=config.importance,
+            importance_low=config.importance_low,
+            importance_cap=config.importance_cap,
+            aggregation=config.aggregation,
+            denominator=denominator,
+            fixed_length=config.length_schedule().longest if config.aggregation == "seq_mean_fixed" else None,
+            temperature=config.temperature,
+            bias=bias,
+            entropy_coef=config.entropy_coef,
+        )
 
 
 def score(model: Any, micro: MicroBatch, config: Config) -> torch.Tensor:

@@ -10,6 +10,7 @@ from siri.batch import Group, collect, make_samples, rollout_metrics, soft_penal
 from siri.config import Config
 from siri.data import PromptSet, Sampler
 from siri.rollout import Completion
+from siri.timing import Stopwatch
 
 
 def config(**settings) -> Config:
@@ -59,7 +60,18 @@ POLICY = SimpleNamespace(decode=lambda ids: "x" * len(ids))
 def run(settings: Config, prompts: PromptSet, cap: int = 6, **options):
     engine = FakeEngine()
     sampler = Sampler(len(prompts.ids), 0)
-    groups = collect(settings, POLICY, engine, FakeGrader(), prompts, sampler, step=0, cap=cap, **options)
+    groups = collect(
+        settings,
+        POLICY,
+        engine,
+        FakeGrader(),
+        prompts,
+        sampler,
+        step=0,
+        cap=cap,
+        watch=Stopwatch(torch.device("cpu")),
+        **options,
+    )
     return groups, engine
 
 

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 
 from siri import cli
 from siri.distributed import ALONE, Ranks, full, join_ranks, shard
+from siri.timing import Stopwatch
 from siri.update import update_policy
 from tests.test_update import config, make_samples
 from tests.tiny import tiny_policy
@@ -36,7 +37,17 @@ def train(
         batches = [samples[:7], samples[7:]]
         batches = [random.Random(budget + step).sample(batch, len(batch)) for batch in batches]
         settings = config(aggregation=aggregation, grad_clip=0.5)
-        metrics.append(update_policy(policy, optimizer, batches, settings, token_budget=budget, ranks=ranks))
+        metrics.append(
+            update_policy(
+                policy,
+                optimizer,
+                batches,
+                settings,
+                watch=Stopwatch(torch.device("cpu")),
+                token_budget=budget,
+                ranks=ranks,
+            )
+        )
     return {name: full(value.detach()).clone() for name, value in policy.model.named_parameters()}, metrics
 
 
@@ -65,7 +76,15 @@ def worker(rank: int, world: int, port: int, results) -> None:
     policy = tiny_policy()
     shard(policy.model, everybody, compute_dtype=torch.float32)
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
-    update_policy(policy, optimizer, [few], config(grad_clip=1e9), token_budget=99, ranks=everybody)
+    update_policy(
+        policy,
+        optimizer,
+        [few],
+        config(grad_clip=1e9),
+        watch=Stopwatch(torch.device("cpu")),
+        token_budget=99,
+        ranks=everybody,
+    )
     parameters = {name: full(value.detach()).clone() for name, value in policy.model.named_parameters()}
     if rank == 0:
         results["few"] = parameters
@@ -121,7 +140,14 @@ def test_sharded_inside_nodes_and_replicated_across(sharded):
 def test_more_ranks_than_sequences(sharded):
     policy = tiny_policy()
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
-    update_policy(policy, optimizer, [make_samples(0, count=2)], config(grad_clip=1e9), token_budget=99)
+    update_policy(
+        policy,
+        optimizer,
+        [make_samples(0, count=2)],
+        config(grad_clip=1e9),
+        watch=Stopwatch(torch.device("cpu")),
+        token_budget=99,
+    )
     assert_same(sharded["few"], {name: value.detach() for name, value in policy.model.named_parameters()})
 
 

@@ -9,6 +9,7 @@ import torch
 from siri.config import Config
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
+from siri.timing import Stopwatch
 from siri.update import MicroBatch, Sample, loss_denominator, policy_loss, update_policy
 from tests.tiny import VOCAB, tiny_policy
 
@@ -35,7 +36,7 @@ def updated(batches, settings: Config, budget: int, **options) -> tuple[list[tor
     """Parameters after one update with SGD of rate 1 and no clipping: the negative gradient, added."""
     policy = tiny_policy(**options)
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
-    metrics = update_policy(policy, optimizer, batches, settings, token_budget=budget)
+    metrics = update_policy(policy, optimizer, batches, settings, watch=Stopwatch(CPU), token_budget=budget)
     return [parameter.detach().clone() for parameter in policy.model.parameters()], metrics
 
 
@@ -85,7 +86,9 @@ def test_gradient_equals_the_plain_formula_one_by_one(aggregation):
 
     policy.model.zero_grad()
     micro = MicroBatch.of(samples, entropy_bonus=False, device=CPU)
-    result = policy_loss(policy.model, micro, settings, torch.cat(logps), loss_denominator(samples, aggregation))
+    result = policy_loss(
+        policy.model, micro, settings, torch.cat(logps), loss_denominator(samples, aggregation), Stopwatch(CPU)
+    )
     result.loss.backward()
     assert float(result.metrics["clip_high_fraction"]) > 0, "the test needs clipped tokens"
     assert float(result.loss) == pytest.approx(float(total) / loss_denominator(samples, aggregation), rel=1e-6)
@@ -99,7 +102,9 @@ def test_later_mini_batches_are_measured_against_the_weights_that_sampled():
     _, metrics = updated([samples[:12], samples[12:]], config(), 10**6)
     policy = tiny_policy()
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-    unmoved = update_policy(policy, optimizer, [samples[:12], samples[12:]], config(), token_budget=10**6)
+    unmoved = update_policy(
+        policy, optimizer, [samples[:12], samples[12:]], config(), watch=Stopwatch(CPU), token_budget=10**6
+    )
     assert unmoved["ratio_max"] == pytest.approx(1, abs=1e-5) and unmoved["approx_kl"] < 1e-9
     assert metrics["approx_kl"] > 1e-6 and metrics["ratio_max"] > 1.001
     _, alone = updated([samples], config(), 10**6)
@@ -139,7 +144,9 @@ def test_gradient_clipping_and_not_finite_gradients():
     policy = tiny_policy()
     before = [parameter.detach().clone() for parameter in policy.model.parameters()]
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
-    metrics = update_policy(policy, optimizer, [make_samples(10)], config(grad_clip=1e-3), token_budget=500)
+    metrics = update_policy(
+        policy, optimizer, [make_samples(10)], config(grad_clip=1e-3), watch=Stopwatch(CPU), token_budget=500
+    )
     moved = (
         sum(float(((one - two) ** 2).sum()) for one, two in zip(before, policy.model.parameters(), strict=True)) ** 0.5
     )
@@ -148,7 +155,7 @@ def test_gradient_clipping_and_not_finite_gradients():
     with torch.no_grad():
         policy.model.lm_head.weight[3, 0] = float("nan")
     kept = [parameter.detach().clone() for parameter in policy.model.parameters()]
-    metrics = update_policy(policy, optimizer, [make_samples(10)], config(), token_budget=500)
+    metrics = update_policy(policy, optimizer, [make_samples(10)], config(), watch=Stopwatch(CPU), token_budget=500)
     assert metrics["skipped_updates"] == 1
     for one, two in zip(kept, policy.model.parameters(), strict=True):
         torch.testing.assert_close(one, two.detach(), equal_nan=True, rtol=0, atol=0)
@@ -161,6 +168,11 @@ def test_engine_and_trainer_agree_on_log_probs():
     answers = engine.generate([Request([5, 6, 7 + i], 30, 3) for i in range(4)], temperature=0.9, seed=0)
     samples = [Sample([5, 6, 7 + i], one.token_ids, one.logp, 0.5) for i, group in enumerate(answers) for one in group]
     metrics = update_policy(
-        policy, torch.optim.SGD(policy.model.parameters(), lr=0.1), [samples], config(), token_budget=99
+        policy,
+        torch.optim.SGD(policy.model.parameters(), lr=0.1),
+        [samples],
+        config(),
+        watch=Stopwatch(CPU),
+        token_budget=99,
     )
     assert metrics["mismatch_max"] < 1e-4 and abs(metrics["mismatch_k1"]) < 1e-5

@@ -1,0 +1,55 @@
+"""Where a step's time goes, and how much of the machine's arithmetic it uses."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# Dense bf16 peak of one GPU in FLOP/s, from the vendor's data sheets, by a part of the name that torch reports.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+
+
+class Stopwatch:
+    """Seconds of named parts of a step; parts may nest and repeat. On a GPU they are CUDA events, read once at the end
+    of a step, so that timing never makes the host wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.spans: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a `with` block under `name`."""
+        began = self._now()
+        yield
+        self.spans.append((name, began, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """`NAME_s` -> seconds since the last call, summed over the spans of each name."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
+        for name, began, ended in self.spans:
+            span = began.elapsed_time(ended) / 1000 if self.cuda else ended - began
+            total[f"{name}_s"] = total.get(f"{name}_s", 0.0) + span
+        self.spans.clear()
+        return total
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def model_flops_utilisation(forward_flops: float, seconds: float, gpus: int, device: torch.device) -> float | None:
+    """Share of the GPUs' bf16 peak that training reached: 3 x forward FLOPs (the backward costs twice the forward;
+    recomputation does not count) / (seconds x GPUs x peak). None where the peak is not known, as on a CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    return None if peak is None else 3 * forward_flops / (seconds * gpus * peak)

@@ -1,0 +1,30 @@
+"""Time of the parts of a step, and utilisation against the data sheet."""
+
+import time
+
+import pytest
+import torch
+
+from siri.timing import Stopwatch, model_flops_utilisation
+
+
+def test_parts_add_up_nest_and_start_again():
+    watch = Stopwatch(torch.device("cpu"))
+    with watch("outer"):
+        for _ in range(3):
+            with watch("inner"):
+                time.sleep(0.01)
+        time.sleep(0.02)
+    seconds = watch.seconds()
+    assert seconds.keys() == {"outer_s", "inner_s"}
+    assert 0.03 <= seconds["inner_s"] <= seconds["outer_s"] - 0.02
+    assert watch.seconds() == {}
+
+
+def test_utilisation(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    share = model_flops_utilisation(989e12, seconds=6.0, gpus=2, device=torch.device("cuda"))
+    assert share == pytest.approx(3 * 989e12 / (6 * 2 * 989e12)) == 0.25
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    assert model_flops_utilisation(1e15, 1.0, 1, torch.device("cuda")) is None
+    assert model_flops_utilisation(1e15, 1.0, 1, torch.device("cpu")) is None
