@@ -107,7 +107,9 @@ def test_siri_1_5b_trains_on_real_problems(name, real_model, data_dir, tmp_path,
     assert config["recipe"] == "siri-1.5b" and (config["reward"], config["template"]) == ("math", "chat")
     assert set(weights(tmp_path / "run", "step_000002")), "the last step is always saved"
     notes = capsys.readouterr().out
-    assert f"{name}: " in notes and "over-long prompts left out" in notes
+    dropped = load_problems(data_dir / name).dropped
+    assert (f"{name}: {dropped} rows without prompt or answer left out" in notes) == (dropped > 0)
+    assert "report.html" in notes
 
 
 def test_siri_eval_on_real_problems(real_model, data_dir, tmp_path, monkeypatch, capsys):
