@@ -1,0 +1,144 @@
+"""Formulas of the memory plan: parameters, shards, activations, the head, the moments of an update.
+
+P = parameters, D = hidden size, I = intermediate size, V = vocabulary, H and K = query and key-value heads, Q and C
+their total widths (heads * head size), L = layers, N = tokens of a micro-step, S = shards. Figures are bytes.
+
+Parameters and shards are exact, and `layer_bytes` is held to what autograd saves, all in the tests. Everything else is
+a prediction that has NOT been checked on a GPU yet.
+"""
+
+from math import prod
+from typing import Any, Literal
+
+Checkpointing = Literal["none", "selective", "full"]
+LEVELS: tuple[Checkpointing, ...] = ("none", "selective", "full")
+Shapes = dict[str, tuple[int, ...]]
+
+
+def parameter_shapes(model_config: Any) -> Shapes:
+    """Name -> shape of every parameter, as transformers names them, of a Qwen2, Qwen3 or Llama configuration. A head
+    that is tied to the embedding is not listed twice."""
+    c = model_config
+    hidden, inner, vocab = c.hidden_size, c.intermediate_size, c.vocab_size
+    head, queries, keys = widths(c)
+    qkv_bias = c.model_type == "qwen2" or getattr(c, "attention_bias", False)
+    out_bias = c.model_type != "qwen2" and getattr(c, "attention_bias", False)
+    mlp_bias = c.model_type == "llama" and getattr(c, "mlp_bias", False)
+    rows_of = {"q": queries, "k": keys, "v": keys}
+    matrices = [(f"self_attn.{name}_proj", rows, hidden, qkv_bias) for name, rows in rows_of.items()]
+    matrices += [("self_attn.o_proj", hidden, queries, out_bias)]
+    matrices += [(f"mlp.{name}_proj", inner, hidden, mlp_bias) for name in ("gate", "up")]
+    matrices += [("mlp.down_proj", hidden, inner, mlp_bias)]
+    shapes: Shapes = {"model.embed_tokens.weight": (vocab, hidden)}
+    for index in range(c.num_hidden_layers):
+        layer = f"model.layers.{index}."
+        for name, rows, columns, bias in matrices:
+            shapes[f"{layer}{name}.weight"] = (rows, columns)
+            if bias:
+                shapes[f"{layer}{name}.bias"] = (rows,)
+        if c.model_type == "qwen3":
+            shapes |= {f"{layer}self_attn.{name}_norm.weight": (head,) for name in "qk"}
+        shapes |= {f"{layer}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    shapes["model.norm.weight"] = (hidden,)
+    if not c.tie_word_embeddings:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    return shapes
+
+
+def sharded_bytes(shapes: Shapes, shards: int, itemsize: int = 4) -> int:
+    """Bytes on the first of `shards` GPUs: FSDP2 cuts every parameter along its first dimension, rounded up."""
+    return sum(-(-shape[0] // shards) * prod(shape[1:]) for shape in shapes.values()) * itemsize
+
+
+def layer_bytes(model_config: Any) -> int:
+    """What autograd keeps of one layer for each token, without checkpointing, bytes (bf16 compute):
+
+    two RMSNorms                      2 (4D fp32 copy + 2D normalised + 2D result + 4)
+    queries, keys, values, output     2Q + 4C + 2Q, log-sum-exp 4H, output in the pack's order 2Q
+    Qwen3's norms of queries, keys    6 (Q + C) + 4 (H + K)
+    gate, up, silu(gate), product     8I
+
+    Attention gathers sequences of like length into blocks: its part grows by up to a third where lengths differ.
+    """
+    c = model_config
+    _, queries, keys = widths(c)
+    size = 16 * c.hidden_size + 8 + 6 * queries + 4 * keys + 4 * c.num_attention_heads + 8 * c.intermediate_size
+    if c.model_type == "qwen3":
+        size += 6 * (queries + keys) + 4 * (c.num_attention_heads + c.num_key_value_heads)
+    return size
+
+
+def kept_and_redone(model_config: Any, checkpointing: Checkpointing) -> tuple[int, int]:
+    """Bytes for each token: what every layer keeps, and what the layer in its backward computes anew.
+
+    none       kept `layer_bytes`, nothing anew
+    selective  kept the layer's input 2D and attention's result 2Q + 4H; anew `layer_bytes` less that result
+    full       kept the layer's input 2D; anew `layer_bytes`
+
+    A prediction, not yet checked on a GPU, but for "none".
+    """
+    whole = layer_bytes(model_config)
+    if checkpointing == "none":
+        return whole, 0
+    _, queries, _ = widths(model_config)
+    attended = 2 * queries + 4 * model_config.num_attention_heads if checkpointing == "selective" else 0
+    return 2 * model_config.hidden_size + attended, whole - attended
+
+
+def head_bytes(model_config: Any, tokens: int, *, multiprocessors: int = 132) -> int:
+    """Peak of the fused LM head and loss over `tokens` response tokens (`siri_kernels.chunked`, memory="fast", bf16).
+
+    Hidden states and their rows 4ND; then the larger of
+      forward   logits of a chunk 4 * rows * V, inputs and dX of the chunk 4 * rows * D, dW 4VD (fp32), dX 2ND
+      backward  dW 4VD, times the upstream gradient 4VD, in bf16 2VD, dX twice 4ND
+
+    A prediction, not yet checked on a GPU.
+    """
+    from siri_kernels.chunked import BUDGET, MIN_ROWS, whole_waves
+
+    hidden, vocab = model_config.hidden_size, model_config.vocab_size
+    rows = max(MIN_ROWS, BUDGET["cuda"]["fast"] // (4 * vocab))
+    rows = tokens if rows >= tokens else whole_waves(rows, hidden, multiprocessors)
+    forward = 4 * rows * (vocab + hidden) + 4 * vocab * hidden + 2 * tokens * hidden
+    backward = 10 * vocab * hidden + 4 * tokens * hidden
+    return 4 * tokens * hidden + max(forward, backward)
+
+
+def update_moments(
+    model_config: Any, tokens: int, *, shards: int, checkpointing: Checkpointing, multiprocessors: int = 132
+) -> dict[str, int]:
+    """Bytes on top of weights, gradients, optimizer state and gathered weights, at each moment of an update whose
+    micro-step has `tokens` tokens. With kept = N (L * kept of a layer + 6D + 28): layers, last norm, ids and places,
+
+    head        kept + `head_bytes`
+    backward    kept + N (computed anew + 6I + 4D) + bf16 gradient of the head 2VD + a layer's gradients, in bf16 and in
+                fp32 for the reduction, 6 P_layer
+    reduction   the root's gradients, 6 P_root
+    optimizer   AdamW's square roots, fp32, 4P / S
+
+    A prediction, not yet checked on a GPU.
+    """
+    c = model_config
+    shapes = parameter_shapes(c)
+    root, layer = root_and_layer(shapes)
+    each, anew = kept_and_redone(c, checkpointing)
+    kept = tokens * (c.num_hidden_layers * each + 6 * c.hidden_size + 28)
+    one_layer = tokens * (anew + 6 * c.intermediate_size + 4 * c.hidden_size)
+    return {
+        "head": kept + head_bytes(c, tokens, multiprocessors=multiprocessors),
+        "backward": kept + one_layer + 2 * c.vocab_size * c.hidden_size + 6 * layer,
+        "reduction": 6 * root,
+        "optimizer": sharded_bytes(shapes, shards),
+    }
+
+
+def widths(c: Any) -> tuple[int, int, int]:
+    """Head size, width of all query heads, width of all key-value heads."""
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    return head, head * c.num_attention_heads, head * c.num_key_value_heads
+
+
+def root_and_layer(shapes: Shapes) -> tuple[int, int]:
+    """Parameters outside the layers, and of one layer."""
+    layer = sum(prod(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
+    return sum(prod(shape) for name, shape in shapes.items() if ".layers." not in name), layer

@@ -1,0 +1,291 @@
+"""The memory plan: what can be counted on a CPU is counted, the rest has to move the right way."""
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+import torch
+
+from siri.attention import PackedLayout
+from siri.config import Config
+from siri.errors import InputError
+from siri.memory import head_bytes, kept_and_redone, layer_bytes, parameter_shapes, sharded_bytes, update_moments
+from siri.model import packed_hidden
+from siri.plan import gpu_memory, load_model_config, memory_plan, print_plan, run_plan
+from tests.tiny import save_tiny, tiny_model
+
+VARIANTS = {
+    "qwen2": ("qwen2", {}),
+    "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {}),
+    "qwen3 wide heads, biases": ("qwen3", {"head_dim": 24, "attention_bias": True}),
+    "llama": ("llama", {}),
+    "llama tied, biases": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+}
+
+
+def qwen2(**settings):
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model("qwen2", tie_word_embeddings=False, num_hidden_layers=28, **settings)
+
+
+R1_1_5B = {
+    "hidden_size": 1536,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "intermediate_size": 8960,
+    "vocab_size": 151936,
+}
+R1_7B = {
+    "hidden_size": 3584,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "vocab_size": 152064,
+}
+
+
+@pytest.fixture
+def small():
+    return qwen2(**R1_1_5B)
+
+
+def plan_of(model_config, config=None, gpus=8, memory=80 * 10**9, **options):
+    config = config or Config(model="m", data="d", checkpointing="full")
+    return memory_plan(model_config, config=config, gpus=gpus, gpu_memory_bytes=memory, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_are_those_of_the_model(variant):
+    kind, settings = VARIANTS[variant]
+    model = tiny_model(kind, **settings)
+    assert parameter_shapes(model.config) == {name: tuple(one.shape) for name, one in model.named_parameters()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_gradients_and_moments_are_those_of_a_step(variant):
+    kind, settings = VARIANTS[variant]
+    model = tiny_model(kind, **settings)
+    model(torch.arange(8)[None]).logits.sum().backward()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.step()
+    plan = plan_of(model.config, Config(model="m", data="d", l_max=64, l_min=32), gpus=1)
+    parameters = list(model.parameters())
+    assert plan.parameters == sum(one.numel() for one in parameters)
+    assert plan.weights == sum(one.nbytes for one in parameters)
+    assert plan.gradients == sum(one.grad.nbytes for one in parameters)
+    moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    assert plan.optimizer == sum(one.nbytes for one in moments)
+
+
+def test_shards_are_those_of_torch():
+    """FSDP2 cuts along the first dimension as torch.chunk does; the first rank has the largest part."""
+    shapes = parameter_shapes(tiny_model("qwen3", vocab_size=97).config)
+    for shards in (1, 3, 8, 64):
+        first = [torch.empty(shape).chunk(shards)[0].nbytes for shape in shapes.values()]
+        assert sharded_bytes(shapes, shards) == sum(first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters"),
+    [
+        # embedding and head, 28 layers of q, k, v with biases, o, three MLP matrices and two norms, the last norm
+        (R1_1_5B, 2 * 151936 * 1536 + 28 * (2 * 1536**2 + 1536 + 2 * 256 * 1537 + 3 * 1536 * 8960 + 2 * 1536) + 1536),
+        (R1_7B, 2 * 152064 * 3584 + 28 * (2 * 3584**2 + 3584 + 2 * 512 * 3585 + 3 * 3584 * 18944 + 2 * 3584) + 3584),
+    ],
+)
+def test_r1_distill(settings, parameters):
+    plan = plan_of(qwen2(**settings))
+    assert plan.parameters == parameters
+    assert parameters == {1536: 1_777_088_000, 3584: 7_615_616_512}[settings["hidden_size"]]
+    assert plan.weights == pytest.approx(4 * parameters / 8, rel=1e-6)
+    assert plan.cache_token == {1536: 28_672, 3584: 57_344}[settings["hidden_size"]]
+
+
+def saved_bytes(kind: str, layers: int, lengths: list[int], **settings) -> int:
+    """What autograd keeps for the backward of a bf16 forward pass, each storage once, parameters left out."""
+    model = tiny_model(kind, dtype=torch.bfloat16, num_hidden_layers=layers, **settings)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        ids = torch.zeros(sum(lengths), dtype=torch.int64)
+        output = packed_hidden(model, ids, PackedLayout.of(lengths))
+    assert output.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"hidden_size": 64, "intermediate_size": 80}, {"num_attention_heads": 8, "head_dim": 24}]
+)
+def test_a_layer_keeps_what_the_formula_says(kind, settings):
+    lengths = [40, 40]  # of one length, because blocks of unequal lengths are padded
+    more, fewer = (saved_bytes(kind, layers, lengths, **settings) for layers in (3, 2))
+    assert (more - fewer) / sum(lengths) == layer_bytes(tiny_model(kind, **settings).config)
+
+
+def test_checkpointing_keeps_less_and_computes_more(small):
+    levels = [kept_and_redone(small, level) for level in ("none", "selective", "full")]
+    assert levels[0] == (layer_bytes(small), 0)
+    assert levels[2] == (2 * 1536, layer_bytes(small))
+    kept, anew = zip(*levels, strict=True)
+    assert kept[0] > kept[1] > kept[2] > 0
+    assert anew[0] < anew[1] < anew[2]
+    peaks = [max(update_moments(small, 36864, shards=8, checkpointing=one).values()) for one in ("none", "selective")]
+    assert peaks[0] > 2 * peaks[1]
+
+
+def test_head_follows_the_kernels():
+    """In chunks the logits take at most their budget, whatever the tokens; with few tokens, just their own rows."""
+    from siri_kernels.chunked import BUDGET
+
+    config = qwen2(**R1_1_5B)
+    per_token = 4 * 1536 + 2 * 1536
+    chunked = [head_bytes(config, tokens) - per_token * tokens for tokens in (32768, 65536)]
+    assert chunked[0] == chunked[1]
+    logits = chunked[0] - 4 * prod((151936, 1536))
+    assert 0.5 * BUDGET["cuda"]["fast"] < logits < BUDGET["cuda"]["fast"] * (1 + 1536 / 151936)
+    few = 100  # the backward is the peak then
+    assert head_bytes(config, few) == 10 * 151936 * 1536 + 8 * 1536 * few
+
+
+def test_peak_grows_with_tokens_and_shrinks_with_shards(small):
+    by_tokens = [plan_of(small, Config(token_budget=budget)).update_bytes for budget in (20000, 30000, 60000)]
+    assert by_tokens == sorted(by_tokens) and by_tokens[0] < by_tokens[-1]
+    by_gpus = [plan_of(small, gpus=gpus) for gpus in (1, 2, 4, 8)]
+    for more, fewer in zip(by_gpus[1:], by_gpus, strict=False):
+        assert more.update_bytes < fewer.update_bytes
+        assert more.phases[0].cache_tokens > fewer.phases[0].cache_tokens
+        assert more.phases[0].largest_micro_step > fewer.phases[0].largest_micro_step
+    replicated = plan_of(small, gpus=8, gpus_per_node=2)
+    assert (replicated.shards, replicated.update_bytes) == (2, by_gpus[1].update_bytes)
+    across = Config(checkpointing="full", shard_across_nodes=True)
+    assert plan_of(small, across, gpus=8, gpus_per_node=2).update_bytes == by_gpus[3].update_bytes
+
+
+def test_largest_micro_step_is_the_largest(small):
+    plan = plan_of(small)
+    config = Config(checkpointing="full")
+    largest = plan.phases[0].largest_micro_step
+    assert plan_of(small, replace(config, token_budget=largest)).fits
+    assert not plan_of(small, replace(config, token_budget=largest + 1)).fits
+
+
+def test_phases_follow_the_schedule(small):
+    top, bottom = plan_of(small).phases
+    assert (top.cap, bottom.cap) == (16384, 8192)
+    assert (top.sequence_tokens, bottom.sequence_tokens) == (17408, 9216)
+    assert top.cache_tokens == bottom.cache_tokens, "the memory stays"
+    assert bottom.sequences_in_flight > 1.8 * top.sequences_in_flight, "the plan follows the cap"
+    few = Config(l_max=64, l_min=32, max_prompt_tokens=16, prompts_per_step=2, mini_batch_prompts=2, group_size=4)
+    top, bottom = plan_of(small, few).phases
+    assert (top.micro_step_tokens, bottom.micro_step_tokens) == (8 * 80, 8 * 48), "no more than the whole step"
+    assert top.sequences_in_flight == 1, "the share of one of 8 GPUs"
+    stages = Config(schedule="steps", stages=((0, 8192), (320, 16384)))
+    assert [(one.name, one.cap) for one in plan_of(small, stages).phases] == [
+        ("from step 0", 8192),
+        ("from step 320", 16384),
+    ]
+    assert [one.cap for one in plan_of(small, Config(schedule="constant")).phases] == [16384]
+    assert plan_of(small, Config(rollout_tokens=40000)).phases[0].cache_tokens == 40000
+
+
+def test_the_recipe_fits_only_with_checkpointing(small, capsys):
+    config = Config(checkpointing="none")
+    plan = plan_of(small, config)
+    assert not plan.fits
+    assert plan.advice[1:] == ("--checkpointing selective",)
+    budget = int(plan.advice[0].removeprefix("--token-budget "))
+    assert budget % 1024 == 0 and plan_of(small, replace(config, token_budget=budget)).fits
+    assert not plan_of(small, replace(config, token_budget=budget + 1024)).fits
+    assert plan_of(small, replace(config, checkpointing="selective")).fits
+    print_plan(plan)
+    out = capsys.readouterr().out
+    assert "does not fit" in out and "--checkpointing selective" in out and "not yet checked on a GPU" in out
+
+
+def test_advice_for_a_model_that_is_too_large():
+    big = qwen2(**R1_7B)
+    lone = plan_of(big, gpus=1)
+    assert lone.advice == ("4 of these GPUs",)
+    assert plan_of(big, gpus=4).fits and not plan_of(big, gpus=2).fits
+    assert lone.phases[0].largest_micro_step == 0 and lone.phases[0].sequences_in_flight == 0
+    nodes = plan_of(big, gpus=4, gpus_per_node=2).advice
+    assert "--shard-across-nodes" in nodes and not any("these GPUs" in line for line in nodes)
+    (both,) = plan_of(big, gpus=1, memory=42 * 10**9).advice
+    assert both == "16 of these GPUs with --checkpointing full --token-budget 17408 --shard-across-nodes"
+    config = Config(checkpointing="full", token_budget=17408, shard_across_nodes=True)
+    assert plan_of(big, config, gpus=16, memory=42 * 10**9).fits
+    assert not plan_of(big, config, gpus=8, memory=42 * 10**9).fits
+    assert "larger GPUs" in plan_of(big, gpus=1, memory=10 * 10**9).advice[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"gpus": 0}, "gpus is 0"),
+        ({"gpus": 12}, "a multiple of the 8 of a node"),
+        ({"memory": 0}, "0 bytes"),
+        ({"reserve": 1.0}, "1.0 in reserve"),
+        ({"config": Config(token_budget=5000)}, "token_budget is 5000, but the longest prompt and cap make 17408"),
+    ],
+)
+def test_bad_input(small, options, says):
+    with pytest.raises(InputError, match=says):
+        plan_of(small, **options)
+
+
+def test_an_unknown_architecture_is_named():
+    from transformers import GPT2Config
+
+    with pytest.raises(InputError, match="architecture 'gpt2' cannot be planned"):
+        plan_of(GPT2Config())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("h100", 80), ("H200", 141), ("a100-40", 40), ("a100-80", 80), ("24e9", 24), ("48000000000", 48)],
+)
+def test_gpu_names(name, expected):
+    memory, multiprocessors = gpu_memory(name)
+    assert memory == expected * 10**9
+    assert multiprocessors == (108 if name.startswith("a100") else 132)
+
+
+@pytest.mark.parametrize("name", ["v100", "80", "-5e9", "inf", "nan"])
+def test_bad_gpu_names(name):
+    with pytest.raises(InputError, match="gpu '"):
+        gpu_memory(name)
+
+
+def test_command(tmp_path, capsys):
+    folder = save_tiny(tmp_path / "model")
+    assert run_plan("siri-1.5b", ["--model", str(folder), "--gpus", "2", "--gpu", "a100-40"]) == 0
+    out = capsys.readouterr().out
+    assert "Each of 2 GPUs of 40 GB" in out and "It fits." in out and "16,384" in out and "8,192" in out
+    assert run_plan("siri-1.5b", ["--model", str(folder), "--gpu", "1e8", "--checkpointing", "none"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"unknown key 'gpuz'.*did you mean --gpu"):
+        run_plan("siri-1.5b", ["--gpuz", "3"])
+
+
+def test_a_model_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"give --model a folder with config\.json") as missing:
+        load_model_config(str(tmp_path / "nothing"))
+    assert "\n" not in str(missing.value)
+    from transformers import AutoConfig
+
+    def offline(*_):
+        raise OSError("We couldn't connect to the hub.\nCheck your connection.")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
+    with pytest.raises(InputError, match=r"model org/name: no configuration to be had \(We couldn't connect") as hub:
+        load_model_config("org/name")
+    assert "\n" not in str(hub.value)
