@@ -14,7 +14,7 @@ from siri_kernels.api_tokens import as_tensor, choose, detached, fields, result,
 from siri_kernels.chunked import budget_bytes, chunk_rows
 from siri_kernels.metrics import GrpoResult
 from siri_kernels.sharding import group_name
-from siri_kernels.token_loss import LossSpec, metric_names
+from siri_kernels.token_loss import LossSpec, gradient_rows, metric_names, prepare
 from siri_kernels.validation import check_head, check_loss, check_loss_tensors, check_placement, check_values, tensor
 
 
@@ -194,6 +194,8 @@ def linear_grpo_loss(
     names = metric_names(spec, rollout_logp is not None, True)
     if memory == "lean" or (loss == "gspo" and n > chunk_rows(impl, hidden, vocab, budget)):
         # the loss of differentiable log-probs: 8NDV, but no fp32 dW, and coefficients may need every log-prob
+        if keep is None and not forward_all and hidden.device.type == "cpu":
+            keep = found_rows(spec, n, advantages, mask, cu_seqlens)
         logp, entropy, _, _ = ops_logprob.linear_logprob(
             hidden, weight, bias, target_ids, keep, per_row, main_grad, *head, *placement
         )
@@ -207,6 +209,13 @@ def linear_grpo_loss(
     arguments = (hidden, weight, bias, target_ids, *tensors, keep, per_row, denominator, main_grad)
     value, logp, entropy, metrics, *_ = ops_grpo.linear_grpo(*arguments, *head, *fields(spec), *placement, *needs)
     return result(value, logp, entropy, metrics, names)
+
+
+@torch.compiler.disable
+def found_rows(spec: LossSpec, n: int, advantages: Tensor, mask, cu_seqlens) -> Tensor:
+    """The rows that may have a gradient, on the host; how many there are depends on the values, which no graph knows."""
+    options = {"old_logp": None, "rollout_logp": None, "denominator": None, "dtype": torch.float32}
+    return gradient_rows(spec, prepare(spec, n, advantages, mask=mask, cu_seqlens=cu_seqlens, **options))
 
 
 def with_adapter(hidden: Tensor, weight: Tensor, low_rank) -> tuple[Tensor, Tensor, int]:

@@ -227,13 +227,19 @@ def test_keep_and_forward_all():
     for options in ({}, {"memory": "lean"}, {"memory": 3000, "entropy_coef": 0.1}, {"loss": "gspo"}):
         for forward_all in (True, False):
             check(case, torch.float32, keep=keep, forward_all=forward_all, **options)
-    found, gradients = run(linear_grpo_loss, case, forward_all=False)
-    dead = ~case.mask | (case.advantages[reference.sequence_ids(case.cu_seqlens, n)] == 0)
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_rows_without_a_gradient_are_found_and_skipped(memory):
+    case = make_case(14)
+    sequence = reference.sequence_ids(case.cu_seqlens, case.hidden.shape[0])
+    dead = ~case.mask | (case.advantages[sequence] == 0)
+    found, gradients = run(linear_grpo_loss, case, forward_all=False, memory=memory)
     assert torch.equal(found.logp.isnan(), dead) and torch.equal(found.entropy.isnan(), dead)
+    assert float(found.metrics["tokens"]) == float((~dead).sum())
     dense, dense_gradients = run(linear_grpo_loss, case)
     torch.testing.assert_close(found.loss, dense.loss)
     assert all(relative(x, y) < 1e-6 for x, y in zip(gradients, dense_gradients, strict=True))
-    assert float(found.metrics["tokens"]) == float((~dead).sum())
 
 
 def test_a_sequence_ratio_needs_every_counted_token_of_a_live_sequence():
