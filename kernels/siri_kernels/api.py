@@ -213,7 +213,7 @@ def linear_grpo_loss(
 
 @torch.compiler.disable
 def found_rows(spec: LossSpec, n: int, advantages: Tensor, mask, cu_seqlens) -> Tensor:
-    """The rows that may have a gradient, on the host; how many there are depends on the values, which no graph knows."""
+    """The rows that may have a gradient, on the host; their number depends on values that no graph knows."""
     options = {"old_logp": None, "rollout_logp": None, "denominator": None, "dtype": torch.float32}
     return gradient_rows(spec, prepare(spec, n, advantages, mask=mask, cu_seqlens=cu_seqlens, **options))
 
