@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# One node of a training over several. Run the same line on every node, with a run folder that all of them see:
+#
+#   NODES=2 HEAD=node0 launch/node.sh siri-7b --run-dir /shared/runs/siri-7b --auto-resume
+#
+# NODES  how many nodes          HEAD  host name of one of them, where they meet (PORT, 29500)
+# GPUS   processes on this node  (default: its GPUs, or 1 without any)
+# torchrun numbers the nodes itself; a node or rank that dies ends the job on all of them.
+set -euo pipefail
+: "${NODES:?set NODES to the number of nodes}" "${HEAD:?set HEAD to the host name of one node}"
+if [ -z "${GPUS:-}" ]; then
+    GPUS=$(nvidia-smi -L 2>/dev/null | grep -c . || true)
+    [ "$GPUS" -gt 0 ] || GPUS=1
+fi
+exec python -m torch.distributed.run --nnodes "$NODES" --nproc-per-node "$GPUS" \
+    --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29500}" --rdzv-id "${JOB:-siri}" \
+    -m siri train "$@"
