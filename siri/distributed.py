@@ -77,11 +77,13 @@ def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ran
 
     On several nodes the model is sharded inside each and replicated across them (HSDP), or sharded over all ranks if
     `across_nodes`. Without torchrun's variables it is one process. Raises InputError when there are more ranks than
-    GPUs on a machine.
+    GPUs on a machine, or when some of the variables are missing.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE, device
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise InputError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start with torchrun, or unset WORLD_SIZE")
     local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda":
         if here > torch.cuda.device_count():

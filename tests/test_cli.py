@@ -129,9 +129,14 @@ def test_a_bad_kind_of_logger_leaves_no_run_folder(inputs, capsys, monkeypatch):
     assert "wandb" in message and "pip install" in message and not (inputs / "runs").exists()
 
 
-def test_several_processes_are_refused_for_now(inputs, capsys, monkeypatch):
+def test_half_of_torchruns_variables(inputs, capsys, monkeypatch):
+    """As batch systems leave them behind."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE" in refused(capsys, train()) and not (inputs / "runs").exists()
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    message = refused(capsys, train())
+    assert "WORLD_SIZE is 2, but RANK is not set" in message and "torchrun" in message
+    assert not (inputs / "runs").exists()
 
 
 def test_a_run_folder_is_not_overwritten(inputs, capsys):
