@@ -21,9 +21,14 @@ class Ranks:
     rank: int = 0
     size: int = 1
     mesh: Any = None
-    """Device mesh over which the model is sharded; None without torchrun."""
+    """Device mesh over which the model is sharded; None for a lone process on a CPU."""
     group: Any = None
     """Process group of these ranks; None = all of torchrun's."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is sharded with FSDP2: always on GPUs, so that one GPU and many take the same path."""
+        return self.mesh is not None
 
     @property
     def main(self) -> bool:
@@ -76,12 +81,16 @@ def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ran
     """Join the other processes that torchrun started (nccl on GPUs, gloo on CPUs); returns this rank and its device.
 
     On several nodes the model is sharded inside each and replicated across them (HSDP), or sharded over all ranks if
-    `across_nodes`. Without torchrun's variables it is one process. Raises InputError when there are more ranks than
-    GPUs on a machine, or when some of the variables are missing.
+    `across_nodes`. Without torchrun's variables it is one process; on a GPU that is a mesh of one. Raises InputError
+    when there are more ranks than GPUs on a machine, or when some of the variables are missing.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return ALONE, device
+    if size == 1 and "RANK" not in os.environ:
+        if device.type != "cuda":
+            return ALONE, device
+        if not dist.is_initialized():
+            dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+        return Ranks(mesh=dist.init_device_mesh("cuda", (1,), mesh_dim_names=("shard",))), device
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise InputError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start with torchrun, or unset WORLD_SIZE")
     local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

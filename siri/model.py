@@ -121,7 +121,9 @@ def checkpoint_activations(model: Any, mode: str) -> None:
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    # the method's name until transformers 6, and the argument's name, changed on the way
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
     model.train()  # transformers checkpoints in training mode only; none of these models has dropout
 
 
@@ -143,7 +145,8 @@ def make_policy(model: Any, tokenizer: Any) -> Policy:
 def packed_hidden(model: Any, input_ids_N: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
     """Hidden states [N, D] before lm_head of sequences laid end to end in input_ids_N [N] int64 (no padding).
 
-    Positions restart with every sequence and no sequence attends to another. On a GPU matrix products run in bf16.
+    Positions restart with every sequence and no sequence attends to another. On a GPU matrix products run in bf16, and
+    bf16 hidden states go to the head.
     """
     # A 4-D mask is passed through by transformers as it is; without it a dense N x N mask would be built, only to be
     # ignored, because the layout says everything.
@@ -156,7 +159,8 @@ def packed_hidden(model: Any, input_ids_N: torch.Tensor, layout: PackedLayout) -
             use_cache=False,
             layout=layout,
         )
-    return output.last_hidden_state[0]
+    hidden_ND = output.last_hidden_state[0]
+    return hidden_ND.bfloat16() if hidden_ND.is_cuda else hidden_ND
 
 
 def sequence_cost(config: Any, *, attention_ratio: float = 1.6) -> Cost:

@@ -42,7 +42,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             print_closing(run_dir)
         return DONE
     schedule = config.length_schedule()
-    policy = load_policy(config.model, device, weights=ranks.size == 1)
+    policy = load_policy(config.model, device, weights=not ranks.sharded)
     prompts = load_prompts(config.data, policy.tokenizer, config)
     held_out = [
         load_prompts(source, policy.tokenizer, config, limit=config.eval_problems) for source in config.eval_data
@@ -50,7 +50,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     eval_cap = config.eval_cap or schedule.longest
     check_context(policy, [(prompts, schedule.longest), *((one, eval_cap) for one in held_out)])
     token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest)
-    if ranks.size > 1:
+    if ranks.sharded:
         shard(policy.model, ranks, compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
         allocate(policy.model, device)
     checkpoint_activations(policy.model, config.checkpointing)
@@ -62,9 +62,9 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     if run.checkpoint:
         state = checkpoint.restore(run.checkpoint, policy, optimizer, ranks=ranks)
         sampler = Sampler(len(prompts.ids), **state["sampler"])
-    elif ranks.size > 1:
+    elif ranks.sharded:
         checkpoint.load_weights(resolve_path(config.model), policy, ranks=ranks)
-    engine = make_engine(config, policy, copy=ranks.size > 1)
+    engine = make_engine(config, policy, copy=ranks.sharded)
     engine.sync()
     watch = Stopwatch(device)
     rewards = RewardPool(

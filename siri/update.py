@@ -114,7 +114,7 @@ def update_policy(
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=policy.device)
         for number, (micro, old_logp) in enumerate(zip(micro_batches, olds, strict=True), start=1):
-            if ranks.size > 1:
+            if ranks.sharded:
                 policy.model.set_requires_gradient_sync(number == len(micro_batches))
             result = policy.run(policy_loss, micro, config, old_logp, denominator, watch)
             with watch("backward"):
