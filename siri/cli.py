@@ -1,4 +1,4 @@
-"""siri train / eval / report / export / doctor. Only what a command needs is imported, so that help is instant."""
+"""siri train / eval / plan / report / export / doctor. Only what a command needs is imported, so that help is instant."""
 
 import json
 import os
@@ -16,6 +16,7 @@ siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
 
   siri train RECIPE [--KEY VALUE ...] [--run-dir DIR] [--resume]   train; siri train --help lists the keys
   siri eval MODEL --data FILE ... [--cap N] [--samples K]          accuracy (avg@k), pass@k, tokens of a model
+  siri plan RECIPE [--gpus N] [--gpu h100] [--KEY VALUE ...]       what a run needs of each GPU's memory
   siri report RUN                                                  draw the pictures and report.html of a run
   siri export CHECKPOINT FOLDER                                    a model folder for transformers and vLLM
   siri doctor                                                      what this machine has, and what is missing
@@ -126,6 +127,16 @@ def eval_command(arguments: list[str]) -> int:
     return 0
 
 
+def plan_command(arguments: list[str]) -> int:
+    from siri.plan import PlanOptions, run_plan
+
+    if arguments and arguments[0] in ("--help", "-h"):
+        parse(PlanOptions, ["--help"], prog="siri plan RECIPE")
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(f"siri plan needs a recipe: {', '.join(recipe_names())}, or a .toml file")
+    return run_plan(arguments[0], arguments[1:])
+
+
 def report_command(arguments: list[str]) -> int:
     (run,) = _positional(arguments, "siri report RUN")
     from siri.report import write_report
@@ -164,6 +175,7 @@ def _positional(arguments: list[str], usage: str) -> list[str]:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "eval": eval_command,
+    "plan": plan_command,
     "report": report_command,
     "export": export_command,
     "doctor": doctor_command,

@@ -12,7 +12,7 @@ from siri import checkpoint
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config import Config
 from siri.data import PromptSet, Sampler, load_prompts, resolve_path
-from siri.distributed import join_ranks, shard
+from siri.distributed import Ranks, join_ranks, shard
 from siri.errors import InputError
 from siri.evaluate import average, evaluate
 from siri.metrics import make_logger
@@ -74,6 +74,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     with rewards, TrainProgress(config.steps, run.start, quiet) as progress, stop_signals() as signals:
         logger = make_logger(config.logger if ranks.main else "none", run_dir, config.to_json())
         ranks.on_main(run.create)  # nothing is written before all that may be bad input was tried
+        predicted = _print_memory_plan(config, policy, ranks) if device.type == "cuda" else None
         for line in [*run.notes, *_counts(config.data, prompts)]:
             progress.note(line)
 
@@ -124,6 +125,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             row |= {"epoch": sampler.epoch, "train_tokens": train_tokens} | watch.seconds()
             row["tokens_per_s"] = row["response_tokens"] / row["step_time_s"]
             flops = row.pop("forward_flops")
+            if predicted:
+                row |= {"memory_peak": torch.cuda.max_memory_allocated(device), "memory_predicted": predicted}
             row["mfu"] = model_flops_utilisation(flops, row["train_s"], ranks.size, device)
             if ranks.main:
                 run.metrics.append(row)
@@ -174,6 +177,24 @@ def make_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRoll
     if cache_tokens == "auto":
         cache_tokens = _free_cache_tokens(own)
     return LocalRollout(own, cache_tokens=cache_tokens, trained=trained)
+
+
+def _print_memory_plan(config: Config, policy: Policy, ranks: Ranks) -> int:
+    """Print what the run will need of a GPU's memory; returns the predicted peak of an update, bytes."""
+    from siri.plan import memory_plan, print_plan
+
+    gpu = torch.cuda.get_device_properties(policy.device)
+    plan = memory_plan(
+        policy.model.config,
+        config=config,
+        gpus=ranks.size,
+        gpu_memory_bytes=gpu.total_memory,
+        gpus_per_node=ranks.mesh.shape[-1],
+        multiprocessors=gpu.multi_processor_count,
+    )
+    if ranks.main:
+        print_plan(plan)
+    return plan.update_bytes
 
 
 def _free_cache_tokens(policy: Policy) -> int:
