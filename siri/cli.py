@@ -1,4 +1,4 @@
-"""siri train / eval / plan / report / export / doctor. Only what a command needs is imported, so that help is instant."""
+"""siri train, eval, plan, report, export, doctor. Only what a command needs is imported, so that help is instant."""
 
 import json
 import os
