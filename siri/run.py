@@ -1,5 +1,6 @@
 """The run folder: what it holds, when it may be written, and where a run continues."""
 
+import fcntl
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,6 +79,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be made ({error.strerror}); choose another --run-dir") from None
+        self._lock = (self.path / ".lock").open("w")  # held, open, until the process ends, however it ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.path}: another process is training there; wait for it, or stop it") from None
         about = {"recipe": self.recipe, "versions": _versions()}
         text = json.dumps({**about, **self.config.to_json()}, indent=1)
         write_atomic(self.path / "config.json", text.encode())
