@@ -147,6 +147,8 @@ class Config:
     """Sampling temperature of evaluations."""
     eval_cap: int = 0
     """Cap of evaluations, tokens; 0 = the schedule's longest."""
+    profile: int = -1
+    """Step (from 0) of which a torch profiler trace is written to the run folder; -1 = none."""
     logger: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """A logger beside metrics.jsonl, which is always written."""
 

@@ -14,7 +14,16 @@ from siri.metrics import MetricsLog, write_atomic
 Resume = Literal["never", "must", "auto"]
 
 # Settings that may change when a run continues: how long it goes on and what is written, not what is learnt.
-FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "logger", "reward_workers", "reward_timeout_s"}
+FREE = {
+    "steps",
+    "train_tokens",
+    "save_every",
+    "keep_checkpoints",
+    "logger",
+    "profile",
+    "reward_workers",
+    "reward_timeout_s",
+}
 
 
 class RunFolder:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,17 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+@contextmanager
+def profiled(trace: Path | None) -> Iterator[None]:
+    """Write a torch profiler trace of the block to `trace`, for chrome://tracing or Perfetto; None = do nothing."""
+    if trace is None:
+        yield
+        return
+    with torch.profiler.profile() as profiler:
+        yield
+    profiler.export_chrome_trace(str(trace))
 
 
 def model_flops_utilisation(forward_flops: float, seconds: float, gpus: int, device: torch.device) -> float | None:

@@ -22,7 +22,7 @@ from siri.report import write_report
 from siri.reward_pool import RewardPool
 from siri.rollout.local import LocalRollout
 from siri.run import Resume, RunFolder
-from siri.timing import Stopwatch, model_flops_utilisation
+from siri.timing import Stopwatch, model_flops_utilisation, profiled
 from siri.update import update_policy
 
 DONE, STOPPED = 0, 75
@@ -104,7 +104,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             measure(0, "base")
         for step in range(run.start, config.steps):
             cap = schedule.cap(step)
-            with watch("step_time"):
+            trace = run.path / f"trace_step_{step:06d}_rank_{ranks.rank}.json" if step == config.profile else None
+            with profiled(trace), watch("step_time"):
                 with watch("rollout"):
                     engine.wake()
                     groups = collect(

@@ -1,11 +1,12 @@
 """Time of the parts of a step, and utilisation against the data sheet."""
 
+import json
 import time
 
 import pytest
 import torch
 
-from siri.timing import Stopwatch, model_flops_utilisation
+from siri.timing import Stopwatch, model_flops_utilisation, profiled
 
 
 def test_parts_add_up_nest_and_start_again():
@@ -28,3 +29,12 @@ def test_utilisation(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     assert model_flops_utilisation(1e15, 1.0, 1, torch.device("cuda")) is None
     assert model_flops_utilisation(1e15, 1.0, 1, torch.device("cpu")) is None
+
+
+def test_profile_of_a_block(tmp_path):
+    with profiled(None):
+        pass
+    with profiled(tmp_path / "trace.json"):
+        torch.ones(4, 4) @ torch.ones(4, 4)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert any("aten::mm" in event.get("name", "") or "aten::matmul" in event.get("name", "") for event in events)
