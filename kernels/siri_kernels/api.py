@@ -34,14 +34,15 @@ def linear_logprob(
     """log softmax(softcap(hidden @ weight.T + bias) / temperature)[target] without materialised logits, differentiable.
 
     hidden [N, D] and weight [V, D] in one of fp16, bf16, fp32, fp64; target_ids [N] int; temperature a number or [N];
-    bias [V]. anchor [N], an approximate log-prob of the targets (the rollout's), is a hint for implementations that use
-    one and never changes the result. Returns logp [N] in nats, fp32 (fp64 for fp64 inputs), and the entropy [N] of the
-    same distribution with return_entropy. Gradients reach hidden, weight and bias; the backward recomputes logits in
-    vocabulary chunks and writes each slice of dW once, in weight's dtype.
+    bias [V]. anchor [N], an approximate log-prob of the targets (the rollout's), is a hint for impl="anchored" and
+    moves nothing but rounding errors; with the anchor that `linear_grpo_loss` uses, its rollout_logp, the log-probs are
+    bitwise its own. Returns logp [N] in nats, fp32 (fp64 for fp64 inputs), and the entropy [N] of the same distribution
+    with return_entropy. Gradients reach hidden, weight and bias; the backward recomputes logits in vocabulary chunks
+    and writes each slice of dW once, in weight's dtype.
     """
     check_head(hidden, weight, target_ids, temperature=temperature, bias=bias, softcap=softcap)
-    if anchor is not None and anchor.shape != target_ids.shape:
-        raise ValueError(f"anchor must have shape {list(target_ids.shape)}, got {list(anchor.shape)}")
+    if anchor is not None:
+        tensor("anchor", anchor, like=hidden, shape=tuple(target_ids.shape), kinds="float")
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
     impl = choose(impl, hidden)
     if impl == "reference":
@@ -56,6 +57,7 @@ def linear_logprob(
             weight,
             bias,
             target_ids,
+            None if anchor is None else anchor.detach(),
             None,
             per_row,
             None,
@@ -197,7 +199,7 @@ def linear_grpo_loss(
         if keep is None and not forward_all and hidden.device.type == "cpu":
             keep = found_rows(spec, n, advantages, mask, cu_seqlens)
         logp, entropy, _, _ = ops_logprob.linear_logprob(
-            hidden, weight, bias, target_ids, keep, per_row, main_grad, *head, *placement
+            hidden, weight, bias, target_ids, tensors[2], keep, per_row, main_grad, *head, *placement
         )
         computed = None
         if keep is not None and not forward_all:

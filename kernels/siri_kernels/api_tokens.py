@@ -24,10 +24,14 @@ from siri_kernels.validation import (
 
 
 def choose(impl: str, like: Tensor) -> str:
-    """The implementation that runs: "reference", "torch", or "fallback" (cuBLAS and the Triton row kernels)."""
+    """The implementation that runs; the only place that decides.
+
+    "reference", "torch", "fallback" (cuBLAS and the Triton row kernels) or "anchored" (the anchored-exp GEMM; bf16
+    only, and for logits that exist there is no GEMM: other dtypes get the fallback, because E could leave the range of
+    fp16 and fp32 is not made for tensor cores). "auto" and "triton" mean the fallback on CUDA: no GPU has run the
+    anchored path yet, and nobody should get it unasked before one has.
+    """
     one_of("impl", impl, IMPLS)
-    if impl == "anchored":
-        raise ValueError("impl='anchored' (the anchored-exp GEMM) is not in this version; use 'triton' or 'auto'")
     if impl in ("reference", "torch"):
         return impl
     on_gpu = like.device.type == "cuda" and like.dtype != torch.float64
@@ -37,7 +41,7 @@ def choose(impl: str, like: Tensor) -> str:
         raise ValueError(f"impl={impl!r} computes in fp32; use impl='torch' for fp64")
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"impl={impl!r} needs CUDA tensors, got {like.device}; use impl='torch' or 'auto'")
-    return "fallback"
+    return "anchored" if impl == "anchored" and like.dtype == torch.bfloat16 else "fallback"
 
 
 def split_temperature(temperature: float | Tensor) -> tuple[float, Tensor | None]:

@@ -58,8 +58,9 @@ class Needs:
 
 
 def bytes_per_logit(impl: str, dtype: torch.dtype) -> int:
-    """The torch path keeps z - max and exp(z - max), the Triton path fp32 logits that become their own gradient."""
-    return 2 * compute_dtype(dtype).itemsize if impl == "torch" else 4
+    """The torch path keeps z - max and exp(z - max), the fallback fp32 logits that become their own gradient, the
+    anchored path exp(z - b) in bf16."""
+    return 2 * compute_dtype(dtype).itemsize if impl == "torch" else 2 if impl == "anchored" else 4
 
 
 def chunk_rows(impl: str, hidden: Tensor, vocab: int, budget: int) -> int:
@@ -90,10 +91,14 @@ def whole_waves(rows: int, d_model: int, sms: int, tile: tuple[int, int] = (128,
     return best
 
 
-def engine(impl: str, *args):
+def engine(impl: str, *args, anchor: Tensor | None = None, entropy_gradient: bool = False):
     """The row arithmetic of an implementation."""
     if impl == "torch":
         return TorchRows(*args)
+    if impl == "anchored":
+        from siri_kernels.rows_anchored import AnchoredRows
+
+        return AnchoredRows(*args, anchor, entropy_gradient)
     from siri_kernels.rows_triton import TritonRows
 
     return TritonRows(*args)
@@ -101,10 +106,20 @@ def engine(impl: str, *args):
 
 def tally(impl: str, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, size: int):
     if impl == "torch" or spec.loss == "gspo":
-        return TorchTally(spec, tokens, logp, entropy)
+        return TorchTally(spec, tokens, logp, entropy, finisher(impl))
     from siri_kernels.triton_tokens import TritonTally
 
     return TritonTally(spec, tokens, logp, entropy, n_chunks, size)
+
+
+def finisher(impl: str):
+    """Row statistics [4, n] -> logp, entropy, log-sum. One function per kind of implementation, so that a log-prob has
+    the same bits in every operator and an unchanged policy a ratio of exactly 1."""
+    if impl == "torch":
+        return lambda stats: finish(*stats)
+    from siri_kernels.triton_tokens import finish as triton_finish
+
+    return triton_finish
 
 
 def split_rows(n: int, keep: Tensor | None, forward_all: bool, device) -> tuple[Tensor | None, Tensor | None]:
@@ -157,24 +172,41 @@ def grpo(
     d_weight = torch.zeros((vocab, d_model - needs.frozen) if needs.weight else (0,), dtype=dtype, device=device)
     d_bias = torch.zeros((vocab,) if needs.bias else (0,), dtype=dtype, device=device)
     count = tally(impl, spec, tokens, logp, entropy, len(pieces), size)
-    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype)
+    options = {"anchor": tokens.rollout_logp, "entropy_gradient": bool(spec.entropy_coef)}
+    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, **options)
     with gemm.exact_fp32(hidden):
         for rows, backward in pieces:
-            stats = rows_of.forward(rows)
+            stats = rows_of.forward(rows, backward)
             log_sum, g, h = count.add(rows, stats, backward)
             if not backward:
                 continue
-            dz = rows_of.gradient(rows, stats, log_sum, logp[rows], entropy[rows], g, h)
+            dz, v = rows_of.gradient(rows, stats, log_sum, logp[rows], entropy[rows], g, h)
             if needs.hidden:
-                exact = shard.whole and dz.dtype == hidden.dtype
+                exact = shard.whole and v is None and dz.dtype == hidden.dtype
                 dx = torch.empty(dz.shape[0], d_model, dtype=hidden.dtype if exact else dtype, device=device)
-                d_hidden[rows] = shard.all_reduce_(gemm.mm(dz, rows_of.weight(), out=dx)).to(hidden.dtype)
+                gemm.mm(dz, rows_of.weight(), out=dx)
+                d_hidden[rows] = shard.all_reduce_(times_(dx, v)).to(hidden.dtype)
             if needs.weight:
-                gemm.add_mm(dz.T, clean(rows_of.inputs(rows)[:, needs.frozen :], g, h), out=d_weight)
+                x = clean(rows_of.inputs(rows)[:, needs.frozen :], g, h)
+                gemm.add_mm(dz.T, x if v is None else (x * v[:, None]).to(x.dtype), out=d_weight)
             if needs.bias:
-                d_bias.add_(dz.sum(0, dtype=dtype))
+                d_bias.add_(column_sums(dz, v, dtype))
     loss, metrics = count.result()
     return loss, logp, entropy, metrics, d_hidden, d_weight, d_bias
+
+
+def times_(dx: Tensor, v: Tensor | None) -> Tensor:
+    """diag(v) dx in place; v None = 1."""
+    return dx if v is None else dx.mul_(v[:, None])
+
+
+def column_sums(dz: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The sum over rows of diag(v) dz, [columns]."""
+    if v is None:
+        return dz.sum(0, dtype=dtype)
+    high = v.to(dz.dtype)
+    parts = torch.stack([high, (v - high).to(dz.dtype)], 1)  # v to twice the digits of a GEMM operand
+    return gemm.mm(dz.T, parts, out=v.new_empty(dz.shape[1], 2)).sum(1)
 
 
 def clean(x: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
@@ -187,18 +219,27 @@ def clean(x: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
 
 
 def logprob(
-    impl: str, hidden: Tensor, head: Head, target_ids: Tensor, *, keep, forward_all: bool, budget: int, shard: Shard
+    impl: str,
+    hidden: Tensor,
+    head: Head,
+    target_ids: Tensor,
+    *,
+    anchor: Tensor | None,
+    keep,
+    forward_all: bool,
+    budget: int,
+    shard: Shard,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logp, entropy, row maximum and log-sum [N]; rows outside `keep` are NaN when forward_all is False."""
     n, dtype, vocab = hidden.shape[0], compute_dtype(hidden.dtype), head.weight.shape[0]
     size = chunk_rows(impl, hidden, vocab, budget)
-    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype)
+    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, anchor=anchor)
     out = [torch.full((n,), torch.nan, dtype=dtype, device=hidden.device) for _ in range(4)]
     only = None if forward_all or keep is None or keep.numel() == n else keep.long()
     with gemm.exact_fp32(hidden):
         for rows in chunks(only, n, size):
-            stats = rows_of.forward(rows)
-            logp, entropy, log_sum = finish(*stats)
+            stats = rows_of.forward(rows, False)
+            logp, entropy, log_sum = finisher(impl)(stats)
             for all_rows, values in zip(out, (logp, entropy, stats[0], log_sum), strict=True):
                 all_rows[rows] = values
     return tuple(out)
@@ -237,7 +278,9 @@ def logprob_backward(
     with gemm.exact_fp32(hidden):
         for start in range(0, vocab, width):
             columns = slice(start, min(start + width, vocab))
-            dz = rows_of.slice_gradient(rows, columns, maximum, log_sum, logp, entropy, g, h)
+            dz, v = rows_of.slice_gradient(rows, columns, maximum, log_sum, logp, entropy, g, h)
+            if v is not None and x is not None and start == 0:
+                x = (x * v[:, None]).to(x.dtype)
             if needs.hidden:
                 gemm.add_mm(dz, rows_of.weight(columns), out=dx)
             if needs.weight:
@@ -247,7 +290,8 @@ def logprob_backward(
                 if not exact:
                     dw[columns] = part.to(dw.dtype)
             if needs.bias:
-                db[columns] = dz.sum(0, dtype=dtype).to(db.dtype)
+                db[columns] = column_sums(dz, v, dtype).to(db.dtype)
+    times_(dx, v)
     del x, rows_of  # before dX is narrowed: this is where a lean step peaks
     if not needs.hidden:
         return hidden.new_zeros(0), dw, db

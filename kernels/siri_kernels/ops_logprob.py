@@ -19,6 +19,7 @@ def linear_logprob(
     weight: Tensor,
     bias: Tensor | None,
     target_ids: Tensor,
+    anchor: Tensor | None,
     keep: Tensor | None,
     temperature_N: Tensor | None,
     main_grad: Tensor | None,
@@ -40,6 +41,7 @@ def linear_logprob(
         hidden,
         make_head(weight, bias, temperature, temperature_N, softcap, logit_dtype),
         target_ids,
+        anchor=anchor,
         keep=keep,
         forward_all=forward_all,
         budget=budget,
@@ -111,7 +113,7 @@ def _(d_logp, d_entropy, logp, entropy, maximum, log_sum, hidden, weight, bias, 
 
 
 def _logprob_context(ctx, inputs, output):
-    hidden, weight, bias, target_ids, keep, temperature_N, main_grad, *settings = inputs
+    hidden, weight, bias, target_ids, _anchor, keep, temperature_N, main_grad, *settings = inputs
     ctx.save_for_backward(*output, hidden, weight, bias, target_ids, keep, temperature_N)
     temperature, softcap, logit_dtype, _forward_all, budget, vocab_start, group, impl, frozen = settings
     ctx.settings = (temperature, softcap, logit_dtype, budget, vocab_start, group, impl, frozen)
@@ -121,7 +123,7 @@ def _logprob_context(ctx, inputs, output):
 
 def _logprob_backward(ctx, d_logp, d_entropy, *_):
     if d_logp is None and d_entropy is None:
-        return (None,) * 16
+        return (None,) * 17
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
     if d_logp is None:
         d_logp = torch.zeros_like(d_entropy)
@@ -135,7 +137,7 @@ def _logprob_backward(ctx, d_logp, d_entropy, *_):
         dx if need_hidden else None,
         padded(dw, ctx.settings[-1]) if need_weight and not into_main else None,
         db if need_bias else None,
-        *(None,) * 13,
+        *(None,) * 14,
     )
 
 

@@ -127,8 +127,8 @@ class TorchRows:
     def views(self, rows: int, columns: int) -> list[Tensor]:
         return [b[: rows * columns].view(rows, columns) for b in self.buffers]
 
-    def forward(self, rows) -> Tensor:
-        """Row statistics [4, n] over the whole vocabulary."""
+    def forward(self, rows, store: bool = True) -> Tensor:
+        """Row statistics [4, n] over the whole vocabulary; `store`: a gradient follows."""
         x = self.inputs(rows)
         d, e = self.views(x.shape[0], self.head.weight.shape[0])
         self.slope = logits_(self.head, x, self.head.scale(rows), d)
@@ -137,8 +137,8 @@ class TorchRows:
         self.shift = local[0] - stats[0]
         return stats
 
-    def gradient(self, rows, stats, log_sum, logp, entropy, g, h: Tensor | None) -> Tensor:
-        """dL/dlogits [n, V] of the chunk whose forward came last, in its buffer."""
+    def gradient(self, rows, stats, log_sum, logp, entropy, g, h: Tensor | None) -> tuple[Tensor, None]:
+        """dL/dlogits [n, V] of the chunk whose forward came last, in its buffer, and no row factor."""
         d, e = self.views(logp.numel(), self.head.weight.shape[0])
         scale = self.head.scale(rows)
         own, y = self.shard.localize(self.target_ids[rows], d.shape[1])
@@ -148,10 +148,10 @@ class TorchRows:
         else:
             offset = self.shift - log_sum + entropy
             e.mul_(d.add_(offset[:, None]).mul_((-h * factor)[:, None]).add_((-g * factor)[:, None]))
-        return self._finish_gradient(e, own, y, target_gradient(logp, entropy, g, h) * scale, self.slope)
+        return self._finish_gradient(e, own, y, target_gradient(logp, entropy, g, h) * scale, self.slope), None
 
-    def slice_gradient(self, rows, columns: slice, maximum, log_sum, logp, entropy, g, h: Tensor | None) -> Tensor:
-        """dL/dlogits [n, columns] recomputed for a slice of the vocabulary."""
+    def slice_gradient(self, rows, columns: slice, maximum, log_sum, logp, entropy, g, h) -> tuple[Tensor, None]:
+        """dL/dlogits [n, columns] recomputed for a slice of the vocabulary, and no row factor."""
         x, scale = self.inputs(rows), self.head.scale(rows)
         d, p = self.views(x.shape[0], columns.stop - columns.start)
         slope = logits_(self.head.slice(columns).widen(self.dtype), x, scale, d)
@@ -164,7 +164,7 @@ class TorchRows:
         else:
             p.mul_(d.add_(entropy[:, None]).mul_((-h * scale)[:, None]).add_((-g * scale)[:, None]))
         own, y = locate(self.target_ids[rows], self.shard.start + columns.start, p.shape[1])
-        return self._finish_gradient(p, own, y, target_gradient(logp, entropy, g, h) * scale, slope)
+        return self._finish_gradient(p, own, y, target_gradient(logp, entropy, g, h) * scale, slope), None
 
     @staticmethod
     def _finish_gradient(dz: Tensor, own: Tensor | None, y: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:

@@ -56,22 +56,22 @@ class TritonRows:
             z.copy_(z.to(torch.bfloat16))
         return z
 
-    def forward(self, rows) -> Tensor:
-        """Row statistics [4, n] over the whole vocabulary."""
+    def forward(self, rows, store: bool = True) -> Tensor:
+        """Row statistics [4, n] over the whole vocabulary; `store`: a gradient follows."""
         self.z = self._logits(rows, slice(0, self.head.weight.shape[0]))
         y, scale = self.target_ids[rows], self.head.scale(rows)
         return self.shard.combine(row_stats(self.z, y, scale, self.head.softcap, self.shard.start))
 
-    def gradient(self, rows, stats, log_sum, logp, entropy, g, h: Tensor | None) -> Tensor:
-        """dL/dlogits [n, V] of the chunk whose forward came last, over its logits."""
+    def gradient(self, rows, stats, log_sum, logp, entropy, g, h: Tensor | None) -> tuple[Tensor, None]:
+        """dL/dlogits [n, V] of the chunk whose forward came last, over its logits, and no row factor."""
         return self._gradient(self.z, rows, self.shard.start, stats[0], log_sum, logp, entropy, g, h)
 
-    def slice_gradient(self, rows, columns: slice, maximum, log_sum, logp, entropy, g, h: Tensor | None) -> Tensor:
-        """dL/dlogits [n, columns] recomputed for a slice of the vocabulary."""
+    def slice_gradient(self, rows, columns: slice, maximum, log_sum, logp, entropy, g, h) -> tuple[Tensor, None]:
+        """dL/dlogits [n, columns] recomputed for a slice of the vocabulary, and no row factor."""
         z = self._logits(rows, columns)
         return self._gradient(z, rows, self.shard.start + columns.start, maximum, log_sum, logp, entropy, g, h)
 
-    def _gradient(self, z, rows, start, maximum, log_sum, logp, entropy, g, h) -> Tensor:
+    def _gradient(self, z, rows, start, maximum, log_sum, logp, entropy, g, h) -> tuple[Tensor, None]:
         y, scale = self.target_ids[rows], self.head.scale(rows)
         out = narrow_view(z, self.operand)
-        return dlogits(z, out, y, scale, self.head.softcap, start, maximum, log_sum, logp, entropy, g, h)
+        return dlogits(z, out, y, scale, self.head.softcap, start, maximum, log_sum, logp, entropy, g, h), None

@@ -7,6 +7,7 @@ The derivatives are written out, so that a chunk of rows gets its coefficients a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from siri_kernels.metrics import METRIC_REDUCTION, mean_metrics
 from siri_kernels.reference import LOG_RATIO_BOUND, sequence_ids
-from siri_kernels.rows_torch import finish
 
 
 @dataclass(frozen=True)
@@ -251,12 +251,12 @@ def gradient_rows(spec: LossSpec, tokens: Tokens) -> Tensor:
 class TorchTally:
     """Collects the chunks of one call: log-probs and coefficients as they come, loss and metrics at the end."""
 
-    def __init__(self, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor):
-        self.spec, self.tokens, self.logp, self.entropy = spec, tokens, logp, entropy
+    def __init__(self, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor, finish: Callable):
+        self.spec, self.tokens, self.logp, self.entropy, self.finish = spec, tokens, logp, entropy, finish
 
     def add(self, rows: slice | Tensor, stats: Tensor, backward: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """log-sum, g and h of a chunk [n] from its row statistics [4, n]; g and h None when there is no backward."""
-        logp, entropy, log_sum = finish(*stats)
+        logp, entropy, log_sum = self.finish(stats)
         self.logp[rows], self.entropy[rows] = logp, entropy
         if not backward:
             return log_sum, None, None

@@ -61,6 +61,42 @@ def put_max(P, column: tl.constexpr, counted, x):
 
 
 @triton.jit
+def finish_rows(maximum, s_off, u_off, target):
+    """logp, entropy and log sum exp(z - maximum), as `rows_torch.finish`; the same bits in every kernel that calls
+    it."""
+    d = target - maximum
+    e = tl.exp(d)
+    log_sum = log1p(s_off + (e - 1))
+    return d - log_sum, log_sum - (u_off + tl.where(e == 0, 0.0, e * d)) * tl.exp(-log_sum), log_sum
+
+
+@triton.jit
+def finish_kernel(STATS, OUT, stats_stride, n, BLOCK: tl.constexpr):
+    """OUT [3, n] = logp, entropy, log-sum of row statistics [4, n]."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = i < n
+    at = STATS + i
+    logp, entropy, log_sum = finish_rows(
+        tl.load(at, mask=valid, other=0.0),
+        tl.load(at + stats_stride, mask=valid, other=0.0),
+        tl.load(at + 2 * stats_stride, mask=valid, other=0.0),
+        tl.load(at + 3 * stats_stride, mask=valid, other=0.0),
+    )
+    tl.store(OUT + i, logp, mask=valid)
+    tl.store(OUT + n + i, entropy, mask=valid)
+    tl.store(OUT + 2 * n + i, log_sum, mask=valid)
+
+
+def finish(stats: Tensor) -> Tensor:
+    """[3, n]: logp, entropy and log-sum of row statistics [4, n], with the bits that the token kernel finds."""
+    n = stats.shape[1]
+    out = stats.new_empty(3, n)
+    if n:
+        finish_kernel[(triton.cdiv(n, BLOCK),)](stats, out, stats.stride(0), n, BLOCK=BLOCK, num_warps=4)
+    return out
+
+
+@triton.jit
 def token_kernel(
     STATS, ROWS, ADV, WEIGHT, COUNTED, OLD, ROLLOUT, LOGP, ENTROPY, OUT, PARTIALS, stats_stride, out_stride, n,
     first_row, first_block, low, high, dual, importance_low, importance_cap, entropy_coef, INDEXED: tl.constexpr,
@@ -82,11 +118,7 @@ def token_kernel(
     weight = tl.load(WEIGHT + row, mask=valid, other=0.0)
     counted = (tl.load(COUNTED + row, mask=valid, other=0) != 0) & valid
 
-    d = target - maximum
-    e = tl.exp(d)
-    log_sum = log1p(s_off + (e - 1))
-    logp = d - log_sum
-    entropy = log_sum - (u_off + tl.where(e == 0, 0.0, e * d)) * tl.exp(-log_sum)
+    logp, entropy, log_sum = finish_rows(maximum, s_off, u_off, target)
     tl.store(LOGP + row, logp, mask=valid)
     tl.store(ENTROPY + row, entropy, mask=valid)
 

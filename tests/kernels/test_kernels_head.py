@@ -157,7 +157,7 @@ def operators():
     placement = (True, 1 << 20, 0, None, "torch", 0)
     head = (1.0, None, "fp32")
     grpo = (*leaves, case.target_ids, *per_token, None, None, None, None, *head, *spec, *placement, True, True, True)
-    logprob = (*leaves, case.target_ids, None, None, None, *head, *placement)
+    logprob = (*leaves, case.target_ids, None, None, None, None, *head, *placement)
     logp, entropy = (torch.randn(7).requires_grad_() for _ in range(2))
     saved = ops_logprob.linear_logprob(*(x.detach() if isinstance(x, torch.Tensor) else x for x in logprob))
     plain = [x.detach() for x in leaves]

@@ -1,0 +1,352 @@
+"""The GEMM whose epilogue is the softmax: E = exp(z - b) from the fp32 accumulator, with row offsets b known before.
+
+Logits z = scale * softcap(x W^T + bias) never reach memory. b_i is the target's logit minus an approximate log-prob
+(the anchor), so that E lies near the probabilities and one pass gives their sum; `anchored_rows` has the mathematics.
+Everything is in units of log2: u = log2(e) z - b2, E = 2^u. The target's column is left out of E and of the sums.
+
+Two kernels, one epilogue: a persistent one that moves tiles by tensor descriptors (TMA on sm_90 and later), and one on
+plain pointers for older GPUs, odd strides, and for single rows that have to be done again. A tile and the order of its
+sums do not depend on the number of rows: a row's result has the same bits wherever it lies in a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from siri_kernels.triton_rows import FLOOR, INTERPRET, INTERPRETED, narrow, tanh
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one GEMM tile is computed."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    subtiles: int = 1
+    """the epilogue takes the tile's columns in that many parts: less shared memory for the store"""
+    descriptors: bool = True
+    group: int = 16
+    """row tiles that share one pass over the weight, for the L2 cache"""
+
+
+# (compute capability, hidden size) -> tile; hidden size 0 = any other. Fixed, not tuned at run time: passes whose
+# ratio must be exactly 1 need the same tile. Chosen from static checks only (bench/NOTES.md).
+TILES = {
+    (80, 0): Tile(128, 128, 64, warps=4, stages=3, descriptors=False),
+    (90, 0): Tile(128, 256, 64, warps=8, stages=4, subtiles=2),
+    (100, 0): Tile(128, 128, 64, warps=4, stages=3, subtiles=2),
+}
+POINTERS = TILES[80, 0]
+SINGLE_ROWS = Tile(64, 256, 64, warps=8, stages=2, descriptors=False)  # columns: no fewer than in TILES
+INTERPRETER = {True: Tile(32, 128, 64, 4, 1, subtiles=2), False: Tile(32, 128, 64, 4, 1, descriptors=False)}
+
+
+@cache
+def capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def pick_tile(x: Tensor, weight: Tensor) -> Tile:
+    """The tile for x [n, D] and weight [V, D]: from the table, or one on plain pointers where descriptors cannot be
+    used (rows that do not start at multiples of 16 bytes)."""
+    aligned = all(
+        t.stride(1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in (x, weight)
+    )
+    if INTERPRETED:
+        return INTERPRETER[aligned]
+    arch = max((a for a, _ in TILES if a <= capability(x.device)), default=80)
+    tile = TILES.get((arch, x.shape[1])) or TILES[arch, 0]
+    return tile if aligned or not tile.descriptors else POINTERS
+
+
+def stored_width(columns: int) -> int:
+    """Row stride of a stored E [n, columns]: rows start at multiples of 128 bytes."""
+    return -(-columns // 64) * 64
+
+
+@triton.jit
+def dot(a, b, acc):
+    if INTERPRET:  # its bf16 product is wrong
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def epilogue(
+    z, scale, b2, y, columns, BIAS, V, softcap, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr, SOFTCAP: tl.constexpr,
+    SLOPE: tl.constexpr, ONLINE: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """From raw logits z [M, K] of some columns: E as it is stored, and per row the offset, sum E, sum E u, and the
+    target's scaled logit (0 where it is not among the columns)."""
+    if HAS_BIAS:
+        bias = tl.load(BIAS + columns, mask=columns < V, other=0.0).to(tl.float32)
+        z = z + bias[None, :]
+    if ROUND:
+        z = narrow(z, tl.bfloat16).to(tl.float32)
+    slope = z
+    if SOFTCAP:
+        t = tanh(z / softcap)
+        z = t * softcap
+        slope = 1 - t * t
+    keep = columns[None, :] != y[:, None]
+    if MASK:
+        keep = keep & (columns < V)[None, :]
+    target = b2
+    if ROUND:
+        target = tl.sum(tl.where(columns[None, :] == y[:, None], z * scale[:, None], 0.0), 1)
+    if ONLINE:
+        u = z * scale[:, None]
+        u = tl.where(u < FLOOR, FLOOR, u)
+        u = tl.where(keep, u, FLOOR)
+        b2 = tl.max(u, 1)
+        u = u - b2[:, None]
+        e = tl.where(keep, tl.exp2(u), 0.0)
+    else:
+        u = z * scale[:, None] - b2[:, None]
+        if HAS_BIAS:  # -inf: a banned token
+            u = tl.where(u < FLOOR, FLOOR, u)
+        u = tl.where(keep, u, FLOOR)
+        e = tl.exp2(u)
+    total = tl.sum(e, 1)
+    weighted = total
+    if ENTROPY:
+        weighted = tl.sum(e * u, 1)
+    if SOFTCAP and SLOPE:
+        e = e * slope
+    return e, b2, total, weighted, target
+
+
+@triton.jit
+def put_rows(
+    PARTIALS, TARGET, slot, rows, valid, tile_n, tiles, stride, y, first, width, offset, total, weighted, target,
+    SUMS: tl.constexpr, ENTROPY: tl.constexpr, ONLINE: tl.constexpr, ROUND: tl.constexpr,
+):  # fmt: skip
+    """PARTIALS [3, tiles, stride]: sums, weighted sums and (online) offsets of one tile's rows."""
+    at = PARTIALS + tile_n.to(tl.int64) * stride + slot
+    plane = tiles.to(tl.int64) * stride
+    if SUMS:
+        tl.store(at, total, mask=valid)
+        if ENTROPY:
+            tl.store(at + plane, weighted, mask=valid)
+        if ONLINE:
+            tl.store(at + 2 * plane, offset, mask=valid)
+        if ROUND:
+            tl.store(TARGET + rows, target, mask=valid & (y >= first) & (y < first + width))
+
+
+@triton.jit
+def tile_of(t, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Tiles in groups of row tiles, row tiles innermost."""
+    per_group = GROUP * tiles_n
+    first = t // per_group * GROUP
+    size = min(tiles_m - first, GROUP)
+    return first + t % per_group % size, t % per_group // size
+
+
+@triton.jit
+def descriptor_kernel(
+    X, W, E, TARGET_IDS, SCALE, B2, BIAS, PARTIALS, TARGET, n, V, D, stride, scale, softcap, vocab_start, programs,
+    PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr, SOFTCAP: tl.constexpr, SLOPE: tl.constexpr,
+    STORE: tl.constexpr, SUMS: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, SUBTILES: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """E [n, V] and the partial sums of all rows; X, W, E are tensor descriptors. Persistent and flattened: loads of the
+    next tile run under the epilogue of this one."""
+    PART: tl.constexpr = BN // SUBTILES
+    tiles_m, tiles_n = tl.cdiv(n, BM), tl.cdiv(V, BN)
+    steps = tl.cdiv(D, BK)
+    for t in tl.range(tl.program_id(0), tiles_m * tiles_n, programs, flatten=True):
+        m, tile_n = tile_of(t, tiles_m, tiles_n, GROUP)
+        acc = tl.zeros((BM, BN), tl.float32)
+        for k in range(steps):
+            acc = dot(X.load([m * BM, k * BK]), W.load([tile_n * BN, k * BK]).T, acc)
+        rows = m * BM + tl.arange(0, BM)
+        valid = rows < n
+        first = tile_n * BN
+        y = (tl.load(TARGET_IDS + rows, mask=valid, other=0) - vocab_start).to(tl.int32)
+        b2 = tl.load(B2 + rows, mask=valid, other=0.0)
+        if PER_ROW:
+            factor = tl.load(SCALE + rows, mask=valid, other=1.0) * scale
+        else:
+            factor = tl.full((BM,), 1.0, tl.float32) * scale
+        columns = first + tl.arange(0, PART)
+        if SUBTILES == 1:
+            e, offset, total, weighted, target = epilogue(
+                acc, factor, b2, y, columns, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK
+            )  # fmt: skip
+            if STORE:
+                E.store([m * BM, first], narrow(e, tl.bfloat16))
+        else:
+            left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, PART)), (0, 2, 1)))
+            e, offset, total, weighted, target = epilogue(
+                left, factor, b2, y, columns, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK
+            )  # fmt: skip
+            if STORE:
+                E.store([m * BM, first], narrow(e, tl.bfloat16))
+            e, offset, total1, weighted1, target1 = epilogue(
+                right, factor, b2, y, columns + PART, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False,
+                ENTROPY, MASK
+            )  # fmt: skip
+            if STORE:
+                E.store([m * BM, first + PART], narrow(e, tl.bfloat16))
+            total, weighted, target = total + total1, weighted + weighted1, target + target1
+        put_rows(
+            PARTIALS, TARGET, rows, rows, valid, tile_n, tiles_n, stride, y, first, BN, offset, total, weighted,
+            target, SUMS, ENTROPY, False, ROUND
+        )  # fmt: skip
+
+
+@triton.jit
+def pointer_kernel(
+    X, W, E, TARGET_IDS, SCALE, B2, BIAS, PARTIALS, TARGET, ROWS, COUNT, n, V, D, stride, x_stride, w_stride, e_stride,
+    scale, softcap, vocab_start, programs, PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr,
+    SOFTCAP: tl.constexpr, SLOPE: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, ENTROPY: tl.constexpr,
+    MASK: tl.constexpr, ONLINE: tl.constexpr, SELECTED: tl.constexpr, EVEN_D: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The same by plain loads and stores. SELECTED: the rows ROWS[:COUNT] only, COUNT known to the device alone; their
+    partial sums lie in order of ROWS. ONLINE: each tile's own maximum in place of b."""
+    if SELECTED:
+        n = tl.load(COUNT).to(tl.int32)
+    tiles_m, tiles_n = tl.cdiv(n, BM), tl.cdiv(V, BN)
+    for t in tl.range(tl.program_id(0), tiles_m * tiles_n, programs):
+        m, tile_n = tile_of(t, tiles_m, tiles_n, GROUP)
+        slot = m * BM + tl.arange(0, BM)
+        valid = slot < n
+        rows = slot
+        if SELECTED:
+            rows = tl.load(ROWS + slot, mask=valid, other=0).to(tl.int32)
+        columns = tile_n * BN + tl.arange(0, BN)
+        # clamped, not masked: what the surplus rows and columns give is never kept
+        x_rows = tl.where(valid, rows, 0).to(tl.int64)
+        w_rows = tl.where(columns < V, columns, 0).to(tl.int64)
+        k = tl.arange(0, BK)
+        x = X + x_rows[:, None] * x_stride + k[None, :]
+        w = W + w_rows[None, :] * w_stride + k[:, None]
+        acc = tl.zeros((BM, BN), tl.float32)
+        for start in range(0, D, BK):
+            if EVEN_D:
+                acc = dot(tl.load(x), tl.load(w), acc)
+            else:
+                inside = start + k < D
+                a = tl.load(x, mask=inside[None, :], other=0.0)
+                acc = dot(a, tl.load(w, mask=inside[:, None], other=0.0), acc)
+            x += BK
+            w += BK
+        y = (tl.load(TARGET_IDS + rows, mask=valid, other=0) - vocab_start).to(tl.int32)
+        b2 = tl.load(B2 + rows, mask=valid, other=0.0)
+        if PER_ROW:
+            factor = tl.load(SCALE + rows, mask=valid, other=1.0) * scale
+        else:
+            factor = tl.full((BM,), 1.0, tl.float32) * scale
+        e, offset, total, weighted, target = epilogue(
+            acc, factor, b2, y, columns, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, ONLINE, ENTROPY, MASK
+        )  # fmt: skip
+        if STORE:
+            at = E + x_rows[:, None] * e_stride + columns[None, :]
+            if MASK:
+                tl.store(at, narrow(e, tl.bfloat16), mask=valid[:, None] & (columns < V)[None, :])
+            else:
+                tl.store(at, narrow(e, tl.bfloat16), mask=valid[:, None])
+        put_rows(
+            PARTIALS, TARGET, slot, rows, valid, tile_n, tiles_n, stride, y, tile_n * BN, BN, offset, total, weighted,
+            target, SUMS, ENTROPY, ONLINE, ROUND
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What makes logits of hidden states, beside the weight: scale = log2(e) / temperature, a number times [n]."""
+
+    scale: float
+    scale_N: Tensor | None
+    bias: Tensor | None
+    softcap: float | None
+    round_bf16: bool
+    vocab_start: int
+
+
+def exp_gemm(
+    x: Tensor, weight: Tensor, target_ids: Tensor, b2: Tensor, logits: Logits, *, out: Tensor | None,
+    partials: Tensor | None, target: Tensor, slope: bool = True, entropy: bool = True, tile: Tile | None = None,
+    online: bool = False, rows: Tensor | None = None, count: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Fill `out` [n, V] bf16 with E and `partials` [3, tiles, n] fp32 (`new_partials`) with the sums of each tile;
+    either may be None.
+
+    x [n, D], weight [V, D] fp16 or bf16; target_ids [n]; b2 [n] fp32. target [n] fp32 receives the rounded target
+    logits when logits are rounded. `slope`: with a softcap, store E times its derivative. rows [n] and count [] (on the
+    device): only rows[:count], on plain pointers; `online`: with each tile's own maximum for b.
+    """
+    n, d_model = x.shape
+    vocab = weight.shape[0]
+    if n == 0:
+        return
+    tile = tile or (SINGLE_ROWS if rows is not None and not INTERPRETED else pick_tile(x, weight))
+    selected = rows is not None
+    by_pointers = selected or online or not tile.descriptors
+    anything = b2  # for arguments that this variant does not read
+    sums = partials is not None
+    tensors = (target_ids, anything if logits.scale_N is None else logits.scale_N, b2)
+    tensors += (anything if logits.bias is None else logits.bias, partials if sums else anything, target)
+    numbers = (logits.scale, logits.softcap or 1.0, logits.vocab_start)
+    flags = {
+        "PER_ROW": logits.scale_N is not None,
+        "HAS_BIAS": logits.bias is not None,
+        "ROUND": logits.round_bf16,
+        "SOFTCAP": logits.softcap is not None,
+        "SLOPE": slope,
+        "STORE": out is not None,
+        "SUMS": sums,
+        "ENTROPY": entropy and sums,
+        "MASK": vocab % tile.columns != 0,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.depth,
+        "GROUP": tile.group,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+    stride = partials.shape[2] if sums else 0
+    tiles = triton.cdiv(n, tile.rows) * triton.cdiv(vocab, tile.columns)
+    programs = min(tiles, programs_per_device(x.device, tile))
+    if by_pointers:
+        strides = (x.stride(0), weight.stride(0), 0 if out is None else out.stride(0))
+        pointer_kernel[(programs,)](
+            x, weight, anything if out is None else out, *tensors, rows if selected else anything,
+            count if selected else anything, n, vocab, d_model, stride, *strides, *numbers, programs, **flags,
+            ONLINE=online, SELECTED=selected, EVEN_D=d_model % tile.depth == 0,
+        )  # fmt: skip
+        return
+    describe = TensorDescriptor.from_tensor
+    inputs = describe(x, [tile.rows, tile.depth])
+    e = inputs if out is None else describe(out, [tile.rows, tile.columns // tile.subtiles])
+    descriptor_kernel[(programs,)](
+        inputs, describe(weight, [tile.columns, tile.depth]), e, *tensors, n, vocab, d_model, stride, *numbers,
+        programs, **flags, SUBTILES=tile.subtiles,
+    )  # fmt: skip
+
+
+@cache
+def programs_per_device(device: torch.device, tile: Tile) -> int:
+    """Persistent programs: one per multiprocessor for tiles of 256 columns, two for smaller ones."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count * (1 if tile.columns > 128 else 2)
+
+
+def new_partials(n: int, vocab: int, tile: Tile, device: torch.device) -> Tensor:
+    """Room for sums, weighted sums and offsets of every tile of columns, [3, tiles, n]."""
+    return torch.empty(3, triton.cdiv(vocab, tile.columns), n, dtype=torch.float32, device=device)
