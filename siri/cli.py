@@ -1,4 +1,4 @@
-"""siri train, eval, plan, report, export, doctor. Only what a command needs is imported, so that help is instant."""
+"""The commands of siri. Only what a command needs is imported, so that help is instant."""
 
 import json
 import os
@@ -19,6 +19,7 @@ siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
   siri plan RECIPE [--gpus N] [--gpu h100] [--KEY VALUE ...]       what a run needs of each GPU's memory
   siri report RUN                                                  draw the pictures and report.html of a run
   siri export CHECKPOINT FOLDER                                    a model folder for transformers and vLLM
+  siri bench [--compare A.json B.json] [--plot A.json]             benchmark results side by side, or drawn
   siri doctor                                                      what this machine has, and what is missing
 
 recipes: {recipes}
@@ -153,6 +154,12 @@ def export_command(arguments: list[str]) -> int:
     return 0
 
 
+def bench_command(arguments: list[str]) -> int:
+    from siri.bench import BenchOptions, run_bench
+
+    return run_bench(parse(BenchOptions, arguments, prog="siri bench"))
+
+
 def doctor_command(arguments: list[str]) -> int:
     from siri.doctor import collect, run_doctor
 
@@ -178,6 +185,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plan": plan_command,
     "report": report_command,
     "export": export_command,
+    "bench": bench_command,
     "doctor": doctor_command,
 }
 
