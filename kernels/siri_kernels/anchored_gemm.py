@@ -42,10 +42,12 @@ class Tile:
 # (compute capability, hidden size) -> tile; hidden size 0 = any other. Fixed, not tuned at run time: passes whose
 # ratio must be exactly 1 need the same tile. Chosen from static checks only (bench/NOTES.md).
 TILES = {
-    (80, 0): Tile(128, 128, 64, warps=4, stages=3, descriptors=False),
+    (80, 0): Tile(128, 128, 64, warps=8, stages=3, descriptors=False),
     (90, 0): Tile(128, 256, 64, warps=8, stages=4, subtiles=2),
     (100, 0): Tile(128, 128, 64, warps=4, stages=3, subtiles=2),
 }
+# heads with a softcap, a bias or rounded logits: their epilogues need more registers than a tile of 256 columns leaves
+BUSY_TILES = {90: Tile(128, 128, 64, warps=8, stages=3, subtiles=2), 100: Tile(128, 128, 64, warps=8, stages=3)}
 POINTERS = TILES[80, 0]
 SINGLE_ROWS = Tile(64, 256, 64, warps=8, stages=2, descriptors=False)  # columns: no fewer than in TILES
 INTERPRETER = {True: Tile(32, 128, 64, 4, 1, subtiles=2), False: Tile(32, 128, 64, 4, 1, descriptors=False)}
@@ -57,9 +59,9 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def pick_tile(x: Tensor, weight: Tensor) -> Tile:
-    """The tile for x [n, D] and weight [V, D]: from the table, or one on plain pointers where descriptors cannot be
-    used (rows that do not start at multiples of 16 bytes)."""
+def pick_tile(x: Tensor, weight: Tensor, logits: Logits) -> Tile:
+    """The tile for x [n, D] and weight [V, D]: from the tables, or one on plain pointers where descriptors cannot be
+    used (rows that do not start at multiples of 16 bytes). It never depends on n."""
     aligned = all(
         t.stride(1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in (x, weight)
     )
@@ -67,6 +69,8 @@ def pick_tile(x: Tensor, weight: Tensor) -> Tile:
         return INTERPRETER[aligned]
     arch = max((a for a, _ in TILES if a <= capability(x.device)), default=80)
     tile = TILES.get((arch, x.shape[1])) or TILES[arch, 0]
+    if logits.busy:
+        tile = BUSY_TILES.get(arch, tile)
     return tile if aligned or not tile.descriptors else POINTERS
 
 
@@ -85,11 +89,12 @@ def dot(a, b, acc):
 
 @triton.jit
 def epilogue(
-    z, scale, b2, y, columns, BIAS, V, softcap, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr, SOFTCAP: tl.constexpr,
-    SLOPE: tl.constexpr, ONLINE: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr,
+    z, scale, b2, y, first, BIAS, V, softcap, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr, SOFTCAP: tl.constexpr,
+    SLOPE: tl.constexpr, ONLINE: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """From raw logits z [M, K] of some columns: E as it is stored, and per row the offset, sum E, sum E u, and the
-    target's scaled logit (0 where it is not among the columns)."""
+    """From raw logits z [M, WIDTH] of the columns from `first` on: E as it is stored, and per row the offset, sum E,
+    sum E u, and the target's scaled logit (of rounded logits; b2 where it is not among the columns)."""
+    columns = first + tl.arange(0, WIDTH)
     if HAS_BIAS:
         bias = tl.load(BIAS + columns, mask=columns < V, other=0.0).to(tl.float32)
         z = z + bias[None, :]
@@ -100,15 +105,11 @@ def epilogue(
         t = tanh(z / softcap)
         z = t * softcap
         slope = 1 - t * t
-    keep = columns[None, :] != y[:, None]
-    if MASK:
-        keep = keep & (columns < V)[None, :]
     target = b2
-    if ROUND:
-        target = tl.sum(tl.where(columns[None, :] == y[:, None], z * scale[:, None], 0.0), 1)
     if ONLINE:
         u = z * scale[:, None]
         u = tl.where(u < FLOOR, FLOOR, u)
+        keep = (columns[None, :] != y[:, None]) & (columns < V)[None, :]
         u = tl.where(keep, u, FLOOR)
         b2 = tl.max(u, 1)
         u = u - b2[:, None]
@@ -117,7 +118,17 @@ def epilogue(
         u = z * scale[:, None] - b2[:, None]
         if HAS_BIAS:  # -inf: a banned token
             u = tl.where(u < FLOOR, FLOOR, u)
-        u = tl.where(keep, u, FLOOR)
+        # few tiles hold a target of their rows: a branch spares the others two instructions per logit
+        special = tl.max(((y >= first) & (y < first + WIDTH)).to(tl.int32), 0) > 0
+        if MASK:
+            special = special | (first + WIDTH > V)
+        if special:
+            keep = columns[None, :] != y[:, None]
+            if ROUND:
+                target = b2 + tl.sum(tl.where(keep, 0.0, u), 1)
+            if MASK:
+                keep = keep & (columns < V)[None, :]
+            u = tl.where(keep, u, FLOOR)
         e = tl.exp2(u)
     total = tl.sum(e, 1)
     weighted = total
@@ -142,7 +153,7 @@ def put_rows(
             tl.store(at + plane, weighted, mask=valid)
         if ONLINE:
             tl.store(at + 2 * plane, offset, mask=valid)
-        if ROUND:
+        if ROUND and not ONLINE:
             tl.store(TARGET + rows, target, mask=valid & (y >= first) & (y < first + width))
 
 
@@ -181,27 +192,28 @@ def descriptor_kernel(
             factor = tl.load(SCALE + rows, mask=valid, other=1.0) * scale
         else:
             factor = tl.full((BM,), 1.0, tl.float32) * scale
-        columns = first + tl.arange(0, PART)
         if SUBTILES == 1:
             e, offset, total, weighted, target = epilogue(
-                acc, factor, b2, y, columns, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK
+                acc, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK, BN
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first], narrow(e, tl.bfloat16))
         else:
             left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, PART)), (0, 2, 1)))
             e, offset, total, weighted, target = epilogue(
-                left, factor, b2, y, columns, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK
+                left, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK,
+                PART
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first], narrow(e, tl.bfloat16))
             e, offset, total1, weighted1, target1 = epilogue(
-                right, factor, b2, y, columns + PART, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False,
-                ENTROPY, MASK
+                right, factor, b2, y, first + PART, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False,
+                ENTROPY, MASK, PART
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first + PART], narrow(e, tl.bfloat16))
-            total, weighted, target = total + total1, weighted + weighted1, target + target1
+            total, weighted = total + total1, weighted + weighted1
+            target = tl.where(y < first + PART, target, target1)
         put_rows(
             PARTIALS, TARGET, rows, rows, valid, tile_n, tiles_n, stride, y, first, BN, offset, total, weighted,
             target, SUMS, ENTROPY, False, ROUND
@@ -252,7 +264,8 @@ def pointer_kernel(
         else:
             factor = tl.full((BM,), 1.0, tl.float32) * scale
         e, offset, total, weighted, target = epilogue(
-            acc, factor, b2, y, columns, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, ONLINE, ENTROPY, MASK
+            acc, factor, b2, y, tile_n * BN, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, ONLINE, ENTROPY, MASK,
+            BN
         )  # fmt: skip
         if STORE:
             at = E + x_rows[:, None] * e_stride + columns[None, :]
@@ -277,6 +290,11 @@ class Logits:
     round_bf16: bool
     vocab_start: int
 
+    @property
+    def busy(self) -> bool:
+        """There is more to do per logit than the exponential."""
+        return self.bias is not None or self.softcap is not None or self.round_bf16
+
 
 def exp_gemm(
     x: Tensor, weight: Tensor, target_ids: Tensor, b2: Tensor, logits: Logits, *, out: Tensor | None,
@@ -294,7 +312,7 @@ def exp_gemm(
     vocab = weight.shape[0]
     if n == 0:
         return
-    tile = tile or (SINGLE_ROWS if rows is not None and not INTERPRETED else pick_tile(x, weight))
+    tile = tile or pick_tile(x, weight, logits)
     selected = rows is not None
     by_pointers = selected or online or not tile.descriptors
     anything = b2  # for arguments that this variant does not read

@@ -160,8 +160,8 @@ def gradient_kernel(
         factor = -g * scale * tl.exp(base)
         target = target / tl.where(active, g, 1.0)
     if SOFTCAP:
-        t = (logp + lse) / (scale * softcap)
-        target = target * (1 - t * t)
+        capped = (logp + lse) / (scale * softcap)
+        target = target * (1 - capped * capped)
     e = E + row * e_stride
     for start in range(0, limit, BLOCK):
         columns = start + tl.arange(0, BLOCK)

@@ -1,8 +1,8 @@
-"""`python -m siri_kernels.inspect [--arch 90 ...] [--only TEXT]`: compiles every Triton kernel ahead of time, without a
-GPU, and prints what the compiler says.
+"""`python -m siri_kernels.inspect [--arch 90 ...] [--only TEXT] [--skip TEXT]`: compiles every Triton kernel ahead of
+time, without a GPU, and prints what the compiler says.
 
 Registers and stack come from `cuobjdump -res-usage`, spills (LDL / STL), barriers and the number of 16-byte global
-loads and stores from the SASS.
+loads and stores from the SASS; for the GEMM also tensor-core instructions (HGMMA on sm_90) and TMA transfers.
 """
 
 from __future__ import annotations
@@ -19,10 +19,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from siri_kernels.anchored_gemm import BUSY_TILES, POINTERS, SINGLE_ROWS, TILES, Tile, descriptor_kernel, pointer_kernel
+from siri_kernels.anchored_kernels import (
+    DEPTH,
+    ROWS,
+    SUM_ROWS,
+    SUM_TILES,
+    gradient_kernel,
+    online_sums_kernel,
+    sums_kernel,
+    target_logit_kernel,
+)
 from siri_kernels.triton_rows import DLOGITS_BLOCK, STATS_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
-from siri_kernels.triton_tokens import token_kernel
+from siri_kernels.triton_tokens import finish_kernel, token_kernel
 
 ARCHS = (80, 90, 100)
+ALIGNED = ("stride", "d_stride", "x_stride", "w_stride", "e_stride", "V", "D")
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 
 
@@ -35,11 +47,17 @@ class Variant:
     types: dict[str, str]
     constants: dict[str, object]
     warps: int
-    streams: bool
-    """moves whole rows of logits: its loads and stores have to be 16 bytes wide"""
+    stages: int = 3
+    archs: tuple[int, ...] = ARCHS
 
 
 def variants() -> Iterator[Variant]:
+    yield from row_variants()
+    yield from token_variants()
+    yield from anchored_variants()
+
+
+def row_variants() -> Iterator[Variant]:
     pointers = dict.fromkeys(("SCALE", "OUT", "MAXIMUM", "LOG_SUM", "LOGP", "ENTROPY", "G", "H"), "*fp32")
     sizes = {"out_stride": "i32", "stride": "i32", "d_stride": "i32", "V": "i32", "vocab_start": "i32"}
     common = {**pointers, **sizes, "TARGET": "*i64", "scale": "fp32", "softcap": "fp32"}
@@ -49,14 +67,15 @@ def variants() -> Iterator[Variant]:
             suffix = " softcap T[N]" if softcap else ""
             types = {**common, "Z": f"*{dtype}", "DZ": f"*{out}"}
             if out == dtype:
-                yield Variant(
-                    f"row_stats {dtype}{suffix}", row_stats_kernel, types, {**flags, "BLOCK": STATS_BLOCK}, WARPS, True
-                )
+                constants = {**flags, "BLOCK": STATS_BLOCK}
+                yield Variant(f"row_stats {dtype}{suffix}", row_stats_kernel, types, constants, WARPS)
             for entropy in (False, True):
                 name = f"dlogits {dtype}->{out}{suffix}{' entropy' if entropy else ''}"
-                yield Variant(
-                    name, dlogits_kernel, types, {**flags, "WITH_H": entropy, "BLOCK": DLOGITS_BLOCK}, WARPS, True
-                )
+                constants = {**flags, "WITH_H": entropy, "BLOCK": DLOGITS_BLOCK}
+                yield Variant(name, dlogits_kernel, types, constants, WARPS)
+
+
+def token_variants() -> Iterator[Variant]:
     tensors = ("STATS", "ADV", "WEIGHT", "OLD", "ROLLOUT", "LOGP", "ENTROPY", "OUT", "PARTIALS")
     numbers = ("low", "high", "dual", "importance_low", "importance_cap", "entropy_coef")
     types = {
@@ -75,7 +94,82 @@ def variants() -> Iterator[Variant]:
         }
         constants = {**flags, "LOSS": loss, "IMPORTANCE": importance, "BLOCK": 128}
         name = f"tokens {('grpo', 'cispo')[loss]} {('none', 'tis', 'icepop')[importance]}"
-        yield Variant(name, token_kernel, types, constants, 4, False)
+        yield Variant(name, token_kernel, types, constants, 4)
+    yield Variant("tokens finish", finish_kernel, types, {"BLOCK": 128}, 4)
+
+
+# what the anchored GEMM is asked to do: options of its epilogue that make a variant of its own
+GEMM_MODES = {
+    "": {},
+    "no store": {"STORE": False},
+    "slice": {"SUMS": False, "ENTROPY": False},
+    "no entropy": {"ENTROPY": False},
+    "T[N] ragged": {"PER_ROW": True, "MASK": True},
+    "softcap": {"SOFTCAP": True, "MASK": True},
+    "bias": {"HAS_BIAS": True, "MASK": True, "PER_ROW": True},
+    "rounded": {"ROUND": True, "MASK": True},
+    "everything": {"ROUND": True, "HAS_BIAS": True, "SOFTCAP": True, "MASK": True, "PER_ROW": True},
+}
+GEMM_DEFAULTS = {
+    **dict.fromkeys(("PER_ROW", "HAS_BIAS", "ROUND", "SOFTCAP", "MASK"), False),
+    **dict.fromkeys(("SLOPE", "STORE", "SUMS", "ENTROPY"), True),
+}
+
+
+def gemm_variant(name: str, tile: Tile, mode: dict, archs: tuple[int, ...], **pointers) -> Variant:
+    """One GEMM; `pointers`: the flags of the kernel on plain pointers."""
+    types = {
+        **dict.fromkeys(("SCALE", "B2", "PARTIALS", "TARGET"), "*fp32"),
+        **dict.fromkeys(("TARGET_IDS", "ROWS", "COUNT"), "*i64"),
+        **dict.fromkeys(("n", "V", "D", "stride", "x_stride", "w_stride", "e_stride", "vocab_start"), "i32"),
+        **dict.fromkeys(("programs",), "i32"),
+        **dict.fromkeys(("scale", "softcap"), "fp32"),
+        **dict.fromkeys(("X", "W", "E", "BIAS"), "*bf16"),
+    }
+    constants = {**GEMM_DEFAULTS, **mode, "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": tile.group}
+    if tile.descriptors:
+        constants["SUBTILES"] = tile.subtiles
+        blocks = {"X": (tile.rows, tile.depth), "W": (tile.columns, tile.depth)}
+        blocks["E"] = (tile.rows, tile.columns // tile.subtiles)
+        types |= {key: f"tensordesc<bf16[{rows}, {columns}]>" for key, (rows, columns) in blocks.items()}
+        return Variant(name, descriptor_kernel, types, constants, tile.warps, tile.stages, archs)
+    constants |= {"ONLINE": False, "SELECTED": False, "EVEN_D": True, **pointers}
+    return Variant(name, pointer_kernel, types, constants, tile.warps, tile.stages, archs)
+
+
+def anchored_variants() -> Iterator[Variant]:
+    for (arch, d_model), tile in TILES.items():
+        archs = tuple(a for a in ARCHS if a == arch)
+        for mode, options in GEMM_MODES.items():
+            busy = any(options.get(key) for key in ("SOFTCAP", "HAS_BIAS", "ROUND"))
+            name = f"anchored gemm {f'D={d_model} ' if d_model else ''}{mode}".strip()
+            yield gemm_variant(name, BUSY_TILES.get(arch, tile) if busy else tile, options, archs)
+    plain, odd = {"MASK": True}, {"MASK": True, "PER_ROW": True}
+    yield gemm_variant("anchored gemm odd D", POINTERS, odd, ARCHS, EVEN_D=False)
+    everything = GEMM_MODES["everything"]
+    for name, mode in (("", plain), (" everything", everything)):
+        yield gemm_variant(
+            f"anchored redo online{name}", SINGLE_ROWS, {**mode, "STORE": False}, ARCHS, ONLINE=True, SELECTED=True
+        )
+        yield gemm_variant(
+            f"anchored redo store{name}", SINGLE_ROWS, {**mode, "SUMS": False, "ENTROPY": False}, ARCHS, SELECTED=True
+        )
+    numbers = dict.fromkeys(("n", "V", "D", "tiles", "x_stride", "w_stride", "e_stride", "vocab_start"), "i32")
+    floats = ("PARTIALS", "B2", "TARGET", "STATS", "GAP", "SCALE", "OUT", "BASE", "LSE", "LOGP", "ENTROPY", "G", "H")
+    types = {**numbers, **dict.fromkeys((*floats, "FACTOR"), "*fp32"), **dict.fromkeys(("scale", "softcap"), "fp32")}
+    types |= {"TARGET_IDS": "*i64", "ROWS": "*i64", "COUNT": "*i64", "REDO": "*i32"}
+    types |= dict.fromkeys(("X", "W", "E", "BIAS"), "*bf16")
+    for full in (False, True):
+        suffix = " softcap T[N]" if full else ""
+        flags = {"PER_ROW": full, "SOFTCAP": full}
+        constants = {**flags, "HAS_BIAS": full, "ROUND": full, "BM": ROWS, "BK": DEPTH}
+        yield Variant(f"anchored target{suffix}", target_logit_kernel, types, constants, 4)
+        for entropy in (False, True):
+            constants = {**flags, "WITH_H": entropy, "BLOCK": 4096}
+            yield Variant(f"anchored gradient{suffix}{' entropy' * entropy}", gradient_kernel, types, constants, 8)
+    constants = {"BM": SUM_ROWS, "BT": SUM_TILES}
+    yield Variant("anchored sums", sums_kernel, types, constants, 4)
+    yield Variant("anchored redo sums", online_sums_kernel, types, constants, 4)
 
 
 @dataclass(frozen=True)
@@ -87,20 +181,25 @@ class Report:
     wide_loads: int
     wide_stores: int
     barriers: int
+    tensor_cores: int
+    tma_loads: int
+    tma_stores: int
 
 
 def compile_variant(variant: Variant, arch: int) -> Report:
     """Compile for sm_`arch` with the 16-byte alignment that a launch on torch tensors has, and read the result."""
     names = variant.kernel.arg_names
     signature = {n: "constexpr" if n in variant.constants else variant.types[n] for n in names}
-    aligned = [n for n in names if signature[n].startswith("*") or n in ("stride", "d_stride", "V")]
+    aligned = [n for n in names if signature[n].startswith("*") or n in ALIGNED]
     source = ASTSource(
         fn=variant.kernel,
         signature=signature,
         constexprs={(names.index(n),): value for n, value in variant.constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": variant.warps})
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": variant.warps, "num_stages": variant.stages}
+    )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -114,6 +213,9 @@ def compile_variant(variant: Variant, arch: int) -> Report:
         wide_loads=len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)) + len(re.findall(r"\bLDGSTS[.\w]*\.128", sass)),
         wide_stores=len(re.findall(r"\bSTG\.E[.\w]*\.128", sass)),
         barriers=len(re.findall(r"\bBAR\.SYNC", sass)),
+        tensor_cores=len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA)\b", sass)),
+        tma_loads=len(re.findall(r"\bUTMALDG\b", sass)),
+        tma_stores=len(re.findall(r"\bUTMASTG\b", sass)),
     )
 
 
@@ -126,12 +228,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the compiler makes of every Triton kernel; no GPU needed.")
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHS), help="compute capabilities, e.g. 80 90 100")
     parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--skip", help="no variants whose name contains this")
     options = parser.parse_args()
     columns = list(Report.__dataclass_fields__)
     print(f"{'kernel':44}{'arch':>7}" + "".join(f"{name:>13}" for name in columns))
     for variant in variants():
-        if options.only in variant.name:
-            for arch in options.arch:
+        if options.only in variant.name and not (options.skip and options.skip in variant.name):
+            for arch in set(options.arch) & set(variant.archs):
                 report = compile_variant(variant, arch)
                 numbers = "".join(f"{getattr(report, name):>13}" for name in columns)
                 print(f"{variant.name:44}{f'sm_{arch}':>7}{numbers}")

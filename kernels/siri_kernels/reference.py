@@ -130,7 +130,7 @@ def grpo_loss(
     if denominator is not None:
         divisor = torch.as_tensor(denominator, device=m.device)
     divisor = divisor.to(m.dtype)
-    token_weight = torch.where(divisor > 0, token_weight / divisor, 0.0)
+    token_weight = torch.where(divisor == 0, 0.0, token_weight / torch.where(divisor < 0, torch.nan, divisor))
     counted = counted & computed
     total = torch.where(counted, token_weight * term, 0.0).sum()
 

@@ -71,7 +71,7 @@ class AnchoredRows:
         b2 = target.clone()
         if self.anchor is not None:
             b2 -= self.anchor[rows].float().nan_to_num(nan=0.0).clamp_(LOWEST_ANCHOR, 0.0) * LOG2E
-        tile = pick_tile(x, self.matrix)
+        tile = pick_tile(x, self.matrix, logits)
         partials = new_partials(n, vocab, tile, x.device)
         slope = not self.entropy_gradient
         exp_gemm(x, self.matrix, y, b2, logits, out=self.e, partials=partials, target=target, slope=slope, tile=tile)

@@ -112,7 +112,8 @@ def prepare(
         elif spec.aggregation == "seq_mean_fixed":
             weight = m / spec.fixed_length
     divisor = divisor.to(dtype)
-    weight = torch.where(divisor > 0, weight / divisor, 0.0)
+    # nothing counted is a loss of 0; a divisor that is NaN or negative, unchecked on CUDA, must not look like that
+    weight = torch.where(divisor == 0, 0.0, weight / torch.where(divisor < 0, torch.nan, divisor))
     cast = lambda x: None if x is None else x.to(dtype)  # noqa: E731
     return Tokens(adv, weight, counted, cast(old_logp), cast(rollout_logp), cu_seqlens, seq, seq_count)
 

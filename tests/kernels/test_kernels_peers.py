@@ -1,8 +1,11 @@
 """The same loss and gradient as other trainers on the same tokens.
 
 TRL and verl are written down as formulas of their padded batches (trl/trainer/grpo_trainer.py,
-verl/trainer/ppo/core_algos.py); Liger's fused loss runs where it is installed.
+verl/trainer/ppo/core_algos.py); TRL's own loss and Liger's fused one run where they are installed.
 """
+
+from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,6 +56,7 @@ class Padded:
             **options,
         )
         result.loss.backward()
+        self.metrics = result.metrics
         return result.loss.detach(), weight.grad
 
 
@@ -115,6 +119,66 @@ def test_trl(name):
     assert relative(my_gradient, gradient) < 1e-11
 
 
+def trl_itself(
+    batch, logp, *, loss_type, level="token", low=0.2, high=0.2, delta=None, length=None, items=0, is_cap=None
+):
+    """GRPOTrainer._compute_loss on given log-probs, and what it logs: the trainer around it stands still."""
+    trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="trl is not installed").GRPOTrainer
+    itself = SimpleNamespace(
+        args=SimpleNamespace(delta=delta, steps_per_generation=1, use_bias_correction_kl=False),
+        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x),
+        model=SimpleNamespace(training=True),
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logp, torch.zeros_like(logp), None),
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        current_gradient_accumulation_steps=1,
+        epsilon_low=low,
+        epsilon_high=high,
+        importance_sampling_level=level,
+        loss_type=loss_type,
+        max_completion_length=length,
+        use_vllm=is_cap is not None,
+        vllm_importance_sampling_correction=True,
+        top_entropy_quantile=1.0,
+        beta=0.0,
+        **dict.fromkeys(("aux_loss_enabled", "_entropy_bonus_enabled", "use_adaptive_entropy")),
+        off_policy_mask_threshold=None,
+    )
+    prompt = torch.zeros(len(LENGTHS), 1, dtype=torch.int64)
+    inputs = {
+        "prompt_ids": prompt,
+        "prompt_mask": prompt,
+        "completion_ids": batch.ids,
+        "completion_mask": batch.mask.long(),
+        "advantages": batch.advantages,
+        "old_per_token_logps": batch.old,
+        "num_items_in_batch": torch.tensor(items),
+        "importance_sampling_ratio": None if is_cap is None else (batch.old - batch.rollout).exp().clamp(max=is_cap),
+    }
+    loss = trainer._compute_loss(itself, None, inputs)
+    return loss, {name: values[0] for name, values in itself._metrics["train"].items()}
+
+
+@pytest.mark.parametrize("name", TRL_SETTINGS)
+def test_trl_itself(name):
+    their_options, our_options = TRL_SETTINGS[name]
+    batch = Padded(5)
+    logged = {}
+
+    def theirs(logp):
+        loss, metrics = trl_itself(batch, logp, **their_options)
+        logged.update(metrics)
+        return loss
+
+    loss, gradient = batch.theirs(theirs)
+    mine, my_gradient = batch.ours(**our_options)
+    torch.testing.assert_close(mine, loss)
+    assert relative(my_gradient, gradient) < 1e-11
+    if our_options.get("loss", "grpo") == "grpo":  # elsewhere theirs are means over sequences, or ours are two
+        assert logged["clip_ratio/low_mean"] > 0 and logged["clip_ratio/high_mean"] > 0
+        assert float(batch.metrics["clip_low_fraction"]) == pytest.approx(logged["clip_ratio/low_mean"])
+        assert float(batch.metrics["clip_high_fraction"]) == pytest.approx(logged["clip_ratio/high_mean"])
+
+
 def verl(batch, logp, *, low=0.2, high=0.28, c=3.0, mode="token-mean", weights=None):
     """verl's compute_policy_loss_vanilla and agg_loss."""
     ratio = (logp - batch.old).clamp(-20, 20).exp()
@@ -164,19 +228,31 @@ def test_padding_and_packing_agree():
     assert relative(weight.grad, gradient) < 1e-11
 
 
-@pytest.mark.parametrize(
-    ("loss_type", "options"),
-    [
-        ("grpo", {"aggregation": "seq_mean"}),
-        ("bnpo", {}),
-        ("dr_grpo", {"aggregation": "seq_mean_fixed", "fixed_length": 100}),
-    ],
-)
-def test_liger(loss_type, options):
+LIGER_SETTINGS = {
+    "grpo": ({"loss_type": "grpo"}, {"aggregation": "seq_mean"}),
+    "bnpo": ({"loss_type": "bnpo"}, {}),
+    "dapo": ({"loss_type": "dapo"}, {}),
+    "dr_grpo": ({"loss_type": "dr_grpo"}, {"aggregation": "seq_mean_fixed", "fixed_length": 100}),
+    "gspo": (
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 0.03, "epsilon_high": 0.04},
+        {"loss": "gspo", "aggregation": "seq_mean", "clip_low": 0.03, "clip_high": 0.04},
+    ),
+    "cispo": ({"loss_type": "cispo", "epsilon_high": 1.2}, {"loss": "cispo", "clip_low": None, "clip_high": 0.2}),
+    "temperature": ({"loss_type": "dapo", "temperature": 0.7}, {"temperature": 0.7}),
+}
+
+
+@pytest.mark.parametrize("name", LIGER_SETTINGS)
+def test_liger(name):
+    their_options, options = LIGER_SETTINGS[name]
     liger = pytest.importorskip("liger_kernel.chunked_loss.grpo_loss", reason="liger-kernel is not installed")
     batch = Padded(4)
     theirs = liger.LigerFusedLinearGRPOLoss(
-        beta=0.0, compiled=False, use_ref_model=False, epsilon_high=0.28, loss_type=loss_type, max_completion_length=100
+        beta=0.0,
+        compiled=False,
+        use_ref_model=False,
+        max_completion_length=100,
+        **{"epsilon_high": 0.28, **their_options},
     )
     weight = batch.weight.float().requires_grad_()
     loss, _ = theirs(

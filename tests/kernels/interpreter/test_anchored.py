@@ -66,7 +66,8 @@ def test_without_tensor_descriptors(monkeypatch):
 
 def test_a_hidden_size_without_descriptors():
     case = small_case(172, d=70)
-    assert not anchored_gemm.pick_tile(case.hidden, case.weight).descriptors
+    plain = anchored_gemm.Logits(1.0, None, None, None, False, 0)
+    assert not anchored_gemm.pick_tile(case.hidden, case.weight, plain).descriptors
     check(case)
 
 

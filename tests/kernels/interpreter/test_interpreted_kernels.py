@@ -228,3 +228,23 @@ def test_bf16_logits_are_the_rollouts():
     rounded = (case.hidden.float() @ case.weight.float().T).to(torch.bfloat16).float()
     expected = rounded.log_softmax(-1).gather(-1, case.target_ids[:, None]).squeeze(-1)
     torch.testing.assert_close(result.logp, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_offsets_past_32_bits():
+    """Rows 2^30 elements apart: the third starts past 2^31, where a 32-bit offset would read and write elsewhere. The
+    pages in between are never touched."""
+    vocab, stride = 61, 2**30 + 64
+    z = torch.empty(2 * stride + vocab, dtype=torch.bfloat16).as_strided((3, vocab), (stride, 1))
+    z.copy_(torch.randn(3, vocab))
+    exact = z.double().requires_grad_()
+    target_ids = torch.tensor([0, 60, 7])
+    logp, entropy = reference.logprob_and_entropy(exact, target_ids)
+    stats = row_stats(z, target_ids, 1.0, None)
+    torch.testing.assert_close(stats[0].double(), exact.detach().amax(1))
+    torch.testing.assert_close(stats[3].double(), exact.detach().gather(1, target_ids[:, None]).squeeze(1))
+    log_sum = torch.logsumexp(exact.detach() - stats[0][:, None], 1)
+    g = torch.tensor([1.0, -2.0, 3.0])
+    (g * logp).sum().backward()
+    saved = [x.detach().float() for x in (stats[0], log_sum, logp, entropy)]
+    dlogits(z, z, target_ids, 1.0, None, 0, *saved, g, None)
+    assert all(relative(x, y) < HALF for x, y in zip(z, exact.grad, strict=True))

@@ -1,0 +1,58 @@
+"""The anchored GEMM and its companions compile for real GPUs without one: tensor cores, TMA, no spills, registers and
+shared memory as planned. Speed is not claimed from any of it."""
+
+import pytest
+from test_kernels_ahead_of_time import reports
+
+
+@pytest.fixture(scope="module")
+def hopper() -> dict[str, dict[str, int]]:
+    return {name: report for (name, _), report in reports("--arch", "90", "--only", "anchored").items()}
+
+
+BUSY = ("softcap", "bias", "rounded", "everything")
+
+
+def of(found, *words, without=()):
+    chosen = {n: r for n, r in found.items() if all(w in n for w in words) and not any(w in n for w in without)}
+    assert chosen
+    return chosen.items()
+
+
+def test_nothing_spills(hopper):
+    for name, report in hopper.items():
+        assert report["spills"] == 0 and report["stack"] == 0, (name, report)
+
+
+def test_the_gemm_uses_wgmma_and_tma(hopper):
+    for name, report in of(hopper, "gemm", without=("odd D",)):
+        # 64 of depth in four steps of 16; loads of the prologue and of the loop; two stores of half a tile each, in
+        # the loop and after it
+        assert report["tensor_cores"] == 4, (name, report)
+        assert report["tma_loads"] >= 2, (name, report)
+        assert report["tma_stores"] == (0 if "no store" in name else 4), (name, report)
+    for name, report in (*of(hopper, "odd D"), *of(hopper, "redo", without=("sums",))):
+        assert report["tensor_cores"] >= 4 and report["tma_loads"] == 0, (name, report)
+
+
+def test_one_block_or_two_fit_a_multiprocessor(hopper):
+    """Hopper: 65,536 registers and 227 KiB of shared memory for blocks, 1 KiB taken per block."""
+    for name, report in of(hopper, "gemm", without=("odd D", *BUSY)):  # 128 x 256 x 64, 8 warps, 4 stages
+        assert 160 <= report["registers"] <= 255 and 190_000 < report["shared"] <= 232_448, (name, report)
+    for name, report in of(hopper, "gemm", without=("odd D", "store", "slice", "entropy", "ragged")):
+        if any(word in name for word in BUSY):  # 128 x 128 x 64, 8 warps, 3 stages: two blocks by shared memory
+            assert 2 * (report["shared"] + 1024) <= 233_472, (name, report)
+    for name, report in of(hopper, "gemm", "bias"):
+        assert 2 * 256 * report["registers"] <= 65_536, (name, report)
+
+
+def test_gradients_are_streamed(hopper):
+    for name, report in of(hopper, "gradient", "entropy"):
+        assert report["wide_loads"] >= 1 and report["wide_stores"] >= 1 and report["barriers"] >= 1, (name, report)
+
+
+@pytest.mark.parametrize(("arch", "name"), [("80", "anchored gemm T[N]"), ("100", "anchored gemm T[N]")])
+def test_older_and_newer_gpus(arch, name):
+    for key, report in reports("--arch", arch, "--only", name).items():
+        assert report["spills"] == 0 and report["tensor_cores"] >= 4, (key, report)
+        assert (report["tma_loads"] > 0) == (arch == "100"), (key, report)
