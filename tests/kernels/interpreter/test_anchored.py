@@ -1,6 +1,7 @@
 """The anchored-exp GEMM and what surrounds it, interpreted on CPU tensors, against the fp64 reference."""
 
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -327,3 +328,42 @@ def test_a_chunk_holds_whole_waves_of_the_next_gemm():
     }
     assert rows[1536, "fast"] == 8448 and rows[1536, "small"] == 2816 and rows[3584, "fast"] == 8448
     assert rows[3584, "small"] <= 3008 and rows[3584, "small"] % 128 == 0
+
+
+def test_vocabulary_shards(tmp_path):
+    worker = Path(__file__).parents[1] / "anchored_shards_worker.py"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=200)[0].decode() for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(o[-3000:] for o in outputs)
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_kept_rows_give_the_update_of_all_rows(memory):
+    """Bit for bit where the kernels decide (loss, log-probs of kept rows); the host's matrix product, which is not
+    independent of the rows around, to fp32's last digits."""
+    hidden, weight, target_ids = exact_problem(n=60)
+    advantages = torch.randn(60) * (torch.arange(60) % 3 > 0)
+    rollout_logp = exact_logp(hidden, weight, target_ids)[0].float() + 0.2 * torch.randn(60)
+    keep = advantages.nonzero().squeeze(1)
+    outcomes = []
+    for options in ({"keep": torch.arange(60)}, {"keep": keep, "forward_all": False}):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        result = linear_grpo_loss(
+            *leaves, target_ids, advantages, rollout_logp=rollout_logp, importance="tis", memory=memory,
+            denominator=60, impl="anchored", **options,
+        )  # fmt: skip
+        result.loss.backward()
+        outcomes.append((result, [leaf.grad for leaf in leaves]))
+    (whole, gradients), (short, short_gradients) = outcomes
+    assert torch.equal(whole.logp[keep], short.logp[keep]) and short.logp[::3].isnan().all()
+    torch.testing.assert_close(short.loss, whole.loss, rtol=1e-6, atol=0)
+    for x, y in zip(short_gradients, gradients, strict=True):
+        assert relative(x, y) < 2e-3 and relative(x, y) < 0.5 * 2**-8
+    assert float(gradients[0][::3].abs().max()) == 0
