@@ -130,8 +130,9 @@ def linear_grpo_loss(
     "fast", "small", "lean", or bytes for the logits of a chunk; "lean", and "gspo" over more than one chunk, recompute
     the logits by vocabulary chunks. logit_dtype="bf16" rounds logits as a bf16 rollout does. vocab_start and group:
     this rank's shard of the vocabulary and the ranks that hold the others (hidden and everything per token is
-    replicated; dX is summed over the group; shards of one size, so that all ranks plan the same chunks). main_grad fp32 [V, D]: dW is added to it in the backward and weight gets
-    no .grad; this bypasses whatever reduces .grad, FSDP2's included.
+    replicated; dX is summed over the group; shards of one size, so that all ranks plan the same chunks). main_grad fp32
+    [V, D]: dW is added to it in the backward and weight gets no .grad; this bypasses whatever reduces .grad, FSDP2's
+    included.
 
     low_rank: (u [N, r], B [V, r]), an adapter's share u B^T of the logits; while weight needs no gradient only B's
     columns of dW are formed.
