@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -209,7 +210,7 @@ def measure(size: str, rounds: int) -> tuple[list[dict], dict[str, float]]:
         for impl, ms in times.items():
             row = {"op": op, "impl": impl, "size": size, "ms": ms, "ratio_to_gemm": ms / times[floor]}
             row["extra_bytes"] = memory.get(impl) if op == "forward_backward" else None
-            row["max_error"] = errors["G8.logp"] if impl == "siri" else None
+            row["max_error"] = errors["G8.logp"] if impl == "siri" and math.isfinite(errors["G8.logp"]) else None
             rows.append(row)
     values = {"G1": forward["siri"] / forward["gemm"], "G2": step["siri"] / step["gemms"], **errors}
     for goal in GOALS:
@@ -233,6 +234,7 @@ def goals_of(size: str, values: dict[str, float]) -> list[dict]:
         limit = threshold.get(size) if isinstance(threshold, dict) else threshold
         value = values.get(name) if size != "tiny" else None
         met = None if value is None else (value <= limit if better == "lower" else value >= limit)
+        value = value if value is None or math.isfinite(value) else None  # not a number: missed, and null in JSON
         entries.append({"id": f"{name}.{size}", "value": value, "threshold": limit, "better": better, "met": met})
     return entries
 
@@ -259,12 +261,12 @@ def write(path: Path, rows: list[dict], goals: list[dict]) -> None:
         key = lambda row: (row["op"], row["impl"], row["size"])  # noqa: E731
         fresh = {key(row) for row in record["rows"]}
         record["rows"] += [row for row in old["rows"] if key(row) not in fresh]
-        answered = {goal["id"] for goal in record["goals"] if goal["value"] is not None}
+        answered = {goal["id"] for goal in record["goals"] if goal["met"] is not None}
         kept = [goal for goal in old["goals"] if goal["id"] not in answered]
         names = {goal["id"] for goal in kept}
         record["goals"] = [goal for goal in record["goals"] if goal["id"] not in names] + kept
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def triton_version() -> str | None:

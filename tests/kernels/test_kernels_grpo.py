@@ -63,7 +63,7 @@ def test_ragged_lengths(lengths, aggregation):
     check(case, torch.float32, aggregation=aggregation, memory=50_000)
 
 
-@pytest.mark.parametrize("vocab", [1, 2, 3, 1000, 4097])
+@pytest.mark.parametrize("vocab", [1, 2, 3, 17, 1000, 4097, 32_003, 128_257])
 def test_vocabularies(vocab):
     check(make_case(vocab, vocab=vocab, dtype=torch.float32), torch.float32, entropy_coef=0.03)
 

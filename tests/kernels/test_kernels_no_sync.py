@@ -1,0 +1,91 @@
+"""No value travels to the host, shown without a GPU: the operations that would synchronise are listed as they run.
+
+A custom operator hides its inside from such a list, so its Python function is called in its place. What only a GPU's
+runtime can show, copies from pageable memory among it, is in `test_kernels_gpu.py`.
+"""
+
+import pytest
+import torch
+from kernel_cases import make_case
+from siri_kernels import linear_grpo_loss, linear_logprob, ops_grpo, ops_logprob
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SYNCHRONISE = ("_local_scalar_dense", "nonzero", "masked_select", "equal.default", "unique", "is_nonzero")
+
+
+class Synchronisations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        by_mask = "aten.index" in name and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool
+            for a in args
+            if isinstance(a, (list, tuple))
+            for i in a
+        )
+        if by_mask or any(part in name for part in SYNCHRONISE):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """The operators without their wrapping, and values unchecked as on CUDA."""
+    for module, names in (
+        (ops_grpo, ("linear_grpo", "grpo_tokens")),
+        (ops_logprob, ("linear_logprob", "linear_logprob_backward")),
+    ):
+        monkeypatch.setattr(module, "values_are_checked", lambda _: False)
+        for name in names:
+            monkeypatch.setattr(module, name, torch.no_grad()(getattr(module, name)._init_fn))
+
+
+@pytest.mark.parametrize("loss", ["grpo", "gspo", "cispo"])
+@pytest.mark.parametrize("memory", ["fast", 3904, "lean"])
+@pytest.mark.parametrize("forward_all", [True, False])
+def test_the_loss_stays_on_the_device(bare, loss, memory, forward_all):
+    case = make_case(1)
+    tensors = {k: v for k, v in case.loss_tensors().items() if k != "bias"}
+    leaves = [x.clone().requires_grad_() for x in (case.hidden, case.weight)]
+    keep = case.mask.nonzero().squeeze(1)
+    for options in (
+        {},
+        {"importance": "tis", "entropy_coef": 0.1, "aggregation": "seq_mean", "denominator": torch.tensor(3.0)},
+        {"importance": "icepop", "softcap": 3.0, "temperature": torch.ones(65), "denominator": 2.0},
+    ):
+        with Synchronisations() as seen:
+            result = linear_grpo_loss(
+                *(*leaves, case.target_ids, case.advantages),
+                **{**tensors, **options, "keep": keep, "loss": loss, "memory": memory, "forward_all": forward_all},
+            )
+        assert seen.found == [] and result.loss.isfinite()
+
+
+def test_the_backward_of_log_probs_stays_on_the_device(bare):
+    case = make_case(2)
+    head = (1.0, None, "fp32")
+    saved = ops_logprob.linear_logprob(
+        *(case.hidden, case.weight, None, case.target_ids, None, None, None, None),
+        *(*head, True, 4000, 0, None, "torch", 0),
+    )
+    g = torch.randn(65)
+    with Synchronisations() as seen:
+        gradients = ops_logprob.linear_logprob_backward(
+            *(g, g, *saved, case.hidden, case.weight, None, case.target_ids, torch.arange(65), None),
+            *(*head, 4000, 0, None, "torch", 0, False, True, True, False),
+        )
+    assert seen.found == [] and float(gradients[1].abs().sum()) > 0
+
+
+def test_the_list_would_show_one(bare):
+    """On CPU tensors without keep the rows are looked up, which is such an operation."""
+    case = make_case(3)
+    with Synchronisations() as seen:
+        linear_grpo_loss(case.hidden, case.weight, case.target_ids, case.advantages, cu_seqlens=case.cu_seqlens)
+    assert any("nonzero" in name for name in seen.found)
+    with Synchronisations() as seen:
+        linear_logprob(case.hidden, case.weight, case.target_ids)[case.mask].sum().item()
+    assert len(seen.found) == 2
