@@ -57,16 +57,18 @@ class Needs:
         return self.hidden or self.weight or self.bias
 
 
-def bytes_per_logit(impl: str, dtype: torch.dtype) -> int:
+def bytes_per_logit(impl: str, dtype: torch.dtype, stored: bool = True) -> float:
     """The torch path keeps z - max and exp(z - max), the fallback fp32 logits that become their own gradient, the
-    anchored path exp(z - b) in bf16."""
-    return 2 * compute_dtype(dtype).itemsize if impl == "torch" else 2 if impl == "anchored" else 4
+    anchored path exp(z - b) in bf16, or in a forward alone three sums per tile of 128 logits or more."""
+    if impl == "anchored":
+        return 2 if stored else 12 / 128
+    return 2 * compute_dtype(dtype).itemsize if impl == "torch" else 4
 
 
-def chunk_rows(impl: str, hidden: Tensor, vocab: int, budget: int) -> int:
-    """Rows of a chunk: what the budget holds, in whole waves of the dX GEMM on a GPU."""
+def chunk_rows(impl: str, hidden: Tensor, vocab: int, budget: int, stored: bool = True) -> int:
+    """Rows of a chunk: what the budget holds, in whole waves of the dX GEMM on a GPU. stored: gradients follow."""
     n, d_model = hidden.shape
-    rows = max(1, min(n, max(MIN_ROWS, budget // (vocab * bytes_per_logit(impl, hidden.dtype)))))
+    rows = max(1, min(n, max(MIN_ROWS, int(budget / (vocab * bytes_per_logit(impl, hidden.dtype, stored))))))
     return (
         rows
         if rows == n or hidden.device.type != "cuda"
@@ -232,7 +234,7 @@ def logprob(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logp, entropy, row maximum and log-sum [N]; rows outside `keep` are NaN when forward_all is False."""
     n, dtype, vocab = hidden.shape[0], compute_dtype(hidden.dtype), head.weight.shape[0]
-    size = chunk_rows(impl, hidden, vocab, budget)
+    size = chunk_rows(impl, hidden, vocab, budget, stored=False)
     rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, anchor=anchor)
     out = [torch.full((n,), torch.nan, dtype=dtype, device=hidden.device) for _ in range(4)]
     only = None if forward_all or keep is None or keep.numel() == n else keep.long()
