@@ -13,7 +13,7 @@ from siri.cli import TrainOptions
 from siri.config import Config, load_recipe, recipe_names, resolve
 from siri.errors import InputError
 
-# SIRI.md's table, as the paper and verl's defaults have it
+# the paper's table, and verl's defaults where the paper is silent
 PAPER = {
     "data": "agentica-org/DeepScaleR-Preview-Dataset",
     "schedule": "cosine",

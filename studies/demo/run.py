@@ -27,8 +27,8 @@ ARMS = {
 
 
 def train(arm: str, seed: int, runs: Path, limit: int = 0) -> list[dict]:
-    """Run one arm (to `limit` training tokens if that takes more than STEPS steps) and return its evaluations."""
-    folder = runs / f"{arm}-{seed}"
+    """Run one arm for STEPS steps, or to `limit` training tokens, and return its evaluations."""
+    folder = runs / f"{arm}-{seed}{'-tokens' if limit else ''}"
     length = ["--steps", "1000", "--train-tokens", str(limit)] if limit else ["--steps", str(STEPS)]
     command = [sys.executable, "-m", "siri", "train", "demo", *ARMS[arm], *COMMON, *length, "--seed", str(seed)]
     command += ["--run-dir", str(folder), "--auto-resume", "--quiet"]
@@ -43,18 +43,16 @@ def point(arm: str, seed: int, at: str, row: dict) -> dict:
 
 def study(seed: int, runs: Path) -> list[dict]:
     """All arms of one seed."""
-    rows = {"siri": train("siri", seed, runs)}
-    named = {row["name"]: row for row in rows["siri"]}
+    named = {row["name"]: row for row in train("siri", seed, runs)}
     end = named["siri-high-3"]
-    for arm in ("fixed-96", "fixed-20", "fixed-28"):
-        # the short caps sample less than SIRI in the same steps: they go on until they have sampled as much
-        rows[arm] = train(arm, seed, runs, limit=0 if arm == "fixed-96" else end["train_tokens"])
     points = [point("base", seed, "start", named["base"])]
     points += [point("siri", seed, name, named[name]) for name in ("siri-low-3", "siri-high-3")]
     for arm in ("fixed-96", "fixed-20", "fixed-28"):
-        points.append(point(arm, seed, "equal steps", next(row for row in rows[arm] if row["step"] == STEPS)))
-        within = [row for row in rows[arm] if row["train_tokens"] <= 1.01 * end["train_tokens"]]
-        points.append(point(arm, seed, "equal tokens", within[-1]))
+        # a run to as many tokens as SIRI sampled; the short caps take more than STEPS steps for it
+        tokens = train(arm, seed, runs, limit=end["train_tokens"])
+        long_enough = tokens if tokens[-1]["step"] >= STEPS else train(arm, seed, runs)
+        points.append(point(arm, seed, "equal steps", next(row for row in long_enough if row["step"] == STEPS)))
+        points.append(point(arm, seed, "equal tokens", tokens[-1]))
     return points
 
 
