@@ -40,8 +40,8 @@ def save_checkpoint(
     caller's. Every rank calls it, rank 0 writes: the files do not depend on the number of ranks."""
     from safetensors.torch import save_file
 
-    weights = {key: full(value).cpu() for key, value in policy.model.state_dict().items()}
-    moments = _optimizer_tensors(policy, optimizer)
+    weights = _whole(policy.model.state_dict(), ranks)
+    moments = _whole(_moments(policy, optimizer), ranks)
     if not ranks.main:
         ranks.gather(None)
         return folder / f"step_{done:06d}"
@@ -192,12 +192,22 @@ def export(source: Path, target: Path) -> Path:
     return target
 
 
-def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
-        f"{name}.{key}": full(value).cpu().contiguous()
+        f"{name}.{key}": value
         for name, parameter in policy.model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def _whole(tensors: dict[str, torch.Tensor], ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Each tensor in one piece, in rank 0's host memory; the other ranks help to join them and keep none."""
+    joined = {}
+    for key, value in tensors.items():
+        whole = full(value)
+        if ranks.main:
+            joined[key] = whole.cpu().contiguous()
+    return joined
 
 
 def _files(folder: Path) -> Iterator[Path]:
