@@ -29,6 +29,8 @@ class Group:
     rewards: list[float]
     """Scores after the overlong penalty: what the advantages are made of."""
     timeouts: int = 0
+    errors: int = 0
+    """Answers whose grading timed out, or failed; both score 0."""
     trained: bool = True
     """False for a group that dynamic sampling dropped."""
 
@@ -93,8 +95,8 @@ def _groups(
                 for completion, score in zip(completions, scores, strict=True)
             ]
         trained = not config.dynamic_sampling or len(set(scores)) > 1
-        timeouts = graded.timeouts if number == 0 else 0
-        groups.append(Group(request.prompt_ids, completions, scores, rewards, timeouts, trained))
+        faults = (graded.timeouts, graded.errors) if number == 0 else (0, 0)
+        groups.append(Group(request.prompt_ids, completions, scores, rewards, *faults, trained))
     return groups
 
 
@@ -149,4 +151,5 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "responses": len(completions),
         "groups_dropped": sum(not group.trained for group in groups),
         "reward_timeouts": sum(group.timeouts for group in groups),
+        "reward_errors": sum(group.errors for group in groups),
     }

@@ -177,6 +177,16 @@ class Config:
                 "group_size is 1: std-normalised advantages need at least 2 responses a prompt; raise --group-size or "
                 "set --advantage-norm none"
             )
+        if self.clip_low >= 1:
+            raise InputError(f"clip_low is {self.clip_low}; it must be below 1, since ratios are above 0")
+        if self.importance == "icepop" and self.importance_low > self.importance_cap:
+            raise InputError(
+                f"importance_low is {self.importance_low}, above importance_cap {self.importance_cap}: the icepop band "
+                "is empty; lower --importance-low"
+            )
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise InputError(f"dual_clip is {self.dual_clip}; it must be above 1 (verl uses 3)")
         for name in ("token_budget", "rollout_tokens"):

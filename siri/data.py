@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from siri.errors import InputError
+from siri.errors import InputError, first_line
 
 PACKAGE_SCHEME = "siri:"
 # (prompt, answer) columns that are recognised without being named, in order of preference:
@@ -21,7 +21,7 @@ KNOWN_COLUMNS = (
     ("question", "answer"),
     ("prompt", "answer"),
 )
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?(@[\w.-]+)?")
 _MISSING = object()
 
 
@@ -70,8 +70,8 @@ def load_problems(
     """Reads problems from a .json (array, or an object with `data`), .jsonl or .parquet file, or from the hub.
 
     `prompt_key` and `answer_key` name the columns; dots reach into nested ones (`reward_model.ground_truth`). Left
-    empty they are recognised (`KNOWN_COLUMNS`). A hub source is `name` or `name:configuration`, of which `split` is
-    read; files have no splits. Raises InputError, in one line, for anything that cannot be read.
+    empty they are recognised (`KNOWN_COLUMNS`). A hub source is `name`, `name:configuration` or either with `@split`;
+    without it `split` is read. Files have no splits. Raises InputError, in one line, for anything that cannot be read.
     """
     path = Path(resolve_path(source))
     name = str(source)
@@ -86,7 +86,8 @@ def load_problems(
             f"{name}: cannot read this; data is a .json, .jsonl or .parquet file or the name of a hub dataset"
         )
     else:
-        rows = _read_hub(name, split)
+        hub, _, chosen = name.partition("@")
+        rows = _read_hub(hub, chosen or split)
     if not rows:
         raise InputError(f"{name}: the data set is empty")
     for number, row in enumerate(rows):
@@ -154,7 +155,7 @@ def _read_parquet(path: Path) -> list:
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: unreadable parquet: {_first_line(error)}") from None
+        raise InputError(f"{path}: unreadable parquet: {first_line(error)}") from None
 
 
 def _read_hub(name: str, split: str) -> list:
@@ -165,12 +166,8 @@ def _read_hub(name: str, split: str) -> list:
         return list(datasets.load_dataset(repository, configuration or None, split=split))
     except Exception as error:  # the hub client raises a dozen unrelated types; none of them is our bug
         raise InputError(
-            f"{name}: no such file, and as a hub dataset (split {split!r}) it cannot be loaded: {_first_line(error)}"
+            f"{name}: no such file, and as a hub dataset (split {split!r}) it cannot be loaded: {first_line(error)}"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _kind(value: Any) -> str:
@@ -300,7 +297,7 @@ def _chat_ids(prompts: list, tokenizer) -> list[list[int]]:
             conversations, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     except TemplateError as error:
-        raise InputError(f"the tokenizer's chat template refuses these messages: {_first_line(error)}") from None
+        raise InputError(f"the tokenizer's chat template refuses these messages: {first_line(error)}") from None
 
 
 def _plain_ids(prompts: list, tokenizer) -> list[list[int]]:
@@ -360,6 +357,11 @@ class PromptSet:
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return max(map(len, self.ids))
+
+    def notes(self, source: str) -> list[str]:
+        """Lines about what was left out of `source`."""
+        dropped = [f"{source}: {self.dropped} rows without prompt or answer left out"] if self.dropped else []
+        return dropped + ([f"{source}: {self.too_long} over-long prompts left out"] if self.too_long else [])
 
 
 def load_prompts(source: str | Path, tokenizer, config, *, limit: int = 0) -> PromptSet:

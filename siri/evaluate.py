@@ -10,6 +10,7 @@ from typing import Any
 from siri.data import PromptSet, load_prompts
 from siri.distributed import ALONE, Ranks
 from siri.errors import InputError
+from siri.metrics import efficiency_score
 from siri.model import Policy
 from siri.rollout import Progress, Request, Rollout
 
@@ -23,8 +24,12 @@ class Evaluation:
     problems: int
     samples: int
     """Responses to each problem (k of avg@k)."""
+    left_out: int
+    """Problems without an answer or with an over-long prompt, which are not among `problems`."""
     accuracy: float
-    """Share of right responses, mean over problems and samples."""
+    """Share of right responses (reward 1 or more), mean over problems and samples."""
+    reward_mean: float
+    """Mean reward; differs from the accuracy where a reward gives part marks."""
     pass_at_k: dict[str, float]
     """Chance that at least one of k responses is right, for k = 1, 2, 4, ... up to `samples`."""
     tokens_mean: float
@@ -36,6 +41,8 @@ class Evaluation:
     """Share of responses that reached the cap."""
     reward_timeouts: int
     """Answers that took too long to grade, counted as wrong."""
+    reward_errors: int
+    """Answers whose grading failed, counted as wrong."""
 
 
 def average(results: Mapping[str, Evaluation]) -> dict[str, Any]:
@@ -44,8 +51,13 @@ def average(results: Mapping[str, Evaluation]) -> dict[str, Any]:
     if len(parts) == 1:
         return parts[0]
     row: dict[str, Any] = {"cap": parts[0]["cap"], "samples": parts[0]["samples"]}
-    row |= {key: sum(part[key] for part in parts) for key in ("problems", "reward_timeouts")}
-    row |= {key: _mean([part[key] for part in parts]) for key in ("accuracy", "tokens_mean", "truncation_rate")}
+    row |= {
+        key: sum(part[key] for part in parts) for key in ("problems", "left_out", "reward_timeouts", "reward_errors")
+    }
+    row |= {
+        key: _mean([part[key] for part in parts])
+        for key in ("accuracy", "reward_mean", "tokens_mean", "truncation_rate")
+    }
     row["pass_at_k"] = {k: _mean([part["pass_at_k"][k] for part in parts]) for k in parts[0]["pass_at_k"]}
     return row | {"benchmarks": dict(zip(results, parts, strict=True))}
 
@@ -66,7 +78,7 @@ def evaluate(
     """Sample `samples` responses of at most `cap` tokens to every problem and grade them with the reward pool; each
     rank does its share of the problems, all get the figures.
 
-    A response counts as right from reward 1 on. Greedy decoding is temperature 0, with one sample.
+    A response that the cap cuts is graded on what it holds. Greedy decoding is temperature 0, with one sample.
     """
     own = ranks.share(len(prompts.ids))
     requests = [Request(ids, cap, samples) for ids in prompts.ids[own]]
@@ -74,9 +86,11 @@ def evaluate(
     flat = [completion for answers in completions for completion in answers]
     texts = [policy.decode(completion.token_ids) for completion in flat]
     graded = rewards.score(texts, [answer for answer in prompts.answers[own] for _ in range(samples)])
-    parts = ranks.gather(([(len(one.token_ids), one.truncated) for one in flat], graded.rewards, graded.timeouts))
+    faults = (graded.timeouts, graded.errors)
+    parts = ranks.gather(([(len(one.token_ids), one.truncated) for one in flat], graded.rewards, faults))
     responses = [response for part, _, _ in parts for response in part]
-    right = [reward >= 1 for _, part, _ in parts for reward in part]
+    scores = [reward for _, part, _ in parts for reward in part]
+    right = [reward >= 1 for reward in scores]
     lengths = [length for length, _ in responses]
     hits = [sum(right[start : start + samples]) for start in range(0, len(right), samples)]
     counts = [2**power for power in range(samples.bit_length())]
@@ -84,13 +98,16 @@ def evaluate(
         cap=cap,
         problems=len(prompts.ids),
         samples=samples,
+        left_out=prompts.dropped + prompts.too_long,
         accuracy=sum(right) / len(right),
+        reward_mean=sum(scores) / len(scores),
         pass_at_k={str(k): sum(pass_at_k(samples, hit, k) for hit in hits) / len(hits) for k in counts},
         tokens_mean=sum(lengths) / len(lengths),
         tokens_right_mean=_mean([length for length, hit in zip(lengths, right, strict=True) if hit]),
         tokens_wrong_mean=_mean([length for length, hit in zip(lengths, right, strict=True) if not hit]),
         truncation_rate=sum(truncated for _, truncated in responses) / len(responses),
-        reward_timeouts=sum(timeouts for _, _, timeouts in parts),
+        reward_timeouts=sum(timeouts for _, _, (timeouts, _) in parts),
+        reward_errors=sum(errors for _, _, (_, errors) in parts),
     )
 
 
@@ -98,24 +115,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     """Unbiased chance that one of k draws without replacement from n responses, `right` of them right, is right
     (arXiv 2107.03374)."""
     return 1.0 - comb(n - right, k) / comb(n, k)
-
-
-def efficiency_score(
-    figures: Mapping[str, tuple[float, float]], base: Mapping[str, tuple[float, float]]
-) -> float | None:
-    """Efficiency score of SIRI's tables: mean over benchmarks of the relative gain in accuracy (not below 0), divided
-    by the mean of the relative tokens.
-
-    figures and base: benchmark -> (accuracy, mean tokens). None when the base got nothing right somewhere, so that no
-    relative gain exists. Raises InputError unless both have the same benchmarks.
-    """
-    if figures.keys() != base.keys() or not figures:
-        raise InputError(f"efficiency score: benchmarks {sorted(figures)} and {sorted(base)} differ or are none")
-    if any(accuracy == 0 for accuracy, _ in base.values()):
-        return None
-    gains = [max(accuracy / base[name][0] - 1, 0) for name, (accuracy, _) in figures.items()]
-    costs = [tokens / base[name][1] for name, (_, tokens) in figures.items()]
-    return (sum(gains) / len(gains)) / (sum(costs) / len(costs))
 
 
 def run_evaluation(source: str, options: Any) -> None:
@@ -133,6 +132,14 @@ def run_evaluation(source: str, options: Any) -> None:
         raise InputError(f"--out {options.out}: no such folder; make it first")
     policy = load_policy(source, pick_device(options.device))
     sets = {name: load_prompts(name, policy.tokenizer, options, limit=options.problems) for name in options.data}
+    for name, prompts in sets.items():
+        for line in prompts.notes(name):
+            print(line)
+        if base and base["benchmarks"][name]["problems"] != len(prompts.ids):
+            raise InputError(
+                f"--base {options.base}: {base['benchmarks'][name]['problems']} problems of {name}, here "
+                f"{len(prompts.ids)}; give both the same --problems and --max-prompt-tokens"
+            )
     check_context(policy, [(prompts, options.cap) for prompts in sets.values()])
     engine = make_engine(options, policy)
     pool = RewardPool(
@@ -162,6 +169,8 @@ def run_evaluation(source: str, options: Any) -> None:
         ]
         row |= {"base": base["model"], "efficiency_score": efficiency_score(*pairs)}
     Console().print(_results_table(row, base))
+    if row["reward_errors"]:
+        print(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
     if options.out:
         write_atomic(options.out, (json.dumps(row, indent=1) + "\n").encode())
 
@@ -208,7 +217,7 @@ def _read_results(path: str, options: Any) -> dict[str, Any]:
     """The base's results, which must be of the same benchmarks at the same cap: both figures depend on it."""
     try:
         row = json.loads(Path(path).read_text())
-        found = {name: (one["accuracy"], one["tokens_mean"], one["cap"]) for name, one in row["benchmarks"].items()}
+        found = {name: (one["accuracy"], one["problems"], one["cap"]) for name, one in row["benchmarks"].items()}
         model = row["model"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--base {path}: not a result file of siri eval --out ({type(error).__name__})") from None

@@ -170,6 +170,27 @@ def read_run(run_dir: str | Path) -> RunRecord:
     )
 
 
+# --- figures ---
+
+
+def efficiency_score(
+    figures: Mapping[str, tuple[float, float]], base: Mapping[str, tuple[float, float]]
+) -> float | None:
+    """Efficiency score of SIRI's tables: mean over benchmarks of the relative gain in accuracy (not below 0), divided
+    by the mean of the relative tokens.
+
+    figures and base: benchmark -> (accuracy, mean tokens). None when there is no relative figure: the base got nothing
+    right somewhere, or there are no tokens. Raises InputError unless both have the same benchmarks.
+    """
+    if figures.keys() != base.keys() or not figures:
+        raise InputError(f"efficiency score: benchmarks {sorted(figures)} and {sorted(base)} differ or are none")
+    if not all(accuracy and tokens for accuracy, tokens in base.values()):
+        return None
+    gains = [max(accuracy / base[name][0] - 1, 0) for name, (accuracy, _) in figures.items()]
+    costs = [tokens / base[name][1] for name, (_, tokens) in figures.items()]
+    return sum(gains) / sum(costs) if sum(costs) else None
+
+
 # --- loggers ---
 
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from siri import attention
 from siri.attention import PackedLayout
 from siri.data import resolve_path
-from siri.errors import InputError
+from siri.errors import InputError, first_line
 from siri.packing import Cost
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"model {source}: {_first_line(error)}; give a folder with config.json, or a hub name"
+            f"model {source}: {first_line(error)}; give a folder with config.json, or a hub name"
         ) from None
     if config.model_type not in ARCHITECTURES:
         raise InputError(
@@ -89,7 +89,7 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises whatever its parsers raise
         raise InputError(
-            f"model {source}: no usable tokenizer there ({_first_line(error)}); copy the tokenizer's files"
+            f"model {source}: no usable tokenizer there ({first_line(error)}); copy the tokenizer's files"
         ) from None
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # transformers makes up an empty one where a folder has a config but no tokenizer files
@@ -102,7 +102,7 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model {source}: {_first_line(error)}") from None
+        raise InputError(f"model {source}: {first_line(error)}") from None
     return make_policy(model.to(device), tokenizer)
 
 
@@ -180,7 +180,3 @@ def sequence_cost(config: Any, *, attention_ratio: float = 1.6) -> Cost:
         return linear * lengths + quadratic * lengths**2
 
     return cost
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from siri.metrics import read_run
+from siri.metrics import efficiency_score, read_run
 
 PHASE_STYLE = {"compression": "blue", "expansion": "dark_orange"}
 MISSING = "-"
@@ -223,19 +223,17 @@ def _effect(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Effect:
 
 
 def _score(row: Mapping[str, Any], base: Mapping[str, Any]) -> float | None:
-    """siri.evaluate.efficiency_score for rows of eval.jsonl; None where benchmarks differ or figures lack."""
-    mine, others = row.get("benchmarks") or {"": row}, base.get("benchmarks") or {"": base}
-    if mine.keys() != others.keys():
+    """The efficiency score of a row of eval.jsonl; None where benchmarks differ or figures lack."""
+    pairs = []
+    for one in (row, base):
+        benchmarks = one.get("benchmarks") or {"": one}
+        pairs.append(
+            {name: (figures.get("accuracy"), figures.get("tokens_mean")) for name, figures in benchmarks.items()}
+        )
+    mine, others = pairs
+    if mine.keys() != others.keys() or any(None in figures for pair in pairs for figures in pair.values()):
         return None
-    gains, costs = [], []
-    for name, figures in mine.items():
-        before = others[name]
-        known = (figures.get("accuracy"), figures.get("tokens_mean"), before.get("accuracy"), before.get("tokens_mean"))
-        if None in known or not known[2] or not known[3]:
-            return None
-        gains.append(max(known[0] / known[2] - 1, 0.0))
-        costs.append(known[1] / known[3])
-    return sum(gains) / sum(costs) if sum(costs) else None
+    return efficiency_score(mine, others)
 
 
 def verdict(rows: list[Effect]) -> str:

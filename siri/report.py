@@ -221,7 +221,7 @@ def _efficiency(run: RunRecord) -> list[tuple[str, str]]:
         ("median speed", "tokens_per_s", lambda values: f"{compact(median(values))} tokens/s"),
         ("trained on", "train_tokens", lambda values: f"{compact(values[-1])} response tokens"),
         ("mean lock-step efficiency", "lockstep_efficiency", lambda values: percent(fmean(values))),
-        ("groups without variance", "zero_variance_groups", lambda values: f"{fmean(values):.1f} a step"),
+        ("groups without variance", "zero_variance_groups", lambda values: percent(fmean(values))),
     ):
         if values := column(key):
             facts.append((word, show(values)))

@@ -82,6 +82,8 @@ class RewardPool:
         if not 0 < timeout_s < math.inf:
             raise InputError(f"reward timeout {timeout_s}: must be a positive number of seconds")
         self.reward, self.workers, self.timeout_s, self.think = reward, workers, timeout_s, think
+        self.first_error = ""
+        """What the first answer that could not be graded ran into, for the user."""
         self._pool: list[_Worker] = []
 
     def __enter__(self) -> "RewardPool":
@@ -121,7 +123,7 @@ class RewardPool:
             return RewardBatch([exact_reward(response, answer, think=self.think) for response, answer in pairs])
         if not self._pool:
             raise RuntimeError("the reward pool is not open: use it in a with statement")
-        batch = RewardBatch([0.0] * len(pairs))
+        batch = RewardBatch([0.0] * len(pairs), first_error=self.first_error)
         waiting = deque(range(len(pairs)))
         try:
             while waiting or any(worker.item is not None for worker in self._pool):
@@ -137,6 +139,7 @@ class RewardPool:
             for worker in [worker for worker in self._pool if worker.item is not None]:
                 self._replace(worker)  # or its late answer would be taken for one of the next batch
             raise
+        self.first_error = batch.first_error
         return batch
 
     def _start(self) -> _Worker:

@@ -13,17 +13,11 @@ from siri.metrics import MetricsLog, write_atomic
 
 Resume = Literal["never", "must", "auto"]
 
-# Settings that may change when a run continues: how long it goes on and what is written, not what is learnt.
-FREE = {
-    "steps",
-    "train_tokens",
-    "save_every",
-    "keep_checkpoints",
-    "logger",
-    "profile",
-    "reward_workers",
-    "reward_timeout_s",
-}
+# Settings that may change when a run continues: how long it goes on, what is measured and written, and how the work is
+# laid out in memory and over machines. What is learnt is the same but for the order in which sums are rounded.
+FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "logger", "profile", "reward_workers"}
+FREE |= {"token_budget", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
+FREE |= {"eval_every", "eval_data", "eval_problems", "eval_samples", "eval_temperature", "eval_cap"}
 
 
 class RunFolder:
@@ -78,7 +72,12 @@ class RunFolder:
         return self.state["steps_done"]
 
     def finished(self) -> bool:
-        """Nothing is left to train."""
+        """Nothing is left to do."""
+        measured = not self.config.eval_data or any(row["step"] == self.start for row in self.evals.rows())
+        return self.trained() and measured
+
+    def trained(self) -> bool:
+        """No step is left, though the last evaluation may be."""
         limit = self.config.train_tokens
         return self.start >= self.config.steps or bool(limit and self.state["train_tokens"] >= limit)
 

@@ -73,12 +73,21 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
 
     with rewards, TrainProgress(config.steps, run.start, quiet) as progress, stop_signals() as signals:
         logger = make_logger(config.logger if ranks.main else "none", run_dir, config.to_json())
+        ranks.on_main(lambda: try_reward(config, rewards, prompts))
         ranks.on_main(run.create)  # nothing is written before all that may be bad input was tried
-        predicted = _print_memory_plan(config, policy, ranks) if device.type == "cuda" else None
-        for line in [*run.notes, *_counts(config.data, prompts)]:
+        predicted = _plan_memory(config, policy, ranks, quiet) if device.type == "cuda" else None
+        sources = [(config.data, prompts), *zip(config.eval_data, held_out, strict=True)]
+        for line in [*run.notes, *(line for source, one in sources for line in one.notes(source))]:
             progress.note(line)
 
-        def measure(done: int, name: str) -> None:
+        def measure(done: int) -> None:
+            """Evaluate what is due after `done` steps, unless that was done before a kill."""
+            last = done == config.steps or bool(config.train_tokens and train_tokens >= config.train_tokens)
+            name = schedule.milestone(done) or ("final" if last else f"step-{done}")
+            if done and not (schedule.milestone(done) or last or due(done, config.eval_every)):
+                return
+            if ranks.on_main(lambda: any(row["step"] == done for row in run.evals.rows())):
+                return
             figures = [
                 evaluate(
                     policy,
@@ -95,14 +104,17 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             ]
             if figures and ranks.main:
                 row = average(dict(zip(config.eval_data, figures, strict=True)))
-                row = {"step": done, "name": name, "train_tokens": train_tokens, **row}
+                row = {"step": done, "name": name if done else "base", "train_tokens": train_tokens, **row}
                 run.evals.append(row)
                 logger.log(row, done)
-                progress.note(f"step {done} {name}: accuracy {row['accuracy']:.1%}, {row['tokens_mean']:.1f} tokens")
+                progress.note(
+                    f"step {done} {row['name']}: accuracy {row['accuracy']:.1%}, {row['tokens_mean']:.1f} tokens"
+                )
 
-        if run.start == 0 and not ranks.on_main(run.evals.rows):
-            measure(0, "base")
-        for step in range(run.start, config.steps):
+        measure(run.start)
+        warned = False
+        done, last, stopped = run.start, run.trained(), any(ranks.gather(bool(signals)))
+        for step in [] if last or stopped else range(run.start, config.steps):
             cap = schedule.cap(step)
             trace = run.path / f"trace_step_{step:06d}_rank_{ranks.rank}.json" if step == config.profile else None
             with profiled(trace), watch("step_time"):
@@ -133,22 +145,27 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                 run.metrics.append(row)
                 logger.log(row, step)
                 progress.update(row)
+                if row["reward_errors"] and not warned:
+                    warned = True
+                    progress.note(
+                        f"warning: the reward failed on {row['reward_errors']} answers: {rewards.first_error}"
+                    )
 
             done = step + 1
             last = done == config.steps or bool(config.train_tokens and train_tokens >= config.train_tokens)
             stopped = any(ranks.gather(bool(signals)))
             milestone = schedule.milestone(done)
-            if milestone or last or due(done, config.eval_every):
-                with watch("eval"):  # goes into the row of the next step, as does save
-                    measure(done, milestone or ("final" if last else f"step-{done}"))
             if milestone or last or stopped or due(done, config.save_every or max(1, config.cycle // 4)):
                 state = {"sampler": sampler.state(), "train_tokens": train_tokens}
-                with watch("save"):
+                with watch("save"):  # goes into the row of the next step, as does eval
                     checkpoint.save_checkpoint(
                         run.checkpoints, done, policy, optimizer, state, name=milestone, ranks=ranks
                     )
                     if ranks.main:
                         checkpoint.prune(run.checkpoints, config.keep_checkpoints)
+            if not stopped:  # a resumed run makes up for it
+                with watch("eval"):
+                    measure(done)
             if last or stopped:
                 break
     engine.close()
@@ -156,7 +173,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     if ranks.main:
         write_report(run_dir)
     if not last:
-        if ranks.main:
+        if not quiet:
             print(f"stopped at step {done}, state saved; continue with --resume")
         return STOPPED
     if not quiet:
@@ -180,7 +197,7 @@ def make_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRoll
     return LocalRollout(own, cache_tokens=cache_tokens, trained=trained)
 
 
-def _print_memory_plan(config: Config, policy: Policy, ranks: Ranks) -> int:
+def _plan_memory(config: Config, policy: Policy, ranks: Ranks, quiet: bool) -> int:
     """Print what the run will need of a GPU's memory; returns the predicted peak of an update, bytes."""
     from siri.plan import memory_plan, print_plan
 
@@ -193,7 +210,7 @@ def _print_memory_plan(config: Config, policy: Policy, ranks: Ranks) -> int:
         gpus_per_node=ranks.mesh.shape[-1],
         multiprocessors=gpu.multi_processor_count,
     )
-    if ranks.main:
+    if not quiet:
         print_plan(plan)
     return plan.update_bytes
 
@@ -206,6 +223,14 @@ def _free_cache_tokens(policy: Policy) -> int:
     token_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * head_size * (2 if gpu else 4)
     free = torch.cuda.mem_get_info(policy.device)[0] / 2 if gpu else 2**28
     return int(free / token_bytes)
+
+
+def try_reward(config: Config, rewards: RewardPool, prompts: PromptSet) -> None:
+    """Refuse a reward that fails on each of a few gold answers: it would call every response of the run wrong."""
+    gold = prompts.answers[:4]
+    graded = rewards.score([f"</think> \\boxed{{{answer}}}" for answer in gold], gold)
+    if graded.errors == len(gold):
+        raise InputError(f"reward {config.reward} fails on every answer; the first time with: {rewards.first_error}")
 
 
 def plan_token_budget(config: Config, *, longest: int) -> int:
@@ -255,13 +280,3 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _counts(source: str, prompts: PromptSet) -> list[str]:
-    """Lines about rows that are not trained on."""
-    lines = []
-    if prompts.dropped:
-        lines.append(f"{source}: {prompts.dropped} rows without prompt or answer left out")
-    if prompts.too_long:
-        lines.append(f"{source}: {prompts.too_long} over-long prompts left out")
-    return lines

@@ -20,6 +20,9 @@ from siri.model import Policy, packed_hidden, sequence_cost
 from siri.packing import Plan, pack
 from siri.timing import Stopwatch
 
+ALWAYS = ("entropy_mean", "clip_low_fraction", "clip_high_fraction", "approx_kl", "ratio_max")
+"""Metrics that every step has, null where nothing was trained on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -141,7 +144,9 @@ def update_policy(
     metrics["forward_flops"] = float(
         sum(flops(np.array([len(one) for one in samples])).sum() for samples in mini_batches)
     )
-    metrics["lockstep_efficiency"] = _efficiency([plan for plan in plans if plan is not None])
+    made = [plan for plan in plans if plan is not None]
+    joined = Plan([step for plan in made for step in plan.steps], [step for plan in made for step in plan.costs])
+    metrics["lockstep_efficiency"] = joined.lockstep_efficiency if made else math.nan
     return metrics
 
 
@@ -226,15 +231,11 @@ def _merged(parts: Sequence[dict[str, torch.Tensor]], ranks: Ranks) -> dict[str,
         for one in ranks.gather(own)
         if one
     ]
-    metrics = {name: value.item() for name, value in merge_metrics(everybody).items()} if everybody else {}
+    metrics = dict.fromkeys(ALWAYS, math.nan)
+    if everybody:
+        metrics |= {name: value.item() for name, value in merge_metrics(everybody).items()}
     metrics["entropy"] = metrics.pop("entropy_mean", math.nan)
     return metrics
-
-
-def _efficiency(plans: Sequence[Plan]) -> float:
-    elapsed = sum(max(ranks) for plan in plans for ranks in plan.costs)
-    useful = sum(sum(ranks) / len(ranks) for plan in plans for ranks in plan.costs)
-    return useful / elapsed if elapsed else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

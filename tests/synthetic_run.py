@@ -121,7 +121,7 @@ def make_run(
                 "clip_high_fraction": 0.002,
                 "approx_kl": 1e-4,
                 "lockstep_efficiency": 0.97,
-                "zero_variance_groups": int(16 * right**8),
+                "zero_variance_groups": right**8,
                 "train_tokens": int(trained),
                 "rollout_s": 0.7 * seconds,
                 "train_s": 0.3 * seconds,

@@ -15,7 +15,7 @@ from siri.progress import effects
 from siri.rollout import Completion
 from tests.tiny import save_tiny
 
-# SIRI.md, table 1: (accuracy %, mean tokens) on AIME24, AIME25, AMC, MATH500, and the printed score
+# the paper's table 1: (accuracy %, mean tokens) on AIME24, AIME25, AMC, MATH500, and the printed score
 BASE = {
     "1.5B": [(28.2, 12333), (21.5, 12264), (61.8, 8449), (82.4, 4745)],
     "7B": [(53.5, 10306), (38.3, 11114), (79.4, 6740), (90.2, 3674)],
@@ -120,7 +120,7 @@ class ScriptedEngine:
 class EqualText:
     def score(self, texts, answers):
         rewards = [float(text == answer) for text, answer in zip(texts, answers, strict=True)]
-        return SimpleNamespace(rewards=rewards, timeouts=3)
+        return SimpleNamespace(rewards=rewards, timeouts=3, errors=2)
 
 
 POLICY = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
@@ -128,7 +128,7 @@ POLICY = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
 
 def measured(script, answers, *, cap, samples, progress=None):
     engine = ScriptedEngine(script)
-    prompts = PromptSet([[p] for p in range(len(script))], answers, 0, 0)
+    prompts = PromptSet([[p] for p in range(len(script))], answers, 1, 2)
     result = evaluate(
         POLICY, engine, EqualText(), prompts, cap=cap, samples=samples, temperature=0.6, seed=11, progress=progress
     )
@@ -149,13 +149,16 @@ def test_figures_are_exact():
         cap=6,
         problems=3,
         samples=4,
+        left_out=3,
         accuracy=6 / 12,
+        reward_mean=6 / 12,
         pass_at_k={"1": pytest.approx(0.5), "2": pytest.approx((5 / 6 + 1 + 0) / 3), "4": pytest.approx(2 / 3)},
         tokens_mean=(3 + 2 + 3 + 6 + 4 + 1 + 1 + 6 + 1) / 12,
         tokens_right_mean=(3 + 3 + 4) / 6,
         tokens_wrong_mean=(2 + 6 + 1 + 1 + 6 + 1) / 6,
         truncation_rate=2 / 12,
         reward_timeouts=3,
+        reward_errors=2,
     )
     assert got.pass_at_k["1"] == pytest.approx(got.accuracy), "avg@k is pass@1"
     assert counted == [4, 4, 4]
@@ -225,10 +228,15 @@ def test_siri_eval_of_the_demo_model(tmp_path, capsys, monkeypatch):
 def test_a_base_must_be_comparable(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = {"model": "m", "benchmarks": {"siri:demo/heldout.jsonl": {"accuracy": 0.5, "tokens_mean": 9, "cap": 64}}}
+    row["benchmarks"]["siri:demo/heldout.jsonl"]["problems"] = 5
     Path("base.json").write_text(json.dumps(row))
     arguments = ["eval", "siri:demo/model", *DEMO, "--base", "base.json"]
     assert main(arguments) == 2
     assert "another cap than 96" in capsys.readouterr().err
+    row["benchmarks"]["siri:demo/heldout.jsonl"]["cap"] = 96
+    Path("base.json").write_text(json.dumps(row))
+    assert main(arguments) == 2
+    assert "5 problems of siri:demo/heldout.jsonl, here" in capsys.readouterr().err
     row["benchmarks"] = {"aime.json": row["benchmarks"].popitem()[1]}
     Path("base.json").write_text(json.dumps(row))
     assert main(arguments) == 2

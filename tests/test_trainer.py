@@ -85,21 +85,26 @@ def real_model(tmp_path_factory, data_dir) -> Path:
     return save_tiny(tmp_path_factory.mktemp("real") / "model", tokenizer, max_position_embeddings=2048)
 
 
-@pytest.mark.parametrize("name", ["math_train.json", "deepscaler_part.parquet"])
-def test_siri_1_5b_trains_on_real_problems(name, real_model, data_dir, tmp_path, capsys):
-    """The recipe with model, data, lengths and steps of the test's own. The batch is smaller too: 128 prompts of 16
-    responses take over a minute a step on a busy machine, for the same path."""
-    small_batch = ["--prompts-per-step", "12", "--group-size", "4", "--mini-batch-prompts", "6"]
+SMALL_BATCH = ("--prompts-per-step", "12", "--group-size", "4", "--mini-batch-prompts", "6")
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "responses"),
+    [("math_train.json", (), 2048), ("deepscaler_part.parquet", SMALL_BATCH, 48)],
+)
+def test_siri_1_5b_trains_on_real_problems(name, batch, responses, real_model, data_dir, tmp_path, capsys):
+    """The recipe with model, data, lengths and steps of the test's own, and nothing else in the first case; the second
+    spares the time of its full batch."""
     metrics = train(
         tmp_path / "run",
         *("--model", str(real_model), "--data", str(data_dir / name)),
-        *("--l-max", "24", "--l-min", "12", "--steps", "2"),
-        *small_batch,
+        *("--l-max", "16", "--l-min", "8", "--max-prompt-tokens", "128", "--steps", "2"),
+        *batch,
         recipe="siri-1.5b",
         report=True,
     )
     assert [row["step"] for row in metrics] == [0, 1] and metrics[0].keys() >= CONTRACT
-    assert all(row["cap"] == 24 and row["phase"] == "compression" and row["responses"] == 48 for row in metrics)
+    assert all(row["cap"] == 16 and row["phase"] == "compression" and row["responses"] == responses for row in metrics)
     assert all(row["truncation_rate"] > 0.5 and row["reward_mean"] == 0 for row in metrics), "a random model rambles"
     assert all(0 < row["entropy"] < math.log(1000) and row["skipped_updates"] == 0 for row in metrics)
     assert not (tmp_path / "run" / "eval.jsonl").exists() and (tmp_path / "run" / "report.html").exists()
@@ -422,3 +427,19 @@ def test_no_think_grades_the_whole_response(straight, tmp_path):
     metrics = train(tmp_path / "run", "--steps", "1", "--no-think", "--quiet")
     assert metrics[0]["reward_mean"] == 0 < rows(straight)[0]["reward_mean"]
     assert metrics[0]["grad_norm"] == 0
+
+
+def test_a_reward_that_always_fails_is_refused_and_one_that_sometimes_does_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("broken_reward.py").write_text("def always(response, answer):\n    return 1 / 0\n")
+    with open("broken_reward.py", "a") as file:
+        file.write("def on_rambling(response, answer):\n    return 1 / ('boxed' in response)\n")
+    options = ["train", "demo", "--steps", "1", "--prompts-per-step", "2", "--group-size", "2", "--eval-problems", "2"]
+    assert main([*options, "--run-dir", "always", "--reward", "broken_reward:always"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "fails on every answer" in message and "division by zero" in message
+    assert not Path("always").exists()
+    assert main([*options, "--run-dir", "some", "--reward", "broken_reward:on_rambling"]) == 0
+    assert "warning: the reward failed on 4 answers" in capsys.readouterr().out
+    assert json.loads(Path("some/metrics.jsonl").read_text())["reward_errors"] == 4
+    assert json.loads(Path("some/eval.jsonl").read_text().splitlines()[0])["reward_errors"] == 2
