@@ -60,10 +60,12 @@ def full_logits(p: Problem) -> tuple[Tensor, Tensor]:
 def forwards(p: Problem) -> dict[str, Callable[[], object]]:
     """Log-prob and entropy, no gradient."""
 
-    def ours():
-        return linear_logprob(p.hidden, p.weight, p.target_ids, return_entropy=True)
+    def ours(**options):
+        return linear_logprob(p.hidden, p.weight, p.target_ids, return_entropy=True, **options)
 
     contestants = {"siri": ours, "eager": lambda: full_logits(p)}
+    if p.hidden.is_cuda:  # what "auto" does not choose before it has won here
+        contestants["siri-anchored"] = lambda: ours(impl="anchored")
     return {name: torch.no_grad()(f) for name, f in contestants.items()}
 
 
@@ -81,6 +83,8 @@ def steps(p: Problem, *, compiled: bool = False) -> dict[str, Callable[[], objec
 
     contestants = {"siri": ours, "siri-small": lambda: ours(memory="small"), "siri-lean": lambda: ours(memory="lean")}
     contestants["eager"] = plain
+    if p.hidden.is_cuda:
+        contestants["siri-anchored"] = lambda: ours(impl="anchored")
     if compiled:
         fast = torch.compile(full_logits)
         contestants["torch.compile"] = lambda: plain(fast)
