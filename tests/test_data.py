@@ -385,3 +385,26 @@ def test_state_resumes_exactly(before):
 def test_sampler_rejects(bad):
     with pytest.raises(InputError):
         Sampler(**{"n": 10, "seed": 0} | bad)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("org/name", ("org/name", None, "train")),
+        ("org/name:hard", ("org/name", "hard", "train")),
+        ("org/name@test", ("org/name", None, "test")),
+        ("org/name:hard@test", ("org/name", "hard", "test")),
+    ],
+)
+def test_hub_names_carry_configuration_and_split(source, asked, monkeypatch):
+    import datasets
+
+    calls = []
+
+    def load_dataset(name, configuration, *, split):
+        calls.append((name, configuration, split))
+        return [{"problem": "1 + 1", "answer": "2"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert [problem.answer for problem in load_problems(source).problems] == ["2"]
+    assert calls == [asked]
