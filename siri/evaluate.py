@@ -123,9 +123,9 @@ def run_evaluation(source: str, options: Any) -> None:
     from rich.progress import Progress as Bar
 
     from siri.metrics import write_atomic
-    from siri.model import load_policy, pick_device
+    from siri.model import check_context, load_policy, pick_device
     from siri.reward_pool import RewardPool
-    from siri.trainer import check_context, make_engine
+    from siri.rollout.local import make_engine
 
     base = _read_results(options.base, options) if options.base else None
     if options.out and not Path(options.out).absolute().parent.is_dir():
@@ -140,7 +140,7 @@ def run_evaluation(source: str, options: Any) -> None:
                 f"--base {options.base}: {base['benchmarks'][name]['problems']} problems of {name}, here "
                 f"{len(prompts.ids)}; give both the same --problems and --max-prompt-tokens"
             )
-    check_context(policy, [(prompts, options.cap) for prompts in sets.values()])
+        check_context(policy, prompts.longest, options.cap)
     engine = make_engine(options, policy)
     pool = RewardPool(
         options.reward, workers=options.reward_workers, timeout_s=options.reward_timeout_s, think=options.think
@@ -217,17 +217,18 @@ def _read_results(path: str, options: Any) -> dict[str, Any]:
     """The base's results, which must be of the same benchmarks at the same cap: both figures depend on it."""
     try:
         row = json.loads(Path(path).read_text())
-        found = {name: (one["accuracy"], one["problems"], one["cap"]) for name, one in row["benchmarks"].items()}
+        known = ("accuracy", "tokens_mean", "problems", "cap")
+        found = {name: {key: one[key] for key in known} for name, one in row["benchmarks"].items()}
         model = row["model"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--base {path}: not a result file of siri eval --out ({type(error).__name__})") from None
     if found.keys() != set(options.data):
         raise InputError(f"--base {path} holds the benchmarks {', '.join(sorted(found))}; give --data the same names")
-    if any(cap != options.cap for _, _, cap in found.values()):
+    if any(one["cap"] != options.cap for one in found.values()):
         raise InputError(
             f"--base {path} was measured at another cap than {options.cap}; measure both at the same --cap"
         )
-    return {"model": model, "benchmarks": row["benchmarks"]}
+    return {"model": model, "benchmarks": found}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -142,6 +142,15 @@ def make_policy(model: Any, tokenizer: Any) -> Policy:
     return Policy(model, tokenizer, frozenset(stop_ids), model.config.max_position_embeddings)
 
 
+def check_context(policy: Policy, longest_prompt: int, cap: int) -> None:
+    """Refuse a cap that does not fit into the model's context together with the longest prompt (both in tokens)."""
+    if longest_prompt + cap > policy.context:
+        raise InputError(
+            f"a cap of {cap} tokens and the longest prompt ({longest_prompt}) exceed the model's context of "
+            f"{policy.context}; lower the cap (--l-max, --eval-cap) or --max-prompt-tokens"
+        )
+
+
 def packed_hidden(model: Any, input_ids_N: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
     """Hidden states [N, D] before lm_head of sequences laid end to end in input_ids_N [N] int64 (no padding).
 

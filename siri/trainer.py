@@ -16,11 +16,11 @@ from siri.distributed import Ranks, join_ranks, shard
 from siri.errors import InputError
 from siri.evaluate import average, evaluate
 from siri.metrics import make_logger
-from siri.model import Policy, allocate, checkpoint_activations, load_policy, pick_device
+from siri.model import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.reward_pool import RewardPool
-from siri.rollout.local import LocalRollout
+from siri.rollout.local import make_engine
 from siri.run import Resume, RunFolder
 from siri.timing import Stopwatch, model_flops_utilisation, profiled
 from siri.update import update_policy
@@ -48,7 +48,9 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         load_prompts(source, policy.tokenizer, config, limit=config.eval_problems) for source in config.eval_data
     ]
     eval_cap = config.eval_cap or schedule.longest
-    check_context(policy, [(prompts, schedule.longest), *((one, eval_cap) for one in held_out)])
+    check_context(policy, prompts.longest, schedule.longest)
+    for problems in held_out:
+        check_context(policy, problems.longest, eval_cap)
     token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest)
     if ranks.sharded:
         shard(policy.model, ranks, compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -182,21 +184,6 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     return DONE
 
 
-def make_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRollout:
-    """The embedded engine with the settings of a Config or of `siri eval`; `copy` gives it weights of its own, because
-    the policy's are sharded."""
-    own, trained = policy, None
-    if copy:
-        own, trained = load_policy(config.model, policy.device, weights=False), policy.model
-        if policy.device.type == "cuda":
-            own.model.to(torch.bfloat16)
-        allocate(own.model, policy.device)
-    cache_tokens = config.rollout_tokens
-    if cache_tokens == "auto":
-        cache_tokens = _free_cache_tokens(own)
-    return LocalRollout(own, cache_tokens=cache_tokens, trained=trained)
-
-
 def _plan_memory(config: Config, policy: Policy, ranks: Ranks, quiet: bool) -> int:
     """Print what the run will need of a GPU's memory; returns the predicted peak of an update, bytes."""
     from siri.plan import memory_plan, print_plan
@@ -213,16 +200,6 @@ def _plan_memory(config: Config, policy: Policy, ranks: Ranks, quiet: bool) -> i
     if not quiet:
         print_plan(plan)
     return plan.update_bytes
-
-
-def _free_cache_tokens(policy: Policy) -> int:
-    """How many tokens of keys and values fit into half of the free device memory (a quarter of a GiB on a CPU)."""
-    c = policy.model.config
-    head_size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    gpu = policy.device.type == "cuda"
-    token_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * head_size * (2 if gpu else 4)
-    free = torch.cuda.mem_get_info(policy.device)[0] / 2 if gpu else 2**28
-    return int(free / token_bytes)
 
 
 def try_reward(config: Config, rewards: RewardPool, prompts: PromptSet) -> None:
@@ -244,16 +221,6 @@ def plan_token_budget(config: Config, *, longest: int) -> int:
             "--token-budget or lower --l-max"
         )
     return config.token_budget
-
-
-def check_context(policy: Policy, uses: list[tuple[PromptSet, int]]) -> None:
-    """Refuse a cap that does not fit into the model's context together with the longest prompt."""
-    for prompts, cap in uses:
-        if prompts.longest + cap > policy.context:
-            raise InputError(
-                f"a cap of {cap} tokens and the longest prompt ({prompts.longest}) exceed the model's context of "
-                f"{policy.context}; lower the cap (--l-max, --eval-cap) or --max-prompt-tokens"
-            )
 
 
 def due(done: int, every: int) -> bool:

@@ -191,7 +191,11 @@ def policy_loss(
 def score(model: Any, micro: MicroBatch, config: Config) -> torch.Tensor:
     """Log-probs [R] of the response tokens under the current weights."""
     hidden_RD, weight, bias = _head_inputs(model, micro)
-    return linear_logprob(hidden_RD, weight, micro.target_ids_R, temperature=config.temperature, bias=bias)
+    # the anchor of the loss's own pass: the same kernel with the same anchor gives a ratio of exactly 1
+    anchor = micro.rollout_logp_R
+    return linear_logprob(
+        hidden_RD, weight, micro.target_ids_R, temperature=config.temperature, bias=bias, anchor=anchor
+    )
 
 
 def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:

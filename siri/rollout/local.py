@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from siri.distributed import full
-from siri.model import Policy
+from siri.model import Policy, allocate, load_policy
 from siri.rollout import Completion, Progress, Request
 
 SHRINK_AT = 0.75
@@ -157,3 +157,28 @@ def _draw(logits_BV: torch.Tensor, temperature: float, generator: torch.Generato
     logp_BV = torch.log_softmax(logits_BV / (temperature or 1.0), dim=-1)
     token_B1 = torch.multinomial(logp_BV.exp(), 1, generator=generator) if temperature else logp_BV.argmax(-1, True)
     return token_B1[:, 0], logp_BV.gather(1, token_B1)[:, 0]
+
+
+def make_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRollout:
+    """The embedded engine with the settings of a Config or of `siri eval`; `copy` gives it weights of its own, because
+    the policy's are sharded."""
+    own, trained = policy, None
+    if copy:
+        own, trained = load_policy(config.model, policy.device, weights=False), policy.model
+        if policy.device.type == "cuda":
+            own.model.to(torch.bfloat16)
+        allocate(own.model, policy.device)
+    cache_tokens = config.rollout_tokens
+    if cache_tokens == "auto":
+        cache_tokens = _free_cache_tokens(own)
+    return LocalRollout(own, cache_tokens=cache_tokens, trained=trained)
+
+
+def _free_cache_tokens(policy: Policy) -> int:
+    """How many tokens of keys and values fit into half of the free device memory (a quarter of a GiB on a CPU)."""
+    c = policy.model.config
+    head_size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    gpu = policy.device.type == "cuda"
+    token_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * head_size * (2 if gpu else 4)
+    free = torch.cuda.mem_get_info(policy.device)[0] / 2 if gpu else 2**28
+    return int(free / token_bytes)
