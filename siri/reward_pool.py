@@ -123,7 +123,7 @@ class RewardPool:
             return RewardBatch([exact_reward(response, answer, think=self.think) for response, answer in pairs])
         if not self._pool:
             raise RuntimeError("the reward pool is not open: use it in a with statement")
-        batch = RewardBatch([0.0] * len(pairs), first_error=self.first_error)
+        batch = RewardBatch([0.0] * len(pairs))
         waiting = deque(range(len(pairs)))
         try:
             while waiting or any(worker.item is not None for worker in self._pool):
@@ -139,7 +139,7 @@ class RewardPool:
             for worker in [worker for worker in self._pool if worker.item is not None]:
                 self._replace(worker)  # or its late answer would be taken for one of the next batch
             raise
-        self.first_error = batch.first_error
+        self.first_error = self.first_error or batch.first_error
         return batch
 
     def _start(self) -> _Worker:
