@@ -1,4 +1,4 @@
-"""What a run records: JSON lines that survive a crash, and optional loggers that mirror them.
+"""What a run records: JSON lines that survive a crash; `siri.loggers` mirrors them elsewhere.
 
 `metrics.jsonl` holds one object a training step, `eval.jsonl` one object an evaluation. Both are plain appends: a
 process killed in the middle of a write leaves at most one torn last line; reading ignores it, the next write drops it.
@@ -7,8 +7,6 @@ process killed in the middle of a write leaves at most one torn last line; readi
 import json
 import math
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +14,13 @@ from typing import Any
 
 from siri.errors import InputError
 
-LOGGERS = ("none", "tensorboard", "wandb", "trackio")
-INSTALL_LOGGERS = "pip install -e ./kernels -e '.[loggers]'"
 
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON knows it: NaN and infinities become None, numpy and torch scalars become Python numbers."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int, str)):
@@ -33,7 +28,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if callable(getattr(value, "item", None)):
-        return _plain(value.item())
+        return plain(value.item())
     raise TypeError(f"cannot record a {type(value).__name__}: {value!r}")
 
 
@@ -88,7 +83,7 @@ class MetricsLog:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write `row` as one line and flush it. NaN and infinities become null; floats round-trip exactly."""
-        line = json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) + "\n"
+        line = json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n"
         if not self._checked:
             self.truncate(keep=lambda row: True)  # the new row must start on a line of its own
             self._checked = True
@@ -115,7 +110,7 @@ class MetricsLog:
         rows, whole = _parse(self.path)
         kept = [row for row in rows if (keep(row) if keep else row["step"] < step)]
         if len(kept) < len(rows) or not whole:
-            text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in kept)
+            text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in kept)
             write_atomic(self.path, text.encode())
         return len(rows) - len(kept)
 
@@ -189,155 +184,3 @@ def efficiency_score(
     gains = [max(accuracy / base[name][0] - 1, 0) for name, (accuracy, _) in figures.items()]
     costs = [tokens / base[name][1] for name, (_, tokens) in figures.items()]
     return sum(gains) / sum(costs) if sum(costs) else None
-
-
-# --- loggers ---
-
-
-def _scalars(row: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-    """The section ("train" or "eval") of a row and its finite numbers, nested ones as "pass_at_k/8"."""
-    row = _plain(row)
-    numbers: dict[str, float] = {}
-
-    def walk(prefix: str, items: dict) -> None:
-        for key, value in items.items():
-            if isinstance(value, dict):
-                walk(f"{prefix}{key}/", value)
-            elif isinstance(value, (int, float)) and key != "step":
-                numbers[f"{prefix}{key}"] = float(value)
-
-    walk("", row)
-    if "phase" in row:
-        numbers["expansion"] = float(row["phase"] == "expansion")
-    # an evaluation has a name ("base", "siri-low-1", ...), a training step has not
-    return ("eval" if "name" in row else "train"), numbers
-
-
-class Logger:
-    """Mirrors rows of `metrics.jsonl` and `eval.jsonl` elsewhere; this one goes nowhere (`--logger none`)."""
-
-    def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Log the numbers of `row` at `step` under train/ or, for a row that has a `name`, under eval/."""
-
-    def close(self) -> None:
-        """Flush and finish."""
-
-
-class TensorBoardLogger(Logger):
-    """Event files in RUN/tensorboard/train and RUN/tensorboard/eval."""
-
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise _missing("tensorboard") from None
-        self._writer_class = SummaryWriter
-        self._folder = run_dir / "tensorboard"
-        self._writers: dict[str, Any] = {}
-        self._config = config
-
-    def log(self, row: Mapping[str, Any], step: int) -> None:
-        section, numbers = _scalars(row)
-        if section not in self._writers:
-            # purge_step hides what a killed run logged after the checkpoint that this one resumed from. That is why the
-            # two sections have a writer each: an evaluation must not be purged by the first training step after it
-            self._writers[section] = self._writer_class(str(self._folder / section), purge_step=step)
-            if section == "train":
-                text = json.dumps(_plain(self._config), indent=2)
-                self._writers[section].add_text("config", f"```json\n{text}\n```", step)
-        for key, value in numbers.items():
-            self._writers[section].add_scalar(key, value, step)
-
-    def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-
-
-class WandbLogger(Logger):
-    """A Weights & Biases run in project `siri` (WANDB_PROJECT, WANDB_MODE and the like are honoured)."""
-
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError:
-            raise _missing("wandb") from None
-        fresh = not run_dir.exists()
-        run_id = _run_id(run_dir)
-        try:
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "siri"),
-                dir=str(run_dir),
-                id=run_id,
-                name=os.environ.get("WANDB_NAME", run_dir.resolve().name),
-                config=_plain(config),
-                resume="allow",
-            )
-        except wandb.Error as error:
-            if fresh:
-                shutil.rmtree(run_dir)  # bad input leaves no half-written run folder behind
-            reason = " ".join(str(error).split())
-            raise InputError(f"--logger wandb: {reason}; or set WANDB_MODE=offline") from None
-        # a step axis of our own: wandb's may only grow, and a resumed run goes back to its last checkpoint
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-
-    def log(self, row: Mapping[str, Any], step: int) -> None:
-        section, numbers = _scalars(row)
-        self._run.log({f"{section}/{key}": value for key, value in numbers.items()} | {"step": step})
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class TrackioLogger(Logger):
-    """A trackio run in project `siri` (TRACKIO_PROJECT names another)."""
-
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]):
-        try:
-            import trackio
-        except ImportError:
-            raise _missing("trackio") from None
-        self._run = trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", "siri"),
-            # trackio resumes by name
-            name=f"{run_dir.resolve().name}-{_run_id(run_dir)}",
-            config=_plain(config),
-            resume="allow",
-            embed=False,
-        )
-
-    def log(self, row: Mapping[str, Any], step: int) -> None:
-        section, numbers = _scalars(row)
-        self._run.log({f"{section}/{key}": value for key, value in numbers.items()}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def make_logger(kind: str, run_dir: str | Path, config: Mapping[str, Any]) -> Logger:
-    """The logger called `kind` ("none", "tensorboard", "wandb", "trackio"). Make it on rank 0 only.
-
-    The folder of the run need not exist yet, and after an error it still does not.
-
-    Raises:
-        InputError: unknown kind, or its package is missing (says how to install it).
-    """
-    classes = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger, "trackio": TrackioLogger}
-    if kind == "none":
-        return Logger()
-    if kind not in classes:
-        raise InputError(f"logger = {kind!r} is unknown; choose one of {', '.join(LOGGERS)}")
-    return classes[kind](Path(run_dir), config)
-
-
-def _missing(package: str) -> InputError:
-    return InputError(f"--logger {package} needs the package {package}; in the checkout run: {INSTALL_LOGGERS}")
-
-
-def _run_id(run_dir: Path) -> str:
-    """An id that lives in the run folder: a resumed run continues its curve, a new one never does."""
-    path = run_dir / "logger_id"
-    if not path.exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (uuid.uuid4().hex[:8] + "\n").encode())
-    return path.read_text().strip()

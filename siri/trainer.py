@@ -15,7 +15,7 @@ from siri.data import PromptSet, Sampler, load_prompts, resolve_path
 from siri.distributed import Ranks, join_ranks, shard
 from siri.errors import InputError
 from siri.evaluate import average, evaluate
-from siri.metrics import make_logger
+from siri.loggers import make_logger
 from siri.model import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
