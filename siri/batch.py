@@ -13,6 +13,7 @@ from siri.config import Config
 from siri.data import PromptSet, Sampler
 from siri.distributed import ALONE, Ranks
 from siri.model import Policy
+from siri.rewards import kimi_length_rewards
 from siri.rollout import Completion, Request, Rollout
 from siri.timing import Stopwatch
 from siri.update import Sample
@@ -27,7 +28,7 @@ class Group:
     scores: list[float]
     """What the reward function said of each response, 0 where the cap cut it (unless overlong says otherwise)."""
     rewards: list[float]
-    """Scores after the overlong penalty: what the advantages are made of."""
+    """Scores after penalties and rewards for length: what the advantages are made of."""
     timeouts: int = 0
     errors: int = 0
     """Answers whose grading timed out, or failed; both score 0."""
@@ -94,6 +95,10 @@ def _groups(
                 score + soft_penalty(len(completion.token_ids), cap, config.overlong_buffer)
                 for completion, score in zip(completions, scores, strict=True)
             ]
+        if config.length_reward == "kimi":
+            lengths = [len(completion.token_ids) for completion in completions]
+            brevity = kimi_length_rewards(lengths, [score >= 1 for score in scores])
+            rewards = [reward + config.length_weight * part for reward, part in zip(rewards, brevity, strict=True)]
         trained = not config.dynamic_sampling or len(set(scores)) > 1
         faults = (graded.timeouts, graded.errors) if number == 0 else (0, 0)
         groups.append(Group(request.prompt_ids, completions, scores, rewards, *faults, trained))

@@ -81,6 +81,11 @@ class Config:
     graded, less DAPO's penalty on the last overlong_buffer tokens."""
     overlong_buffer: int = 4096
     """Tokens before the cap over which the soft penalty grows to 1."""
+    length_reward: Literal["none", "kimi"] = "none"
+    """A reward for brevity within a prompt's group: kimi = Kimi k1.5's, 0.5 for the shortest response to -0.5 for the
+    longest, of which a wrong one gets only what is negative."""
+    length_weight: float = 1.0
+    """Weight of length_reward beside the reward itself."""
     dynamic_sampling: bool = False
     """Drop prompts whose responses are all right or all wrong, and sample others in their place (DAPO)."""
     dynamic_sampling_rounds: int = 8
@@ -122,6 +127,9 @@ class Config:
     """Largest norm of the gradient of an optimizer step."""
     token_budget: int | Auto = "auto"
     """Most tokens of one packed micro-step; auto = what the machine holds."""
+    cost_ratio: float | str = 1.6
+    """Time of a FLOP of attention over that of one in the matrix products, for the packing plan: a number, or the file
+    that siri bench calibrate wrote."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward: none, all but attention (selective), or all (full)."""
     shard_across_nodes: bool = False
@@ -162,7 +170,7 @@ class Config:
         at_least_one += ["eval_samples", "reward_workers", "overlong_buffer", "dynamic_sampling_rounds"]
         at_least_one += ["keep_checkpoints"]
         not_negative = ["train_tokens", "save_every", "eval_every", "eval_problems", "eval_cap", "clip_low"]
-        not_negative += ["clip_high", "weight_decay", "seed", "importance_low", "eval_temperature"]
+        not_negative += ["length_weight", "clip_high", "weight_decay", "seed", "importance_low", "eval_temperature"]
         positive = ["temperature", "lr", "grad_clip", "reward_timeout_s", "importance_cap"]
         for names, holds, rule in (
             (at_least_one, lambda value: value >= 1, "at least 1"),
@@ -189,6 +197,8 @@ class Config:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise InputError(f"dual_clip is {self.dual_clip}; it must be above 1 (verl uses 3)")
+        if not isinstance(self.cost_ratio, str) and self.cost_ratio <= 0:
+            raise InputError(f"cost_ratio is {self.cost_ratio}; it must be above 0, or a file of siri bench calibrate")
         for name in ("token_budget", "rollout_tokens"):
             if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 'auto' or at least 1")

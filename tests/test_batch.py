@@ -96,6 +96,16 @@ def test_soft_penalty_is_dapos():
     assert soft_penalty(3, 6, 4096) == pytest.approx(-0.5), "a buffer longer than the cap shrinks to it"
 
 
+def test_kimi_length_reward_ranks_a_group_and_never_pays_a_wrong_response_for_brevity():
+    group = run(config(length_reward="kimi", length_weight=0.5), prompt_set(*[(3, "3 5")] * 4), cap=9)[0][0]
+    assert group.scores == [1, 0, 1], "scores stay what was right"
+    assert group.rewards == pytest.approx([1 + 0.25, 0, 1 - 0.25])
+    short_but_wrong = run(config(length_reward="kimi"), prompt_set(*[(3, "5")] * 4), cap=9)[0][0]
+    assert short_but_wrong.rewards == pytest.approx([0, 0, 1 - 0.5])
+    plain = run(config(), prompt_set(*[(3, "3 5")] * 4), cap=9)[0][0]
+    assert plain.rewards == plain.scores
+
+
 def test_dynamic_sampling_refills_by_accuracy():
     # prompts of length 3 are mixed (one of 3, 4, 5 right), those of length 2 never right
     prompts = prompt_set(*[(3, "4"), (2, "99")] * 6)

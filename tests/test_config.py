@@ -266,6 +266,7 @@ def test_toml_that_cannot_be_read(tmp_path):
         ({"dual_clip": 0.5}, "dual_clip is 0.5; it must be above 1"),
         ({"token_budget": 0}, "token_budget is 0"),
         ({"rollout_tokens": -1}, "rollout_tokens is -1"),
+        ({"length_weight": -1.0}, "length_weight is -1.0; it must be 0 or more"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

@@ -12,7 +12,7 @@ import siri.reward_pool
 from siri.answers import last_boxed, same_answer
 from siri.errors import InputError
 from siri.reward_pool import RewardPool
-from siri.rewards import exact_reward, math_reward, resolve_reward
+from siri.rewards import exact_reward, kimi_length_rewards, math_reward, resolve_reward
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -476,3 +476,19 @@ def test_pool_rejects_bad_settings():
         RewardPool("math", workers=1, timeout_s=0)
     with RewardPool("exact", workers=1) as pool, pytest.raises(ValueError):
         pool.score(["1"], [])
+
+
+# --- rewards for length
+
+
+@pytest.mark.parametrize(
+    ("lengths", "right", "expected"),
+    [
+        ([10, 20, 30], [True, True, True], [0.5, 0.0, -0.5]),
+        ([10, 15, 30], [False, True, False], [0.0, 0.25, -0.5]),
+        ([12, 12], [True, False], [0.0, 0.0]),
+        ([7], [True], [0.0]),
+    ],
+)
+def test_kimi_length_rewards(lengths, right, expected):
+    assert kimi_length_rewards(lengths, right) == pytest.approx(expected)

@@ -4,9 +4,10 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from siri.demo import task
+from siri.demo import task as demo_task
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +20,13 @@ POOL = 16  # batches that are cut from one length-sorted lot, so that little of 
 IGNORE = -100
 
 
-def draw_problems(rng: random.Random, count: int, exclude: set[str]) -> list[task.Problem]:
-    """`count` different problems, easy and hard in turn so that any prefix is balanced; no prompt is in `exclude`."""
+def draw_problems(
+    rng: random.Random, count: int, exclude: set[str], task: ModuleType = demo_task
+) -> list[demo_task.Problem]:
+    """`count` different problems of `task`, its kinds in turn so that any prefix is balanced; none is in `exclude`."""
     problems, seen = [], set(exclude)
     while len(problems) < count:
-        problem = task.problem(rng, task.KINDS[len(problems) % 2])
+        problem = task.problem(rng, task.KINDS[len(problems) % len(task.KINDS)])
         prompt = task.prompt_text(problem)
         if prompt not in seen:
             seen.add(prompt)
@@ -31,21 +34,21 @@ def draw_problems(rng: random.Random, count: int, exclude: set[str]) -> list[tas
     return problems
 
 
-def draw_sets(seed: int) -> tuple[list[task.Problem], list[task.Problem]]:
-    """The training set (4096) and the held-out set (2048): half easy, half hard, without a common problem."""
-    heldout = draw_problems(random.Random(f"heldout {seed}"), HELDOUT_ROWS, set())
-    train = draw_problems(random.Random(f"train {seed}"), TRAIN_ROWS, {task.prompt_text(p) for p in heldout})
+def draw_sets(seed: int, task: ModuleType = demo_task) -> tuple[list[demo_task.Problem], list[demo_task.Problem]]:
+    """The training set (4096) and the held-out set (2048): as many of each kind, without a common problem."""
+    heldout = draw_problems(random.Random(f"heldout {seed}"), HELDOUT_ROWS, set(), task)
+    train = draw_problems(random.Random(f"train {seed}"), TRAIN_ROWS, {task.prompt_text(p) for p in heldout}, task)
     return train, heldout
 
 
-def write_problems(path: Path, problems: list[task.Problem]) -> None:
-    """Write one JSON object a line: `problem` (the prompt's text), `answer` and `level` ("easy" or "hard")."""
+def write_problems(path: Path, problems: list[demo_task.Problem], task: ModuleType = demo_task) -> None:
+    """Write one JSON object a line: `problem` (the prompt's text), `answer` and `level` (the kind)."""
     rows = ({"problem": task.prompt_text(p), "answer": task.answer(p), "level": p.kind} for p in problems)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def batches(
-    rng: random.Random, tokenizer: "PreTrainedTokenizerBase", exclude: set[str]
+    rng: random.Random, tokenizer: "PreTrainedTokenizerBase", exclude: set[str], task: ModuleType = demo_task
 ) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
     """Endless batches of traces: input_ids and labels, both int64 [128, T], padded on the right.
 

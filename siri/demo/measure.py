@@ -1,9 +1,10 @@
 """What a model does on the demo's problems, sampled by transformers' own `generate`: a check beside `siri eval`."""
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from siri.demo import task
+from siri.demo import task as demo_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,13 +40,15 @@ class Figures:
         )
 
 
-def grade(problem: task.Problem, response: str, truncated: bool, tokens: int) -> Response:
+def grade(
+    problem: demo_task.Problem, response: str, truncated: bool, tokens: int, task: ModuleType = demo_task
+) -> Response:
     """Grade a response's text: right if it ended by itself and what follows `</think>` is the answer."""
-    final = response.partition(task.END_THINK)[2].strip()
-    words = response.partition(task.END_THINK)[0].split()
+    final = response.partition(demo_task.END_THINK)[2].strip()
+    words = response.partition(demo_task.END_THINK)[0].split()
     right = not truncated and final == task.answer(problem)
     statements = sum(word.isdigit() for word in words)
-    return Response(problem.kind, right, tokens, truncated, words.count(task.WAIT), statements)
+    return Response(problem.kind, right, tokens, truncated, words.count(demo_task.WAIT), statements)
 
 
 def summarise(responses: list[Response]) -> Figures:
@@ -62,10 +65,11 @@ def summarise(responses: list[Response]) -> Figures:
 def measure(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    problems: list[task.Problem],
+    problems: list[demo_task.Problem],
     temperature: float,
     seed: int = 0,
     batch: int = 256,
+    task: ModuleType = demo_task,
 ) -> dict[str, Figures]:
     """Sample one response of at most 96 tokens to each problem; the figures under "all", "easy" and "hard".
 
@@ -97,6 +101,6 @@ def measure(
                 truncated = tokenizer.eos_token_id not in ids
                 tokens = len(ids) if truncated else ids.index(tokenizer.eos_token_id) + 1
                 text = tokenizer.decode(ids[:tokens], skip_special_tokens=True)
-                responses.append(grade(problem, text, truncated, tokens))
+                responses.append(grade(problem, text, truncated, tokens, task))
     groups = {"all": responses, **{kind: [r for r in responses if r.kind == kind] for kind in task.KINDS}}
     return {name: summarise(group) for name, group in groups.items() if group}

@@ -134,3 +134,8 @@ def vocabulary() -> list[str]:
     """All words of prompts and traces, in a fixed order, without the tokenizer's special tokens."""
     operands = [letter + digit for letters in (POSITIONS, POSITIONS.upper()) for letter in letters for digit in DIGITS]
     return [THINK, END_THINK, WAIT, *DIGITS, *operands]
+
+
+def first_words() -> list[str]:
+    """The words that a prompt can begin with."""
+    return [operand_word(0, Operand(digit, twist=False)) for digit in range(10)]

@@ -1,8 +1,9 @@
 """The demo's tokenizer: one token a word, of the class that real Qwen2 models load with."""
 
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from siri.demo import task
+from siri.demo import task as demo_task
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -10,11 +11,11 @@ if TYPE_CHECKING:
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 
 
-def build_tokenizer() -> "Qwen2Tokenizer":
-    """A tokenizer over the task's words: 307 tokens, pads on the left.
+def build_tokenizer(task: ModuleType = demo_task) -> "Qwen2Tokenizer":
+    """A tokenizer over a task's words (307 tokens for the demo's), pads on the left.
 
     As in any byte-level BPE a word carries the space before it (" b7", " wait"), so decoding gives back the text, and
-    only a prompt's first operand stands without ("a3"). Encoding puts `<bos>` first unless `add_special_tokens=False`.
+    only a prompt's first word stands without ("a3"). Encoding puts `<bos>` first unless `add_special_tokens=False`.
     `<think>` and `</think>` are not special: `decode(ids, skip_special_tokens=True)` keeps them, as it does with the
     tokenizers of real reasoning models. Text outside the vocabulary is dropped.
     """
@@ -22,8 +23,7 @@ def build_tokenizer() -> "Qwen2Tokenizer":
     from tokenizers.processors import TemplateProcessing
     from transformers import Qwen2Tokenizer
 
-    first = [task.operand_word(0, task.Operand(digit, twist=False)) for digit in range(10)]
-    words = [*first, *(f" {word}" for word in task.vocabulary())]
+    words = [*task.first_words(), *(f" {word}" for word in task.vocabulary())]
     ids = {word: i for i, word in enumerate([PAD, BOS, EOS, UNK, *words])}
     tokenizer = Qwen2Tokenizer(
         vocab=ids,

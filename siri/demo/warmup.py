@@ -7,9 +7,11 @@ seed on the same machine with one thread gives the same bytes.
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
-from siri.demo import ASSETS, HELDOUT, MODEL, TRAIN, data, task
+from siri.demo import ASSETS, HELDOUT, MODEL, TRAIN, data, settle
+from siri.demo import task as demo_task
 from siri.demo.measure import measure
 from siri.demo.tokenizer import build_tokenizer
 from siri.errors import InputError
@@ -21,16 +23,19 @@ LEARNING_RATE = 3e-3
 LR_WARMUP_STEPS = 50
 EMBEDDING_STD = 0.3
 
+TASKS = {"demo": (demo_task, 96), "settle": (settle, 64)}
+"""The tasks, and the width of the model that learns each."""
 
-def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Qwen2ForCausalLM":
-    """A randomly initialised Qwen2 of 281 K parameters, fp32, for `tokenizer`'s vocabulary."""
+
+def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int, width: int = 96) -> "Qwen2ForCausalLM":
+    """A randomly initialised Qwen2, fp32, for `tokenizer`'s vocabulary: 281 K parameters at the demo's width."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -55,7 +60,12 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Qwen2ForCau
 
 
 def train(
-    model: "Qwen2ForCausalLM", tokenizer: "PreTrainedTokenizerBase", steps: int, seed: int, exclude: set[str]
+    model: "Qwen2ForCausalLM",
+    tokenizer: "PreTrainedTokenizerBase",
+    steps: int,
+    seed: int,
+    exclude: set[str],
+    task: ModuleType = demo_task,
 ) -> float:
     """Teach `model` in place on `steps` batches of fresh traces and return the last loss (nats a token).
 
@@ -69,7 +79,7 @@ def train(
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(LR_WARMUP_STEPS, steps // 2), steps)
-    stream = data.batches(random.Random(f"warm-up {seed}"), tokenizer, exclude)
+    stream = data.batches(random.Random(f"warm-up {seed}"), tokenizer, exclude, task)
     columns = (TextColumn("warm-up"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
     model.train()
     with Progress(*columns, TimeRemainingColumn()) as progress:
@@ -89,8 +99,10 @@ def train(
     return loss.item()
 
 
-def make(out: Path, steps: int, seed: int) -> "tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]":
+def make(out: Path, steps: int, seed: int, task: str = "demo") -> "tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]":
     """Write `out`/train.jsonl, `out`/heldout.jsonl and `out`/model, and return the trained model with its tokenizer.
+
+    `task` is a key of TASKS.
 
     The global generators of Python and torch are left as they were. `steps` < 1 and an unusable `out` are InputErrors.
     """
@@ -100,12 +112,13 @@ def make(out: Path, steps: int, seed: int) -> "tuple[Qwen2ForCausalLM, PreTraine
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror.lower()}; name a folder that can be written") from None
-    train_set, heldout_set = data.draw_sets(seed)
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed)
-    train(model, tokenizer, steps, seed, exclude={task.prompt_text(p) for p in heldout_set})
-    data.write_problems(out / TRAIN.name, train_set)
-    data.write_problems(out / HELDOUT.name, heldout_set)
+    module, width = TASKS[task]
+    train_set, heldout_set = data.draw_sets(seed, module)
+    tokenizer = build_tokenizer(module)
+    model = build_model(tokenizer, seed, width)
+    train(model, tokenizer, steps, seed, {module.prompt_text(p) for p in heldout_set}, module)
+    data.write_problems(out / TRAIN.name, train_set, module)
+    data.write_problems(out / HELDOUT.name, heldout_set, module)
     model.save_pretrained(out / MODEL.name)
     tokenizer.save_pretrained(out / MODEL.name)
     return model, tokenizer
@@ -115,7 +128,9 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of `python -m siri.demo`: make the files, then print what the base model does when held out."""
     import tyro
 
-    def run(out: Path = ASSETS, steps: int = 2900, seed: int = 0, threads: int = 1) -> None:
+    def run(
+        out: Path = ASSETS, steps: int = 2900, seed: int = 0, threads: int = 1, task: Literal["demo", "settle"] = "demo"
+    ) -> None:
         """Make the demo's data and base model, 15 minutes on one core with the defaults.
 
         Args:
@@ -123,17 +138,19 @@ def main(argv: list[str] | None = None) -> None:
             steps: Optimizer steps of the supervised warm-up.
             seed: Seed of data and weights.
             threads: CPU threads; only 1 gives the same bytes each time.
+            task: The demo's task, or the study's; the defaults are the demo's.
         """
         import torch
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         torch.set_num_threads(threads)
-        model, tokenizer = make(out, steps, seed)
+        model, tokenizer = make(out, steps, seed, task)
         print(f"wrote {out}")
-        heldout = data.draw_sets(seed)[1]
+        module = TASKS[task][0]
+        heldout = data.draw_sets(seed, module)[1]
         for temperature in (0.6, 1.0):
-            for name, figures in measure(model, tokenizer, heldout, temperature).items():
+            for name, figures in measure(model, tokenizer, heldout, temperature, task=module).items():
                 print(f"held-out, T {temperature}, {name}: {figures}")
 
     try:
