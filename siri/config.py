@@ -132,6 +132,16 @@ class Config:
     that siri bench calibrate wrote."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward: none, all but attention (selective), or all (full)."""
+    attention: Literal["auto", "flash4", "flash3", "flash2", "varlen", "flex", "sdpa"] = "auto"
+    """Attention of packed sequences: flash-attn 4, 3 or 2, torch's varlen or flex, or sdpa over blocks of like length;
+    auto = the fastest that works here (see siri doctor)."""
+    liger: Literal["auto", "on", "off"] = "auto"
+    """Liger's kernels for RMSNorm, RoPE and SwiGLU; auto = on a GPU where liger-kernel is installed."""
+    optimizer_offload: bool = False
+    """Keep AdamW's moments in host memory; they visit the device, some parameters at a time, while a step is taken."""
+    vocab_parallel: bool = False
+    """Cut the lm_head by vocabulary rows over the ranks that share a model: each computes its rows' logits of the
+    tokens of all of them."""
     shard_across_nodes: bool = False
     """On several nodes, shard the model over all GPUs; off = inside each node, replicated across nodes (HSDP)."""
     device: str = "auto"

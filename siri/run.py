@@ -16,12 +16,13 @@ Resume = Literal["never", "must", "auto"]
 # Settings that may change when a run continues: how long it goes on, what is measured and written, and how the work is
 # laid out in memory and over machines. What is learnt is the same but for the order in which sums are rounded.
 FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "logger", "profile", "reward_workers"}
-FREE |= {"token_budget", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
+FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
+FREE |= {"attention", "liger", "optimizer_offload", "vocab_parallel"}
 FREE |= {"eval_every", "eval_data", "eval_problems", "eval_samples", "eval_temperature", "eval_cap"}
 
 
 class RunFolder:
-    """runs/NAME: config.json, metrics.jsonl, eval.jsonl, checkpoints/, report.html and pictures."""
+    """runs/NAME: config.json, metrics.jsonl, eval.jsonl, plans.jsonl, checkpoints/, report.html and pictures."""
 
     def __init__(self, path: Path, config: Config, recipe: str, resume: Resume) -> None:
         """Decide what is to be done with the folder; nothing is written before `create`.
@@ -35,6 +36,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = MetricsLog(path / "metrics.jsonl")
         self.evals = MetricsLog(path / "eval.jsonl")
+        self.plans = MetricsLog(path / "plans.jsonl")
         self.checkpoint: Path | None = None
         """Where to continue; None = at step 0."""
         self.state: dict[str, Any] = {"steps_done": 0, "train_tokens": 0}
@@ -97,6 +99,7 @@ class RunFolder:
         write_atomic(self.path / "config.json", text.encode())
         self.metrics.truncate(self.start)
         self.evals.truncate(keep=lambda row: row["step"] <= self.start)
+        self.plans.truncate(self.start)
         discard_after(self.checkpoints, self.start)
 
 

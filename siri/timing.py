@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 # Dense bf16 peak of one GPU in FLOP/s, from the vendor's data sheets, by a part of the name that torch reports.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+# The first part that is found counts: PCIe and NVL cards run slower than the SXM modules of the same name.
+PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12, "H200": 989e12, "H100": 989e12}
+PEAK_FLOPS |= {"A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 
 
 class Stopwatch:
@@ -27,16 +29,27 @@ class Stopwatch:
         yield
         self.spans.append((name, began, self._now()))
 
+    def laps(self, first: str, last: str) -> list[float]:
+        """Seconds from each start of the part `first` to the end of `last` that belongs to it, in order, since the last
+        call of `seconds`. Call it before that, at the end of a step."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        starts = [began for name, began, _ in self.spans if name == first]
+        ends = [ended for name, _, ended in self.spans if name == last]
+        return [self._between(*pair) for pair in zip(starts, ends, strict=True)]
+
     def seconds(self) -> dict[str, float]:
         """`NAME_s` -> seconds since the last call, summed over the spans of each name."""
         if self.cuda:
             torch.cuda.synchronize()
         total: dict[str, float] = {}
         for name, began, ended in self.spans:
-            span = began.elapsed_time(ended) / 1000 if self.cuda else ended - began
-            total[f"{name}_s"] = total.get(f"{name}_s", 0.0) + span
+            total[f"{name}_s"] = total.get(f"{name}_s", 0.0) + self._between(began, ended)
         self.spans.clear()
         return total
+
+    def _between(self, began: Any, ended: Any) -> float:
+        return began.elapsed_time(ended) / 1000 if self.cuda else ended - began
 
     def _now(self) -> Any:
         if not self.cuda:
@@ -57,11 +70,11 @@ def profiled(trace: Path | None) -> Iterator[None]:
     profiler.export_chrome_trace(str(trace))
 
 
-def model_flops_utilisation(forward_flops: float, seconds: float, gpus: int, device: torch.device) -> float | None:
-    """Share of the GPUs' bf16 peak that training reached: 3 x forward FLOPs (the backward costs twice the forward;
-    recomputation does not count) / (seconds x GPUs x peak). None where the peak is not known, as on a CPU."""
+def model_flops_utilisation(flops: float, seconds: float, gpus: int, device: torch.device) -> float | None:
+    """Share of the GPUs' bf16 peak that training reached: model FLOPs (see `siri.cost.training_flops`) / (seconds x
+    GPUs x peak). None where the peak is not known, as on a CPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
-    return None if peak is None else 3 * forward_flops / (seconds * gpus * peak)
+    return None if peak is None else flops / (seconds * gpus * peak)

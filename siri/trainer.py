@@ -11,6 +11,7 @@ import torch
 from siri import checkpoint
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config import Config
+from siri.cost import read_cost_ratio, sequence_cost
 from siri.data import PromptSet, Sampler, load_prompts, resolve_path
 from siri.distributed import Ranks, join_ranks, shard
 from siri.errors import InputError
@@ -22,6 +23,7 @@ from siri.report import write_report
 from siri.reward_pool import RewardPool
 from siri.rollout.local import make_engine
 from siri.run import Resume, RunFolder
+from siri.step_plan import StepTimes
 from siri.timing import Stopwatch, model_flops_utilisation, profiled
 from siri.update import update_policy
 
@@ -42,6 +44,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             print_closing(run_dir)
         return DONE
     schedule = config.length_schedule()
+    cost_ratio = ranks.on_main(lambda: read_cost_ratio(config.cost_ratio))
     policy = load_policy(config.model, device, weights=not ranks.sharded)
     prompts = load_prompts(config.data, policy.tokenizer, config)
     held_out = [
@@ -68,7 +71,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         checkpoint.load_weights(resolve_path(config.model), policy, ranks=ranks)
     engine = make_engine(config, policy, copy=ranks.sharded)
     engine.sync()
-    watch = Stopwatch(device)
+    watch, times = Stopwatch(device), StepTimes()
+    cost = sequence_cost(policy.model.config, cost_ratio=cost_ratio)
     rewards = RewardPool(
         config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s, think=config.think
     )
@@ -129,17 +133,25 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                 with watch("train"):
                     mini_batches = make_samples(config, groups)
                     update = update_policy(
-                        policy, optimizer, mini_batches, config, token_budget=token_budget, watch=watch, ranks=ranks
+                        policy,
+                        optimizer,
+                        mini_batches,
+                        config,
+                        token_budget=token_budget,
+                        watch=watch,
+                        ranks=ranks,
+                        cost=cost,
                     )
                 with watch("sync"):
                     engine.sync()
 
             row: dict[str, Any] = {"step": step, "phase": schedule.phase(step), "cap": cap}
             row |= rollout_metrics(groups) | update
+            plan, flops = row.pop("plan"), row.pop("training_flops")
+            row |= times.compare(plan, watch.laps("forward", "backward"))
             train_tokens += row["response_tokens"]
             row |= {"epoch": sampler.epoch, "train_tokens": train_tokens} | watch.seconds()
             row["tokens_per_s"] = row["response_tokens"] / row["step_time_s"]
-            flops = row.pop("forward_flops")
             if predicted:
                 row |= {"memory_peak": torch.cuda.max_memory_allocated(device), "memory_predicted": predicted}
             row["mfu"] = model_flops_utilisation(flops, row["train_s"], ranks.size, device)
@@ -157,6 +169,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             last = done == config.steps or bool(config.train_tokens and train_tokens >= config.train_tokens)
             stopped = any(ranks.gather(bool(signals)))
             milestone = schedule.milestone(done)
+            if ranks.main and (milestone or last or stopped or step == run.start):
+                run.plans.append(plan.record(step=step, phase=row["phase"], cap=cap, token_budget=token_budget))
             if milestone or last or stopped or due(done, config.save_every or max(1, config.cycle // 4)):
                 state = {"sampler": sampler.state(), "train_tokens": train_tokens}
                 with watch("save"):  # goes into the row of the next step, as does eval

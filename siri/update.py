@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
 from siri.attention import PackedLayout
 from siri.config import Config
+from siri.cost import sequence_cost, training_flops
 from siri.distributed import ALONE, Ranks, full
-from siri.model import Policy, packed_hidden, sequence_cost
-from siri.packing import Plan, pack
+from siri.model import Policy, packed_hidden
+from siri.packing import Cost, Plan, pack
+from siri.step_plan import StepPlan
 from siri.timing import Stopwatch
 
 ALWAYS = ("entropy_mean", "clip_low_fraction", "clip_high_fraction", "approx_kl", "ratio_max")
@@ -89,20 +90,29 @@ def update_policy(
     token_budget: int,
     watch: Stopwatch,
     ranks: Ranks = ALONE,
-) -> dict[str, float]:
-    """One optimizer step for each mini-batch; returns the metrics of the whole rollout batch, the same on every rank.
+    cost: Cost | None = None,
+) -> dict[str, Any]:
+    """One optimizer step for each mini-batch; returns the metrics of the whole rollout batch, the same on every rank,
+    with its model FLOPs (training_flops) and its StepPlan (plan). cost: of the plan; None = `sequence_cost`.
 
     Every rank is given all samples and runs its part of the plan. The first mini-batch is on-policy, so its old
     log-probs are its own and need no pass. Those of the later ones are computed before the first step, under the
     weights that sampled. A step whose gradient is not finite is skipped and counted.
     """
     bonus = config.entropy_coef != 0
-    plans, batches = [], []
+    step_plan, batches, flops = StepPlan(), [], 0.0
     for samples in mini_batches:
         run = [sample for sample in samples if config.score_all or bonus or (sample.advantage and sample.counted)]
         with watch("plan"):
-            plan, micro_batches = _pack(policy, run, token_budget, bonus, ranks) if run else (None, [])
-        plans.append(plan)
+            plan, micro_batches = _pack(policy, run, token_budget, bonus, ranks, cost) if run else (Plan([], []), [])
+        step_plan.add(plan, [len(sample) for sample in run])
+        flops += training_flops(
+            policy.model.config,
+            [len(sample) for sample in run],
+            [len(sample.response_ids) for sample in run],
+            [sample.counted and (bonus or sample.advantage != 0) for sample in run],
+            scored=bool(batches),
+        )
         batches.append(micro_batches)
     old_logps: list[list[torch.Tensor | None]] = [[None] * len(batches[0])] if batches else []
     for micro_batches in batches[1:]:
@@ -140,14 +150,9 @@ def update_policy(
     metrics["grad_norm"] = _mean(norms)
     metrics["skipped_updates"] = skipped
     metrics["micro_steps"] = sum(map(len, batches))
-    flops = sequence_cost(policy.model.config, attention_ratio=1.0)
-    metrics["forward_flops"] = float(
-        sum(flops(np.array([len(one) for one in samples])).sum() for samples in mini_batches)
-    )
-    made = [plan for plan in plans if plan is not None]
-    joined = Plan([step for plan in made for step in plan.steps], [step for plan in made for step in plan.costs])
-    metrics["lockstep_efficiency"] = joined.lockstep_efficiency if made else math.nan
-    return metrics
+    metrics["lockstep_efficiency"] = step_plan.lockstep_efficiency
+    metrics["budget_use"] = step_plan.budget_use(token_budget)
+    return metrics | {"training_flops": flops, "plan": step_plan}
 
 
 def policy_loss(
@@ -206,13 +211,13 @@ def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:
 
 
 def _pack(
-    policy: Policy, samples: Sequence[Sample], token_budget: int, bonus: bool, ranks: Ranks
+    policy: Policy, samples: Sequence[Sample], token_budget: int, bonus: bool, ranks: Ranks, cost: Cost | None
 ) -> tuple[Plan, list[MicroBatch]]:
     """The plan of all ranks, made on rank 0, and this rank's micro-batches."""
     plan = None
     if ranks.main:
         lengths = [len(sample) for sample in samples]
-        cost = sequence_cost(policy.model.config)
+        cost = cost or sequence_cost(policy.model.config)
         plan = pack(lengths, token_budget=token_budget, ranks=ranks.size, cost=cost)
     plan = ranks.broadcast(plan)
     # more ranks than sequences: one masked token keeps a rank in step with the others

@@ -22,10 +22,24 @@ def test_parts_add_up_nest_and_start_again():
     assert watch.seconds() == {}
 
 
+def test_laps_pair_each_start_with_its_end():
+    watch = Stopwatch(torch.device("cpu"))
+    for pause in (0.01, 0.03):
+        with watch("forward"):
+            time.sleep(pause)
+        with watch("backward"):
+            pass
+    short, long = watch.laps("forward", "backward")
+    assert 0.01 <= short < 0.03 <= long
+    assert watch.seconds()["forward_s"] == pytest.approx(short + long, abs=0.005) and watch.laps("forward", "x") == []
+
+
 def test_utilisation(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    share = model_flops_utilisation(989e12, seconds=6.0, gpus=2, device=torch.device("cuda"))
+    share = model_flops_utilisation(3 * 989e12, seconds=6.0, gpus=2, device=torch.device("cuda"))
     assert share == pytest.approx(3 * 989e12 / (6 * 2 * 989e12)) == 0.25
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    assert model_flops_utilisation(756e12, 1.0, 1, torch.device("cuda")) == 1, "not the peak of the SXM module"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     assert model_flops_utilisation(1e15, 1.0, 1, torch.device("cuda")) is None
     assert model_flops_utilisation(1e15, 1.0, 1, torch.device("cpu")) is None
