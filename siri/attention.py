@@ -1,28 +1,32 @@
 """Attention of packed sequences: causal inside each, none across (no pad token in the batch, no dense mask).
 
-Sequences of like length are gathered into small dense blocks, right-padded, and go through torch's causal attention
-together. Under a causal mask no real query sees the padding on its right, so the numbers are those of one-by-one
-attention, and memory stays linear in the pack.
+The backends, `siri doctor` says which of them work on a machine:
+
+flash3, flash4, flash2   flash-attn's kernels for packed sequences (packages flash-attn-3, flash-attn-4, flash-attn)
+varlen                   torch's own packed attention (torch.nn.attention.varlen), on GPUs
+flex                     torch's compiled attention with a block mask that is made from the lengths, on GPUs
+sdpa                     torch's dense attention over blocks of sequences of like length, anywhere
+
+Lengths, block masks and gather indices are made on the host, once for each pack; no layer asks the device for anything.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from siri.errors import InputError, first_line
 
 NAME = "siri_varlen"
 FILL = 0.75
 """Within a block every sequence is at least this share of the longest, so at most a quarter of a block is padding."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Sequences of like length inside a pack: rows_SL gathers them, real_SL says which entries are tokens."""
-
-    rows_SL: torch.Tensor
-    real_SL: torch.Tensor | None
-    """None when all sequences of the block are equally long."""
+TILE = 128
+"""Rows and columns of a tile of flex's block mask."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +35,41 @@ class PackedLayout:
 
     cu_seqlens: torch.Tensor
     """[S + 1] int32, starts of the sequences and the total."""
+    max_seqlen: int
+    """Tokens of the longest sequence."""
     position_ids_N: torch.Tensor
     """[N] int64, restarting at 0 with every sequence."""
-    blocks: tuple[Block, ...]
-    order_N: torch.Tensor
-    """[N] int64: row of the pack -> its place in the concatenated blocks."""
+    backend: str = "sdpa"
+    blocks: tuple[torch.Tensor, ...] = ()
+    """sdpa: rows [S, L] int64 of the pack that each block of sequences gathers, shorter ones filled up with their
+    first row."""
+    place_N: torch.Tensor | None = None
+    """sdpa: [N] int64, row of the pack -> its place among the concatenated rows of the blocks."""
+    block_mask: Any = None
+    """flex: torch's BlockMask."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "PackedLayout":
-        """Layout of sequences of the given lengths (tokens), laid end to end in this order."""
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu", backend: str = "sdpa") -> "PackedLayout":
+        """Layout of sequences of the given lengths (tokens), laid end to end in this order, for a backend."""
         sizes = torch.tensor(lengths, dtype=torch.int64)
         ends = sizes.cumsum(0)
         starts = ends - sizes
-        total = int(ends[-1])
-        position_ids = torch.arange(total) - torch.repeat_interleave(starts, sizes)
-        blocks, placed = [], []
+        position_ids = torch.arange(int(ends[-1])) - torch.repeat_interleave(starts, sizes)
+        cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).to(torch.int32).to(device)
+        common = (cu_seqlens, max(lengths), position_ids.to(device), backend)
+        if backend == "flex":
+            return cls(*common, block_mask=_block_mask(lengths, device))
+        if backend != "sdpa":
+            return cls(*common)
+        blocks, place, placed = [], torch.empty(int(ends[-1]), dtype=torch.int64), 0
         for members in _like_lengths(lengths):
-            longest = lengths[members[0]]
-            offsets_L = torch.arange(longest)
+            offsets_L = torch.arange(lengths[members[0]])
             real_SL = offsets_L < sizes[members][:, None]
             rows_SL = torch.where(real_SL, starts[members][:, None] + offsets_L, starts[members][:, None])
-            placed.append(rows_SL[real_SL])
-            blocks.append(Block(rows_SL.to(device), None if real_SL.all() else real_SL.to(device)))
-        order = torch.empty(total, dtype=torch.int64)
-        order[torch.cat(placed)] = torch.arange(total)
-        cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).to(torch.int32)
-        return cls(cu_seqlens.to(device), position_ids.to(device), tuple(blocks), order.to(device))
+            place[rows_SL[real_SL]] = placed + real_SL.flatten().nonzero()[:, 0]
+            placed += rows_SL.numel()
+            blocks.append(rows_SL.to(device))
+        return cls(*common, tuple(blocks), place.to(device))
 
 
 def _like_lengths(lengths: Sequence[int]) -> list[list[int]]:
@@ -73,20 +86,190 @@ def _like_lengths(lengths: Sequence[int]) -> list[list[int]]:
 def varlen_attention(
     query_NHd: torch.Tensor, key_NKd: torch.Tensor, value_NKd: torch.Tensor, layout: PackedLayout, *, scale: float
 ) -> torch.Tensor:
-    """Causal attention inside each sequence of a pack; differentiable.
+    """Causal attention inside each sequence of a pack, by the layout's backend; differentiable.
 
     query_NHd: [N, heads, head size], key_NKd and value_NKd: [N, key-value heads, head size] (grouped queries allowed).
-    Returns [N, heads, head size].
+    Returns [N, heads, head size] in the query's dtype. The flash backends and varlen compute fp32 inputs in bf16,
+    because they know no fp32.
     """
+    if layout.backend in ("sdpa", "flex"):
+        return _TORCH[layout.backend](query_NHd, key_NKd, value_NKd, layout, scale)
+    # autocast knows torch's dense attention, but not these
+    halves = (x.bfloat16() if x.dtype == torch.float32 else x for x in (query_NHd, key_NKd, value_NKd))
+    run = _varlen if layout.backend == "varlen" else _flash
+    return run(*halves, layout, scale).to(query_NHd.dtype)
+
+
+def _sdpa(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> torch.Tensor:
+    """Blocks of like length, right-padded: under a causal mask no real query sees the padding on its right, so the
+    numbers are those of one-by-one attention, and memory stays linear in the pack."""
     grouped = query_NHd.shape[1] != key_NKd.shape[1]
     outputs = []
-    for block in layout.blocks:
+    for rows_SL in layout.blocks:
         # transposed, because torch wants [sequences, heads, length, head size]
-        query, key, value = (tensor[block.rows_SL].transpose(1, 2) for tensor in (query_NHd, key_NKd, value_NKd))
+        query, key, value = (
+            tensor.index_select(0, rows_SL.flatten()).unflatten(0, rows_SL.shape).transpose(1, 2)
+            for tensor in (query_NHd, key_NKd, value_NKd)
+        )
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
-        out = out.transpose(1, 2)
-        outputs.append(out.flatten(0, 1) if block.real_SL is None else out[block.real_SL])
-    return torch.cat(outputs)[layout.order_N]
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, layout.place_N)
+
+
+def _flash(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> torch.Tensor:
+    """All versions of flash-attn name these arguments alike; some return the log-sum-exp as well."""
+    out = _flash_function(layout.backend)(
+        query_NHd,
+        key_NKd,
+        value_NKd,
+        cu_seqlens_q=layout.cu_seqlens,
+        cu_seqlens_k=layout.cu_seqlens,
+        max_seqlen_q=layout.max_seqlen,
+        max_seqlen_k=layout.max_seqlen,
+        softmax_scale=scale,
+        causal=True,
+    )
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _flash_function(backend: str) -> Callable[..., Any]:
+    if backend == "flash3":
+        from flash_attn_interface import flash_attn_varlen_func
+    elif backend == "flash4":
+        from flash_attn.cute import flash_attn_varlen_func
+    else:
+        from flash_attn import flash_attn_varlen_func
+    return flash_attn_varlen_func
+
+
+def _varlen(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    options: dict[str, Any] = {}
+    share = query_NHd.shape[1] // key_NKd.shape[1]
+    if share > 1:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            options["enable_gqa"] = True
+        else:  # torch 2.11
+            key_NKd, value_NKd = (tensor.repeat_interleave(share, 1) for tensor in (key_NKd, value_NKd))
+    ends, longest = layout.cu_seqlens, layout.max_seqlen
+    # a window that is open to the left and closed to the right is the causal mask
+    return varlen_attn(
+        query_NHd, key_NKd, value_NKd, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), **options
+    )
+
+
+def _flex(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> torch.Tensor:
+    share = query_NHd.shape[1] // key_NKd.shape[1]
+    if share & (share - 1):  # flex groups queries by powers of two only
+        key_NKd, value_NKd = (tensor.repeat_interleave(share, 1) for tensor in (key_NKd, value_NKd))
+    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query_NHd, key_NKd, value_NKd))
+    flex = _compiled_flex() if query.is_cuda else _plain_flex()
+    out = flex(query, key, value, block_mask=layout.block_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+    return out[0].transpose(0, 1)
+
+
+_TORCH = {"sdpa": _sdpa, "flex": _flex}
+
+
+def _plain_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(_plain_flex(), dynamic=True)  # packs differ in length
+
+
+def _block_mask(lengths: Sequence[int], device: torch.device | str) -> Any:
+    """flex's BlockMask, from the lengths: torch's own builder would evaluate the mask of all N x N pairs."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    total = sum(lengths)
+    owner_N = np.repeat(np.arange(len(lengths)), lengths)
+    first = owner_N[::TILE]
+    last = owner_N[np.minimum(np.arange(len(first)) * TILE + TILE, total) - 1]
+    row, column = np.arange(len(first))[:, None], np.arange(len(first))
+    # a tile has a pair iff its last key's sequence reaches its first query's; full iff both lie in one sequence
+    some = (column <= row) & (last[None, :] >= first[:, None])
+    full = (column < row) & (first[None, :] == last[:, None]) & (row * TILE + TILE <= total)
+    owner = torch.from_numpy(owner_N).to(device)
+
+    def attends(_batch, _head, q, k):
+        return (owner[q] == owner[k]) & (q >= k)
+
+    def listed(tiles: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        indices = np.argsort(~tiles, axis=1, kind="stable")
+        return tuple(
+            torch.from_numpy(x.astype(np.int32)).to(device)[None, None].contiguous() for x in (tiles.sum(1), indices)
+        )
+
+    return BlockMask.from_kv_blocks(
+        *listed(some & ~full), *listed(full), BLOCK_SIZE=TILE, mask_mod=attends, seq_lengths=(total, total)
+    )
+
+
+def candidates(device: torch.device) -> tuple[str, ...]:
+    """The backends that `auto` tries on a device, the fastest first."""
+    if device.type != "cuda":
+        return ("sdpa",)
+    major, _ = torch.cuda.get_device_capability(device)
+    newest = ("flash4",) if major >= 10 else ("flash3", "flash4") if major == 9 else ()
+    return (*newest, "flash2", "varlen", "flex", "sdpa") if major >= 8 else ("sdpa",)
+
+
+def choose(name: str, device: torch.device, model_config: Any = None, checkpointing: str = "none") -> str:
+    """The backend for `attention = name` on a device and for the heads of a model.
+
+    auto: the first of `candidates` that passes `fault`. InputError when a named one does not, or cannot be kept by
+    selective checkpointing.
+    """
+    kept = checkpointing == "selective"
+    if kept and name == "flex":
+        raise InputError("checkpointing selective cannot keep what flex attends; use --checkpointing full")
+    heads, groups, size = 4, 2, 64
+    if model_config is not None:
+        heads, groups = model_config.num_attention_heads, model_config.num_key_value_heads
+        size = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
+    if name == "auto":
+        order = [one for one in candidates(device) if not (kept and one == "flex")]
+        return next(one for one in order if not fault(one, device, heads, groups, size))
+    if reason := fault(name, device, heads, groups, size):
+        raise InputError(f"attention {name} does not work here ({reason}); use --attention auto, or see siri doctor")
+    return name
+
+
+@cache
+def fault(backend: str, device: torch.device, heads: int = 4, groups: int = 2, size: int = 64) -> str:
+    """Why a backend cannot train on a device; "" when it can.
+
+    It is tried, forward and backward, on a small pack against sdpa: versions of flash-attn differ in which GPUs and
+    head sizes have a backward, and a package may be installed that cannot be loaded.
+    """
+    if backend == "sdpa":
+        return ""
+    if device.type != "cuda":
+        return f"it has no backward on {device.type}"
+    lengths = [5, 300, 1, 140]
+    draw = torch.Generator(device).manual_seed(0)
+    tensors = [
+        torch.randn(sum(lengths), n, size, device=device, generator=draw).bfloat16() for n in (heads, groups, groups)
+    ]
+    try:
+        got, wanted = (_with_gradients(tensors, PackedLayout.of(lengths, device, one)) for one in (backend, "sdpa"))
+        worst = max(float((x - y).norm() / y.norm()) for x, y in zip(got, wanted, strict=True))
+    except Exception as error:  # what a package raises that does not fit the GPU is its own
+        return first_line(error)
+    return "" if worst < 0.03 else f"its numbers are off by {worst:.0%}"
+
+
+def _with_gradients(tensors: Sequence[torch.Tensor], layout: PackedLayout) -> list[torch.Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    out = varlen_attention(*leaves, layout, scale=tensors[0].shape[-1] ** -0.5)
+    out.backward(tensors[0])
+    return [out.detach().float(), *(leaf.grad.float() for leaf in leaves)]
 
 
 def register() -> str:
@@ -102,6 +285,8 @@ def register() -> str:
     def forward(module, query, key, value, attention_mask, *, scaling=None, layout=None, **kwargs):
         if layout is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        if kwargs.get("sliding_window") is not None:
+            raise InputError("packed attention has no sliding window; set use_sliding_window false in config.json")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         packed = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         return varlen_attention(*packed, layout, scale=scale)[None], None

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
@@ -14,7 +13,6 @@ from siri import attention
 from siri.attention import PackedLayout
 from siri.data import resolve_path
 from siri.errors import InputError, first_line
-from siri.packing import Cost
 
 T = TypeVar("T")
 
@@ -128,7 +126,8 @@ def checkpoint_activations(model: Any, mode: str) -> None:
 
 
 def _keep_attention(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    kept = "scaled_dot_product" in str(operator) or "flash_attention" in str(operator)
+    # flash-attn 4 runs outside torch's operators: its result cannot be kept, and is computed anew
+    kept = any(part in str(operator) for part in ("scaled_dot_product", "flash_att", "varlen_attn"))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -170,22 +169,3 @@ def packed_hidden(model: Any, input_ids_N: torch.Tensor, layout: PackedLayout) -
         )
     hidden_ND = output.last_hidden_state[0]
     return hidden_ND.bfloat16() if hidden_ND.is_cuda else hidden_ND
-
-
-def sequence_cost(config: Any, *, attention_ratio: float = 1.6) -> Cost:
-    """Cost of a sequence for the packing plan, a * n + b * n^2 in FLOPs of a forward pass, from the model's config.
-
-    Attention runs about 1.6x slower per FLOP than the matrix products (see siri.packing); attention_ratio 1 counts the
-    FLOPs themselves.
-    """
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    queries = config.num_attention_heads * head_size
-    attention_weights = config.hidden_size * (2 * queries + 2 * config.num_key_value_heads * head_size)
-    layer = attention_weights + 3 * config.hidden_size * config.intermediate_size
-    linear = 2.0 * (config.num_hidden_layers * layer + config.hidden_size * config.vocab_size)
-    quadratic = attention_ratio * 2 * config.num_hidden_layers * queries
-
-    def cost(lengths: np.ndarray) -> np.ndarray:
-        return linear * lengths + quadratic * lengths**2
-
-    return cost
