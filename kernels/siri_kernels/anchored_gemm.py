@@ -4,15 +4,15 @@ Logits z = scale * softcap(x W^T + bias) never reach memory. b_i is the target's
 (the anchor), so that E lies near the probabilities and one pass gives their sum; `anchored_rows` has the mathematics.
 Everything is in units of log2: u = log2(e) z - b2, E = 2^u. The target's column is left out of E and of the sums.
 
-Two kernels, one epilogue: a persistent one that moves tiles by tensor descriptors (TMA on sm_90 and later), and one on
-plain pointers for older GPUs, odd strides, and for single rows that have to be done again. A tile and the order of its
+Two kernels, one epilogue: one that moves tiles by tensor descriptors (TMA on sm_90 and later), and one on plain
+pointers for older GPUs, odd strides, and for single rows that have to be done again. A tile and the order of its
 sums do not depend on the number of rows: a row's result has the same bits wherever it lies in a batch.
 """
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -20,58 +20,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from siri_kernels.triton_rows import FLOOR, INTERPRET, INTERPRETED, narrow, tanh
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How one GEMM tile is computed."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-    subtiles: int = 1
-    """the epilogue takes the tile's columns in that many parts: less shared memory for the store"""
-    descriptors: bool = True
-    group: int = 16
-    """row tiles that share one pass over the weight, for the L2 cache"""
-
-
-# (compute capability, hidden size) -> tile; hidden size 0 = any other. Fixed, not tuned at run time: passes whose
-# ratio must be exactly 1 need the same tile. Chosen from static checks only (bench/NOTES.md).
-TILES = {
-    (80, 0): Tile(128, 128, 64, warps=8, stages=3, descriptors=False),
-    (90, 0): Tile(128, 256, 64, warps=8, stages=4, subtiles=2),
-    (100, 0): Tile(128, 128, 64, warps=4, stages=3, subtiles=2),
-}
-# heads with a softcap, a bias or rounded logits: their epilogues need more registers than a tile of 256 columns leaves
-BUSY_TILES = {90: Tile(128, 128, 64, warps=8, stages=3, subtiles=2), 100: Tile(128, 128, 64, warps=8, stages=3)}
-POINTERS = TILES[80, 0]
-SINGLE_ROWS = Tile(64, 256, 64, warps=8, stages=2, descriptors=False)  # columns: no fewer than in TILES
-INTERPRETER = {True: Tile(32, 128, 64, 4, 1, subtiles=2), False: Tile(32, 128, 64, 4, 1, descriptors=False)}
-
-
-@cache
-def capability(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def pick_tile(x: Tensor, weight: Tensor, logits: Logits) -> Tile:
-    """The tile for x [n, D] and weight [V, D]: from the tables, or one on plain pointers where descriptors cannot be
-    used (rows that do not start at multiples of 16 bytes). It never depends on n."""
-    aligned = all(
-        t.stride(1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in (x, weight)
-    )
-    if INTERPRETED:
-        return INTERPRETER[aligned]
-    arch = max((a for a, _ in TILES if a <= capability(x.device)), default=80)
-    tile = TILES.get((arch, x.shape[1])) or TILES[arch, 0]
-    if logits.busy:
-        tile = BUSY_TILES.get(arch, tile)
-    return tile if aligned or not tile.descriptors else POINTERS
+from siri_kernels.anchored_plans import Tile, pick_tile, programs_per_device
+from siri_kernels.triton_rows import FLOOR, INTERPRET, narrow, tanh
 
 
 def stored_width(columns: int) -> int:
@@ -90,7 +40,8 @@ def dot(a, b, acc):
 @triton.jit
 def epilogue(
     z, scale, b2, y, first, BIAS, V, softcap, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr, SOFTCAP: tl.constexpr,
-    SLOPE: tl.constexpr, ONLINE: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr, WIDTH: tl.constexpr,
+    SLOPE: tl.constexpr, ONLINE: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr, BRANCH: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     """From raw logits z [M, WIDTH] of the columns from `first` on: E as it is stored, and per row the offset, sum E,
     sum E u, and the target's scaled logit (of rounded logits; b2 where it is not among the columns)."""
@@ -118,10 +69,11 @@ def epilogue(
         u = z * scale[:, None] - b2[:, None]
         if HAS_BIAS:  # -inf: a banned token
             u = tl.where(u < FLOOR, FLOOR, u)
-        # few tiles hold a target of their rows: a branch spares the others two instructions per logit
-        special = tl.max(((y >= first) & (y < first + WIDTH)).to(tl.int32), 0) > 0
-        if MASK:
-            special = special | (first + WIDTH > V)
+        special = True
+        if BRANCH:  # few tiles hold a target of their rows: the others are spared two instructions per logit
+            special = tl.max(((y >= first) & (y < first + WIDTH)).to(tl.int32), 0) > 0
+            if MASK:
+                special = special | (first + WIDTH > V)
         if special:
             keep = columns[None, :] != y[:, None]
             if ROUND:
@@ -168,17 +120,26 @@ def tile_of(t, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 @triton.jit
 def descriptor_kernel(
-    X, W, E, TARGET_IDS, SCALE, B2, BIAS, PARTIALS, TARGET, n, V, D, stride, scale, softcap, vocab_start, programs,
-    PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr, SOFTCAP: tl.constexpr, SLOPE: tl.constexpr,
-    STORE: tl.constexpr, SUMS: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, SUBTILES: tl.constexpr, GROUP: tl.constexpr,
+    X, W, E, TARGET_IDS, SCALE, B2, BIAS, PARTIALS, TARGET, n, V, D, stride, x_stride, w_stride, e_stride, scale,
+    softcap, vocab_start, programs, PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr,
+    SOFTCAP: tl.constexpr, SLOPE: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, ENTROPY: tl.constexpr,
+    MASK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUBTILES: tl.constexpr,
+    GROUP: tl.constexpr, SPECIALIZED: tl.constexpr,
 ):  # fmt: skip
-    """E [n, V] and the partial sums of all rows; X, W, E are tensor descriptors. Persistent and flattened: loads of the
-    next tile run under the epilogue of this one."""
+    """E [n, V] and the partial sums of all rows; X, W, E are tensor descriptors, or SPECIALIZED the tensors.
+
+    Persistent, and the loads of the next tile run under the epilogue of this one: the loop is flattened, or some warps
+    do nothing but load."""
+    FLAT: tl.constexpr = not SPECIALIZED
     PART: tl.constexpr = BN // SUBTILES
+    if SPECIALIZED:  # the compiler splits tiles among groups of warps, and only descriptors that it makes itself
+        X = tl.make_tensor_descriptor(X, [n, D], [x_stride, 1], [BM, BK])
+        W = tl.make_tensor_descriptor(W, [V, D], [w_stride, 1], [BN, BK])
+        if STORE:
+            E = tl.make_tensor_descriptor(E, [n, V], [e_stride, 1], [BM, PART])
     tiles_m, tiles_n = tl.cdiv(n, BM), tl.cdiv(V, BN)
     steps = tl.cdiv(D, BK)
-    for t in tl.range(tl.program_id(0), tiles_m * tiles_n, programs, flatten=True):
+    for t in tl.range(tl.program_id(0), tiles_m * tiles_n, programs, flatten=FLAT, warp_specialize=SPECIALIZED):
         m, tile_n = tile_of(t, tiles_m, tiles_n, GROUP)
         acc = tl.zeros((BM, BN), tl.float32)
         for k in range(steps):
@@ -194,7 +155,8 @@ def descriptor_kernel(
             factor = tl.full((BM,), 1.0, tl.float32) * scale
         if SUBTILES == 1:
             e, offset, total, weighted, target = epilogue(
-                acc, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK, BN
+                acc, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK,
+                FLAT, BN
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first], narrow(e, tl.bfloat16))
@@ -202,13 +164,13 @@ def descriptor_kernel(
             left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, PART)), (0, 2, 1)))
             e, offset, total, weighted, target = epilogue(
                 left, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK,
-                PART
+                FLAT, PART
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first], narrow(e, tl.bfloat16))
             e, offset, total1, weighted1, target1 = epilogue(
                 right, factor, b2, y, first + PART, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False,
-                ENTROPY, MASK, PART
+                ENTROPY, MASK, FLAT, PART
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first + PART], narrow(e, tl.bfloat16))
@@ -265,7 +227,7 @@ def pointer_kernel(
             factor = tl.full((BM,), 1.0, tl.float32) * scale
         e, offset, total, weighted, target = epilogue(
             acc, factor, b2, y, tile_n * BN, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, ONLINE, ENTROPY, MASK,
-            BN
+            True, BN
         )  # fmt: skip
         if STORE:
             at = E + x_rows[:, None] * e_stride + columns[None, :]
@@ -312,7 +274,7 @@ def exp_gemm(
     vocab = weight.shape[0]
     if n == 0:
         return
-    tile = tile or pick_tile(x, weight, logits)
+    tile = tile or pick_tile(x, weight, logits.busy)
     selected = rows is not None
     by_pointers = selected or online or not tile.descriptors
     anything = b2  # for arguments that this variant does not read
@@ -340,8 +302,8 @@ def exp_gemm(
     stride = partials.shape[2] if sums else 0
     tiles = triton.cdiv(n, tile.rows) * triton.cdiv(vocab, tile.columns)
     programs = min(tiles, programs_per_device(x.device, tile))
+    strides = (x.stride(0), weight.stride(0), 0 if out is None else out.stride(0))
     if by_pointers:
-        strides = (x.stride(0), weight.stride(0), 0 if out is None else out.stride(0))
         pointer_kernel[(programs,)](
             x, weight, anything if out is None else out, *tensors, rows if selected else anything,
             count if selected else anything, n, vocab, d_model, stride, *strides, *numbers, programs, **flags,
@@ -349,20 +311,19 @@ def exp_gemm(
         )  # fmt: skip
         return
     describe = TensorDescriptor.from_tensor
+    if tile.specialized:  # makes its descriptors itself
+        describe = lambda matrix, block: matrix  # noqa: E731
     inputs = describe(x, [tile.rows, tile.depth])
     e = inputs if out is None else describe(out, [tile.rows, tile.columns // tile.subtiles])
-    descriptor_kernel[(programs,)](
-        inputs, describe(weight, [tile.columns, tile.depth]), e, *tensors, n, vocab, d_model, stride, *numbers,
-        programs, **flags, SUBTILES=tile.subtiles,
-    )  # fmt: skip
+    arguments = (inputs, describe(weight, [tile.columns, tile.depth]), e, *tensors, n, vocab, d_model, stride)
+    flags |= {"SUBTILES": tile.subtiles, "SPECIALIZED": tile.specialized}
 
+    def launch():
+        if tile.specialized:
+            triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=x.device))
+        descriptor_kernel[(programs,)](*arguments, *strides, *numbers, programs, **flags)
 
-@cache
-def programs_per_device(device: torch.device, tile: Tile) -> int:
-    """Persistent programs: one per multiprocessor for tiles of 256 columns, two for smaller ones."""
-    if device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count * (1 if tile.columns > 128 else 2)
+    copy_context().run(launch)  # the caller's own allocator, if any, stays
 
 
 def new_partials(n: int, vocab: int, tile: Tile, device: torch.device) -> Tensor:

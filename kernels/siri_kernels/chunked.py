@@ -59,9 +59,9 @@ class Needs:
 
 def bytes_per_logit(impl: str, dtype: torch.dtype, stored: bool = True) -> float:
     """The torch path keeps z - max and exp(z - max), the fallback fp32 logits that become their own gradient, the
-    anchored path exp(z - b) in bf16, or in a forward alone three sums per tile of 128 logits or more."""
+    anchored path exp(z - b) in bf16, or in a forward alone three sums per tile of 64 logits or more."""
     if impl == "anchored":
-        return 2 if stored else 12 / 128
+        return 2 if stored else 12 / 64
     return 2 * compute_dtype(dtype).itemsize if impl == "torch" else 4
 
 

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from siri_kernels.anchored_gemm import BUSY_TILES, POINTERS, SINGLE_ROWS, TILES, Tile, descriptor_kernel, pointer_kernel
+from siri_kernels.anchored_gemm import descriptor_kernel, pointer_kernel
 from siri_kernels.anchored_kernels import (
     DEPTH,
     ROWS,
@@ -30,6 +30,7 @@ from siri_kernels.anchored_kernels import (
     sums_kernel,
     target_logit_kernel,
 )
+from siri_kernels.anchored_plans import BUSY_TILES, PLANS, POINTERS, SINGLE_ROWS, Tile
 from siri_kernels.triton_rows import DLOGITS_BLOCK, STATS_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
 from siri_kernels.triton_tokens import finish_kernel, token_kernel
 
@@ -128,22 +129,26 @@ def gemm_variant(name: str, tile: Tile, mode: dict, archs: tuple[int, ...], **po
     }
     constants = {**GEMM_DEFAULTS, **mode, "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": tile.group}
     if tile.descriptors:
-        constants["SUBTILES"] = tile.subtiles
+        constants |= {"SUBTILES": tile.subtiles, "SPECIALIZED": tile.specialized}
         blocks = {"X": (tile.rows, tile.depth), "W": (tile.columns, tile.depth)}
         blocks["E"] = (tile.rows, tile.columns // tile.subtiles)
-        types |= {key: f"tensordesc<bf16[{rows}, {columns}]>" for key, (rows, columns) in blocks.items()}
+        if not tile.specialized:
+            types |= {key: f"tensordesc<bf16[{rows}, {columns}]>" for key, (rows, columns) in blocks.items()}
         return Variant(name, descriptor_kernel, types, constants, tile.warps, tile.stages, archs)
     constants |= {"ONLINE": False, "SELECTED": False, "EVEN_D": True, **pointers}
     return Variant(name, pointer_kernel, types, constants, tile.warps, tile.stages, archs)
 
 
 def anchored_variants() -> Iterator[Variant]:
-    for (arch, d_model), tile in TILES.items():
-        archs = tuple(a for a in ARCHS if a == arch)
-        for mode, options in GEMM_MODES.items():
-            busy = any(options.get(key) for key in ("SOFTCAP", "HAS_BIAS", "ROUND"))
-            name = f"anchored gemm {f'D={d_model} ' if d_model else ''}{mode}".strip()
-            yield gemm_variant(name, BUSY_TILES.get(arch, tile) if busy else tile, options, archs)
+    for plan, tiles in PLANS.items():
+        for (arch, d_model), tile in tiles.items():
+            archs = tuple(a for a in ARCHS if a == arch)
+            for mode, options in GEMM_MODES.items():
+                busy = any(options.get(key) for key in ("SOFTCAP", "HAS_BIAS", "ROUND"))
+                words = ("anchored gemm", "" if plan == "flat" else plan, f"D={d_model}" if d_model else "", mode)
+                if plan == "flat" or not busy:  # heads with more to do have one tile in every plan
+                    tile_or_busy = BUSY_TILES.get(arch, tile) if busy else tile
+                    yield gemm_variant(" ".join(filter(None, words)), tile_or_busy, options, archs)
     plain, odd = {"MASK": True}, {"MASK": True, "PER_ROW": True}
     yield gemm_variant("anchored gemm odd D", POINTERS, odd, ARCHS, EVEN_D=False)
     everything = GEMM_MODES["everything"]
@@ -184,6 +189,8 @@ class Report:
     tensor_cores: int
     tma_loads: int
     tma_stores: int
+    register_moves: int
+    """between groups of warps (USETMAXREG): 0 where warp specialisation was ignored"""
 
 
 def compile_variant(variant: Variant, arch: int) -> Report:
@@ -216,6 +223,7 @@ def compile_variant(variant: Variant, arch: int) -> Report:
         tensor_cores=len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA)\b", sass)),
         tma_loads=len(re.findall(r"\bUTMALDG\b", sass)),
         tma_stores=len(re.findall(r"\bUTMASTG\b", sass)),
+        register_moves=len(re.findall(r"\bUSETMAXREG\b", sass)),
     )
 
 
@@ -231,12 +239,12 @@ def main() -> None:
     parser.add_argument("--skip", help="no variants whose name contains this")
     options = parser.parse_args()
     columns = list(Report.__dataclass_fields__)
-    print(f"{'kernel':44}{'arch':>7}" + "".join(f"{name:>13}" for name in columns))
+    print(f"{'kernel':44}{'arch':>7}" + "".join(f"{name:>15}" for name in columns))
     for variant in variants():
         if options.only in variant.name and not (options.skip and options.skip in variant.name):
             for arch in set(options.arch) & set(variant.archs):
                 report = compile_variant(variant, arch)
-                numbers = "".join(f"{getattr(report, name):>13}" for name in columns)
+                numbers = "".join(f"{getattr(report, name):>15}" for name in columns)
                 print(f"{variant.name:44}{f'sm_{arch}':>7}{numbers}")
 
 

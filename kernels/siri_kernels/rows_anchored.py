@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from siri_kernels.anchored_gemm import INTERPRETER, SINGLE_ROWS, Logits, exp_gemm, new_partials, pick_tile, stored_width
+from siri_kernels.anchored_gemm import Logits, exp_gemm, new_partials, stored_width
 from siri_kernels.anchored_kernels import LOG2E, gradient, online_sums, sums, target_logit
+from siri_kernels.anchored_plans import INTERPRETER, SINGLE_ROWS, pick_tile
 from siri_kernels.rows_torch import Head
 from siri_kernels.sharding import Shard, locate
 from siri_kernels.triton_rows import INTERPRETED
@@ -71,7 +72,7 @@ class AnchoredRows:
         b2 = target.clone()
         if self.anchor is not None:
             b2 -= self.anchor[rows].float().nan_to_num(nan=0.0).clamp_(LOWEST_ANCHOR, 0.0) * LOG2E
-        tile = pick_tile(x, self.matrix, logits)
+        tile = pick_tile(x, self.matrix, logits.busy)
         partials = new_partials(n, vocab, tile, x.device)
         slope = not self.entropy_gradient
         exp_gemm(x, self.matrix, y, b2, logits, out=self.e, partials=partials, target=target, slope=slope, tile=tile)

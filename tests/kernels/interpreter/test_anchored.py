@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kernel_cases
 from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, make_case, relative, run
 from siri_kernels import anchored_gemm, linear_grpo_loss, linear_logprob, reference
+from siri_kernels import anchored_plans as plans
 from siri_kernels.rows_anchored import AnchoredRows
 from siri_kernels.rows_torch import Head, finish
 from siri_kernels.sharding import Shard
@@ -38,7 +39,7 @@ def small_case(seed, lengths=(5, 0, 19, 1, 15), d=72, vocab=333, **options):
 
 def by_pointers(monkeypatch):
     """As on GPUs without tensor descriptors."""
-    monkeypatch.setattr(anchored_gemm, "INTERPRETER", dict.fromkeys((True, False), anchored_gemm.INTERPRETER[False]))
+    monkeypatch.setattr(plans, "INTERPRETER", dict.fromkeys((True, False), plans.INTERPRETER[False]))
 
 
 def check(case, **options):
@@ -67,15 +68,21 @@ def test_without_tensor_descriptors(monkeypatch):
 
 def test_a_hidden_size_without_descriptors():
     case = small_case(172, d=70)
-    plain = anchored_gemm.Logits(1.0, None, None, None, False, 0)
-    assert not anchored_gemm.pick_tile(case.hidden, case.weight, plain).descriptors
+    assert not plans.pick_tile(case.hidden, case.weight, busy=False).descriptors
     check(case)
 
 
 def test_one_epilogue_part_is_as_good_as_two(monkeypatch):
-    whole = anchored_gemm.Tile(32, 128, 64, 4, 1)
-    monkeypatch.setattr(anchored_gemm, "INTERPRETER", {**anchored_gemm.INTERPRETER, True: whole})
+    monkeypatch.setattr(plans, "INTERPRETER", {**plans.INTERPRETER, True: plans.Tile(32, 128, 64, 4, 1)})
     check(small_case(173), importance="tis")
+
+
+def test_descriptors_made_by_the_kernel(monkeypatch):
+    """The plan with specialised warps; the roles of warps are the compiler's and no interpreter shows them."""
+    tile = plans.Tile(32, 128, 64, 4, 1, subtiles=2, specialized=True)
+    monkeypatch.setattr(plans, "INTERPRETER", {**plans.INTERPRETER, True: tile})
+    check(small_case(174), temperature=0.7)
+    check(small_case(175), softcap=2.5, entropy_coef=0.05, memory="lean")
 
 
 @pytest.mark.parametrize("options", [{}, {"logit_dtype": "bf16"}, {"softcap": 3.0}, {"entropy_coef": 0.1}], ids=str)
@@ -121,7 +128,7 @@ def exact_logp(hidden, weight, target_ids):
 def test_the_gemm_alone(descriptors, store, entropy):
     hidden, weight, target_ids = exact_problem()
     n, vocab = hidden.shape[0], weight.shape[0]
-    tile = anchored_gemm.INTERPRETER[descriptors]
+    tile = plans.INTERPRETER[descriptors]
     z2 = (hidden.double() @ weight.double().T) * math.log2(math.e)
     b2 = z2.amax(1).float()
     backing = torch.full((n, anchored_gemm.stored_width(vocab)), 7.0, dtype=BF16)
