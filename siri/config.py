@@ -261,10 +261,14 @@ def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def resolve(recipe: str, options: type[T], arguments: list[str], *, prog: str = "siri") -> T:
     """Build `options` (Config or a subclass of it) from a recipe, then the command line's --KEY VALUE pairs."""
-    settings, where = load_recipe(recipe), f"recipe {recipe}"
-    check_keys(settings, options, where, "siri train")
-    values = parse(options, _as_arguments(where, settings), where=where, prog="siri train")
+    values = from_settings(load_recipe(recipe), options, f"recipe {recipe}")
     return parse(options, arguments, default=values, prog=prog)
+
+
+def from_settings(settings: dict[str, Any], options: type[T], where: str) -> T:
+    """Build `options` from keys and values as TOML holds them; `where` is what an InputError names."""
+    check_keys(settings, options, where, "siri train")
+    return parse(options, _as_arguments(where, settings), where=where, prog="siri train")
 
 
 def parse(
