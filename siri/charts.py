@@ -1,4 +1,4 @@
-"""The two pictures of a run: what happened over the steps, and where its checkpoints stand between accuracy and length.
+"""Pictures of a run: what happened over the steps, and where its checkpoints stand between accuracy and length.
 
 Each colour has one meaning: blue is compression (SIRI-low), orange is expansion (SIRI-high), the rest is ink on paper.
 The two hues stay apart for every common colour blindness. matplotlib is imported on first use.
@@ -37,6 +37,13 @@ DARK = {
     "low": "#5fb0f0",
     "high": "#f2955a",
 }
+# Parts of a step, in their order; neighbours differ in lightness as well as in hue.
+PARTS = (
+    "#8296b3 #c9a227 #3d4a5c #a98bc6 #4fae8b #e2b75b #1e6e54 #b3567a #63b3b8 #7a4a2b",
+    "#7389a8 #d9b84a #c4cedb #8a6cae #7fd0b0 #a98532 #3d9779 #d985a4 #3f8b90 #c79a78",
+)
+for theme, colours in zip((LIGHT, DARK), PARTS, strict=True):
+    theme |= {f"part{index}": colour for index, colour in enumerate(colours.split())}
 FONTS = ("Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
 
 

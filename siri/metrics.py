@@ -135,11 +135,13 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder holds: config.json ({} when absent), and the rows of metrics.jsonl and eval.jsonl by step."""
+    """What a run folder holds: config.json ({} when absent), and the rows of its JSON lines files by step."""
 
     config: dict[str, Any]
     metrics: list[dict]
     evals: list[dict]
+    plans: list[dict]
+    """Packing plans of the first step and of the last of each phase; none in runs of older versions."""
 
 
 def read_run(run_dir: str | Path) -> RunRecord:
@@ -157,11 +159,12 @@ def read_run(run_dir: str | Path) -> RunRecord:
             config = json.loads(path.read_text())
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); restore it or delete it") from None
-    evals = run_dir / "eval.jsonl"
+    evals, plans = ((run_dir / name) for name in ("eval.jsonl", "plans.jsonl"))
     return RunRecord(
         config=config if isinstance(config, dict) else {},
         metrics=sorted(read_jsonl(run_dir / "metrics.jsonl"), key=lambda row: row["step"]),
         evals=sorted(read_jsonl(evals), key=lambda row: row["step"]) if evals.exists() else [],
+        plans=sorted(read_jsonl(plans), key=lambda row: row["step"]) if plans.exists() else [],
     )
 
 

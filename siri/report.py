@@ -24,6 +24,7 @@ from siri.progress import (
     tokens,
     verdict,
 )
+from siri.step_charts import chosen_plans, parts_of, plan_chart, time_chart
 
 MINUS = "\N{MINUS SIGN}"
 FACTS = (
@@ -32,10 +33,20 @@ FACTS = (
     *("rollout", "reward", "seed"),
 )
 """Keys of config.json that the page shows at once, where the run has them; the rest folds out."""
+TIME_NOTE = (
+    "Shares are of all time shown. Grading is taken out of the rollout that it is part of; a checkpoint counts in the "
+    "step after it; evaluations are left out. Predicted: from the plan's cost, at the rate of the earlier steps."
+)
+PACKING_NOTE = (
+    "How the sequences of a step were packed: each bar is what one rank runs in one micro-step (numbered), as wide as "
+    "its cost, cut into its sequences where they are few; behind it the rank waits for the slowest. A dark line is an "
+    "optimizer step."
+)
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Draw `training.png`, `pareto.png` and `report.html` in a run folder and return the path of the page.
+    """Draw `training.png`, `pareto.png`, `time.png`, `packing.png` and `report.html` in a run folder; returns the path
+    of the page.
 
     The run may be unfinished: what is not there yet is left out. Every file is replaced atomically, and the same run
     gives the same bytes on the same machine.
@@ -46,7 +57,8 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     run = read_run(run_dir)
     pictures = {}
-    for name, chart in (("training", training_chart), ("pareto", pareto_chart)):
+    charts = {"training": training_chart, "pareto": pareto_chart, "time": time_chart, "packing": plan_chart}
+    for name, chart in charts.items():
         wide = draw(chart, run)
         if wide:
             write_atomic(run_dir / f"{name}.png", wide["png"])
@@ -57,7 +69,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def page(run: RunRecord, pictures: Mapping[str, tuple[bytes, bytes]], *, title: str) -> str:
-    """The whole page; `pictures` maps "training" and "pareto" to their SVGs for wide and for narrow windows."""
+    """The whole page; `pictures` maps the names of the charts to their SVGs for wide and for narrow windows."""
     rows = effects(run.evals)
     subtitle = escape(_subtitle(run))
     parts = [f"<header><p class=eyebrow>SIRI run</p><h1>{escape(title)}</h1><p class=muted>{subtitle}</p></header>"]
@@ -87,6 +99,10 @@ def page(run: RunRecord, pictures: Mapping[str, tuple[bytes, bytes]], *, title: 
             "at least 0, divided by the remaining share of tokens.</p></section>"
         )
     parts.append(_section("How it ran", _efficiency(run)))
+    if "time" in pictures:
+        parts.append(_figure(pictures["time"], _time_alt(run), TIME_NOTE))
+    if "packing" in pictures:
+        parts.append(_figure(pictures["packing"], _packing_alt(run), PACKING_NOTE))
     parts.append(
         _section("Configuration", [(key, _text(run.config[key])) for key in FACTS if _given(run.config.get(key))])
     )
@@ -206,6 +222,24 @@ def _training_note(run: RunRecord) -> str:
     return " ".join(notes)
 
 
+def _time_alt(run: RunRecord) -> str:
+    total: dict[str, float] = {}
+    for row in run.metrics:
+        for name, seconds in parts_of(row).items():
+            total[name] = total.get(name, 0.0) + seconds
+    whole = math.fsum(total.values()) or 1.0
+    shares = ", ".join(f"{name} {percent(part / whole)}" for name, part in total.items() if part)
+    return f"Time of a step by part: {shares}."
+
+
+def _packing_alt(run: RunRecord) -> str:
+    says = []
+    for plan in chosen_plans(run.plans):
+        efficiency = percent(plan["lockstep_efficiency"])
+        says.append(f"step {plan['step']}: {len(plan['costs'])} micro-steps, lock-step efficiency {efficiency}")
+    return f"Ranks by micro-steps; {'; '.join(says)}."
+
+
 def _efficiency(run: RunRecord) -> list[tuple[str, str]]:
     def column(key: str) -> list[float]:
         return [row[key] for row in run.metrics if row.get(key) is not None]
@@ -218,10 +252,24 @@ def _efficiency(run: RunRecord) -> list[tuple[str, str]]:
         if rollout and train:
             shares = percent(math.fsum(rollout) / math.fsum(times)), percent(math.fsum(train) / math.fsum(times))
             facts.append(("spent on", f"rollout {shares[0]}, training {shares[1]}"))
+    errors = [
+        abs(row["micro_steps_predicted_s"] / row["micro_steps_s"] - 1)
+        for row in run.metrics
+        if row.get("micro_steps_predicted_s") is not None and row.get("micro_steps_s")
+    ]
+    if errors:
+        facts.append(("micro-steps predicted", f"median error {percent(median(errors))}"))
+    peaks = [row for row in run.metrics if row.get("memory_peak") and row.get("memory_predicted")]
+    if peaks:
+        most = max(peaks, key=lambda row: row["memory_peak"])
+        sizes = f"{most['memory_peak'] / 1e9:.1f} GB, {most['memory_predicted'] / 1e9:.1f} GB predicted"
+        facts.append(("peak memory of an update", sizes))
     for word, key, show in (
+        ("median MFU", "mfu", lambda values: percent(median(values))),
         ("median speed", "tokens_per_s", lambda values: f"{compact(median(values))} tokens/s"),
         ("trained on", "train_tokens", lambda values: f"{compact(values[-1])} response tokens"),
         ("mean lock-step efficiency", "lockstep_efficiency", lambda values: percent(fmean(values))),
+        ("mean use of the token budget", "budget_use", lambda values: percent(fmean(values))),
         ("groups without variance", "zero_variance_groups", lambda values: percent(fmean(values))),
     ):
         if values := column(key):

@@ -50,7 +50,8 @@ class StepPlan:
         """A row of plans.jsonl: `more`, lengths[s][r], and costs[s][r] in TFLOP."""
         costs = [[round(cost / 1e12, 6) for cost in ranks] for ranks in self.costs]
         times = {"seconds": self.seconds, "predicted": self.predicted}
-        return {**more, "starts": self.starts, "lengths": self.lengths, "costs": costs, **times}
+        plan = {"starts": self.starts, "lengths": self.lengths, "costs": costs}
+        return {**more, "lockstep_efficiency": self.lockstep_efficiency, **plan, **times}
 
 
 class StepTimes:

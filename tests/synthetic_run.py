@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from siri.metrics import MetricsLog
+from siri.packing import pack
 from siri.schedule import LengthSchedule
+from siri.step_plan import StepPlan, StepTimes
 
 DEMO = {
     "steps": 120,
@@ -27,6 +29,10 @@ LARGE = {
     "accuracy": (0.36, 0.52),
     "entropy": (0.62, 0.41),
 }
+
+PARTS = {"reward": 0.1, "plan": 0.01, "old_logp": 0.02, "forward": 0.08, "head": 0.05, "backward": 0.11}
+PARTS |= {"optimizer": 0.02, "save": 0.05}
+"""Shares of a step; 0.7 is rollout and 0.3 training, of which 0.01 is no named part."""
 
 
 def make_run(
@@ -67,7 +73,7 @@ def make_run(
         "stages": None,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    metrics, evals = MetricsLog(folder / "metrics.jsonl"), MetricsLog(folder / "eval.jsonl")
+    metrics, evals, plans = (MetricsLog(folder / f"{name}.jsonl") for name in ("metrics", "eval", "plans"))
     mid, half = (l_max + l_min) / 2, (l_max - l_min) / 2
     trained = 0.0
 
@@ -121,15 +127,25 @@ def make_run(
                 "clip_high_fraction": 0.002,
                 "approx_kl": 1e-4,
                 "lockstep_efficiency": 0.97,
+                "budget_use": 0.9,
                 "zero_variance_groups": right**8,
                 "train_tokens": int(trained),
                 "rollout_s": 0.7 * seconds,
                 "train_s": 0.3 * seconds,
                 "step_time_s": seconds,
                 "tokens_per_s": 9000.0,
+                **{f"{name}_s": share * seconds for name, share in PARTS.items()},
+                "micro_steps_s": 0.24 * seconds,
+                "micro_steps_predicted_s": 0.27 * seconds if step else None,
             }
         )
         done = step + 1
+        if done % cycle in (0, cycle // 2):
+            plan, lengths = StepPlan(), rng.integers(1, cap + 1, 64).tolist()
+            for part in (lengths[:32], lengths[32:]):
+                plan.add(pack(part, token_budget=3 * cap, ranks=4), part)
+            StepTimes().compare(plan, [0.1] * len(plan.costs))
+            plans.append(plan.record(step=step, phase=caps.phase(step), cap=cap, token_budget=3 * cap))
         if schedule != "constant" and done % cycle == cycle // 2:
             evaluate(done, f"siri-low-{done // cycle + 1}")
         elif schedule != "constant" and done % cycle == 0:

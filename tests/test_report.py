@@ -17,6 +17,7 @@ from siri.progress import effect_cells, effects
 from siri.report import write_report
 from tests.synthetic_run import LARGE, make_run
 
+PICTURES = ("report.html", "training.png", "pareto.png", "time.png", "packing.png")
 BENCHMARKS = (("aime24", 0.0), ("math500", 0.1))
 
 
@@ -55,7 +56,8 @@ def read(folder):
     path = write_report(folder)
     assert path == folder / "report.html"
     names = {entry.name for entry in folder.iterdir()}
-    assert names <= {"config.json", "metrics.jsonl", "eval.jsonl", "report.html", "training.png", "pareto.png"}
+    logs = {"config.json", "metrics.jsonl", "eval.jsonl", "plans.jsonl"}
+    assert names <= logs | {"report.html", "training.png", "pareto.png", "time.png", "packing.png"}
     return Page(path.read_text())
 
 
@@ -70,7 +72,7 @@ def page(demo):
 
 
 def test_page_needs_no_network(page):
-    assert len(page.links) == 4, "two pictures, each wide and narrow"
+    assert len(page.links) == 8, "four pictures, each wide and narrow"
     assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
     for link in page.links:
         tree = ElementTree.fromstring(base64.b64decode(link.split(",")[1]))
@@ -125,17 +127,19 @@ def test_page_states_the_run(page):
     assert "Change against the base model, evaluated at cap 96." in page.text
     assert re.search(r"lr\s*0\.0001", page.text)
     assert "rollout 70.0%, training 30.0%" in page.text
+    assert "median error 12.5%" in page.text, "0.27 predicted, 0.24 measured"
+    assert re.search(r"token budget\s*90.0%", page.text)
 
 
 def test_pngs(demo, page):
-    for name, ratio in (("training", 0.9), ("pareto", 0.56)):
+    for name, ratio in (("training", 0.9), ("pareto", 0.56), ("time", 0.6), ("packing", 0.48)):
         with Image.open(demo / f"{name}.png") as image:
             assert image.width >= 1600 and image.height / image.width == pytest.approx(ratio, abs=0.06)
             assert len(image.convert("RGB").getcolors(1 << 24)) > 50
 
 
 def test_same_run_same_bytes(demo, page):
-    before = {name: (demo / name).read_bytes() for name in ("report.html", "training.png", "pareto.png")}
+    before = {name: (demo / name).read_bytes() for name in PICTURES}
     write_report(demo)
     assert before == {name: (demo / name).read_bytes() for name in before}
 
@@ -176,7 +180,7 @@ def test_one_step(tmp_path):
 
 def test_no_evaluations(tmp_path):
     page = read(make_run(tmp_path / "run", upto=14, base=False))
-    assert len(page.links) == 2 and not page.cells and "No evaluation yet." in page.text
+    assert len(page.links) == 4 and not page.cells and "No evaluation yet." in page.text
 
 
 def test_constant_schedule_has_no_milestones(tmp_path):
@@ -185,7 +189,7 @@ def test_constant_schedule_has_no_milestones(tmp_path):
     assert "constant cap of 96 tokens" in page.text and "Shaded" not in page.text and "cycle k" not in page.text
     assert [cells[0] for cells in page.cells[:3]] == ["checkpoint", "base", "final"]
     assert "All 5 evaluations" in page.text
-    assert len(page.links) == 4
+    assert len(page.links) == 8
 
 
 def test_without_base(tmp_path):
