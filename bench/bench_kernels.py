@@ -1,10 +1,24 @@
-"""pytest-benchmark timings of the head's forward and of one loss step, every contestant in the same run."""
+"""pytest-benchmark timings of every op of the public API against every peer installed here, in the same run.
+
+Who is compared with whom, and who is left out where, is in `kernel_contestants`; the GEMMs that an op cannot do without
+run beside it.
+"""
 
 import pytest
 import torch
-from kernel_problems import forwards, problem, steps
+from kernel_contestants import FLOORS, OPS, contestants
+from kernel_measure import gemms
+from kernel_problems import clear, problem
 
-IMPLS = ("siri", "siri-small", "siri-lean", "eager", "torch.compile", "cce", "cce-exact", "liger-grpo")
+
+def everybody(op, p):
+    floor = FLOORS.get(op)
+    return contestants(op, p) | ({floor: gemms(p)[floor]} if floor else {})
+
+
+def pytest_generate_tests(metafunc):
+    tiny = problem((16, 8, 32))  # names depend on the machine, not on the size
+    metafunc.parametrize(("op", "impl"), [(op, impl) for op in OPS for impl in everybody(op, tiny)])
 
 
 @pytest.fixture(scope="module")
@@ -12,25 +26,20 @@ def case(size):
     return problem(size)
 
 
-def timed(benchmark, function):
+def bench_op(benchmark, case, op, impl):
+    function = everybody(op, case)[impl]
+
     def call():
         function()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    benchmark.pedantic(call, rounds=5, warmup_rounds=2)
-
-
-@pytest.mark.parametrize("impl", ["siri", "eager"])
-def bench_forward(benchmark, case, impl):
-    benchmark.group = "log-prob and entropy, forward"
-    timed(benchmark, forwards(case)[impl])
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def bench_step(benchmark, case, impl):
-    contestants = steps(case, compiled=case.hidden.is_cuda)
-    if impl not in contestants:
-        pytest.skip(f"{impl} is not installed, or needs a GPU")
-    benchmark.group = "GRPO loss, forward and backward"
-    timed(benchmark, contestants[impl])
+    benchmark.group = op
+    try:
+        benchmark.pedantic(call, rounds=5, warmup_rounds=2)
+    except torch.OutOfMemoryError:
+        pytest.skip(f"{impl} runs out of memory at this size")
+    finally:
+        clear(case)
+        if "logits" not in op:
+            case.release()

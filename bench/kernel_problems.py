@@ -1,18 +1,21 @@
-"""The problems and contestants that the kernel benchmarks time: sizes, inputs, our implementations, plain torch,
-peers."""
+"""The problems that the kernel benchmarks time, and the exact answers to them in fp64."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from siri_kernels import grpo_loss, linear_grpo_loss, linear_logprob
+from siri_kernels import linear_logprob
+from siri_kernels.reference import grpo_loss
 from torch import Tensor
 
 SIZES = {"tiny": (384, 64, 4001), "1.5b": (32768, 1536, 151_936), "7b": (32768, 3584, 152_064)}
 """N packed tokens, D hidden size, V vocabulary; the large ones are Qwen2-1.5B's and Qwen2-7B's heads"""
+SEQUENCES = 8
+"""of equal length, so that peers that take padded batches [B, T] waste nothing on padding"""
+LOGIT_SHARE = 4
+"""functions of logits get 1/4 of the tokens: several copies of [N, V] have to fit"""
 
 
 @dataclass
@@ -21,15 +24,44 @@ class Problem:
     weight: Tensor
     target_ids: Tensor
     advantages: Tensor
+    """one per sequence, [SEQUENCES]"""
+    cu_seqlens: Tensor
     old_logp: Tensor
 
+    def padded(self, x: Tensor) -> Tensor:
+        """Packed [N, ...] as a batch [B, T, ...] without padding."""
+        return x.view(self.advantages.numel(), -1, *x.shape[1:])
 
-def problem(size: str, *, peaked: bool = True) -> Problem:
-    """bf16 on a GPU, fp32 on a CPU. `peaked`: most targets are likely, as in sampled text; otherwise all of random
-    chance, which flatters kernels that skip small probabilities."""
-    n, d, vocab = SIZES[size]
+    @property
+    def token_advantages(self) -> Tensor:
+        return self.advantages.repeat_interleave(self.target_ids.numel() // self.advantages.numel())
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[1, L + 1, V], the shape that ops on padded logits want; the last row belongs to no token."""
+        with torch.no_grad():
+            z = self.hidden[: self.logit_rows + 1] @ self.weight.T
+        return z[None].requires_grad_()
+
+    @property
+    def logit_rows(self) -> int:
+        return self.target_ids.numel() // LOGIT_SHARE
+
+    def release(self) -> None:
+        """Frees the logits; they come back when asked for."""
+        self.__dict__.pop("logits", None)
+        clear(self)
+
+
+def problem(
+    size: str | tuple[int, int, int], *, peaked: bool = True, spread: float = 0.05, dtype: torch.dtype | None = None
+) -> Problem:
+    """bf16 on a GPU, fp32 on a CPU. `peaked`: most targets are likely, as in text sampled from a trained model;
+    otherwise they are random, which flatters kernels that skip small probabilities. spread: std of old_logp around the
+    true log-probs."""
+    n, d, vocab = SIZES[size] if isinstance(size, str) else size
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
     g = torch.Generator(device).manual_seed(0)
     weight = torch.randn(vocab, d, device=device, generator=g, dtype=torch.float32).mul_(d**-0.5).to(dtype)
     target_ids = torch.randint(vocab, (n,), device=device, generator=g)
@@ -40,84 +72,68 @@ def problem(size: str, *, peaked: bool = True) -> Problem:
     hidden = hidden.to(dtype)
     with torch.no_grad():
         logp = linear_logprob(hidden, weight, target_ids)
-    old_logp = logp + 0.05 * torch.randn(n, device=device, generator=g)
-    advantages = torch.randn(n, device=device, generator=g)
-    return Problem(hidden.requires_grad_(), weight.requires_grad_(), target_ids, advantages, old_logp)
+    old_logp = logp.float() + spread * torch.randn(n, device=device, generator=g)
+    advantages = torch.randn(SEQUENCES, device=device, generator=g)
+    cu_seqlens = torch.arange(0, n + 1, n // SEQUENCES, device=device, dtype=torch.int32)
+    return Problem(hidden.requires_grad_(), weight.requires_grad_(), target_ids, advantages, cu_seqlens, old_logp)
 
 
 def clear(p: Problem) -> None:
     p.hidden.grad = p.weight.grad = None
+    if "logits" in p.__dict__:
+        p.logits.grad = None
 
 
-def full_logits(p: Problem) -> tuple[Tensor, Tensor]:
-    """What a trainer without fused kernels does: logits in memory, log-softmax in fp32."""
-    logp = (p.hidden @ p.weight.T).float().log_softmax(-1)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(-1, p.target_ids[:, None]).squeeze(-1), entropy
+@dataclass
+class Exact:
+    """fp64 on the same inputs: log-probs, entropy, and a loss with its gradients."""
+
+    logp: Tensor
+    entropy: Tensor
+    loss: Tensor
+    d_hidden: Tensor
+    d_weight: Tensor
 
 
-def forwards(p: Problem) -> dict[str, Callable[[], object]]:
-    """Log-prob and entropy, no gradient."""
-
-    def ours(**options):
-        return linear_logprob(p.hidden, p.weight, p.target_ids, return_entropy=True, **options)
-
-    contestants = {"siri": ours, "eager": lambda: full_logits(p)}
-    if p.hidden.is_cuda:  # what "auto" does not choose before it has won here
-        contestants["siri-anchored"] = lambda: ours(impl="anchored")
-    return {name: torch.no_grad()(f) for name, f in contestants.items()}
-
-
-def steps(p: Problem, *, compiled: bool = False) -> dict[str, Callable[[], object]]:
-    """One clipped policy loss, forward and backward, gradients of hidden and weight."""
-
-    def ours(**options):
-        clear(p)
-        linear_grpo_loss(p.hidden, p.weight, p.target_ids, p.advantages, old_logp=p.old_logp, **options).loss.backward()
-
-    def plain(function=full_logits):
-        clear(p)
-        logp, _ = function(p)
-        grpo_loss(logp, p.old_logp, p.advantages).loss.backward()
-
-    contestants = {"siri": ours, "siri-small": lambda: ours(memory="small"), "siri-lean": lambda: ours(memory="lean")}
-    contestants["eager"] = plain
-    if p.hidden.is_cuda:
-        contestants["siri-anchored"] = lambda: ours(impl="anchored")
-    if compiled:
-        fast = torch.compile(full_logits)
-        contestants["torch.compile"] = lambda: plain(fast)
-    return contestants | peers(p)
+def exact(p: Problem, coefficients, rows: int = 512) -> Exact:
+    """The answer to a loss of log-probs, `coefficients(logp) -> (loss, dL/dlogp)`, by chunks of rows."""
+    x, w = p.hidden.detach().double(), p.weight.detach().double()
+    n = x.shape[0]
+    logp, entropy = torch.empty(2, n, dtype=torch.float64, device=x.device)
+    chunks = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+    for part in chunks:
+        log_p = (x[part] @ w.T).log_softmax(-1)
+        logp[part] = log_p.gather(1, p.target_ids[part, None]).squeeze(1)
+        entropy[part] = -(log_p.exp() * log_p).sum(-1)
+    loss, g = coefficients(logp)
+    d_hidden, d_weight = torch.empty_like(x), torch.zeros_like(w)
+    for part in chunks:
+        dz = (x[part] @ w.T).softmax(-1).mul_(-g[part, None])
+        dz.scatter_add_(1, p.target_ids[part, None], g[part, None])
+        d_hidden[part] = dz @ w
+        d_weight.addmm_(dz.T, x[part])
+    return Exact(logp, entropy, loss, d_hidden, d_weight)
 
 
-def peers(p: Problem) -> dict[str, Callable[[], object]]:
-    """Installed kernel packages that can compute the same gradient."""
-    found = {}
-    if importlib.util.find_spec("cut_cross_entropy") and p.hidden.is_cuda:
-        from cut_cross_entropy import linear_cross_entropy
+def clipped(p: Problem, *, on_policy: bool = False):
+    """`coefficients` of the clipped policy loss of the problem, by the specification."""
 
-        def cce(impl):
-            clear(p)
-            logp = -linear_cross_entropy(p.hidden, p.weight, p.target_ids, reduction="none", impl=impl)
-            grpo_loss(logp, p.old_logp, p.advantages).loss.backward()
+    def coefficients(logp: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = logp.detach().requires_grad_()
+        old = None if on_policy else p.old_logp.double()
+        loss, _ = grpo_loss(leaf, None, p.advantages, old_logp=old, cu_seqlens=p.cu_seqlens)
+        (g,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), g
 
-        found |= {"cce": lambda: cce("cce"), "cce-exact": lambda: cce("cce_exact")}
-    if importlib.util.find_spec("liger_kernel") and p.hidden.is_cuda:
-        from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOLoss
+    return coefficients
 
-        loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, epsilon_high=0.28, loss_type="dapo")
 
-        def liger():
-            clear(p)
-            length = (
-                p.hidden.shape[0] // 8
-            )  # it takes padded sequences: here 8 of equal length, so that no row is padding
-            rows = lambda x: x.view(8, length, *x.shape[1:])  # noqa: E731
-            advantages = rows(p.advantages)[:, 0]
-            mask = torch.ones(8, length, device=p.hidden.device)
-            old = rows(p.old_logp)
-            loss(rows(p.hidden), p.weight, rows(p.target_ids), mask, advantages, old_per_token_logps=old)[0].backward()
+def weighted(p: Problem):
+    """`coefficients` of mean(-advantage * logp), a loss of one's own."""
+    a = p.token_advantages.double()
+    return lambda logp: (-(a * logp).mean(), -a / a.numel())
 
-        found["liger-grpo"] = liger
-    return found
+
+def mean_loss(logp: Tensor) -> tuple[Tensor, Tensor]:
+    """`coefficients` of the mean cross-entropy."""
+    return -logp.mean(), torch.full_like(logp, -1 / logp.numel())
