@@ -5,13 +5,17 @@ a pair and a set, and takes the right side of any equation. As a reward that pay
 (how many answers, which brackets, which unit, which base) is compared here and has to agree before it is asked.
 """
 
+import contextlib
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 
 # An answer longer than this is compared as text only: parsing takes superlinear time and no gold answer is as long.
 MAX_PARSED_CHARS = 512
+# One this much longer than the gold answer is wrong unread: nothing that is cleaned away takes as many characters.
+MAX_EXTRA_CHARS = 200_000
 
 _UNITS = {
     variant: unit
@@ -82,6 +86,7 @@ _MEMBER = re.compile(r"[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _RELATION = re.compile(r"[<>≤≥≠]|\\(?:[lg]eq?(?:slant)?|[lg]t|neq?)(?![a-zA-Z])")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 _IN_BASE = re.compile(r"-?[0-9A-F]+_(?:\d|\{\d+\})")
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.?(\d*)|\.(\d+))")
 _FRACTION = re.compile(r"([-+]?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}")
@@ -106,6 +111,8 @@ def last_boxed(text: str) -> str | None:
 
 def same_answer(gold: str, answer: str) -> bool:
     """Whether `answer` is the answer `gold`, both LaTeX or plain text. May be slow for a hostile `answer`: time it."""
+    if len(answer) > len(gold) + MAX_EXTRA_CHARS:
+        return False
     return any(_same(g, a) for g in _readings(_clean(gold)) for a in _readings(_clean(answer)))
 
 
@@ -349,7 +356,28 @@ def _parse(text: str) -> list:
     # its list of units holds most single letters: 2m and 2t would both be 2
     normalization = replace(LatexExtractionConfig().normalization_config, units=False)
     config = (LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization),)
-    return parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=None)
+    with _numbers_only():
+        return parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=None)
+
+
+@contextlib.contextmanager
+def _numbers_only() -> Iterator[None]:
+    """The LaTeX parser hands the digits it finds to sympy's parser of Python text, which evaluates what it is given.
+    Meanwhile that parser is replaced by one that knows decimal numbers and nothing else."""
+    import sympy.physics.units  # names its units through that parser when it is imported, which the LaTeX parser does
+    from sympy.parsing import sympy_parser
+
+    def parse_number(text: str, *_: object, **__: object) -> sympy.Number:
+        if not _NUMBER.fullmatch(text):
+            raise SyntaxError("not a decimal number")
+        return sympy.Integer(int(text)) if text.isdigit() else sympy.Float(text)
+
+    evaluating = sympy_parser.parse_expr
+    sympy_parser.parse_expr = parse_number
+    try:
+        yield
+    finally:
+        sympy_parser.parse_expr = evaluating
 
 
 def _number(expression) -> complex | None:

@@ -1,5 +1,9 @@
 """Rewards in killable worker processes: a response that hangs or crashes its grader costs one zero, not the run.
 
+The workers of the built-in math reward, which read what a model wrote, are shut in as well (see `siri.sandbox`): no
+network, no programs, no writing, no evaluation of text. A function of the user's is the user's: it keeps its freedom,
+and is only killed when it takes too long (or too much memory, if a limit is given).
+
 Threads cannot be killed and signals reach only the main thread, so every worker is a fresh interpreter that takes one
 (response, answer) at a time over a socket. It is a plain subprocess rather than multiprocessing, whose spawn runs the
 caller's main module again.
@@ -11,14 +15,17 @@ import json
 import math
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
-from multiprocessing import Pipe
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 
+from siri import sandbox
 from siri.errors import InputError
 from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward
 
@@ -28,6 +35,11 @@ START_TIMEOUT_S = 120.0
 ORPHAN_GRACE_S = 3.0
 # sympy evaluates powers: \boxed{9^{9^{9^9}}} would take the machine's memory long before its time is up.
 MATH_MEMORY_BYTES = 2 << 30
+# A worker says little; whatever is longer is not from our code.
+MAX_MESSAGE_BYTES = 1 << 16
+MAX_ERROR_CHARS = 500
+# Workers that die one after the other before they are ready, as on a machine without memory, end the run.
+MAX_FAILED_STARTS = 5
 
 _WORKER = (
     "import json, sys; path, *arguments = json.loads(sys.argv[1]); sys.path[:] = path; "
@@ -59,6 +71,8 @@ class _Worker:
     ready: bool = False
     item: int | None = None
     """The index that it works on."""
+    sandbox: list[str] = field(default_factory=list)
+    """What holds it in: "memory", "seccomp", "audit"."""
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -68,7 +82,8 @@ class _Worker:
 
 
 class RewardPool:
-    """Scores batches with the reward called `reward` (see `resolve_reward`) in `workers` processes.
+    """Scores batches with the reward called `reward` (see `resolve_reward`) in `workers` processes, each of which gets
+    at most `memory_bytes` of address space (0 = 2 GiB for math, no limit for others; where the platform can limit it).
 
     An item that takes longer than `timeout_s` seconds is killed with its worker, scores 0 and is counted; so is one
     whose worker dies and one that raises. Rewards do not depend on the number of workers. "exact" is computed in this
@@ -76,14 +91,19 @@ class RewardPool:
     they cannot; leaving ends them.
     """
 
-    def __init__(self, reward: str, *, workers: int, timeout_s: float = 10.0, think: bool = True):
+    def __init__(
+        self, reward: str, *, workers: int, timeout_s: float = 10.0, think: bool = True, memory_bytes: int = 0
+    ):
         if workers < 1:
             raise InputError(f"reward workers {workers}: at least one is needed")
         if not 0 < timeout_s < math.inf:
             raise InputError(f"reward timeout {timeout_s}: must be a positive number of seconds")
         self.reward, self.workers, self.timeout_s, self.think = reward, workers, timeout_s, think
+        self.memory_bytes = memory_bytes or (MATH_MEMORY_BYTES if reward == "math" else 0)
         self.first_error = ""
         """What the first answer that could not be graded ran into, for the user."""
+        self._opened = False  # the reward has been imported once, so that a later failure is the machine's
+        self._failed_starts = 0
         self._pool: list[_Worker] = []
 
     def __enter__(self) -> "RewardPool":
@@ -94,6 +114,7 @@ class RewardPool:
                 self._pool.append(self._start())
             while not all(worker.ready for worker in self._pool):
                 self._step(RewardBatch([]))
+            self._opened = True
         except BaseException:
             self.close()
             raise
@@ -120,7 +141,7 @@ class RewardPool:
         """The rewards of `responses`, each against the gold answer in the same place of `answers`."""
         pairs = list(zip(responses, answers, strict=True))
         if self.reward == "exact":
-            return RewardBatch([exact_reward(response, answer, think=self.think) for response, answer in pairs])
+            return self._score_here(partial(exact_reward, think=self.think), pairs)
         if not self._pool:
             raise RuntimeError("the reward pool is not open: use it in a with statement")
         batch = RewardBatch([0.0] * len(pairs))
@@ -142,9 +163,23 @@ class RewardPool:
         self.first_error = self.first_error or batch.first_error
         return batch
 
+    def _score_here(self, reward: Reward, pairs: list[tuple[str, str]]) -> RewardBatch:
+        batch = RewardBatch([])
+        for response, answer in pairs:
+            message = _call(reward, response, answer)
+            batch.rewards.append(message.get("reward", 0.0))
+            if message["error"]:
+                batch.count_error(message["error"])
+        return batch
+
     def _start(self) -> _Worker:
-        ours, theirs = Pipe()
+        ours, theirs = socket.socketpair()
+        # A worker that stops in the middle of a message must not stop us: the kernel gives up in our stead.
+        patience = struct.pack("ll", int(self.timeout_s) + 1, 0)
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, patience)
         arguments = (list(map(str, sys.path)), theirs.fileno(), self.reward, self.think, self.timeout_s)
+        arguments = (*arguments, self.memory_bytes)
         process = subprocess.Popen(
             [sys.executable, "-c", _WORKER, json.dumps(arguments)],
             pass_fds=(theirs.fileno(),),
@@ -154,7 +189,13 @@ class RewardPool:
             start_new_session=True,
         )
         theirs.close()  # or we would never see the end of the worker's connection
-        return _Worker(process, ours, time.monotonic() + START_TIMEOUT_S)
+        return _Worker(process, Connection(ours.detach()), time.monotonic() + START_TIMEOUT_S)
+
+    def _start_again(self, worker: _Worker, reason: str) -> None:
+        self._failed_starts += 1
+        if not self._opened or self._failed_starts >= MAX_FAILED_STARTS:
+            raise InputError(f"reward {self.reward!r}: {reason}")
+        self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
         worker.kill()
@@ -168,24 +209,27 @@ class RewardPool:
         now = time.monotonic()
         for worker in active:
             if worker.connection in heard:
-                try:
-                    message = json.loads(worker.connection.recv_bytes())
-                except (EOFError, OSError):
+                message = _receive(worker.connection)
+                if message is None:
                     self._lost(worker, batch)
                 else:
                     self._take(worker, message, batch)
             elif now >= worker.deadline:
                 if not worker.ready:
-                    raise InputError(f"reward {self.reward!r}: not imported within {START_TIMEOUT_S:.0f} seconds")
-                self._replace(worker)
-                batch.timeouts += 1
+                    self._start_again(worker, f"not imported within {START_TIMEOUT_S:.0f} seconds")
+                else:
+                    self._replace(worker)
+                    batch.timeouts += 1
 
     def _take(self, worker: _Worker, message: dict, batch: RewardBatch) -> None:
         if not worker.ready:
             if message["error"]:
                 raise InputError(message["error"])
-            worker.ready = True
+            worker.ready, worker.sandbox = True, message.get("sandbox", [])
+            self._failed_starts = 0
             return
+        if worker.item is None:
+            return  # it speaks without being asked
         if message["error"]:
             batch.count_error(message["error"])
         else:
@@ -197,12 +241,24 @@ class RewardPool:
             worker.process.wait(1.0)  # its own status, where it has one, says more than that of our kill
         status = worker.process.returncode
         if not worker.ready:
-            raise InputError(f"reward {self.reward!r}: its worker died while importing it (exit status {status})")
+            self._start_again(worker, f"its worker died while importing it (exit status {status})")
+            return
         self._replace(worker)
         batch.count_error(f"the reward's process died (exit status {status})")
 
 
-def worker_main(descriptor: int, name: str, think: bool, timeout_s: float) -> None:
+def _receive(connection: Connection) -> dict | None:
+    """The worker's next message; None where there is none: its end, or something that our code did not write."""
+    try:
+        message = json.loads(connection.recv_bytes(MAX_MESSAGE_BYTES))
+        if isinstance(message["error"], str) and math.isfinite(float(message.get("reward", 0))):
+            return message
+    except (EOFError, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        pass
+    return None
+
+
+def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memory_bytes: int) -> None:
     """One worker: imports the reward and says so, then answers requests until its connection closes."""
     # A supervisor's signal to every process is the trainer's to handle, which may still want this step's rewards before
     # it saves. Not SIG_IGN: that would be inherited by programs which a reward starts.
@@ -215,9 +271,12 @@ def worker_main(descriptor: int, name: str, think: bool, timeout_s: float) -> No
         except InputError as error:
             connection.send_bytes(json.dumps({"error": str(error)}).encode())
             return
+        layers = ["memory"] if memory_bytes and sandbox.limit_memory(memory_bytes) else []
         if name == "math":
-            _prepare_math()
-        connection.send_bytes(json.dumps({"error": ""}).encode())
+            # imports math-verify and builds its grammar, so that the first answer is as fast as others
+            BUILT_IN["math"]("\\boxed{\\frac{2}{\\sqrt{2}}}", "\\sqrt{2}", think=False)
+            layers += sandbox.shut_in()
+        connection.send_bytes(json.dumps({"error": "", "sandbox": layers}).encode())
         while True:
             response, answer = json.loads(connection.recv_bytes())
             # This timer needs no interpreter lock: it ends a worker whose pool is gone, whatever that is stuck in.
@@ -231,18 +290,15 @@ def _call(reward: Reward, response: str, answer: str) -> dict:
     try:
         value = float(reward(response, answer))
     except (Exception, SystemExit) as error:  # a user's function may raise anything
-        return {"error": f"{type(error).__name__}: {error}"}
+        text = f"{type(error).__name__}: {_text(error)}"[:MAX_ERROR_CHARS]
+        return {"error": text.encode(errors="replace").decode()}
     if not math.isfinite(value):
         return {"error": f"the reward returned {value}"}
     return {"error": "", "reward": value}
 
 
-def _prepare_math() -> None:
-    """Caps the memory, and imports math-verify and builds its grammar so that the first answer is as fast as others."""
-    if sys.platform == "linux":
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = MATH_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MATH_MEMORY_BYTES, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    BUILT_IN["math"]("\\boxed{\\frac{2}{\\sqrt{2}}}", "\\sqrt{2}", think=False)
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:  # an exception that cannot say what it is
+        return f"({type(another).__name__})"

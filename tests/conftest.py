@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.torture", "tests.user_rewards"]
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
