@@ -23,6 +23,7 @@ make bench                            times every kernel and every installed pee
 bench/gpu.sh kernels                  the table of goals on a GPU (tiny sizes on a CPU), written to bench/results/
 bench/gpu.sh tests                    the GPU tests
 siri bench --compare A.json B.json    two results side by side, regressions marked
+siri bench calibrate RECIPE           measures the packing plan's cost ratio on this machine
 siri bench --plot A.json              draws the ratios to the floor; --out FILE.png says where
 """
 

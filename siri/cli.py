@@ -20,6 +20,7 @@ siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
   siri report RUN                                                  draw the pictures and report.html of a run
   siri export CHECKPOINT FOLDER                                    a model folder for transformers and vLLM
   siri bench [--compare A.json B.json] [--plot A.json]             benchmark results side by side, or drawn
+  siri bench calibrate RECIPE [--out FILE]                         cost of attention here, for the packing plan
   siri doctor                                                      what this machine has, and what is missing
 
 recipes: {recipes}
@@ -155,6 +156,14 @@ def export_command(arguments: list[str]) -> int:
 
 
 def bench_command(arguments: list[str]) -> int:
+    if arguments[:1] == ["calibrate"]:
+        from siri.calibrate import CalibrateOptions, run_calibrate
+
+        if arguments[1:] and arguments[1] in ("--help", "-h"):
+            parse(CalibrateOptions, ["--help"], prog="siri bench calibrate RECIPE")
+        if not arguments[1:] or arguments[1].startswith("-"):
+            raise InputError(f"siri bench calibrate needs a recipe: {', '.join(recipe_names())}, or a .toml file")
+        return run_calibrate(arguments[1:])
     from siri.bench import BenchOptions, run_bench
 
     return run_bench(parse(BenchOptions, arguments, prog="siri bench"))

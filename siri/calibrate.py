@@ -1,0 +1,211 @@
+"""`siri bench calibrate RECIPE`: how much longer a FLOP of attention takes than one of the matrix products, here.
+
+Packs of equally many tokens, cut into few long or many short sequences, go forward and backward through the recipe's
+model (random weights) as the trainer runs them: attention, checkpointing, fused head and loss. The time that grows
+with the length is attention's. One process, one device.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siri.config import Config, resolve
+from siri.cost import forward_flops
+from siri.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from siri.update import MicroBatch
+
+SHARES = (1 / 16, 1 / 4, 1 / 2, 1)
+"""Lengths that are timed, as shares of the longest prompt and cap."""
+
+
+@dataclass(frozen=True)
+class CalibrateOptions(Config):
+    lengths: tuple[int, ...] = ()
+    """Tokens of the sequences that are timed; none = 1/16, 1/4, 1/2 and all of the longest prompt and cap."""
+    tokens: int = 0
+    """Tokens of a pack; 0 = the longest of the lengths."""
+    layers: int = 0
+    """Layers of the model that are timed, fewer for a quick look; 0 = all."""
+    repeats: int = 5
+    """Times that every pack runs; the median counts."""
+    out: str = "cost_ratio.json"
+    """The file to write."""
+
+    def __post_init__(self) -> None:
+        """Nothing: a recipe may need the command line to make sense, so only the Config of both is checked."""
+
+
+def fit_ratio(model_config: Any, packs: Sequence[tuple[int, int]], seconds: Sequence[float]) -> tuple[float, float]:
+    """(cost ratio, largest relative error of the fit) from the times of packs of (sequences, tokens of each).
+
+    seconds = x * FLOPs of the matrix products + y * FLOPs of attention, by least squares of the relative error; the
+    ratio is y / x. Raises InputError where the times show no part that grows with the length.
+    """
+    layers, head, attention = forward_flops(model_config)
+    counts, lengths = np.array(packs, dtype=np.float64).T
+    flops = np.stack([counts * lengths * (layers + head), counts * lengths**2 * attention], axis=1)
+    measured = np.asarray(seconds, dtype=np.float64)
+    (linear, quadratic), *_ = np.linalg.lstsq(flops / measured[:, None], np.ones(len(measured)), rcond=None)
+    if linear <= 0 or quadratic <= 0:
+        raise InputError(
+            "calibrate: the times do not grow with the length of the sequences; take longer --lengths, more --repeats, "
+            "or a machine that nobody else uses"
+        )
+    error = np.abs(flops @ np.array([linear, quadratic]) / measured - 1).max()
+    return float(quadratic / linear), float(error)
+
+
+def pack_times(
+    packs: Sequence["MicroBatch"], run: Callable[["MicroBatch"], None], device: "torch.device", repeats: int
+) -> list[float]:
+    """Median seconds of run(pack). Every pack runs once before, and rounds over all packs, so that a drift of the clock
+    is shared by all."""
+    import torch
+
+    def timed(pack: "MicroBatch") -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        run(pack)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    for pack in packs:
+        run(pack)
+    rounds = [[timed(pack) for pack in packs] for _ in range(repeats)]
+    return [median(column) for column in zip(*rounds, strict=True)]
+
+
+def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
+    """Measure the ratio on this machine; returns what the file holds: cost_ratio, what was timed, and with what."""
+    import torch
+
+    from siri.attention import choose
+    from siri.liger import apply_liger
+    from siri.model import ARCHITECTURES, checkpoint_activations, pick_device
+    from siri.plan import load_model_config
+    from siri.timing import Stopwatch
+    from siri.update import policy_loss
+
+    device = pick_device(config.device)
+    model_config = load_model_config(config.model)
+    if model_config.model_type not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"architecture {model_config.model_type!r} cannot be timed; those that train are {known}")
+    if options.layers > model_config.num_hidden_layers:
+        raise InputError(f"layers is {options.layers}, but the model has {model_config.num_hidden_layers}")
+    if options.layers:
+        model_config.num_hidden_layers = options.layers
+        if getattr(model_config, "layer_types", None):
+            model_config.layer_types = model_config.layer_types[: options.layers]
+    lengths, tokens = _lengths(config, options)
+    backend = choose(config.attention, device, model_config, config.checkpointing)
+    torch.manual_seed(config.seed)
+    try:
+        model = _random_model(model_config, device)
+        liger = apply_liger(model, config.liger, device)
+        checkpoint_activations(model, config.checkpointing)
+        packs = [_pack(model_config, tokens // length, length, device, backend) for length in lengths]
+        watch = Stopwatch(device)
+
+        def run(pack: "MicroBatch") -> None:
+            policy_loss(model, pack, config, None, float(tokens), watch).loss.backward()
+            model.zero_grad(set_to_none=True)
+            watch.spans.clear()
+
+        seconds = pack_times(packs, run, device, options.repeats)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"calibrate: {tokens} tokens do not fit ({str(error).splitlines()[0]}); lower --tokens and --lengths, or "
+            "--layers, or set --checkpointing full"
+        ) from None
+    ratio, error = fit_ratio(model_config, [(tokens // length, length) for length in lengths], seconds)
+    return {
+        "cost_ratio": round(ratio, 4),
+        "fit_error": round(error, 4),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "model": config.model,
+        "layers": model_config.num_hidden_layers,
+        "attention": backend,
+        "liger": liger,
+        "checkpointing": config.checkpointing,
+        "tokens": tokens,
+        "lengths": list(lengths),
+        "ms": [round(1e3 * one, 3) for one in seconds],
+        "repeats": options.repeats,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+
+
+def _lengths(config: Config, options: CalibrateOptions) -> tuple[list[int], int]:
+    longest = config.max_prompt_tokens + config.length_schedule().longest
+    lengths = sorted(set(options.lengths or [max(2, int(share * longest)) for share in SHARES]))
+    if len(lengths) < 2 or lengths[0] < 2:
+        raise InputError(f"lengths is {' '.join(map(str, lengths))}; give at least two lengths of 2 tokens and more")
+    tokens = options.tokens or lengths[-1]
+    if tokens < lengths[-1]:
+        raise InputError(f"tokens is {tokens}, less than the longest of the lengths, {lengths[-1]}; raise --tokens")
+    return lengths, tokens
+
+
+def _random_model(model_config: Any, device: "torch.device") -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from siri import attention
+
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(
+            model_config, dtype=torch.float32, attn_implementation=attention.register()
+        )
+
+
+def _pack(model_config: Any, sequences: int, length: int, device: "torch.device", backend: str) -> "MicroBatch":
+    """Responses after prompts of one token, random, and all with a gradient."""
+    from siri.attention import PackedLayout
+    from siri.update import MicroBatch, Sample
+
+    draw = np.random.default_rng(length)
+    ids = draw.integers(0, model_config.vocab_size, (sequences, length)).tolist()
+    samples = [Sample(one[:1], one[1:], [-1.0] * (length - 1), 1.0) for one in ids]
+    pack = MicroBatch.of(samples, entropy_bonus=False, device=device)
+    return replace(pack, layout=PackedLayout.of([length] * sequences, device, backend))
+
+
+def run_calibrate(arguments: list[str]) -> int:
+    """`siri bench calibrate RECIPE [--KEY VALUE ...]`: measure, write the file, and say how to use it."""
+    from siri.metrics import write_atomic
+
+    recipe = arguments[0]
+    options = resolve(recipe, CalibrateOptions, arguments[1:], prog=f"siri bench calibrate {recipe}")
+    config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
+    if not config.model:
+        raise InputError("model is not set; give --model")
+    for name, least in (("tokens", 0), ("layers", 0), ("repeats", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"{name} is {getattr(options, name)}; it must be at least {least}")
+    path = Path(options.out)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: no such folder; give --out FILE")
+    found = calibrate(config, options)
+    try:
+        write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); give --out FILE") from None
+    for length, ms in zip(found["lengths"], found["ms"], strict=True):
+        print(f"{found['tokens'] // length:>5} x {length:>6} tokens  {ms:10.2f} ms")
+    print(f"cost_ratio {found['cost_ratio']:g} on {found['device']}, fit within {found['fit_error']:.1%}")
+    print(f'{path}: name it in a recipe (cost_ratio = "{path}") or with --cost-ratio {path}')
+    return 0
