@@ -1,4 +1,4 @@
-"""`siri bench calibrate`: the fit finds a known ratio; the command times the trainer's path and writes what it reads."""
+"""`siri bench calibrate`: a known ratio is found; the command times the trainer's path and writes what it reads."""
 
 import json
 
