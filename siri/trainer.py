@@ -14,6 +14,7 @@ from siri.config import Config
 from siri.cost import read_cost_ratio, sequence_cost
 from siri.data import PromptSet, Sampler, load_prompts, resolve_path
 from siri.distributed import Ranks, join_ranks, shard
+from siri.dynamics import Dynamics
 from siri.errors import InputError
 from siri.evaluate import average, evaluate
 from siri.loggers import make_logger
@@ -72,6 +73,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     engine = make_engine(config, policy, copy=ranks.sharded)
     engine.sync()
     watch, times = Stopwatch(device), StepTimes()
+    dynamics = Dynamics(policy.tokenizer)
     cost = sequence_cost(policy.model.config, cost_ratio=cost_ratio)
     rewards = RewardPool(
         config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s, think=config.think
@@ -146,7 +148,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                     engine.sync()
 
             row: dict[str, Any] = {"step": step, "phase": schedule.phase(step), "cap": cap}
-            row |= rollout_metrics(groups) | update
+            row |= rollout_metrics(groups) | dynamics.metrics(groups) | update
             plan, flops = row.pop("plan"), row.pop("training_flops")
             row |= times.compare(plan, watch.laps("forward", "backward"))
             train_tokens += row["response_tokens"]

@@ -1,0 +1,125 @@
+"""How responses change while the cap moves: words of back-tracking, repetition, and the lag of length behind the cap
+(arXiv 2509.25176, section 4).
+
+Words are counted on token ids, without decoding: a word is any token that spells it, whatever its case and with or
+without the space before it.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from siri.batch import Group
+
+BACKTRACKING = ("wait", "hold on")
+"""Words that follow the cap in the paper."""
+FORWARD = ("so", "alternatively")
+"""Words that stay flat in the paper."""
+NGRAM = 4
+SPACES = " \t\n\u0120\u010a\u2581"  # and how byte-level BPE and SentencePiece write a space or a line end
+
+
+class WordCounter:
+    """Counts phrases of one or more words in token ids."""
+
+    def __init__(self, tokenizer: Any, phrases: Sequence[str]) -> None:
+        """tokenizer: anything with transformers' `get_vocab()`. A word that no single token spells counts nothing."""
+        spelled: dict[str, list[int]] = {}
+        wanted = {word for phrase in phrases for word in phrase.split()}
+        for token, index in tokenizer.get_vocab().items():
+            if (word := token.strip(SPACES).lower()) in wanted:
+                spelled.setdefault(word, []).append(index)
+        self.phrases_ids = [[spelled.get(word, []) for word in phrase.split()] for phrase in phrases]
+
+    def count(self, token_ids: np.ndarray) -> int:
+        """How often the phrases occur among `token_ids` [T]."""
+        total = 0
+        for words in self.phrases_ids:
+            starts = max(0, len(token_ids) - len(words) + 1)
+            found = np.ones(starts, bool)
+            for offset, ids in enumerate(words):
+                found &= np.isin(token_ids[offset : offset + starts], ids)
+            total += int(found.sum())
+        return total
+
+
+def repetition_rate(token_ids: np.ndarray, n: int = NGRAM) -> float:
+    """Share of the n-grams of one response that it already held before (seq-rep-n, arXiv 1908.04319); 0 for a response
+    of fewer than n tokens."""
+    if len(token_ids) < n:
+        return 0.0
+    grams = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(token_ids, n))
+    distinct = len(np.unique(grams.view(np.dtype((np.void, grams.dtype.itemsize * n)))))
+    return 1 - distinct / len(grams)
+
+
+class Dynamics:
+    """The figures of a rollout batch that concern wording; made once a run."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.backtracking = WordCounter(tokenizer, BACKTRACKING)
+        self.forward = WordCounter(tokenizer, FORWARD)
+
+    def metrics(self, groups: Sequence["Group"]) -> dict[str, float]:
+        """Means over all sampled responses, as keys of metrics.jsonl."""
+        responses = [np.array(completion.token_ids, np.int64) for group in groups for completion in group.completions]
+        return {
+            "backtracking_per_response": float(np.mean([self.backtracking.count(ids) for ids in responses])),
+            "forward_words_per_response": float(np.mean([self.forward.count(ids) for ids in responses])),
+            "repetition_rate": float(np.mean([repetition_rate(ids) for ids in responses])),
+        }
+
+
+# --- over a whole run ---
+
+PHASE_KEYS = ("cap", "response_tokens_mean", "tokens_right_mean", "tokens_wrong_mean", "entropy", "truncation_rate")
+PHASE_KEYS += ("backtracking_per_response", "forward_words_per_response", "repetition_rate", "zero_variance_groups")
+
+
+def by_phase(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means of PHASE_KEYS over each run of steps in the same phase of metrics.jsonl: {"phase", "cycle" (from 1),
+    "start", "end" (one past the last step), key: mean or None}."""
+    spans, seen = [], {"compression": 0, "expansion": 0}
+    for phase, group in groupby(rows, key=lambda row: row["phase"]):
+        members = list(group)
+        seen[phase] += 1
+        span = {"phase": phase, "cycle": seen[phase], "start": members[0]["step"], "end": members[-1]["step"] + 1}
+        for key in PHASE_KEYS:
+            values = [row[key] for row in members if row.get(key) is not None]
+            span[key] = sum(values) / len(values) if values else None
+        spans.append(span)
+    return spans
+
+
+def length_lag(caps: Sequence[float], lengths: Sequence[float | None]) -> int | None:
+    """Steps by which the mean response follows the cap: the shift, up to half of the run's longest cycle of caps, at
+    which the two correlate best. None where the cap does not move or no shift gives a positive correlation.
+
+    caps and lengths: one a step. A linear drift of the lengths is taken out first, or a length that only grows or falls
+    would look like a lag.
+    """
+    found = [(step, cap, length) for step, (cap, length) in enumerate(zip(caps, lengths, strict=True)) if length]
+    if len(found) < 8 or len({cap for _, cap, _ in found}) < 2:
+        return None
+    step_T, cap_T, length_T = (np.array(column, float) for column in zip(*found, strict=True))
+    length_T = length_T - np.polyval(np.polyfit(step_T, length_T, 1), step_T)
+    best, lag = 0.0, None
+    for shift in range(_half_period(cap_T) + 1):
+        a, b = cap_T[: len(cap_T) - shift], length_T[shift:]
+        if len(a) < 8 or a.std() == 0 or b.std() == 0:
+            continue
+        correlation = float(np.corrcoef(a, b)[0, 1])
+        if correlation > best + 1e-9:
+            best, lag = correlation, shift
+    return lag
+
+
+def _half_period(cap_T: np.ndarray) -> int:
+    """Half of the cap's longest cycle in steps, by the rises through its middle; half of the run where there are not
+    two."""
+    above = cap_T > (cap_T.max() + cap_T.min()) / 2
+    rises = np.flatnonzero(above[1:] & ~above[:-1])
+    return int(np.diff(rises).max() if len(rises) > 1 else len(cap_T)) // 2
