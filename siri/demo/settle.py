@@ -13,7 +13,7 @@ value one step further, and leaves a settled one alone; after a lower-case one i
 
 To state the settled value at once would take one table of value x digit x key, a thousand cells that no trace ever
 shows; with a `wait` each it is two tables of a hundred. So a `wait` is needed where a value has not settled and idle
-elsewhere, and the shortest right response of a problem has from 7 to about 60 tokens: three kinds of problem spread the
+elsewhere, and the shortest right response of a problem has from 7 to about 40 tokens: three kinds of problem spread the
 lengths. The base is taught to wait at random, and to state some twists and sums wrongly, always the same way in a cell.
 """
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 from siri.demo.task import DIGITS, END_THINK, POSITIONS, THINK, WAIT, Cell, Operand, apply, operand_word
 
 KINDS = ("plain", "mixed", "deep")
-OPERAND_COUNT = {"plain": (2, 6), "mixed": (4, 9), "deep": (7, 12)}
+OPERAND_COUNT = {"plain": (2, 4), "mixed": (3, 6), "deep": (5, 9)}
 P_TWIST = {"plain": 0.0, "mixed": 0.3, "deep": 0.6}  # of an operand after the first
 P_WAIT = 0.5  # of one more "wait" after each statement
 TWIST_CONFIDENCE = (0.9, 0.7, 0.4)  # a third of the cells each

@@ -4,6 +4,7 @@
 seed on the same machine with one thread gives the same bytes.
 """
 
+import hashlib
 import random
 import sys
 from pathlib import Path
@@ -122,6 +123,17 @@ def make(out: Path, steps: int, seed: int, task: str = "demo") -> "tuple[Qwen2Fo
     model.save_pretrained(out / MODEL.name)
     tokenizer.save_pretrained(out / MODEL.name)
     return model, tokenizer
+
+
+def fingerprint(task: str, steps: int, seed: int) -> str:
+    """Twelve hex digits of what `make` will teach: problems, answers, a sample of traces and the settings."""
+    module, width = TASKS[task]
+    train_set, heldout_set = data.draw_sets(seed, module)
+    rng = random.Random(0)
+    parts = [(module.prompt_text(p), module.answer(p)) for p in (*train_set, *heldout_set)]
+    parts += [module.trace_text(rng, p) for p in train_set[:512]]
+    parts += [steps, seed, width, LEARNING_RATE, LR_WARMUP_STEPS, EMBEDDING_STD, data.BATCH, data.MAX_TOKENS]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def main(argv: list[str] | None = None) -> None:

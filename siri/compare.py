@@ -1,0 +1,249 @@
+"""What runs with several seeds say: curves, 95 % intervals, and the table that compares arms.
+
+The figures of a run come from its evaluations, all made at the same cap:
+
+- accuracy and tokens at the last step, and the paper's efficiency score there;
+- accuracy at equal tokens: the best of the run's checkpoints whose mean response is no longer than a given length;
+- tokens at equal accuracy: the shortest of its checkpoints that are at least as accurate as given;
+- accuracy at equal training tokens: linear between evaluations;
+- area under the Pareto front: the best accuracy for every length from 0 to the base's, averaged over the lengths.
+
+A mean over seeds has a t-interval (Student); a difference to the reference arm is taken seed by seed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from siri.errors import InputError
+from siri.metrics import efficiency_score, read_run
+
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+T_95 += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+"""Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run: its evaluations in order, base first, and per-step columns."""
+
+    arm: str
+    seed: int
+    evals: list[dict[str, Any]]
+    steps: dict[str, list[float | None]]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return self.evals[0]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.evals[-1]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and half the width of its 95 % interval; None where there is no figure, or but one seed."""
+
+    mean: float | None
+    half: float | None
+    count: int
+    """Seeds that have a figure."""
+
+
+def estimate(values: Sequence[float | None]) -> Estimate:
+    """Mean and 95 % t-interval of the values that are there."""
+    found = [value for value in values if value is not None]
+    n = len(found)
+    if n < 2:
+        return Estimate(found[0] if found else None, None, n)
+    mean = sum(found) / n
+    variance = sum((value - mean) ** 2 for value in found) / (n - 1)
+    quantile = T_95[n - 2] if n - 2 < len(T_95) else 1.96 + 2.4 / (n - 1)
+    return Estimate(mean, quantile * math.sqrt(variance / n), n)
+
+
+def accuracy_within(curve: Curve, tokens: float) -> float | None:
+    """Best accuracy among the checkpoints whose mean response has at most `tokens` tokens; None if there is none."""
+    return max((row["accuracy"] for row in curve.evals if row["tokens_mean"] <= tokens), default=None)
+
+
+def tokens_reaching(curve: Curve, accuracy: float) -> float | None:
+    """Shortest mean response among the checkpoints that are at least so accurate; None if there is none."""
+    return min((row["tokens_mean"] for row in curve.evals if row["accuracy"] >= accuracy), default=None)
+
+
+def accuracy_after(curve: Curve, train_tokens: float) -> float | None:
+    """Accuracy after so many sampled training tokens, linear between evaluations; None where the run ends before."""
+    for before, after in zip(curve.evals, curve.evals[1:], strict=False):
+        start, end = before["train_tokens"], after["train_tokens"]
+        if start <= train_tokens <= end:
+            share = (train_tokens - start) / (end - start) if end > start else 1.0
+            return before["accuracy"] + share * (after["accuracy"] - before["accuracy"])
+    return None
+
+
+def front(curve: Curve) -> list[tuple[float, float]]:
+    """The (tokens, accuracy) of checkpoints that no other beats in both, by rising tokens."""
+    points: list[tuple[float, float]] = []
+    for row in sorted(curve.evals, key=lambda row: (row["tokens_mean"], -row["accuracy"])):
+        if not points or row["accuracy"] > points[-1][1]:
+            points.append((row["tokens_mean"], row["accuracy"]))
+    return points
+
+
+def front_area(curve: Curve) -> float:
+    """Mean over lengths from 0 to the base's of the best accuracy within that length (0 where nothing is so short)."""
+    end, area = curve.base["tokens_mean"], 0.0
+    points = front(curve)
+    for (tokens, accuracy), after in zip(points, [*(tokens for tokens, _ in points[1:]), end], strict=True):
+        area += accuracy * max(0.0, min(after, end) - min(tokens, end))
+    return area / end
+
+
+def score(curve: Curve) -> float | None:
+    """Efficiency score of the last checkpoint against the run's base."""
+    pairs = [{"": (row["accuracy"], row["tokens_mean"])} for row in (curve.last, curve.base)]
+    return efficiency_score(*pairs)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Where arms are compared: the reference arm's means at its last step."""
+
+    arm: str
+    tokens: float
+    accuracy: float
+    train_tokens: float
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """One arm of the table; `against` is its accuracy minus the reference's, seed by seed."""
+
+    arm: str
+    seeds: int
+    accuracy: Estimate
+    tokens: Estimate
+    train_tokens: Estimate
+    at_equal_tokens: Estimate
+    at_equal_accuracy: Estimate
+    at_equal_training: Estimate
+    score: Estimate
+    area: Estimate
+    against: Estimate
+
+
+def by_arm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """The runs of each arm, in the order in which the arms first come."""
+    arms: dict[str, list[Curve]] = {}
+    for curve in curves:
+        arms.setdefault(curve.arm, []).append(curve)
+    return arms
+
+
+def compare(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, list[ArmRow]]:
+    """The table's rows, one an arm; the reference is the first arm unless named. Raises InputError without runs."""
+    arms = by_arm(curves)
+    if not arms:
+        raise InputError("there is no finished run to compare")
+    reference = reference or next(iter(arms))
+    if reference not in arms:
+        raise InputError(f"reference {reference!r} has no finished run; there are {', '.join(arms)}")
+    own = arms[reference]
+    finals = {curve.seed: curve.last["accuracy"] for curve in own}
+    keys = ("tokens_mean", "accuracy", "train_tokens")
+    levels = Levels(reference, *(sum(curve.last[key] for curve in own) / len(own) for key in keys))
+    rows = []
+    for arm, runs in arms.items():
+        differences = [run.last["accuracy"] - finals[run.seed] for run in runs if run.seed in finals]
+        rows.append(
+            ArmRow(
+                arm=arm,
+                seeds=len(runs),
+                accuracy=estimate([run.last["accuracy"] for run in runs]),
+                tokens=estimate([run.last["tokens_mean"] for run in runs]),
+                train_tokens=estimate([run.last["train_tokens"] for run in runs]),
+                at_equal_tokens=estimate([accuracy_within(run, levels.tokens) for run in runs]),
+                at_equal_accuracy=estimate([tokens_reaching(run, levels.accuracy) for run in runs]),
+                at_equal_training=estimate([accuracy_after(run, levels.train_tokens) for run in runs]),
+                score=estimate([score(run) for run in runs]),
+                area=estimate([front_area(run) for run in runs]),
+                against=Estimate(None, None, 0) if arm == reference else estimate(differences),
+            )
+        )
+    return levels, rows
+
+
+# --- as text ---
+
+
+def markdown(levels: Levels, rows: Sequence[ArmRow]) -> str:
+    """The table as Markdown, with what its columns mean."""
+    headings = ["arm", "seeds", "accuracy, %", f"minus {levels.arm}", "tokens", "training tokens, K"]
+    headings += [
+        f"accuracy within {levels.tokens:.1f} tokens, %",
+        f"tokens for {levels.accuracy:.1%}".replace("%", " %"),
+    ]
+    headings += [f"accuracy after {levels.train_tokens / 1000:.0f} K training tokens, %", "score", "area"]
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    for row in rows:
+        cells = [row.arm, str(row.seeds), shown(row.accuracy, 100), shown(row.against, 100, signed=True)]
+        cells += [shown(row.tokens), shown(row.train_tokens, 1e-3, digits=0)]
+        cells += [shown(row.at_equal_tokens, 100, of=row.seeds), shown(row.at_equal_accuracy, of=row.seeds)]
+        cells += [
+            shown(row.at_equal_training, 100, of=row.seeds),
+            shown(row.score, digits=2),
+            shown(row.area, digits=3),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: Estimate, scale: float = 1, *, digits: int = 1, signed: bool = False, of: int = 0) -> str:
+    """`mean ± half`, with how many of the `of` seeds have a figure where some have none."""
+    if value.mean is None:
+        return "-"
+    text = f"{value.mean * scale:{'+' if signed else ''}.{digits}f}"
+    if value.half is not None:
+        text += f" ± {value.half * scale:.{digits}f}"
+    return text + (f" ({value.count} of {of})" if value.count < of else "")
+
+
+# --- runs at hand ---
+
+
+def curve_of_row(row: Mapping[str, Any]) -> Curve:
+    """The curve in a row of a study's results.jsonl."""
+    return Curve(row["arm"], row["seed"], row["evals"], row["steps"])
+
+
+def curve_of_run(run_dir: Path, arm: str) -> Curve:
+    """The curve of a run folder. InputError if it holds no base evaluation, or none after training."""
+    run = read_run(run_dir)
+    if len(run.evals) < 2 or run.evals[0]["step"] != 0:
+        raise InputError(
+            f"{run_dir}: a comparison needs an evaluation of the base and one after it; train with eval_data"
+        )
+    keys = {key for row in run.metrics for key, value in row.items() if isinstance(value, (int, float))}
+    steps = {key: [row.get(key) for row in run.metrics] for key in sorted(keys)}
+    return Curve(arm, int(run.config.get("seed", 0)), run.evals, steps)
+
+
+def curves_of_runs(run_dirs: Sequence[Path]) -> list[Curve]:
+    """Runs as curves; those whose configuration differs in nothing but the seed are one arm, named after its first
+    folder. Every run must have been evaluated at the same cap, or neither length nor accuracy can be compared."""
+    names: dict[str, str] = {}
+    curves, caps = [], {}
+    for run_dir in run_dirs:
+        config = read_run(run_dir).config
+        same = repr(sorted((key, repr(value)) for key, value in config.items() if key not in ("seed", "versions")))
+        name = names.setdefault(same, run_dir.resolve().name)
+        curves.append(curve_of_run(run_dir, name))
+        caps.setdefault(curves[-1].last["cap"], run_dir)
+    if len(caps) > 1:
+        found = ", ".join(f"{folder} at {cap}" for cap, folder in caps.items())
+        raise InputError(f"the runs were evaluated at different caps ({found}); evaluate them at one --eval-cap")
+    return curves

@@ -1,0 +1,290 @@
+"""`siri study STUDY.toml`: arms x seeds of the same training, one line of results.jsonl a finished pair.
+
+A study file names a recipe, settings that all arms share, and for each arm what it changes:
+
+    recipe = "demo"
+    seeds = [0, 1, 2, 3, 4]
+    [reasoner]                        # optional: a model and data that the repository's warm-up makes, once
+    task = "settle"
+    [common]                          # any keys of a recipe
+    steps = 96
+    [arms.siri]                       # the first arm is the one that the others are compared with
+    [arms.fixed-high]
+    schedule = "constant"
+    [arms.fixed-best]
+    sweep = "cap"                     # takes the winner of [sweeps.cap], chosen before, on seeds of its own
+    choose = "accuracy"               # or "score", the paper's efficiency score, at the last step
+    schedule = "constant"
+    [sweeps.cap]
+    key = "l_max"
+    values = [24, 32, 40]
+    seeds = [100, 101]
+    schedule = "constant"
+
+Pairs that results.jsonl holds under the same configuration are skipped, and a pair that was stopped continues from its
+checkpoint, so a study can be run in short pieces.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from siri.config import Config, check_keys, from_settings, load_recipe
+from siri.errors import InputError
+from siri.metrics import MetricsLog, efficiency_score, read_jsonl
+
+CHOICES = ("accuracy", "score")
+MACHINE_KEYS = {"token_budget", "rollout_tokens", "checkpointing", "shard_across_nodes", "device", "reward_workers"}
+MACHINE_KEYS |= {"cost_ratio", "reward_timeout_s", "keep_checkpoints", "save_every", "logger", "profile"}
+"""Settings that say how a run is carried out, not what it learns: no part of the hash of a configuration."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs that choose one value for an arm, on seeds that the comparison does not use."""
+
+    key: str
+    values: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm changes, and the sweep that fills in one more key."""
+
+    settings: dict[str, Any]
+    sweep: str | None = None
+    choose: str = "accuracy"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One run of a study."""
+
+    arm: str
+    seed: int
+    config: Config
+    settings: dict[str, Any]
+    """What of the configuration counts for the hash."""
+
+    @property
+    def config_hash(self) -> str:
+        """Twelve hex digits of the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Reasoner:
+    """A model and problems to be made by `siri.demo.warmup`, once for each machine and version of its code."""
+
+    task: str
+    steps: int
+    seed: int
+
+    @cached_property
+    def key(self) -> str:
+        """The task's name and the hash of what is taught."""
+        from siri.demo.warmup import fingerprint
+
+        return f"{self.task}-{fingerprint(self.task, self.steps, self.seed)}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, checked."""
+
+    path: Path
+    recipe: str
+    seeds: tuple[int, ...]
+    common: dict[str, Any]
+    arms: dict[str, Arm]
+    sweeps: dict[str, Sweep]
+    reasoner: Reasoner | None
+
+    @property
+    def results(self) -> Path:
+        return self.path.parent / "results.jsonl"
+
+    def config(self, arm: str, settings: Mapping[str, Any], folder: Path | None) -> Config:
+        """An arm's configuration; `folder` holds the reasoner's model and problems, if the study makes one."""
+        made = {}
+        if folder:
+            made = {"model": str(folder / "model"), "data": str(folder / "train.jsonl"), "template": "plain"}
+            made["eval_data"] = [str(folder / "heldout.jsonl")]
+        merged = {**load_recipe(self.recipe), **made, **self.common, **settings}
+        return from_settings(merged, Config, f"{self.path}, {arm}")
+
+    def pair(self, arm: str, seed: int, config: Config) -> Pair:
+        config = replace(config, seed=seed)
+        return Pair(arm, seed, config, learning_settings(config, self.reasoner))
+
+    def sweep_pairs(self, folder: Path | None) -> Iterator[Pair]:
+        """The runs of every sweep, `NAME=VALUE` their arms."""
+        for name, sweep in self.sweeps.items():
+            arms = {f"{name}={value}": {**sweep.settings, sweep.key: value} for value in sweep.values}
+            configs = {arm: self.config(arm, settings, folder) for arm, settings in arms.items()}
+            for seed in sweep.seeds:
+                for arm, config in configs.items():
+                    yield self.pair(arm, seed, config)
+
+    def arm_pairs(self, folder: Path | None, chosen: Mapping[str, Any]) -> Iterator[Pair]:
+        """The runs of the comparison, seed by seed, so that a study cut short has every arm."""
+        configs = {}
+        for name, arm in self.arms.items():
+            filled = {self.sweeps[arm.sweep].key: chosen[name]} if arm.sweep else {}
+            configs[name] = self.config(name, {**arm.settings, **filled}, folder)
+        for seed in self.seeds:
+            for name, config in configs.items():
+                yield self.pair(name, seed, config)
+
+
+def learning_settings(config: Config, reasoner: Reasoner | None) -> dict[str, Any]:
+    """The settings that say what a run learns from and how, where they are not at their defaults.
+
+    Where the files of a study's own reasoner lie does not count; its hash stands for them. A key that is added to siri
+    later, at its default, leaves the results of today as they are.
+    """
+    defaults = Config().to_json()
+    settings = {k: value for k, value in config.to_json().items() if k not in MACHINE_KEYS and value != defaults[k]}
+    if reasoner:
+        settings |= dict.fromkeys(("model", "data", "eval_data"), reasoner.key)
+    return settings
+
+
+def read_study(path: str | Path) -> Study:
+    """Read and check a study file. InputError names the file and the key that is wrong."""
+    path = Path(path)
+    try:
+        text = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a study's .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    known = {"recipe": str, "seeds": list, "reasoner": dict, "common": dict, "arms": dict, "sweeps": dict}
+    for key, value in text.items():
+        if key not in known:
+            raise InputError(f"{path}: unknown key {key!r}; a study has {', '.join(known)}")
+        if not isinstance(value, known[key]):
+            raise InputError(f"{path}: {key} is {value!r}; it must be a {known[key].__name__}")
+    for key in ("recipe", "seeds", "arms"):
+        if not text.get(key):
+            raise InputError(f"{path}: {key} is missing")
+    recipe = text["recipe"]
+    if recipe.endswith(".toml"):
+        recipe = str(path.parent / recipe)
+    sweeps = {name: _sweep(path, name, dict(table)) for name, table in text.get("sweeps", {}).items()}
+    study = Study(
+        path=path,
+        recipe=recipe,
+        seeds=_seeds(path, text["seeds"]),
+        common=text.get("common", {}),
+        arms={name: _arm(path, name, table, sweeps) for name, table in text["arms"].items()},
+        sweeps=sweeps,
+        reasoner=_reasoner(path, text["reasoner"]) if "reasoner" in text else None,
+    )
+    for name, sweep in sweeps.items():
+        if both := sorted(set(sweep.seeds) & set(study.seeds)):
+            raise InputError(f"{path}: sweep {name} shares seeds {both} with the comparison; give it others")
+    first = {name: sweeps[arm.sweep].values[0] for name, arm in study.arms.items() if arm.sweep}
+    for pairs in (study.sweep_pairs(None), study.arm_pairs(None, first)):
+        for _ in pairs:  # every arm's configuration is checked before anything runs
+            pass
+    return study
+
+
+def _seeds(path: Path, seeds: Any) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"{path}: seeds is {seeds!r}; it must be a list of different whole numbers")
+    return tuple(seeds)
+
+
+def _arm(path: Path, name: str, table: Any, sweeps: Mapping[str, Sweep]) -> Arm:
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: arm {name} is {table!r}; write [arms.{name}] and its settings below")
+    settings = dict(table)
+    sweep = settings.pop("sweep", None)
+    if sweep is not None and sweep not in sweeps:
+        raise InputError(f"{path}: arm {name} names the sweep {sweep!r}; there are {sorted(sweeps)}")
+    choose = settings.pop("choose", "accuracy") if sweep else "accuracy"
+    if choose not in CHOICES:
+        raise InputError(f"{path}: arm {name} chooses by {choose!r}; it must be one of {', '.join(CHOICES)}")
+    check_keys(settings, Config, f"{path}, arm {name}", "siri train")
+    return Arm(settings, sweep, choose)
+
+
+def _sweep(path: Path, name: str, table: dict[str, Any]) -> Sweep:
+    for key in ("key", "values", "seeds"):
+        if not table.get(key):
+            raise InputError(f"{path}: sweep {name} lacks {key}")
+    key, values, seeds = table.pop("key"), tuple(table.pop("values")), _seeds(path, table.pop("seeds"))
+    check_keys([key, *table], Config, f"{path}, sweep {name}", "siri train")
+    return Sweep(key, values, seeds, table)
+
+
+def _reasoner(path: Path, table: dict[str, Any]) -> Reasoner:
+    from siri.demo.warmup import TASKS
+
+    try:
+        reasoner = Reasoner(**{"steps": 2900, "seed": 0, **table})
+    except TypeError:
+        allowed = ", ".join(field.name for field in fields(Reasoner))
+        raise InputError(f"{path}: [reasoner] holds {', '.join(table)}; it takes {allowed}") from None
+    if reasoner.task not in TASKS:
+        raise InputError(f"{path}: reasoner's task is {reasoner.task!r}; it must be one of {', '.join(TASKS)}")
+    return reasoner
+
+
+# --- what was found ---
+
+
+def finished(study: Study) -> list[dict[str, Any]]:
+    """The rows of results.jsonl."""
+    return read_jsonl(study.results) if study.results.exists() else []
+
+
+def find(rows: list[dict], pair: Pair) -> dict | None:
+    """The row of a pair under its present configuration, the latest if it was run twice."""
+    mine = (pair.arm, pair.seed, pair.config_hash)
+    return next((row for row in reversed(rows) if (row["arm"], row["seed"], row["config_hash"]) == mine), None)
+
+
+def choose(study: Study, rows: list[dict], folder: Path | None) -> dict[str, Any] | None:
+    """The value that its sweep chose for each arm that has one: the highest mean over the sweep's seeds, the first of
+    equals. None while a run of a sweep is missing."""
+    found = {(pair.arm, pair.seed): find(rows, pair) for pair in study.sweep_pairs(folder)}
+    if None in found.values():
+        return None
+    chosen = {}
+    for name, arm in study.arms.items():
+        if arm.sweep:
+            sweep = study.sweeps[arm.sweep]
+            sums = [
+                sum(merit(found[f"{arm.sweep}={value}", seed], arm.choose) for seed in sweep.seeds)
+                for value in sweep.values
+            ]
+            chosen[name] = sweep.values[sums.index(max(sums))]
+    return chosen
+
+
+def merit(row: Mapping[str, Any], by: str) -> float:
+    """Accuracy of a run's last evaluation, or its efficiency score against the run's own base."""
+    first, last = row["evals"][0], row["evals"][-1]
+    if by == "accuracy":
+        return last["accuracy"]
+    pairs = [{"": (one["accuracy"], one["tokens_mean"])} for one in (last, first)]
+    return efficiency_score(*pairs) or 0.0
+
+
+def append(study: Study, row: Mapping[str, Any]) -> None:
+    """Add a finished pair to results.jsonl."""
+    MetricsLog(study.results, fsync=True).append(row)

@@ -1,0 +1,258 @@
+"""The runs of a study: worker processes that train one pair after another, and the line that each leaves behind."""
+
+import hashlib
+import multiprocessing
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from siri.errors import InputError
+from siri.metrics import read_run
+from siri.study import Pair, Reasoner, Study, append, choose, find, finished
+
+STEP_KEYS = ("cap", "response_tokens_mean", "accuracy", "truncation_rate", "entropy", "zero_variance_groups")
+STEP_KEYS += ("tokens_right_mean", "tokens_wrong_mean", "backtracking_per_response", "repetition_rate")
+"""What a row keeps of every step."""
+EVAL_KEYS = ("step", "name", "train_tokens", "accuracy", "tokens_mean", "tokens_right_mean", "tokens_wrong_mean")
+EVAL_KEYS += ("truncation_rate", "cap", "problems", "samples")
+"""What a row keeps of every evaluation."""
+
+
+class Stopped(Exception):
+    """A signal ended the study early, its state saved."""
+
+
+def run_pairs(study: Study, *, jobs: int, limit: int, runs: Path, only: Sequence[str], threads: int) -> None:
+    """Run what is missing of a study, at most `limit` pairs (0 = all), `jobs` at a time. Raises Stopped after a signal."""
+    if unknown := set(only) - set(study.arms):
+        raise InputError(f"--only {' '.join(sorted(unknown))}: no such arm; there are {', '.join(study.arms)}")
+    folder = reasoner_folder(study.reasoner) if study.reasoner else None
+    left = limit or None
+    for stage in ("sweeps", "arms"):
+        rows = finished(study)
+        chosen = choose(study, rows, folder)
+        if stage == "arms" and chosen is None:
+            return  # the limit was reached in the sweeps
+        pairs = study.sweep_pairs(folder) if stage == "sweeps" else study.arm_pairs(folder, chosen)
+        missing = [pair for pair in pairs if not _known(study, rows, pair)]
+        if stage == "arms" and only:
+            missing = [pair for pair in missing if pair.arm in only]
+        batch = missing if left is None else missing[:left]
+        if left is not None:
+            left -= len(batch)
+        _run_all(study, batch, jobs=jobs, runs=runs, threads=threads)
+
+
+def _known(study: Study, rows: list[dict], pair: Pair) -> bool:
+    """Whether the pair is in the results. The same run under the name of another arm is entered for this one too."""
+    if find(rows, pair):
+        return True
+    same = next((row for row in rows if (row["seed"], row["config_hash"]) == (pair.seed, pair.config_hash)), None)
+    if same:
+        append(study, {**same, "arm": pair.arm, "same_run_as": same["arm"]})
+    return same is not None
+
+
+def reasoner_folder(reasoner: Reasoner) -> Path:
+    """Folder with model/, train.jsonl and heldout.jsonl, made on first use (minutes) and kept in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siri" / "reasoners"
+    folder = cache / reasoner.key
+    if not folder.is_dir():
+        import torch
+
+        from siri.demo.warmup import make
+
+        print(f"making the base model of task {reasoner.task}, once: {folder}", flush=True)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the same bytes each time
+        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+        try:
+            make(unfinished, reasoner.steps, reasoner.seed, reasoner.task)
+            unfinished.rename(folder)
+        finally:
+            torch.set_num_threads(threads)
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+# --- workers ---
+
+
+def _run_all(study: Study, pairs: Sequence[Pair], *, jobs: int, runs: Path, threads: int) -> None:
+    """Train `pairs` in their order, and append a row for each as it ends."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    if not pairs:
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads
+    waiting = list(pairs)
+    busy: dict[Connection, tuple[Any, Pair]] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    with bar, _forwarded(lambda: [worker for worker, _ in busy.values()]) as signals:
+        task = bar.add_task("runs", total=len(pairs))
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < jobs:
+                    here, there = context.Pipe()
+                    worker = context.Process(target=_work, args=(there, runs, threads), daemon=True)
+                    worker.start()
+                    there.close()
+                    busy[here] = (worker, waiting[0])
+                    here.send(waiting.pop(0))
+                bar.update(task, description=", ".join(pair.name for _, pair in busy.values()))
+                for connection in wait(list(busy)):
+                    worker, pair = busy.pop(connection)
+                    row = _received(connection, pair)
+                    if row is None or signals:
+                        raise Stopped
+                    append(study, row)
+                    bar.advance(task)
+                    if waiting:
+                        busy[connection] = (worker, waiting[0])
+                        connection.send(waiting.pop(0))
+                    else:
+                        connection.close()  # the worker ends when there is nothing to read
+        finally:
+            for worker, _ in busy.values():
+                if worker.is_alive():
+                    worker.terminate()
+            for worker, _ in busy.values():
+                worker.join()
+
+
+@contextmanager
+def _forwarded(workers: Any) -> Iterator[list[int]]:
+    """The signals that came, each passed on to the running workers: they finish their step and save it."""
+    came: list[int] = []
+
+    def forward(number: int, _frame: Any) -> None:
+        came.append(number)
+        for worker in workers():
+            worker.terminate()
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _received(connection: Connection, pair: Pair) -> dict | None:
+    """The row that a worker sent, None if a signal stopped it; what failed in it is raised here."""
+    try:
+        kind, value = connection.recv()
+    except (EOFError, ConnectionResetError):
+        return None  # killed between two runs
+    if kind == "input":
+        raise InputError(f"{pair.name}: {value}")
+    if kind == "error":
+        raise RuntimeError(f"{pair.name} failed:\n{value}")
+    return value
+
+
+def _work(connection: Connection, runs: Path, threads: int) -> None:
+    """Train the pairs that arrive, until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes on what concerns us
+    import torch
+
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            pair = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(("row", run_pair(pair, runs)))
+        except InputError as error:
+            connection.send(("input", str(error)))
+        except Exception:
+            connection.send(("error", traceback.format_exc()))
+
+
+def run_pair(pair: Pair, runs: Path) -> dict[str, Any] | None:
+    """Train one pair in its folder under `runs` and return its row of results.jsonl; None if a signal stopped it."""
+    from siri.data import resolve_path
+    from siri.trainer import STOPPED, train
+
+    run_dir = runs / f"{pair.name}-{pair.config_hash}"
+    continued = run_dir.exists()
+    started, used = time.perf_counter(), _cpu_seconds()
+    if train(pair.config, run_dir, recipe=pair.arm, resume="auto", quiet=True) == STOPPED:
+        return None
+    wall_s, cpu_s = time.perf_counter() - started, _cpu_seconds() - used
+    run = read_run(run_dir)
+    weights = Path(resolve_path(pair.config.model)) / "model.safetensors"
+    evals = [{key: _short(row[key]) for key in EVAL_KEYS if key in row} for row in run.evals]
+    kept = [key for key in STEP_KEYS if any(key in row for row in run.metrics)]
+    return {
+        "arm": pair.arm,
+        "seed": pair.seed,
+        "accuracy": run.evals[-1]["accuracy"],
+        "tokens_mean": run.evals[-1]["tokens_mean"],
+        "train_tokens": run.evals[-1]["train_tokens"],
+        "config_hash": pair.config_hash,
+        "commit": _commit(),
+        "machine": _machine(),
+        "versions": run.config.get("versions"),
+        "model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
+        "cpu_s": None if continued else round(cpu_s, 1),
+        "wall_s": None if continued else round(wall_s, 1),
+        "settings": pair.settings,
+        "evals": evals,
+        "steps": {key: [_short(row.get(key)) for row in run.metrics] for key in kept},
+    }
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of the children that ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, with -dirty if siri/ or kernels/ differ from it; None
+    outside of one."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "--short", "HEAD").strip() + (
+            "-dirty" * bool(git("diff", "HEAD", "--", "siri", "kernels"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _machine() -> str:
+    """The processor's model and how many of it there are."""
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
