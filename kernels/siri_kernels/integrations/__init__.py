@@ -1,0 +1,12 @@
+"""Adapters: this package inside other trainers, two lines each. Importing one checks that the trainer is of a version
+whose seams it knows; nothing here is imported by `siri_kernels` itself.
+
+| module | for | seam |
+|---|---|---|
+| `trl` | TRL's GRPOTrainer | the model's forward with `fused_lm_head=True`, `compute_loss` |
+| `verl` | verl's actor | the fused-kernel back ends, loaded by `VERL_USE_EXTERNAL_MODULES` |
+| `openrlhf` | OpenRLHF's Actor | `Actor.forward`, set by Ray's `worker_process_setup_hook` |
+| `prime_rl` | prime-rl's trainer | the LM head module that `inject_prime_lm_head` builds |
+| `transformers` | a loop of your own | `base_model` and `get_output_embeddings` of a causal LM |
+| `liger` | users of LigerFusedLinearGRPOLoss | its constructor and call, nothing of Liger is needed |
+"""

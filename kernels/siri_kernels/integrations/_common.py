@@ -1,0 +1,168 @@
+"""What the adapters share: the version check, and the way from a padded batch to packed tokens and back.
+
+Shapes: B sequences padded to T positions, D hidden size, V vocabulary, N = mask.sum() packed tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+import torch
+from torch import Tensor
+
+from siri_kernels.api import linear_grpo_loss, linear_logprob
+from siri_kernels.head import FusedLMHead
+from siri_kernels.metrics import GrpoResult
+
+
+def require(distribution: str, low: str, below: str) -> None:
+    """ImportError in one line unless `distribution` is installed in [low, below)."""
+    try:
+        found = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        found = "none"
+    if found == "none" or not release(low) <= release(found) < release(below):
+        wanted = f"{distribution}>={low},<{below}"
+        raise ImportError(
+            f"this adapter of siri_kernels knows {wanted} and found {found}: "
+            f'pip install "{wanted}", or call siri_kernels.linear_logprob and linear_grpo_loss from your own code'
+        )
+
+
+def release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version).group().split("."))
+
+
+AGGREGATION = {
+    "grpo": "seq_mean",
+    "bnpo": "token_mean",
+    "dapo": "token_mean",
+    "cispo": "token_mean",
+    "dr_grpo": "seq_mean_fixed",
+}
+"""TRL's and Liger's loss types that `linear_grpo_loss` has"""
+
+
+def clip_options(kind: str, by_sequence: bool, low: float, high: float, delta: float | None) -> dict | None:
+    """TRL's and Liger's clipping as arguments of `linear_grpo_loss`; None where it has no such thing."""
+    if kind == "cispo":
+        return None if by_sequence or high < 1 else {"loss": "cispo", "clip_low": None, "clip_high": high - 1}
+    if kind not in AGGREGATION or (delta is not None and delta <= 1 + max(high, 0)):
+        return None  # a two-sided clip tighter than the clip itself
+    return {"loss": "gspo" if by_sequence else "grpo", "clip_low": low, "clip_high": high, "dual_clip": delta}
+
+
+def scales_logits(config) -> bool:
+    """Whether the model multiplies its logits by something after the head."""
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    return any(getattr(config, name, None) not in (None, 1, 1.0) for name in names)
+
+
+def softcap_of(config) -> float | None:
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def dense(parameter: Tensor | None) -> Tensor | None:
+    """A whole tensor: FSDP2 shows a sharded head as a DTensor, whose gather is differentiable."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
+def bound(head, hidden: Tensor, bias: Tensor | None, softcap: float | None):
+    """hidden in the dtype that the head computes in, and the head's `logprob` and `grpo_loss`.
+
+    head: a weight [V, D], a module with weight and bias, or a `FusedLMHead`, which is called, so that its hooks fire.
+    The dtype is the one in which a Linear would have met them: autocast's, or that of the hidden states.
+    """
+    if isinstance(head, FusedLMHead):
+        if softcap is not None and head.softcap != softcap:
+            raise ValueError(
+                f"the model caps its logits: FusedLMHead.of(lm_head, softcap={softcap}), got {head.softcap}"
+            )
+        return hidden, head.logprob, head.grpo_loss
+    if not isinstance(head, Tensor):
+        if hasattr(head, "lora_A"):
+            raise ValueError("the LM head carries a LoRA adapter: replace it by siri_kernels.FusedLMHead.of(lm_head)")
+        head, bias = head.weight, getattr(head, "bias", None)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    weight, bias = dense(head).to(dtype), None if bias is None else dense(bias).to(dtype)
+    fixed = {"bias": bias, "softcap": softcap}
+    return (
+        hidden.to(dtype),
+        lambda hidden_ND, *args, **options: linear_logprob(hidden_ND, weight, *args, **fixed, **options),
+        lambda hidden_ND, *args, **options: linear_grpo_loss(hidden_ND, weight, *args, **fixed, **options),
+    )
+
+
+def no_autocast(hidden: Tensor):
+    """The operators choose their own precision: autocast would round the fp32 products inside them."""
+    return torch.autocast(hidden.device.type, enabled=False)
+
+
+def unpack(values_N: Tensor, mask: Tensor) -> Tensor:
+    """[N] -> the mask's shape, zero elsewhere; keeps the graph even where nothing is selected."""
+    return values_N.new_zeros(mask.shape).masked_scatter(mask, values_N)
+
+
+def padded_logprob(
+    hidden: Tensor,
+    head,
+    target_ids: Tensor,
+    mask: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float | Tensor = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob and entropy [B, T] of hidden [B, T, D] for target_ids [B, T] where mask [B, T] is True, else 0.
+
+    Only those positions reach the head. temperature is a number or [B, T].
+    """
+    hidden, logprob, _ = bound(head, hidden, bias, softcap)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.expand_as(mask)[mask]
+    with no_autocast(hidden):
+        logp, entropy = logprob(hidden[mask], target_ids[mask], temperature=temperature, return_entropy=True)
+    return unpack(logp, mask), unpack(entropy, mask)
+
+
+def padded_grpo_loss(
+    hidden: Tensor,
+    head,
+    target_ids: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    *,
+    loss_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    **options,
+) -> GrpoResult:
+    """`linear_grpo_loss` of a padded batch: hidden [B, T, D], target_ids and mask [B, T], advantages [B] or [B, T],
+    loss_mask [B, T] for the tokens inside mask that count (default: all); old_logp, rollout_logp and a temperature per
+    token in options are [B, T], too. logp and entropy of the result are [B, T], 0 outside the mask. Tokens that count
+    nowhere or have no advantage stay out of the backward.
+    """
+    hidden, _, grpo_loss = bound(head, hidden, bias, softcap)
+    advantages_N = (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(mask)[mask]
+    counted = None if loss_mask is None else loss_mask[mask].bool()
+    keep = None
+    if hidden.is_cuda and not options.get("entropy_coef"):  # on CPU tensors the operator looks for them itself
+        useful = advantages_N != 0 if counted is None else (advantages_N != 0) & counted
+        keep = useful.nonzero().squeeze(1)
+    for name in ("old_logp", "rollout_logp", "temperature"):
+        if isinstance(options.get(name), Tensor):
+            options[name] = options[name].expand_as(mask)[mask]
+    lengths = mask.sum(1)
+    with no_autocast(hidden):
+        result = grpo_loss(
+            hidden[mask],
+            target_ids[mask],
+            advantages_N,
+            mask=counted,
+            cu_seqlens=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+            keep=keep,
+            **options,
+        )
+    return GrpoResult(result.loss, unpack(result.logp, mask), unpack(result.entropy, mask), result.metrics)
