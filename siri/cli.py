@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from siri.config import Config, load_recipe, nearest, parse, recipe_names, resolve
+from siri.config import Config, check_rollout, load_recipe, nearest, parse, recipe_names, resolve
 from siri.errors import InputError
 
 HELP = """\
@@ -72,8 +72,18 @@ class EvalOptions:
     """Killable processes that grade."""
     reward_timeout_s: float = 10.0
     """Seconds after which an answer that is still being graded scores 0."""
+    rollout: Literal["auto", "local", "vllm"] = "auto"
+    """Engine: local = embedded; vllm = vLLM here, or behind rollout_servers; auto = vllm where it runs, else local."""
+    rollout_servers: tuple[str, ...] = ()
+    """Addresses of `vllm serve` processes; they need not hold the model's weights, they are sent."""
+    rollout_memory: float = 0.85
+    """Share of the GPU's memory for vLLM."""
+    rollout_sync_dir: str = ""
+    """Folder that this machine and the servers see, for the weights."""
+    rollout_timeout_s: float = 120.0
+    """Seconds without a new token after which a server counts as hanging."""
     rollout_tokens: int | Literal["auto"] = "auto"
-    """Room for keys and values, in tokens."""
+    """Room for keys and values in the embedded engine, in tokens."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     seed: int = 0
@@ -90,6 +100,7 @@ class EvalOptions:
         for name in ("temperature", "problems", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        check_rollout(self)
 
 
 def train_command(arguments: list[str]) -> int:

@@ -63,8 +63,25 @@ class Config:
     """Prompts in one optimizer step (all of the batch, if it has fewer)."""
     temperature: float = 1.0
     """Sampling temperature, the same in the loss."""
-    rollout: Literal["auto", "local"] = "auto"
-    """Rollout engine: local = embedded, on the trained model itself; auto = the best one at hand."""
+    rollout: Literal["auto", "local", "vllm"] = "auto"
+    """Rollout engine: local = embedded, on the trained model itself; vllm = vLLM in the training processes, or behind
+    rollout_servers; auto = vllm where there are servers or GPUs with vLLM installed, else local."""
+    rollout_servers: tuple[str, ...] = ()
+    """Addresses of `vllm serve` processes, such as http://node1:8000; none = vLLM runs in the training processes."""
+    rollout_memory: float = 0.6
+    """Share of a GPU's memory for vLLM in the training processes while it samples; asleep it has next to none."""
+    rollout_sync: Literal["auto", "nccl", "files"] = "auto"
+    """How weights reach the servers: nccl = vLLM's weight transfer; files = safetensors in rollout_sync_dir; auto =
+    nccl where the trainer has GPUs and every server was started for it."""
+    rollout_sync_dir: str = ""
+    """Folder that trainer and servers see, for weights as files; empty = rollout-weights in the run folder."""
+    rollout_timeout_s: float = 120.0
+    """Seconds without a new token after which a server counts as hanging, and for which a lost one is waited for."""
+    rollout_sync_timeout_s: float = 600.0
+    """Seconds that a server has to take over the weights."""
+    rollout_tolerance: float | Auto = "auto"
+    """Mean gap of log-probs, nats, up to which an engine's answers prove that it holds the trainer's weights; auto =
+    0.001 in fp32 and 0.1 in bf16."""
     rollout_tokens: int | Auto = "auto"
     """Room for keys and values in the embedded engine, in tokens; as many rows run at once as fit at the step's cap."""
 
@@ -182,6 +199,7 @@ class Config:
         not_negative = ["train_tokens", "save_every", "eval_every", "eval_problems", "eval_cap", "clip_low"]
         not_negative += ["length_weight", "clip_high", "weight_decay", "seed", "importance_low", "eval_temperature"]
         positive = ["temperature", "lr", "grad_clip", "reward_timeout_s", "importance_cap"]
+        positive += ["rollout_timeout_s", "rollout_sync_timeout_s"]
         for names, holds, rule in (
             (at_least_one, lambda value: value >= 1, "at least 1"),
             (not_negative, lambda value: value >= 0, "0 or more"),
@@ -212,6 +230,11 @@ class Config:
         for name in ("token_budget", "rollout_tokens"):
             if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 'auto' or at least 1")
+        if self.rollout_tolerance != "auto" and self.rollout_tolerance <= 0:
+            raise InputError(f"rollout_tolerance is {self.rollout_tolerance}; it must be 'auto' or above 0")
+        if not self.rollout_servers and (self.rollout_sync != "auto" or self.rollout_sync_dir):
+            raise InputError("rollout_sync and rollout_sync_dir are for vLLM servers; name them with --rollout-servers")
+        check_rollout(self)
 
     def length_schedule(self) -> LengthSchedule:
         """The run's L(t)."""
@@ -220,6 +243,22 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         """The settings as config.json holds them."""
         return json.loads(json.dumps(asdict(self)))
+
+
+def check_rollout(options: Any) -> None:
+    """InputError for rollout settings, of a Config or of `siri eval`, that contradict each other."""
+    servers = options.rollout_servers
+    for url in servers:
+        if not re.fullmatch(r"https?://[^/\s]+(:\d+)?/?", url):
+            raise InputError(f"rollout_servers: {url!r} is no address such as http://node1:8000")
+    if len({url.rstrip("/") for url in servers}) < len(servers):
+        raise InputError("rollout_servers names a server twice")
+    if servers and options.rollout == "local":
+        raise InputError("rollout is local, but rollout_servers names servers; leave one of them out")
+    if not 0 < options.rollout_memory < 1:
+        raise InputError(f"rollout_memory is {options.rollout_memory}; it must be above 0 and below 1")
+    if options.rollout == "vllm" and options.rollout_tokens != "auto":
+        raise InputError("rollout_tokens is for the embedded engine; vLLM fills --rollout-memory")
 
 
 def recipe_names() -> list[str]:
@@ -234,7 +273,7 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """Settings of a recipe in the package, or of a TOML file. The key `base` names a recipe to start from; a .toml file
     there is looked for beside the one that names it. `heirs` are the recipes that start from this one."""
-    if name in heirs:
+    if name in heirs or len(heirs) > 20:
         raise InputError(f"recipe {name}: its base leads back to itself ({' -> '.join((*heirs, name))})")
     if name.endswith(".toml"):
         path = Path(name)
@@ -247,8 +286,10 @@ def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
         raise InputError(f"unknown recipe {name!r}{hint}; there are {', '.join(recipe_names())}, or give a .toml file")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
     base = settings.pop("base", None)
     if base is None:
         return settings

@@ -125,7 +125,7 @@ def run_evaluation(source: str, options: Any) -> None:
     from siri.metrics import write_atomic
     from siri.model import check_context, load_policy, pick_device
     from siri.reward_pool import RewardPool
-    from siri.rollout.local import make_engine
+    from siri.rollout.engines import make_engine
 
     base = _read_results(options.base, options) if options.base else None
     if options.out and not Path(options.out).absolute().parent.is_dir():

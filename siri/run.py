@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from siri.checkpoint import STATE, discard_after, newest_good
 from siri.config import Config
-from siri.errors import InputError
+from siri.errors import InputError, parse_json
 from siri.metrics import MetricsLog, write_atomic
 
 Resume = Literal["never", "must", "auto"]
@@ -17,6 +17,8 @@ Resume = Literal["never", "must", "auto"]
 # laid out in memory and over machines. What is learnt is the same but for the order in which sums are rounded.
 FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "logger", "profile", "reward_workers"}
 FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
+FREE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
+FREE |= {"rollout_timeout_s", "rollout_sync_timeout_s"}
 FREE |= {"attention", "liger", "optimizer_offload", "vocab_parallel"}
 FREE |= {"eval_every", "eval_data", "eval_problems", "eval_samples", "eval_temperature", "eval_cap"}
 
@@ -60,6 +62,9 @@ class RunFolder:
                 f"{path} holds a run with another configuration ({', '.join(blocking)}); give the same settings to "
                 "resume it, or choose another --run-dir"
             )
+        for log in (self.metrics, self.evals):
+            if any(type(row.get("step")) is not int for row in log.rows()):
+                raise InputError(f"{log.path}: a row has no step; mend or delete it")
         self.checkpoint, self.notes = newest_good(self.checkpoints)
         if self.notes and not self.checkpoint:
             raise InputError(
@@ -106,7 +111,7 @@ class RunFolder:
 def _is_run(held: Path) -> bool:
     """Whether `held` is a run's config.json; one that cannot be read is taken for it, a model's is not."""
     try:
-        return "model_type" not in json.loads(held.read_text())
+        return "model_type" not in parse_json(held.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, TypeError):
@@ -115,7 +120,7 @@ def _is_run(held: Path) -> bool:
 
 def _differences(held: Path, config: Config) -> list[str]:
     try:
-        old = json.loads(held.read_text())
+        old = parse_json(held.read_text())
         return [key for key, value in config.to_json().items() if key not in old or old[key] != value]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{held}: cannot be read ({error}); restore it or choose another --run-dir") from None

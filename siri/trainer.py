@@ -22,7 +22,7 @@ from siri.model import Policy, allocate, check_context, checkpoint_activations, 
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.reward_pool import RewardPool
-from siri.rollout.local import make_engine
+from siri.rollout.engines import make_engine
 from siri.run import Resume, RunFolder
 from siri.step_plan import StepTimes
 from siri.timing import Stopwatch, model_flops_utilisation, profiled
@@ -70,8 +70,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         sampler = Sampler(len(prompts.ids), **state["sampler"])
     elif ranks.sharded:
         checkpoint.load_weights(resolve_path(config.model), policy, ranks=ranks)
-    engine = make_engine(config, policy, copy=ranks.sharded)
-    engine.sync()
+    engine = make_engine(config, policy, ranks=ranks, folder=run_dir)
     watch, times = Stopwatch(device), StepTimes()
     dynamics = Dynamics(policy.tokenizer)
     cost = sequence_cost(policy.model.config, cost_ratio=cost_ratio)
@@ -83,9 +82,10 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         logger = make_logger(config.logger if ranks.main else "none", run_dir, config.to_json())
         ranks.on_main(lambda: try_reward(config, rewards, prompts))
         ranks.on_main(run.create)  # nothing is written before all that may be bad input was tried
+        engine.sync()
         predicted = _plan_memory(config, policy, ranks, quiet) if device.type == "cuda" else None
         sources = [(config.data, prompts), *zip(config.eval_data, held_out, strict=True)]
-        for line in [*run.notes, *(line for source, one in sources for line in one.notes(source))]:
+        for line in [*run.notes, *engine.notes, *(line for source, one in sources for line in one.notes(source))]:
             progress.note(line)
 
         def measure(done: int) -> None:
@@ -148,7 +148,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                     engine.sync()
 
             row: dict[str, Any] = {"step": step, "phase": schedule.phase(step), "cap": cap}
-            row |= rollout_metrics(groups) | dynamics.metrics(groups) | update
+            row |= rollout_metrics(groups) | dynamics.metrics(groups) | engine.metrics() | update
             plan, flops = row.pop("plan"), row.pop("training_flops")
             row |= times.compare(plan, watch.laps("forward", "backward"))
             train_tokens += row["response_tokens"]

@@ -72,7 +72,8 @@ def toml(tmp_path, text: str, name: str = "mine.toml") -> str:
 def test_every_recipe_resolves_and_says_what_it_trains(recipe):
     settings = config(recipe)
     assert settings.model and settings.data
-    assert Config(**{**settings.to_json(), "stages": settings.stages, "eval_data": settings.eval_data}) == settings
+    tuples = {key: getattr(settings, key) for key in ("stages", "eval_data", "rollout_servers")}
+    assert Config(**{**settings.to_json(), **tuples}) == settings
 
 
 def test_recipe_names():

@@ -34,6 +34,9 @@ class Rollout(Protocol):
     """What the trainer asks of an engine. Sampling is from the full softmax at `temperature`: no top-p, no top-k, no
     penalties, because the loss scores tokens under exactly that distribution."""
 
+    notes: list[str]
+    """Lines for the user about what this engine does otherwise than asked."""
+
     def generate(
         self, requests: Sequence[Request], *, temperature: float, seed: int, progress: Progress | None = None
     ) -> list[list[Completion]]:
@@ -47,6 +50,9 @@ class Rollout(Protocol):
 
     def wake(self) -> None:
         """Get ready to sample."""
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the last `generate` and `sync`, for the row of the step."""
 
     def close(self) -> None:
         """Release everything."""

@@ -23,6 +23,7 @@ class LocalRollout:
         self.policy = policy
         self.cache_tokens = cache_tokens
         self.trained = trained
+        self.notes: list[str] = []
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float, seed: int, progress: Progress | None = None
@@ -55,6 +56,9 @@ class LocalRollout:
 
     def wake(self) -> None:
         pass
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         pass
@@ -159,7 +163,7 @@ def _draw(logits_BV: torch.Tensor, temperature: float, generator: torch.Generato
     return token_B1[:, 0], logp_BV.gather(1, token_B1)[:, 0]
 
 
-def make_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRollout:
+def local_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRollout:
     """The embedded engine with the settings of a Config or of `siri eval`; `copy` gives it weights of its own, because
     the policy's are sharded."""
     own, trained = policy, None

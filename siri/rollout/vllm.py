@@ -1,0 +1,273 @@
+"""Rollouts from vLLM: what both modes share. Responses are started longest first, as many at once as the cache holds
+under the step's cap; after every sync each engine proves that it samples from the trainer's weights.
+
+`siri.rollout.colocated` and `siri.rollout.served` are the modes; vLLM's own interface is there and not here.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from siri.distributed import ALONE, Ranks, full
+from siri.errors import InputError, first_line
+from siri.model import Policy
+from siri.rollout import Completion, Progress, Request
+from siri.rollout.order import ExpectedLengths, longest_first, sequences_in_flight
+from siri.rollout.proof import ANSWER_TOKENS, Gap, fixed_prompts, gap
+
+T = TypeVar("T")
+
+SUPPORTED = ">=0.32,<0.34"
+"""Versions of vLLM, the same as in the [vllm] extra. Tested: 0.32 (on a CPU); 0.33's interface was read, not run."""
+MOST_SEQUENCES = 1024
+"""No engine samples more at once: the gain of a larger batch is gone long before."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Mean gap of a sound fingerprint, nats: fp32 measured 1e-5; bf16 not measured on a GPU yet, so generous."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One response to sample."""
+
+    prompt_ids: list[int]
+    max_tokens: int
+    seed: int
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of jobs."""
+
+    completions: list[Completion]
+    """In the order of the jobs."""
+    busy_s: float
+    """Sum over the responses of the seconds for which each was being sampled."""
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """What the engines need of a Config, or of `siri eval`'s options."""
+
+    model: str
+    """Folder or hub name; the engine takes the architecture from it, weights come from the trainer."""
+    context: int
+    """Longest prompt and response together, tokens."""
+    sequences: int
+    """Most responses at once in one engine."""
+    memory: float
+    servers: tuple[str, ...]
+    sync: str
+    sync_dir: Path | None
+    timeout_s: float
+    sync_timeout_s: float
+
+
+class Backend(Protocol):
+    """One way of having vLLM: in this process, or behind URLs."""
+
+    notes: list[str]
+    """Lines for the user."""
+    dtype: torch.dtype
+    """Of the weights in the engine, and so of those sent to it."""
+    cache_tokens: int
+    """Keys and values that this rank's share of the engines holds."""
+    most: int
+    """Most responses that the engines run at once for this rank."""
+
+    def run(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran: ...
+    def probe(self, jobs: Sequence[Job], temperature: float) -> list[tuple[str, list[Completion]]]: ...
+    def load(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None: ...
+    def sleep(self) -> None: ...
+    def wake(self) -> None: ...
+    def metrics(self) -> dict[str, float]: ...
+    def close(self) -> None: ...
+
+
+class VllmRollout:
+    """Implements `siri.rollout.Rollout`. On several ranks every method is called on all of them; what fails on one is
+    everybody's InputError."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        backend: Backend,
+        *,
+        temperature: float,
+        lengths: ExpectedLengths,
+        tolerance: float | str = "auto",
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """temperature: of the fingerprint's sampled half; the run's, so that what is proved is what is trained."""
+        self.policy, self.backend, self.ranks, self.lengths = policy, backend, ranks, lengths
+        self.temperature = temperature
+        self.tolerance = TOLERANCE[backend.dtype] if tolerance == "auto" else float(tolerance)
+        self.stop_ids = tuple(sorted(policy.stop_ids))
+        self.notes = backend.notes
+        self.syncs = 0
+        self.last: dict[str, float] = {}
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float, seed: int, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See `Rollout.generate`. Each response has its own seed, so order and company do not change what it is drawn
+        from, though a batch of another shape may round otherwise."""
+        jobs, owners = [], []
+        for number, request in enumerate(requests):
+            for sample in range(request.n):
+                own = int(np.random.SeedSequence([seed, number, sample]).generate_state(1, np.uint32)[0])
+                jobs.append(Job(request.prompt_ids, request.max_tokens, own, self.stop_ids))
+                owners.append(number)
+        expected = [self.lengths(request.prompt_ids, request.max_tokens) for request in requests]
+        order = longest_first([expected[owner] for owner in owners])
+        limit = self._limit(jobs)
+        ran = self._together(
+            lambda: self.backend.run([jobs[i] for i in order], temperature=temperature, limit=limit, progress=progress)
+        )
+        answers: list[list[Completion]] = [[] for _ in requests]
+        placed = dict(zip(order, ran.completions, strict=True))
+        self._together(lambda: [self._check(jobs[index], one) for index, one in placed.items()])
+        for index, owner in enumerate(owners):
+            answers[owner].append(placed[index])
+        self._record(requests, answers, ran, min(limit, len(jobs)))
+        return answers
+
+    def sync(self) -> None:
+        """Send the trainer's weights, clear the engines' caches, and let every engine prove that it has taken them."""
+        self.syncs += 1
+        name = f"sync-{self.syncs}"
+        self._together(lambda: self._send(name))
+        greedy = [Job(ids, ANSWER_TOKENS, 0, ()) for ids in fixed_prompts(self.policy)]
+        sampled = [Job(job.prompt_ids, ANSWER_TOKENS, 1 + number, ()) for number, job in enumerate(greedy)]
+        rounds = ((greedy, 0.0), (sampled, self.temperature))
+        own = self._together(
+            lambda: [(jobs, t, who, answers) for jobs, t in rounds for who, answers in self.backend.probe(jobs, t)]
+        )
+        found: dict[str, list[tuple[list[int], Completion, float]]] = {}
+        for part in self.ranks.gather(own):
+            for jobs, temperature, who, answers in part:
+                pairs = zip(jobs, answers, strict=True)
+                found.setdefault(who, []).extend((job.prompt_ids, one, temperature) for job, one in pairs)
+        gaps = {who: gap(self.policy, answers) for who, answers in found.items()}  # the same on every rank
+        for who, seen in gaps.items():
+            if not seen.within(self.tolerance):
+                raise InputError(
+                    f"after weight {name} {who} does not sample from the trainer's weights: log-probs differ by "
+                    f"{seen.mean:.2g} in the mean and {seen.max:.2g} at most (allowed: a mean of {self.tolerance:g}); "
+                    "its weights are stale or damaged, or it computes another model"
+                )
+        self.last |= {"fingerprint_gap_mean": _most(gaps, "mean"), "fingerprint_gap_max": _most(gaps, "max")}
+
+    def sleep(self) -> None:
+        self.backend.sleep()
+
+    def wake(self) -> None:
+        self.backend.wake()
+
+    def metrics(self) -> dict[str, float]:
+        return self.last | self.backend.metrics()
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def _limit(self, jobs: Sequence[Job]) -> int:
+        """Responses at once: planned from the cap while lengths are unknown, and from their mean when they are known;
+        should the cache run out all the same, vLLM puts a response back and computes it again."""
+        if not jobs:
+            return 1
+        cap, prompt = max(job.max_tokens for job in jobs), max(len(job.prompt_ids) for job in jobs)
+        planned = self.lengths.mean(cap) if self.lengths.means else cap
+        return sequences_in_flight(self.backend.cache_tokens, prompt, planned, self.backend.most)
+
+    def _send(self, name: str) -> None:
+        stream = weights(self.policy, self.backend.dtype)
+        try:
+            self.backend.load(stream, name)
+        except Exception as error:
+            for _ in stream:  # the other ranks are gathering tensors and need this one
+                pass
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"weight {name} failed: {first_line(error)}") from error
+
+    def _together(self, function: Callable[[], T]) -> T:
+        """What the function returns on this rank; an InputError on any rank is raised on all."""
+        result, fault = None, None
+        try:
+            result = function()
+        except InputError as error:
+            fault = error
+        for one in self.ranks.gather(fault):
+            if one is not None:
+                raise one
+        return result
+
+    def _check(self, job: Job, one: Completion) -> None:
+        """A response that the loss could not use is an error here, not a bias later."""
+        tokens, ended = one.token_ids, bool(one.token_ids) and one.token_ids[-1] in job.stop_ids
+        if (
+            not tokens
+            or len(tokens) != len(one.logp)
+            or len(tokens) > job.max_tokens
+            or one.truncated == ended
+            or (one.truncated and len(tokens) < job.max_tokens)
+            or any(token in job.stop_ids for token in tokens[:-1])
+            or not all(-1e30 < logp <= 1e-4 for logp in one.logp)
+        ):
+            raise InputError(
+                f"vLLM gave a response that cannot be: {len(tokens)} tokens under a cap of {job.max_tokens}, "
+                f"{len(one.logp)} log-probs, {'cut' if one.truncated else 'ended'} at token {tokens[-1:]}; a setting "
+                "of the server must override what was asked for"
+            )
+
+    def _record(
+        self, requests: Sequence[Request], answers: Sequence[Sequence[Completion]], ran: Ran, slots: int
+    ) -> None:
+        means = [float(np.mean([len(one.token_ids) for one in group])) for group in answers]
+        parts = self.ranks.gather(([request.prompt_ids for request in requests], means, ran.busy_s, ran.wall_s, slots))
+        for prompts, lengths, *_ in parts:
+            self.lengths.record(prompts, lengths, write=self.ranks.main)
+        wall = max(part[3] for part in parts)
+        room = wall * sum(part[4] for part in parts)
+        # everybody waits for the slowest engine
+        self.last["rollout_idle_time_share"] = 1 - sum(part[2] for part in parts) / room if room else 0.0
+        self.last["rollout_in_flight"] = sum(part[4] for part in parts)
+
+
+def weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The trainer's parameters by their names in checkpoints, one whole tensor at a time (a collective where the model
+    is sharded, so every rank has to go through all of it). A tied lm_head is not among them."""
+    for name, parameter in policy.model.named_parameters():
+        yield name, full(parameter.detach()).to(dtype)
+
+
+def _most(gaps: dict[str, Gap], field: str) -> float:
+    return max((getattr(one, field) for one in gaps.values()), default=0.0)
+
+
+def installed() -> str | None:
+    """Version of the vLLM that is installed, under whatever name its build has; None without one."""
+    builds = packages_distributions().get("vllm")
+    return version(builds[0]) if builds else None
+
+
+def check_version(found: str | None, where: str = "here") -> None:
+    """InputError unless `found` is a version of vLLM that this version of SIRI works with."""
+    from packaging.specifiers import SpecifierSet
+
+    if found is None:
+        raise InputError(
+            f"rollout = vllm needs vLLM {SUPPORTED}, which is not installed {where}; "
+            "pip install -e ./kernels -e '.[vllm]', or use --rollout local"
+        )
+    if not SpecifierSet(SUPPORTED).contains(found.split("+")[0], prereleases=True):
+        raise InputError(
+            f"vLLM {found} {where} is not among the versions that work with this SIRI ({SUPPORTED}); "
+            "pip install -e ./kernels -e '.[vllm]'"
+        )
