@@ -9,15 +9,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from siri.distributed import ALONE, Ranks, fill, full
-from siri.errors import InputError
+from siri.errors import InputError, parse_json
 from siri.model import Policy
+from siri.offload import MOMENTS, HostAdamW, bring
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -40,7 +41,7 @@ def save_checkpoint(
     caller's. Every rank calls it, rank 0 writes: the files do not depend on the number of ranks."""
     from safetensors.torch import save_file
 
-    weights = _whole(policy.model.state_dict(), ranks)
+    weights = _whole(policy.model.state_dict().items(), ranks)
     moments = _whole(_moments(policy, optimizer), ranks)
     if not ranks.main:
         ranks.gather(None)
@@ -73,7 +74,7 @@ def save_checkpoint(
 def verify(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in words, or None."""
     try:
-        listing = json.loads((checkpoint / MANIFEST).read_text())
+        listing = parse_json((checkpoint / MANIFEST).read_text())
         for name, entry in listing.items():
             path = checkpoint / name
             if not path.is_file():
@@ -141,6 +142,8 @@ def restore(
             for key, value in moment.items():
                 fill(value, moments.get(f"{name}.{key}"))
             optimizer.state[parameter] = {"step": ranks.broadcast(moments.get(f"{name}.step")), **moment}
+            if isinstance(optimizer, HostAdamW):
+                optimizer.park(parameter)
     return ranks.broadcast(json.loads((checkpoint / STATE).read_text()) if ranks.main else None)
 
 
@@ -192,18 +195,17 @@ def export(source: Path, target: Path) -> Path:
     return target
 
 
-def _moments(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{key}": value
-        for name, parameter in policy.model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def _moments(policy: Policy, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """One at a time, for those that live in host memory would not all fit on the device."""
+    for name, parameter in policy.model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{name}.{key}", bring(value, parameter) if key in MOMENTS else value
 
 
-def _whole(tensors: dict[str, torch.Tensor], ranks: Ranks) -> dict[str, torch.Tensor]:
+def _whole(tensors: Iterable[tuple[str, torch.Tensor]], ranks: Ranks) -> dict[str, torch.Tensor]:
     """Each tensor in one piece, in rank 0's host memory; the other ranks help to join them and keep none."""
     joined = {}
-    for key, value in tensors.items():
+    for key, value in tensors:
         whole = full(value)
         if ranks.main:
             joined[key] = whole.cpu().contiguous()

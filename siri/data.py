@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from siri.errors import InputError, first_line
+from siri.errors import InputError, first_line, parse_json
 
 PACKAGE_SCHEME = "siri:"
 # (prompt, answer) columns that are recognised without being named, in order of preference:
@@ -94,13 +94,16 @@ def load_problems(
         if not isinstance(row, dict):
             raise InputError(f"{name}: row {number} is {_kind(row)}, not an object with a prompt and an answer")
 
-    prompt_key, answer_key = _choose_columns(name, rows, prompt_key, answer_key)
+    try:
+        prompt_key, answer_key = _choose_columns(name, rows, prompt_key, answer_key)
+    except RecursionError:
+        raise InputError(f"{name}: objects nested too deeply") from None
     problems = []
     for number, row in enumerate(rows):
         try:
             prompt = _prompt(_lookup(row, prompt_key))
             answer = _answer(_lookup(row, answer_key))
-        except TypeError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{name}: row {number}: {error}") from None
         if prompt and answer:
             problems.append(Problem(f"{path.stem if suffix in readers else name}/{number}", prompt, answer))
@@ -123,12 +126,14 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> list:
     try:
-        data = json.loads(_read_text(path))
+        data = parse_json(_read_text(path))
     except json.JSONDecodeError as error:
         hint = "; if every line is an object of its own, name the file .jsonl" if error.msg == "Extra data" else ""
         raise InputError(
             f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"
         ) from None
+    except ValueError as error:  # JSON, but beyond what Python reads: nesting, digits
+        raise InputError(f"{path}: JSON that cannot be read: {first_line(error)}") from None
     rows = data.get("data") if isinstance(data, dict) else data
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected an array of problems or an object with such an array under 'data'")
@@ -142,9 +147,11 @@ def _read_jsonl(path: Path) -> list:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: malformed JSON at line {number}, column {error.colno}: {error.msg}") from None
+        except ValueError as error:
+            raise InputError(f"{path}: JSON at line {number} cannot be read: {first_line(error)}") from None
     return rows
 
 
@@ -154,7 +161,7 @@ def _read_parquet(path: Path) -> list:
 
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: unreadable parquet: {first_line(error)}") from None
 
 
@@ -215,7 +222,7 @@ def _choose_columns(name: str, rows: list[dict], prompt_key: str, answer_key: st
 
 def _prompt(value: Any) -> str | list[dict[str, str]]:
     if value is None or isinstance(value, str):
-        return (value or "").strip()
+        return _text(value or "")
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(value, list):
         raise TypeError(f"the prompt is {_kind(value)}, not text or chat messages")
@@ -224,8 +231,17 @@ def _prompt(value: Any) -> str | list[dict[str, str]]:
         role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             raise TypeError("a chat message needs a 'role' and a 'content', both text")
-        messages.append({"role": role, "content": content})
+        messages.append({"role": _text(role), "content": _text(content, strip=False)})
     return messages
+
+
+def _text(value: str, *, strip: bool = True) -> str:
+    """`value`, which must be text that can be written down: JSON may hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise TypeError(f"half of a surrogate pair (\\u{ord(value[error.start]):04x}) is no text") from None
+    return value.strip() if strip else value
 
 
 def _answer(value: Any) -> str:
@@ -235,7 +251,7 @@ def _answer(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
-        return value.rpartition("####")[2].strip()  # GSM8K: the worked solution, then "#### 42"
+        return _text(value.rpartition("####")[2])  # GSM8K: the worked solution, then "#### 42"
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     if isinstance(value, list):

@@ -1,8 +1,27 @@
 """The one exception that means "the user's input is wrong": the CLI prints its text as one line and exits with 2."""
 
+import json
+from typing import Any
+
+LONGEST_MESSAGE = 2000
+
 
 class InputError(Exception):
-    """Bad input. The message is one line that names the culprit (file, key, value) and the way out."""
+    """Bad input. The message is one line that names the culprit (file, key, value) and the way out. The culprit may be
+    from hostile hands: what does not print is escaped, and what is endless is cut in the middle."""
+
+    def __init__(self, message: str):
+        shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+        half = LONGEST_MESSAGE // 2
+        super().__init__(shown if len(shown) <= 2 * half else f"{shown[:half]} ... {shown[-half:]}")
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """json.loads whose every error is a ValueError, however deep the text is nested."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siri.errors import InputError
+from siri.errors import InputError, parse_json
 
 
 def plain(value: Any) -> Any:
@@ -45,7 +45,7 @@ def _parse(path: Path) -> tuple[list[dict], bool]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=lambda _: None)
+            row = parse_json(line, parse_constant=lambda _: None)
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, found {type(row).__name__}")
         except ValueError as error:
@@ -144,6 +144,13 @@ class RunRecord:
     """Packing plans of the first step and of the last of each phase; none in runs of older versions."""
 
 
+def _by_step(path: Path) -> list[dict]:
+    rows = read_jsonl(path)
+    if any(type(row.get("step")) is not int for row in rows):
+        raise InputError(f"{path}: a row has no step; mend or delete it")
+    return sorted(rows, key=lambda row: row["step"])
+
+
 def read_run(run_dir: str | Path) -> RunRecord:
     """Read a run folder, finished or not.
 
@@ -156,15 +163,15 @@ def read_run(run_dir: str | Path) -> RunRecord:
     config, path = {}, run_dir / "config.json"
     if path.exists():
         try:
-            config = json.loads(path.read_text())
+            config = parse_json(path.read_text())
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); restore it or delete it") from None
     evals, plans = ((run_dir / name) for name in ("eval.jsonl", "plans.jsonl"))
     return RunRecord(
         config=config if isinstance(config, dict) else {},
-        metrics=sorted(read_jsonl(run_dir / "metrics.jsonl"), key=lambda row: row["step"]),
-        evals=sorted(read_jsonl(evals), key=lambda row: row["step"]) if evals.exists() else [],
-        plans=sorted(read_jsonl(plans), key=lambda row: row["step"]) if plans.exists() else [],
+        metrics=_by_step(run_dir / "metrics.jsonl"),
+        evals=_by_step(evals) if evals.exists() else [],
+        plans=_by_step(plans) if plans.exists() else [],
     )
 
 
