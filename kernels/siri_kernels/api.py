@@ -13,7 +13,8 @@ from siri_kernels import ops_grpo, ops_logprob, reference
 from siri_kernels.api_tokens import as_tensor, choose, detached, fields, result, split_temperature
 from siri_kernels.chunked import budget_bytes, chunk_rows
 from siri_kernels.metrics import GrpoResult
-from siri_kernels.sharding import group_name
+from siri_kernels.reference import sequence_ids
+from siri_kernels.sharding import group_name, plan_columns
 from siri_kernels.token_loss import LossSpec, gradient_rows, metric_names, prepare
 from siri_kernels.validation import check_head, check_loss, check_loss_tensors, check_placement, check_values, tensor
 
@@ -67,6 +68,7 @@ def linear_logprob(
             True,
             budget,
             0,
+            0,
             None,
             impl,
             frozen,
@@ -102,7 +104,9 @@ def linear_grpo_loss(
     forward_all: bool = True,
     memory: str | int = "fast",
     logit_dtype: str = "fp32",
+    keep_lengths: Tensor | None = None,
     vocab_start: int = 0,
+    vocab_size: int | None = None,
     group=None,
     main_grad: Tensor | None = None,
     impl: str = "auto",
@@ -127,12 +131,14 @@ def linear_grpo_loss(
     keep [K] int: the rows that may have a gradient (distinct; a promise, the others' gradient is dropped); None finds
     them from mask and advantages on CPU tensors and means every row on CUDA, where finding them would synchronise.
     forward_all=False skips the others altogether: their logp and entropy are NaN and no metric counts them. memory:
-    "fast", "small", "lean", or bytes for the logits of a chunk; "lean", and "gspo" over more than one chunk, recompute
-    the logits by vocabulary chunks. logit_dtype="bf16" rounds logits as a bf16 rollout does. vocab_start and group:
-    this rank's shard of the vocabulary and the ranks that hold the others (hidden and everything per token is
-    replicated; dX is summed over the group; shards of one size, so that all ranks plan the same chunks). main_grad fp32
-    [V, D]: dW is added to it in the backward and weight gets no .grad; this bypasses whatever reduces .grad, FSDP2's
-    included.
+    "fast", "small", "lean", or bytes for the logits of a chunk; "lean" recomputes the logits by vocabulary chunks.
+    "gspo" does, too, where a sequence is longer than a chunk; chunks that end between sequences need keep_lengths on
+    CUDA: int [S] on the host, how many of keep's rows (of all rows, without keep) are the sequence's, in this order.
+    logit_dtype="bf16" rounds logits as a bf16 rollout does. vocab_start and group: this rank's shard of the vocabulary
+    and the ranks that hold the others (hidden and everything per token is replicated; dX is summed over the group);
+    with shards that differ in size also vocab_size, that of the whole vocabulary, because all ranks must plan the same
+    chunks. main_grad fp32 [V, D]: dW is added to it in the backward and weight gets no .grad; this bypasses whatever
+    reduces .grad, FSDP2's included.
 
     low_rank: (u [N, r], B [V, r]), an adapter's share u B^T of the logits; while weight needs no gradient only B's
     columns of dW are formed.
@@ -164,7 +170,10 @@ def linear_grpo_loss(
         main_grad=main_grad,
         weight=weight,
         vocab_start=vocab_start,
+        vocab_size=vocab_size,
         group=group,
+        keep_lengths=keep_lengths,
+        sequences=None if cu_seqlens is None else cu_seqlens.numel() - 1,
         like=hidden,
     )
     if low_rank is not None and main_grad is not None:
@@ -192,10 +201,17 @@ def linear_grpo_loss(
     denominator = as_tensor(denominator, hidden)
     budget = budget_bytes(memory, hidden.device)
     head = (scalar, softcap, logit_dtype)
-    placement = (forward_all, budget, vocab_start, group_name(group), impl, frozen)
+    columns = plan_columns(group, vocab_start, vocab, vocab_size)
+    placement = (forward_all, budget, vocab_start, columns, group_name(group), impl, frozen)
     tensors = (advantages, *detached(old_logp, rollout_logp), mask, cu_seqlens)
     names = metric_names(spec, rollout_logp is not None, True)
-    if memory == "lean" or (loss == "gspo" and n > chunk_rows(impl, hidden, vocab, budget)):
+    in_forward = memory != "lean"
+    if loss == "gspo" and in_forward:
+        size = chunk_rows(impl, hidden, columns, budget)
+        keep, keep_lengths, in_forward = by_sequence(spec, n, size, advantages, mask, cu_seqlens, keep, keep_lengths)
+    else:
+        keep_lengths = None
+    if not in_forward:
         # the loss of differentiable log-probs: 8NDV, but no fp32 dW, and coefficients may need every log-prob
         if keep is None and not forward_all and hidden.device.type == "cpu":
             keep = found_rows(spec, n, advantages, mask, cu_seqlens)
@@ -209,9 +225,23 @@ def linear_grpo_loss(
         return result(value, logp, entropy, metrics, names)
     grad = torch.is_grad_enabled()
     needs = [grad and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    arguments = (hidden, weight, bias, target_ids, *tensors, keep, per_row, denominator, main_grad)
+    arguments = (hidden, weight, bias, target_ids, *tensors, keep, per_row, denominator, main_grad, keep_lengths)
     value, logp, entropy, metrics, *_ = ops_grpo.linear_grpo(*arguments, *head, *fields(spec), *placement, *needs)
     return result(value, logp, entropy, metrics, names)
+
+
+def by_sequence(spec: LossSpec, n: int, size: int, advantages: Tensor, mask, cu_seqlens, keep, keep_lengths):
+    """keep and keep_lengths for chunks of at most `size` rows that end between sequences, and whether there are such
+    chunks: only what is on the host can say so, and nothing in a graph that torch.compile makes for every batch."""
+    if (n if keep is None else keep.numel()) <= size:
+        return keep, None, True
+    if torch.compiler.is_compiling():
+        return keep, None, False
+    if cu_seqlens.device.type == "cpu" and (keep is None or keep_lengths is None):
+        keep = found_rows(spec, n, advantages, mask, cu_seqlens) if keep is None else keep.sort().values
+        keep_lengths = sequence_ids(cu_seqlens, n)[keep].bincount(minlength=cu_seqlens.numel() - 1)
+    fits = keep_lengths is not None and max(keep_lengths.tolist(), default=0) <= size
+    return keep, keep_lengths if fits else None, fits
 
 
 @torch.compiler.disable

@@ -135,11 +135,23 @@ def split_rows(n: int, keep: Tensor | None, forward_all: bool, device) -> tuple[
     return keep, kept.argsort(stable=True)[: n - keep.numel()]
 
 
-def chunks(rows: Tensor | None, n: int, size: int) -> list[slice | Tensor]:
-    """Slices of all n rows, or pieces of an index."""
+def chunks(rows: Tensor | None, n: int, size: int, lengths: list[int] | None = None) -> list[slice | Tensor]:
+    """Slices of all n rows, or pieces of an index; with the lengths of sequences, cut between these only."""
     total = n if rows is None else rows.numel()
-    bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
-    return [slice(*b) if rows is None else rows[slice(*b)] for b in bounds]
+    ends = list(range(size, total, size)) if lengths is None else sequence_ends(lengths, size)
+    bounds = list(zip([0, *ends], [*ends, total], strict=True))
+    return [slice(*b) if rows is None else rows[slice(*b)] for b in bounds if b[0] < b[1]]
+
+
+def sequence_ends(lengths: list[int], size: int) -> list[int]:
+    """Where chunks of at most `size` rows end, each between two sequences of at most `size`."""
+    ends, start, end = [], 0, 0
+    for length in lengths:
+        if end + length - start > size:
+            ends.append(end)
+            start = end
+        end += length
+    return ends
 
 
 def grpo(
@@ -151,13 +163,15 @@ def grpo(
     tokens: Tokens,
     *,
     keep: Tensor | None,
+    keep_lengths: Tensor | None,
     forward_all: bool,
     budget: int,
     shard: Shard,
     needs: Needs,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
     """loss, logp, entropy, metrics and the gradients of the loss: dX in hidden's dtype, dW and dbias in the compute
-    dtype, empty when not needed."""
+    dtype, empty when not needed. keep_lengths [S], on the host: how many rows of each sequence have gradients; chunks
+    of those then end between sequences."""
     n, d_model = hidden.shape
     vocab, dtype, device = head.weight.shape[0], compute_dtype(hidden.dtype), hidden.device
     if keep is None and device.type == "cpu":
@@ -165,8 +179,10 @@ def grpo(
     kept, others = split_rows(n, keep, forward_all, device)
     if kept is not None and not forward_all:
         tokens = tokens.restrict(torch.zeros(n, dtype=torch.bool, device=device).index_fill_(0, kept, True))
-    size = chunk_rows(impl, hidden, vocab, budget)
-    pieces = [(rows, False) for rows in chunks(others, n, size)] + [(rows, needs.any) for rows in chunks(kept, n, size)]
+    size = chunk_rows(impl, hidden, shard.columns or vocab, budget)
+    lengths = None if keep_lengths is None else keep_lengths.tolist()
+    pieces = [(rows, False) for rows in chunks(others, n, size)]
+    pieces += [(rows, needs.any) for rows in chunks(kept, n, size, lengths)]
 
     logp = torch.full((n,), torch.nan, dtype=dtype, device=device)
     entropy = logp.clone()
@@ -234,7 +250,7 @@ def logprob(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logp, entropy, row maximum and log-sum [N]; rows outside `keep` are NaN when forward_all is False."""
     n, dtype, vocab = hidden.shape[0], compute_dtype(hidden.dtype), head.weight.shape[0]
-    size = chunk_rows(impl, hidden, vocab, budget, stored=False)
+    size = chunk_rows(impl, hidden, shard.columns or vocab, budget, stored=False)
     rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, anchor=anchor)
     out = [torch.full((n,), torch.nan, dtype=dtype, device=hidden.device) for _ in range(4)]
     only = None if forward_all or keep is None or keep.numel() == n else keep.long()

@@ -38,6 +38,7 @@ def linear_grpo(
     temperature_N: Tensor | None,
     denominator: Tensor | None,
     main_grad: Tensor | None,
+    keep_lengths: Tensor | None,
     temperature: float,
     softcap: float | None,
     logit_dtype: str,
@@ -54,6 +55,7 @@ def linear_grpo(
     forward_all: bool,
     budget: int,
     vocab_start: int,
+    columns: int,
     group: str | None,
     impl: str,
     frozen: int,
@@ -99,9 +101,10 @@ def linear_grpo(
         spec,
         tokens,
         keep=keep,
+        keep_lengths=keep_lengths,
         forward_all=forward_all,
         budget=budget,
-        shard=Shard(vocab_start, resolve_group(group)),
+        shard=Shard(vocab_start, resolve_group(group), columns),
         needs=chunked.Needs(need_hidden, need_weight, need_bias, frozen),
     )
     names = metric_names(spec, rollout_logp is not None, True)
@@ -123,6 +126,7 @@ def _(
     temperature_N,
     denominator,
     main_grad,
+    keep_lengths,
     *settings,
 ):
     dtype = chunked.compute_dtype(hidden.dtype)

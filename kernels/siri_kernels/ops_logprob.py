@@ -29,6 +29,7 @@ def linear_logprob(
     forward_all: bool,
     budget: int,
     vocab_start: int,
+    columns: int,
     group: str | None,
     impl: str,
     frozen: int,
@@ -45,7 +46,7 @@ def linear_logprob(
         keep=keep,
         forward_all=forward_all,
         budget=budget,
-        shard=Shard(vocab_start, resolve_group(group)),
+        shard=Shard(vocab_start, resolve_group(group), columns),
     )
 
 
@@ -115,7 +116,7 @@ def _(d_logp, d_entropy, logp, entropy, maximum, log_sum, hidden, weight, bias, 
 def _logprob_context(ctx, inputs, output):
     hidden, weight, bias, target_ids, _anchor, keep, temperature_N, main_grad, *settings = inputs
     ctx.save_for_backward(*output, hidden, weight, bias, target_ids, keep, temperature_N)
-    temperature, softcap, logit_dtype, _forward_all, budget, vocab_start, group, impl, frozen = settings
+    temperature, softcap, logit_dtype, _forward_all, budget, vocab_start, _columns, group, impl, frozen = settings
     ctx.settings = (temperature, softcap, logit_dtype, budget, vocab_start, group, impl, frozen)
     ctx.main_grad = main_grad
     ctx.set_materialize_grads(False)
@@ -123,7 +124,7 @@ def _logprob_context(ctx, inputs, output):
 
 def _logprob_backward(ctx, d_logp, d_entropy, *_):
     if d_logp is None and d_entropy is None:
-        return (None,) * 17
+        return (None,) * 18
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
     if d_logp is None:
         d_logp = torch.zeros_like(d_entropy)
@@ -137,7 +138,7 @@ def _logprob_backward(ctx, d_logp, d_entropy, *_):
         dx if need_hidden else None,
         padded(dw, ctx.settings[-1]) if need_weight and not into_main else None,
         db if need_bias else None,
-        *(None,) * 14,
+        *(None,) * 15,
     )
 
 

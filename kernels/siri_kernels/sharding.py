@@ -25,6 +25,25 @@ def group_name(group) -> str | None:
     return None if group is None else group.group_name
 
 
+def plan_columns(group, vocab_start: int, vocab: int, vocab_size: int | None) -> int:
+    """Columns that the chunk plan counts with. All ranks have to plan the same chunks, or they meet in different
+    collectives, so this is what every rank knows without asking: its own V when all shards are alike, else an equal
+    share of the whole vocabulary."""
+    if group is None:
+        return vocab
+    import torch.distributed as dist
+
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    if vocab_size is not None:
+        return -(-vocab_size // size)
+    if vocab_start != rank * vocab:
+        raise ValueError(
+            f"rank {rank}'s shard of {vocab} tokens starts at {vocab_start}, so shards differ in size; pass "
+            "vocab_size, the size of the whole vocabulary, on every rank: they must plan the same chunks"
+        )
+    return vocab
+
+
 def resolve_group(name: str | None):
     if name is None:
         return None
@@ -39,6 +58,8 @@ class Shard:
 
     start: int = 0
     group: object | None = None
+    columns: int = 0
+    """what `plan_columns` gave; 0 = those of the weight at hand"""
 
     @property
     def whole(self) -> bool:

@@ -155,7 +155,10 @@ def check_loss_tensors(
         number("denominator", denominator, above=0, optional=True)
 
 
-def check_placement(n: int, *, keep, memory, main_grad, weight: Tensor, vocab_start, group, like: Tensor) -> None:
+def check_placement(
+    n: int, *, keep, memory, main_grad, weight: Tensor, vocab_start, vocab_size, group, keep_lengths, sequences,
+    like: Tensor,
+) -> None:  # fmt: skip
     if keep is not None:
         tensor("keep", keep, like=like, kinds="int")
         if keep.dim() != 1 or keep.numel() > n:
@@ -170,8 +173,28 @@ def check_placement(n: int, *, keep, memory, main_grad, weight: Tensor, vocab_st
         raise ValueError(f"main_grad must be fp32 {list(weight.shape)} on {weight.device}, got {shape_of(main_grad)}")
     if isinstance(vocab_start, bool) or not isinstance(vocab_start, int) or vocab_start < 0:
         raise ValueError(f"vocab_start must be an int >= 0, got {vocab_start!r}")
-    if group is None and vocab_start:
-        raise ValueError("vocab_start is the offset of a vocabulary shard: pass the group of the other shards, too")
+    if group is None and (vocab_start or vocab_size is not None):
+        name = "vocab_start" if vocab_start else "vocab_size"
+        raise ValueError(f"{name} belongs to vocabulary shards: pass the group of the other shards, too")
+    if vocab_size is not None:
+        end = vocab_start + weight.shape[0]
+        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < end:
+            raise ValueError(f"vocab_size is the whole vocabulary, an int of at least {end} here, got {vocab_size!r}")
+    if keep_lengths is not None:
+        check_lengths(keep_lengths, n if keep is None else keep.numel(), sequences)
+
+
+def check_lengths(keep_lengths, rows: int, sequences: int | None) -> None:
+    if (
+        not isinstance(keep_lengths, Tensor)
+        or keep_lengths.device.type != "cpu"
+        or keep_lengths.dtype.is_floating_point
+    ):
+        raise ValueError(f"keep_lengths must be ints on the host, a CPU tensor [S], got {shape_of(keep_lengths)}")
+    if sequences is None or tuple(keep_lengths.shape) != (sequences,):
+        raise ValueError(f"keep_lengths must have shape [{sequences or 'S'}], one per sequence of cu_seqlens")
+    if not torch.compiler.is_compiling() and int(keep_lengths.sum()) != rows:
+        raise ValueError(f"keep_lengths must add up to the {rows} rows that have gradients, not {keep_lengths.sum()}")
 
 
 def values_are_checked(x: Tensor) -> bool:

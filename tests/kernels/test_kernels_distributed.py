@@ -4,6 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from kernel_cases import make_case
+from siri_kernels import linear_grpo_loss
+from siri_kernels.sharding import plan_columns
+
 
 def test_two_processes(tmp_path):
     worker = Path(__file__).with_name("distributed_worker.py")
@@ -16,3 +22,27 @@ def test_two_processes(tmp_path):
     ]
     outputs = [rank.communicate(timeout=200)[0].decode() for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(o[-3000:] for o in outputs)
+
+
+def test_all_ranks_count_with_the_same_columns(monkeypatch):
+    """What no rank can find out alone it is told: shards of 50, 50 and 37 tokens need the whole size of 137."""
+    starts, sizes = (0, 50, 100), (50, 50, 37)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda _: 3)
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda _, rank=rank: rank)
+        assert plan_columns("group", starts[rank], sizes[rank], 137) == 46
+        assert plan_columns("group", 50 * rank, 50, None) == 50
+    assert plan_columns(None, 0, 50, None) == 50
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda _: 2)
+    with pytest.raises(ValueError, match="pass vocab_size"):
+        plan_columns("group", 100, 37, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"vocab_size": 61}, "pass the group"), ({"group": "x", "vocab_size": 60, "vocab_start": 4}, "at least 65")],
+)
+def test_bad_vocabularies(options, words):
+    case = make_case(0)
+    with pytest.raises(ValueError, match=words):
+        linear_grpo_loss(case.hidden, case.weight, case.target_ids, case.advantages, **options)

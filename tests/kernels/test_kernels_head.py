@@ -154,9 +154,24 @@ def operators():
     leaves = [x.clone().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
     spec = [getattr(LossSpec(entropy_coef=0.1), name) for name in LossSpec.__dataclass_fields__]
     per_token = (case.advantages, case.old_logp, case.rollout_logp, case.mask, case.cu_seqlens)
-    placement = (True, 1 << 20, 0, None, "torch", 0)
+    placement = (True, 1 << 20, 0, 0, None, "torch", 0)
     head = (1.0, None, "fp32")
-    grpo = (*leaves, case.target_ids, *per_token, None, None, None, None, *head, *spec, *placement, True, True, True)
+    grpo = (
+        *leaves,
+        case.target_ids,
+        *per_token,
+        None,
+        None,
+        None,
+        None,
+        None,
+        *head,
+        *spec,
+        *placement,
+        True,
+        True,
+        True,
+    )
     logprob = (*leaves, case.target_ids, None, None, None, None, *head, *placement)
     logp, entropy = (torch.randn(7).requires_grad_() for _ in range(2))
     saved = ops_logprob.linear_logprob(*(x.detach() if isinstance(x, torch.Tensor) else x for x in logprob))

@@ -69,7 +69,7 @@ def test_the_backward_of_log_probs_stays_on_the_device(bare):
     head = (1.0, None, "fp32")
     saved = ops_logprob.linear_logprob(
         *(case.hidden, case.weight, None, case.target_ids, None, None, None, None),
-        *(*head, True, 4000, 0, None, "torch", 0),
+        *(*head, True, 4000, 0, 0, None, "torch", 0),
     )
     g = torch.randn(65)
     with Synchronisations() as seen:
