@@ -29,6 +29,9 @@ $(READY): pyproject.toml kernels/pyproject.toml constraints-cpu.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."; exit 2; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ./kernels -e '.[dev]'
+	# oracles of the kernels' adapters: their single modules run here, their dependencies do not
+	-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/peers \
+		verl==0.9.1 'openrlhf==0.11.2; python_version == "3.11"'
 	@touch $@
 
 clean:
