@@ -18,6 +18,8 @@ siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
   siri eval MODEL --data FILE ... [--cap N] [--samples K]          accuracy (avg@k), pass@k, tokens of a model
   siri plan RECIPE [--gpus N] [--gpu h100] [--KEY VALUE ...]       what a run needs of each GPU's memory
   siri report RUN                                                  draw the pictures and report.html of a run
+  siri study STUDY.toml [--jobs N] [--limit N] [--draw]            arms x seeds, resumable; their table and pictures
+  siri compare RUN RUN ... [--out DIR]                             the same for runs at hand
   siri export CHECKPOINT FOLDER                                    a model folder for transformers and vLLM
   siri bench [--compare A.json B.json] [--plot A.json]             benchmark results side by side, or drawn
   siri bench calibrate RECIPE [--out FILE]                         cost of attention here, for the packing plan
@@ -158,6 +160,27 @@ def report_command(arguments: list[str]) -> int:
     return 0
 
 
+def study_command(arguments: list[str]) -> int:
+    from siri.study_report import StudyOptions, run_study
+
+    if arguments and arguments[0] in ("--help", "-h"):
+        parse(StudyOptions, ["--help"], prog="siri study STUDY.toml")
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("siri study needs a study: siri study STUDY.toml")
+    return run_study(arguments[0], parse(StudyOptions, arguments[1:], prog="siri study STUDY.toml"))
+
+
+def compare_command(arguments: list[str]) -> int:
+    from siri.study_report import CompareOptions, run_compare
+
+    if arguments and arguments[0] in ("--help", "-h"):
+        parse(CompareOptions, ["--help"], prog="siri compare RUN RUN ...")
+    count = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    if count < 2:
+        raise InputError("siri compare needs two runs at least: siri compare RUN RUN ...")
+    return run_compare(arguments[:count], parse(CompareOptions, arguments[count:], prog="siri compare RUN RUN ..."))
+
+
 def export_command(arguments: list[str]) -> int:
     source, target = _positional(arguments, "siri export CHECKPOINT FOLDER")
     from siri.checkpoint import export
@@ -204,6 +227,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": eval_command,
     "plan": plan_command,
     "report": report_command,
+    "study": study_command,
+    "compare": compare_command,
     "export": export_command,
     "bench": bench_command,
     "doctor": doctor_command,

@@ -6,17 +6,18 @@ The figures of a run come from its evaluations, all made at the same cap:
 - accuracy at equal tokens: the best of the run's checkpoints whose mean response is no longer than a given length;
 - tokens at equal accuracy: the shortest of its checkpoints that are at least as accurate as given;
 - accuracy at equal training tokens: linear between evaluations;
-- area under the Pareto front: the best accuracy for every length from 0 to the base's, averaged over the lengths.
+- area under the Pareto front: the best accuracy within a length, averaged over lengths from 0 to the cap.
 
 A mean over seeds has a t-interval (Student); a difference to the reference arm is taken seed by seed.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from siri.config import Config
 from siri.errors import InputError
 from siri.metrics import efficiency_score, read_run
 
@@ -32,7 +33,7 @@ class Curve:
     arm: str
     seed: int
     evals: list[dict[str, Any]]
-    steps: dict[str, list[float | None]]
+    steps: dict[str, list[Any]]
 
     @property
     def base(self) -> dict[str, Any]:
@@ -41,6 +42,10 @@ class Curve:
     @property
     def last(self) -> dict[str, Any]:
         return self.evals[-1]
+
+    def at(self, steps: Sequence[int]) -> "Curve":
+        """The run with its evaluations at these steps only."""
+        return replace(self, evals=[row for row in self.evals if row["step"] in steps])
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,15 @@ class Estimate:
     half: float | None
     count: int
     """Seeds that have a figure."""
+
+    def text(self, scale: float = 1, *, digits: int = 1, signed: bool = False, of: int = 0) -> str:
+        """`mean ± half`, with how many of the `of` seeds have a figure where some have none."""
+        if self.mean is None:
+            return "-"
+        shown = f"{self.mean * scale:{'+' if signed else ''}.{digits}f}"
+        if self.half is not None:
+            shown += f" ± {self.half * scale:.{digits}f}"
+        return shown + (f" ({self.count} of {of})" if self.count < of else "")
 
 
 def estimate(values: Sequence[float | None]) -> Estimate:
@@ -95,8 +109,9 @@ def front(curve: Curve) -> list[tuple[float, float]]:
 
 
 def front_area(curve: Curve) -> float:
-    """Mean over lengths from 0 to the base's of the best accuracy within that length (0 where nothing is so short)."""
-    end, area = curve.base["tokens_mean"], 0.0
+    """Mean over lengths from 0 to the cap of the evaluations of the best accuracy within that length, which is 0 where no
+    checkpoint is so short."""
+    end, area = curve.base["cap"], 0.0
     points = front(curve)
     for (tokens, accuracy), after in zip(points, [*(tokens for tokens, _ in points[1:]), end], strict=True):
         area += accuracy * max(0.0, min(after, end) - min(tokens, end))
@@ -144,6 +159,14 @@ def by_arm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     return arms
 
 
+def shared_steps(curves: Sequence[Curve]) -> list[int]:
+    """The steps at which every run was evaluated, so that no arm has more checkpoints to choose from than another; all
+    steps where runs share none but the base's."""
+    sets = [{row["step"] for row in curve.evals} for curve in curves]
+    shared = set.intersection(*sets)
+    return sorted(shared if len(shared) > 1 else set.union(*sets))
+
+
 def compare(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, list[ArmRow]]:
     """The table's rows, one an arm; the reference is the first arm unless named. Raises InputError without runs."""
     arms = by_arm(curves)
@@ -154,11 +177,13 @@ def compare(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, list[
         raise InputError(f"reference {reference!r} has no finished run; there are {', '.join(arms)}")
     own = arms[reference]
     finals = {curve.seed: curve.last["accuracy"] for curve in own}
+    shared = shared_steps(curves)
     keys = ("tokens_mean", "accuracy", "train_tokens")
     levels = Levels(reference, *(sum(curve.last[key] for curve in own) / len(own) for key in keys))
     rows = []
     for arm, runs in arms.items():
         differences = [run.last["accuracy"] - finals[run.seed] for run in runs if run.seed in finals]
+        same = [run.at(shared) for run in runs]
         rows.append(
             ArmRow(
                 arm=arm,
@@ -166,50 +191,15 @@ def compare(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, list[
                 accuracy=estimate([run.last["accuracy"] for run in runs]),
                 tokens=estimate([run.last["tokens_mean"] for run in runs]),
                 train_tokens=estimate([run.last["train_tokens"] for run in runs]),
-                at_equal_tokens=estimate([accuracy_within(run, levels.tokens) for run in runs]),
-                at_equal_accuracy=estimate([tokens_reaching(run, levels.accuracy) for run in runs]),
-                at_equal_training=estimate([accuracy_after(run, levels.train_tokens) for run in runs]),
+                at_equal_tokens=estimate([accuracy_within(run, levels.tokens) for run in same]),
+                at_equal_accuracy=estimate([tokens_reaching(run, levels.accuracy) for run in same]),
+                at_equal_training=estimate([accuracy_after(run, levels.train_tokens) for run in same]),
                 score=estimate([score(run) for run in runs]),
-                area=estimate([front_area(run) for run in runs]),
+                area=estimate([front_area(run) for run in same]),
                 against=Estimate(None, None, 0) if arm == reference else estimate(differences),
             )
         )
     return levels, rows
-
-
-# --- as text ---
-
-
-def markdown(levels: Levels, rows: Sequence[ArmRow]) -> str:
-    """The table as Markdown, with what its columns mean."""
-    headings = ["arm", "seeds", "accuracy, %", f"minus {levels.arm}", "tokens", "training tokens, K"]
-    headings += [
-        f"accuracy within {levels.tokens:.1f} tokens, %",
-        f"tokens for {levels.accuracy:.1%}".replace("%", " %"),
-    ]
-    headings += [f"accuracy after {levels.train_tokens / 1000:.0f} K training tokens, %", "score", "area"]
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    for row in rows:
-        cells = [row.arm, str(row.seeds), shown(row.accuracy, 100), shown(row.against, 100, signed=True)]
-        cells += [shown(row.tokens), shown(row.train_tokens, 1e-3, digits=0)]
-        cells += [shown(row.at_equal_tokens, 100, of=row.seeds), shown(row.at_equal_accuracy, of=row.seeds)]
-        cells += [
-            shown(row.at_equal_training, 100, of=row.seeds),
-            shown(row.score, digits=2),
-            shown(row.area, digits=3),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def shown(value: Estimate, scale: float = 1, *, digits: int = 1, signed: bool = False, of: int = 0) -> str:
-    """`mean ± half`, with how many of the `of` seeds have a figure where some have none."""
-    if value.mean is None:
-        return "-"
-    text = f"{value.mean * scale:{'+' if signed else ''}.{digits}f}"
-    if value.half is not None:
-        text += f" ± {value.half * scale:.{digits}f}"
-    return text + (f" ({value.count} of {of})" if value.count < of else "")
 
 
 # --- runs at hand ---
@@ -217,7 +207,10 @@ def shown(value: Estimate, scale: float = 1, *, digits: int = 1, signed: bool = 
 
 def curve_of_row(row: Mapping[str, Any]) -> Curve:
     """The curve in a row of a study's results.jsonl."""
-    return Curve(row["arm"], row["seed"], row["evals"], row["steps"])
+    settings = {key: value for key, value in row["settings"].items() if key in ("schedule", "l_max", "l_min", "cycle")}
+    schedule = Config(**settings, stages=tuple(map(tuple, row["settings"].get("stages", ())))).length_schedule()
+    phases = [schedule.phase(step) for step in range(len(row["steps"]["cap"]))]
+    return Curve(row["arm"], row["seed"], row["evals"], {**row["steps"], "phase": phases})
 
 
 def curve_of_run(run_dir: Path, arm: str) -> Curve:
@@ -227,7 +220,7 @@ def curve_of_run(run_dir: Path, arm: str) -> Curve:
         raise InputError(
             f"{run_dir}: a comparison needs an evaluation of the base and one after it; train with eval_data"
         )
-    keys = {key for row in run.metrics for key, value in row.items() if isinstance(value, (int, float))}
+    keys = {key for row in run.metrics for key in row}
     steps = {key: [row.get(key) for row in run.metrics] for key in sorted(keys)}
     return Curve(arm, int(run.config.get("seed", 0)), run.evals, steps)
 

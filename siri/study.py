@@ -116,9 +116,11 @@ class Study:
         return self.path.parent / "results.jsonl"
 
     def config(self, arm: str, settings: Mapping[str, Any], folder: Path | None) -> Config:
-        """An arm's configuration; `folder` holds the reasoner's model and problems, if the study makes one."""
+        """An arm's configuration; `folder` holds the model and problems of the reasoner, if the study has one
+        (None where nothing will be run)."""
         made = {}
-        if folder:
+        if self.reasoner:
+            folder = folder or Path(self.reasoner.key)
             made = {"model": str(folder / "model"), "data": str(folder / "train.jsonl"), "template": "plain"}
             made["eval_data"] = [str(folder / "heldout.jsonl")]
         merged = {**load_recipe(self.recipe), **made, **self.common, **settings}
@@ -253,15 +255,15 @@ def finished(study: Study) -> list[dict[str, Any]]:
 
 
 def find(rows: list[dict], pair: Pair) -> dict | None:
-    """The row of a pair under its present configuration, the latest if it was run twice."""
-    mine = (pair.arm, pair.seed, pair.config_hash)
-    return next((row for row in reversed(rows) if (row["arm"], row["seed"], row["config_hash"]) == mine), None)
+    """The latest row of this very run, perhaps under the name of another arm: a sweep may choose what an arm has."""
+    mine = (pair.seed, pair.config_hash)
+    return next((row for row in reversed(rows) if (row["seed"], row["config_hash"]) == mine), None)
 
 
-def choose(study: Study, rows: list[dict], folder: Path | None) -> dict[str, Any] | None:
+def choose(study: Study, rows: list[dict]) -> dict[str, Any] | None:
     """The value that its sweep chose for each arm that has one: the highest mean over the sweep's seeds, the first of
     equals. None while a run of a sweep is missing."""
-    found = {(pair.arm, pair.seed): find(rows, pair) for pair in study.sweep_pairs(folder)}
+    found = {(pair.arm, pair.seed): find(rows, pair) for pair in study.sweep_pairs(None)}
     if None in found.values():
         return None
     chosen = {}

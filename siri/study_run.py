@@ -33,34 +33,24 @@ class Stopped(Exception):
 
 
 def run_pairs(study: Study, *, jobs: int, limit: int, runs: Path, only: Sequence[str], threads: int) -> None:
-    """Run what is missing of a study, at most `limit` pairs (0 = all), `jobs` at a time. Raises Stopped after a signal."""
+    """Run what is missing of a study, at most `limit` pairs (0 = all), `jobs` at a time; Stopped after a signal."""
     if unknown := set(only) - set(study.arms):
         raise InputError(f"--only {' '.join(sorted(unknown))}: no such arm; there are {', '.join(study.arms)}")
     folder = reasoner_folder(study.reasoner) if study.reasoner else None
-    left = limit or None
+    left = limit or sys.maxsize
     for stage in ("sweeps", "arms"):
         rows = finished(study)
-        chosen = choose(study, rows, folder)
+        chosen = choose(study, rows)
         if stage == "arms" and chosen is None:
             return  # the limit was reached in the sweeps
         pairs = study.sweep_pairs(folder) if stage == "sweeps" else study.arm_pairs(folder, chosen)
-        missing = [pair for pair in pairs if not _known(study, rows, pair)]
-        if stage == "arms" and only:
-            missing = [pair for pair in missing if pair.arm in only]
-        batch = missing if left is None else missing[:left]
-        if left is not None:
-            left -= len(batch)
+        missing: dict[tuple[int, str], Pair] = {}
+        for pair in pairs:
+            if find(rows, pair) is None and (stage == "sweeps" or not only or pair.arm in only):
+                missing.setdefault((pair.seed, pair.config_hash), pair)
+        batch = list(missing.values())[:left]
+        left -= len(batch)
         _run_all(study, batch, jobs=jobs, runs=runs, threads=threads)
-
-
-def _known(study: Study, rows: list[dict], pair: Pair) -> bool:
-    """Whether the pair is in the results. The same run under the name of another arm is entered for this one too."""
-    if find(rows, pair):
-        return True
-    same = next((row for row in rows if (row["seed"], row["config_hash"]) == (pair.seed, pair.config_hash)), None)
-    if same:
-        append(study, {**same, "arm": pair.arm, "same_run_as": same["arm"]})
-    return same is not None
 
 
 def reasoner_folder(reasoner: Reasoner) -> Path:
