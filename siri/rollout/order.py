@@ -40,9 +40,13 @@ class ExpectedLengths:
             return cap / 2
         return float(np.minimum(np.fromiter(self.means.values(), float), cap).mean())
 
-    def record(self, prompts: Sequence[Sequence[int]], means: Sequence[float], *, write: bool = True) -> None:
-        """Take note of the mean lengths of prompts that were just sampled."""
-        row = {_key(prompt): round(mean, 1) for prompt, mean in zip(prompts, means, strict=True)}
+    @staticmethod
+    def row(prompts: Sequence[Sequence[int]], means: Sequence[float]) -> dict[str, float]:
+        """Mean lengths of prompts that were just sampled, as `record` takes them."""
+        return {_key(prompt): round(mean, 1) for prompt, mean in zip(prompts, means, strict=True)}
+
+    def record(self, row: dict[str, float], *, write: bool = True) -> None:
+        """Take note of mean lengths."""
         self.means |= row
         if self.log and write and row:
             self.log.append(row)

@@ -4,6 +4,7 @@ under the step's cap; after every sync each engine proves that it samples from t
 `siri.rollout.colocated` and `siri.rollout.served` are the modes; vLLM's own interface is there and not here.
 """
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
@@ -111,6 +112,7 @@ class VllmRollout:
         self.stop_ids = tuple(sorted(policy.stop_ids))
         self.notes = backend.notes
         self.syncs = 0
+        self.run = ranks.broadcast(secrets.token_hex(4))  # servers may hold what another run has sent
         self.last: dict[str, float] = {}
 
     def generate(
@@ -141,7 +143,7 @@ class VllmRollout:
     def sync(self) -> None:
         """Send the trainer's weights, clear the engines' caches, and let every engine prove that it has taken them."""
         self.syncs += 1
-        name = f"sync-{self.syncs}"
+        name = f"sync-{self.syncs}-{self.run}"
         self._together(lambda: self._send(name))
         greedy = [Job(ids, ANSWER_TOKENS, 0, ()) for ids in fixed_prompts(self.policy)]
         sampled = [Job(job.prompt_ids, ANSWER_TOKENS, 1 + number, ()) for number, job in enumerate(greedy)]
@@ -230,14 +232,14 @@ class VllmRollout:
         self, requests: Sequence[Request], answers: Sequence[Sequence[Completion]], ran: Ran, slots: int
     ) -> None:
         means = [float(np.mean([len(one.token_ids) for one in group])) for group in answers]
-        parts = self.ranks.gather(([request.prompt_ids for request in requests], means, ran.busy_s, ran.wall_s, slots))
-        for prompts, lengths, *_ in parts:
-            self.lengths.record(prompts, lengths, write=self.ranks.main)
-        wall = max(part[3] for part in parts)
-        room = wall * sum(part[4] for part in parts)
-        # everybody waits for the slowest engine
-        self.last["rollout_idle_time_share"] = 1 - sum(part[2] for part in parts) / room if room else 0.0
-        self.last["rollout_in_flight"] = sum(part[4] for part in parts)
+        row = self.lengths.row([request.prompt_ids for request in requests], means)
+        parts = self.ranks.gather((row, ran.busy_s, ran.wall_s, slots))
+        rows, busy, walls, places = zip(*parts, strict=True)
+        for row in rows:
+            self.lengths.record(row, write=self.ranks.main)
+        room = max(walls) * sum(places)  # everybody waits for the slowest engine
+        self.last["rollout_idle_time_share"] = 1 - sum(busy) / room if room else 0.0
+        self.last["rollout_in_flight"] = sum(places)
 
 
 def weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
