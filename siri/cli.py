@@ -16,7 +16,7 @@ siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
 
   siri train RECIPE [--KEY VALUE ...] [--run-dir DIR] [--resume]   train; siri train --help lists the keys
   siri eval MODEL --data FILE ... [--cap N] [--samples K]          accuracy (avg@k), pass@k, tokens of a model
-  siri plan RECIPE [--gpus N] [--gpu h100] [--KEY VALUE ...]       what a run needs of each GPU's memory
+  siri plan RECIPE [--gpus N] [--gpu h100] [--KEY VALUE ...]       GPU memory and GPU-hours that a run needs
   siri report RUN                                                  draw the pictures and report.html of a run
   siri study STUDY.toml [--jobs N] [--limit N] [--draw]            arms x seeds, resumable; their table and pictures
   siri compare RUN RUN ... [--out DIR]                             the same for runs at hand
@@ -143,7 +143,7 @@ def eval_command(arguments: list[str]) -> int:
 
 
 def plan_command(arguments: list[str]) -> int:
-    from siri.plan import PlanOptions, run_plan
+    from siri.plan_command import PlanOptions, run_plan
 
     if arguments and arguments[0] in ("--help", "-h"):
         parse(PlanOptions, ["--help"], prog="siri plan RECIPE")

@@ -159,6 +159,9 @@ class Config:
     vocab_parallel: bool = False
     """Cut the lm_head by vocabulary rows over the ranks that share a model: each computes its rows' logits of the
     tokens of all of them."""
+    sync_every_micro_step: bool = False
+    """Reduce the gradients after every micro-step, not once an optimizer step: more traffic between the GPUs, but no
+    sum of the whole model's gradients, 4 bytes a parameter, on each of them."""
     shard_across_nodes: bool = False
     """On several nodes, shard the model over all GPUs; off = inside each node, replicated across nodes (HSDP)."""
     device: str = "auto"

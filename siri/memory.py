@@ -5,6 +5,8 @@ their total widths (heads * head size), L = layers, N = tokens of a micro-step, 
 
 Parameters and shards are exact, and `layer_bytes` is held to what autograd saves, all in the tests. Everything else is
 a prediction that has NOT been checked on a GPU yet.
+
+With the head cut by vocabulary (vocab_parts > 1) V is that of a part in the head's terms, N there that of all ranks.
 """
 
 from math import prod
@@ -13,6 +15,8 @@ from typing import Any, Literal
 Checkpointing = Literal["none", "selective", "full"]
 LEVELS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 Shapes = dict[str, tuple[int, ...]]
+RESERVE = 0.08
+"""Share of a GPU's memory that is kept free: the CUDA context, NCCL's buffers, fragmentation."""
 
 
 def parameter_shapes(model_config: Any) -> Shapes:
@@ -85,7 +89,12 @@ def kept_and_redone(model_config: Any, checkpointing: Checkpointing) -> tuple[in
     return 2 * model_config.hidden_size + attended, whole - attended
 
 
-def head_bytes(model_config: Any, tokens: int, *, multiprocessors: int = 132) -> int:
+def head_rows(model_config: Any, vocab_parts: int) -> int:
+    """Rows of the vocabulary on the first of so many ranks."""
+    return -(-model_config.vocab_size // vocab_parts)
+
+
+def head_bytes(model_config: Any, tokens: int, *, multiprocessors: int = 132, vocab_parts: int = 1) -> int:
     """Peak of the fused LM head and loss over `tokens` response tokens (`siri_kernels.chunked`, memory="fast", bf16).
 
     Hidden states and their rows 4ND; then the larger of
@@ -96,7 +105,8 @@ def head_bytes(model_config: Any, tokens: int, *, multiprocessors: int = 132) ->
     """
     from siri_kernels.chunked import BUDGET, MIN_ROWS, whole_waves
 
-    hidden, vocab = model_config.hidden_size, model_config.vocab_size
+    hidden, vocab = model_config.hidden_size, head_rows(model_config, vocab_parts)
+    tokens *= vocab_parts  # the ranks gather the hidden states of all of them
     rows = max(MIN_ROWS, BUDGET["cuda"]["fast"] // (4 * vocab))
     rows = tokens if rows >= tokens else whole_waves(rows, hidden, multiprocessors)
     forward = 4 * rows * (vocab + hidden) + 4 * vocab * hidden + 2 * tokens * hidden
@@ -105,31 +115,62 @@ def head_bytes(model_config: Any, tokens: int, *, multiprocessors: int = 132) ->
 
 
 def update_moments(
-    model_config: Any, tokens: int, *, shards: int, checkpointing: Checkpointing, multiprocessors: int = 132
+    model_config: Any,
+    tokens: int,
+    *,
+    shards: int,
+    checkpointing: Checkpointing,
+    multiprocessors: int = 132,
+    accumulated: int = 0,
+    vocab_parts: int = 1,
+    visiting: int = 0,
 ) -> dict[str, int]:
     """Bytes on top of weights, gradients, optimizer state and gathered weights, at each moment of an update whose
     micro-step has `tokens` tokens. With kept = N (L * kept of a layer + 6D + 28): layers, last norm, ids and places,
 
-    head        kept + `head_bytes`
+    head        kept + `head_bytes` + accumulated
     backward    kept + N (computed anew + 6I + 4D) + bf16 gradient of the head 2VD + a layer's gradients, in bf16 and in
-                fp32 for the reduction, 6 P_layer
+                fp32 for the reduction, 6 P_layer, + accumulated
     reduction   the root's gradients, 6 P_root
-    optimizer   AdamW's square roots, fp32, 4P / S
+    optimizer   AdamW's square roots, fp32, 4P / S, or what `visiting` says of an optimizer whose moments are offloaded
 
-    A prediction, not yet checked on a GPU.
+    accumulated: see `accumulated_bytes`. A prediction, not yet checked on a GPU.
     """
     c = model_config
     shapes = parameter_shapes(c)
-    root, layer = root_and_layer(shapes)
+    root, layer = root_and_layer(shapes, vocab_parts)
     each, anew = kept_and_redone(c, checkpointing)
     kept = tokens * (c.num_hidden_layers * each + 6 * c.hidden_size + 28)
     one_layer = tokens * (anew + 6 * c.intermediate_size + 4 * c.hidden_size)
     return {
-        "head": kept + head_bytes(c, tokens, multiprocessors=multiprocessors),
-        "backward": kept + one_layer + 2 * c.vocab_size * c.hidden_size + 6 * layer,
+        "head": kept + head_bytes(c, tokens, multiprocessors=multiprocessors, vocab_parts=vocab_parts) + accumulated,
+        "backward": kept + one_layer + 2 * head_rows(c, vocab_parts) * c.hidden_size + 6 * layer + accumulated,
         "reduction": 6 * root,
-        "optimizer": sharded_bytes(shapes, shards),
+        "optimizer": visiting or sharded_bytes(shapes, shards),
     }
+
+
+def accumulated_bytes(shapes: Shapes, shards: int, vocab_parts: int = 1) -> int:
+    """Between micro-steps whose gradients are reduced once, at the last of them, FSDP2 holds the sum on every GPU in
+    one piece and fp32: what that takes beyond the shards that are left after the reduction."""
+    if shards == 1:
+        return 0
+    whole = {name: shape for name, shape in shapes.items() if not (vocab_parts > 1 and name == "lm_head.weight")}
+    return sum(4 * prod(shape) for shape in whole.values()) - sharded_bytes(whole, shards)
+
+
+def cache_token_bytes(model_config: Any, itemsize: int = 2) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * itemsize * model_config.num_hidden_layers * widths(model_config)[2]
+
+
+def embedded_cache_tokens(
+    model_config: Any, *, memory: int, held: int, reserve: float = RESERVE, itemsize: int = 2
+) -> int:
+    """Tokens of keys and values for the embedded engine, in the plan and in the trainer alike: half of what `memory`
+    leaves beside the reserve and the bytes `held` while it samples, because its cache grows by copying."""
+    room = memory - int(reserve * memory) - held
+    return max(0, room) // 2 // cache_token_bytes(model_config, itemsize)
 
 
 def widths(c: Any) -> tuple[int, int, int]:
@@ -138,7 +179,8 @@ def widths(c: Any) -> tuple[int, int, int]:
     return head, head * c.num_attention_heads, head * c.num_key_value_heads
 
 
-def root_and_layer(shapes: Shapes) -> tuple[int, int]:
-    """Parameters outside the layers, and of one layer."""
+def root_and_layer(shapes: Shapes, vocab_parts: int = 1) -> tuple[int, int]:
+    """Parameters outside the layers, without a head of its own that is cut by vocabulary, and of one layer."""
     layer = sum(prod(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
-    return sum(prod(shape) for name, shape in shapes.items() if ".layers." not in name), layer
+    left_out = "lm_head.weight" if vocab_parts > 1 else ""
+    return sum(prod(shape) for name, shape in shapes.items() if ".layers." not in name and name != left_out), layer

@@ -16,7 +16,8 @@ Resume = Literal["never", "must", "auto"]
 # Settings that may change when a run continues: how long it goes on, what is measured and written, and how the work is
 # laid out in memory and over machines. What is learnt is the same but for the order in which sums are rounded.
 FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "logger", "profile", "reward_workers"}
-FREE |= {"token_budget", "cost_ratio", "sync_every_micro_step", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
+FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
+FREE |= {"sync_every_micro_step"}
 FREE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
 FREE |= {"rollout_timeout_s", "rollout_sync_timeout_s"}
 FREE |= {"attention", "liger", "optimizer_offload", "vocab_parallel"}

@@ -9,9 +9,20 @@ import torch
 from siri.attention import PackedLayout
 from siri.config import Config
 from siri.errors import InputError
-from siri.memory import head_bytes, kept_and_redone, layer_bytes, parameter_shapes, sharded_bytes, update_moments
+from siri.memory import (
+    RESERVE,
+    embedded_cache_tokens,
+    head_bytes,
+    kept_and_redone,
+    layer_bytes,
+    parameter_shapes,
+    sharded_bytes,
+    update_moments,
+)
 from siri.model import packed_hidden
-from siri.plan import gpu_memory, load_model_config, memory_plan, print_plan, run_plan
+from siri.plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine
+from siri.plan_command import find_gpu, print_plan, run_plan
+from siri.rollout.local import held_bytes
 from tests.tiny import save_tiny, tiny_model
 
 VARIANTS = {
@@ -51,9 +62,9 @@ def small():
     return qwen2(**R1_1_5B)
 
 
-def plan_of(model_config, config=None, gpus=8, memory=80 * 10**9, **options):
+def plan_of(model_config, config=None, gpus=8, memory=80 * 10**9, rollout="local", **options):
     config = config or Config(model="m", data="d", checkpointing="full")
-    return memory_plan(model_config, config=config, gpus=gpus, gpu_memory_bytes=memory, **options)
+    return memory_plan(model_config, config, Machine(gpus, memory, **options), rollout=rollout)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -187,7 +198,7 @@ def test_phases_follow_the_schedule(small):
     few = Config(l_max=64, l_min=32, max_prompt_tokens=16, prompts_per_step=2, mini_batch_prompts=2, group_size=4)
     top, bottom = plan_of(small, few).phases
     assert (top.micro_step_tokens, bottom.micro_step_tokens) == (8 * 80, 8 * 48), "no more than the whole step"
-    assert top.sequences_in_flight == 1, "the share of one of 8 GPUs"
+    assert top.sequences_in_flight == 4, "the responses to one prompt, of which two ranks of 8 have one"
     stages = Config(schedule="steps", stages=((0, 8192), (320, 16384)))
     assert [(one.name, one.cap) for one in plan_of(small, stages).phases] == [
         ("from step 0", 8192),
@@ -214,17 +225,117 @@ def test_the_recipe_fits_only_with_checkpointing(small, capsys):
 def test_advice_for_a_model_that_is_too_large():
     big = qwen2(**R1_7B)
     lone = plan_of(big, gpus=1)
-    assert lone.advice == ("4 of these GPUs",)
-    assert plan_of(big, gpus=4).fits and not plan_of(big, gpus=2).fits
     assert lone.phases[0].largest_micro_step == 0 and lone.phases[0].sequences_in_flight == 0
-    nodes = plan_of(big, gpus=4, gpus_per_node=2).advice
+    eight = plan_of(big, gpus=8)
+    assert eight.advice == ("--token-budget 18432", "--sync-every-micro-step")
+    assert plan_of(big, Config(checkpointing="full", sync_every_micro_step=True), gpus=8).fits
+    often = Config(checkpointing="full", sync_every_micro_step=True)
+    assert plan_of(big, often, gpus=2).advice == ("--optimizer-offload", "4 of these GPUs")
+    assert plan_of(big, replace(often, optimizer_offload=True), gpus=2).fits and plan_of(big, often, gpus=4).fits
+    nodes = plan_of(big, often, gpus=4, gpus_per_node=1).advice
     assert "--shard-across-nodes" in nodes and not any("these GPUs" in line for line in nodes)
-    (both,) = plan_of(big, gpus=1, memory=42 * 10**9).advice
-    assert both == "16 of these GPUs with --checkpointing full --token-budget 17408 --shard-across-nodes"
-    config = Config(checkpointing="full", token_budget=17408, shard_across_nodes=True)
-    assert plan_of(big, config, gpus=16, memory=42 * 10**9).fits
-    assert not plan_of(big, config, gpus=8, memory=42 * 10**9).fits
     assert "larger GPUs" in plan_of(big, gpus=1, memory=10 * 10**9).advice[0]
+
+
+def test_the_last_resort_is_enough():
+    big = qwen2(**R1_7B)
+    (both,) = plan_of(big, gpus=1, memory=42 * 10**9).advice
+    gpus = int(both.split()[0])
+    assert "--checkpointing full --sync-every-micro-step --optimizer-offload --token-budget 17408" in both
+    config = Config(
+        checkpointing="full",
+        token_budget=17408,
+        sync_every_micro_step=True,
+        optimizer_offload=True,
+        shard_across_nodes=True,
+    )
+    assert plan_of(big, config, gpus=gpus, memory=42 * 10**9).fits
+    assert not plan_of(big, config, gpus=gpus // 2, memory=42 * 10**9).fits
+
+
+def test_gradients_stay_whole_until_the_last_micro_step(small):
+    """FSDP2 keeps their fp32 sum unsharded; with one micro-step, one shard or a reduction each time there is none."""
+    config = Config(checkpointing="full")
+    plan = plan_of(small, config)
+    assert plan.accumulated == pytest.approx(4 * plan.parameters * 7 / 8, rel=1e-6)
+    often = plan_of(small, replace(config, sync_every_micro_step=True))
+    assert often.accumulated == 0 and plan.update_bytes - often.update_bytes == plan.accumulated
+    assert plan_of(small, config, gpus=1).accumulated == 0
+    few = replace(config, prompts_per_step=8, mini_batch_prompts=1, group_size=16)
+    assert plan_of(small, few).accumulated == 0, "16 sequences are one micro-step of 8 GPUs"
+
+
+def test_offloaded_moments_only_visit(small):
+    from siri.offload import CHUNK_BYTES
+
+    config = Config(checkpointing="full", optimizer_offload=True)
+    plan, held = plan_of(small, config), plan_of(small)
+    assert plan.optimizer == 0 and held.optimizer == 2 * held.weights
+    head = 2 * 4 * 151936 * 1536 // 8
+    assert plan.moments["optimizer"] == 1.5 * max(CHUNK_BYTES, head)
+    assert plan.phases[0].cache_tokens > held.phases[0].cache_tokens, "what is not held has room for the cache"
+
+
+def test_a_head_cut_by_vocabulary(small):
+    plan, whole = plan_of(small, Config(checkpointing="full", vocab_parallel=True)), plan_of(small)
+    rows, matrix = 151936 // 8, 151936 * 1536
+    assert plan.gathered == whole.gathered - 2 * matrix + 2 * rows * 1536
+    assert plan.weights == whole.weights and plan.accumulated == whole.accumulated - 4 * matrix * 7 // 8
+    assert whole.moments["backward"] - plan.moments["backward"] == 2 * 7 * rows * 1536 + 4 * matrix * 7 // 8
+    tied = qwen2(**R1_1_5B)
+    tied.tie_word_embeddings = True
+    both = [plan_of(tied, Config(checkpointing="full", vocab_parallel=cut)) for cut in (True, False)]
+    assert both[0].gathered == both[1].gathered, "a tied head is gathered for the embedding"
+
+
+def test_vllm_takes_its_share_while_it_samples_and_none_in_the_update(small):
+    config = Config(checkpointing="full", rollout_memory=0.5)
+    plan, local = plan_of(small, config, rollout="colocated"), plan_of(small, config)
+    assert plan.engine == 0 and local.update_bytes - plan.update_bytes == local.engine == 2 * plan.parameters
+    room = 40 * 10**9 - 2 * plan.parameters - VLLM_WORKSPACE
+    assert plan.phases[0].cache_tokens == room // 28_672
+    assert plan.rollout_bytes == plan.weights + plan.optimizer + 40 * 10**9
+    greedy = plan_of(small, replace(config, rollout_memory=0.95), rollout="colocated")
+    assert not greedy.fits and any(line.startswith("--rollout-memory") for line in greedy.advice)
+    share = float(next(line for line in greedy.advice if "--rollout-memory" in line).split()[1])
+    assert plan_of(small, replace(config, rollout_memory=share), rollout="colocated").fits
+    served = plan_of(small, config, rollout="served")
+    assert served.rollout_bytes == served.weights + served.optimizer
+    assert served.phases[0].sequences_in_flight == 256
+
+
+def test_the_engine_of_a_configuration(monkeypatch):
+    monkeypatch.setattr("siri.plan.find_spec", lambda name: None)
+    assert rollout_engine(Config()) == rollout_engine(Config(rollout="local")) == "local"
+    assert rollout_engine(Config(rollout="vllm")) == "colocated"
+    assert rollout_engine(Config(rollout_servers=("http://a:1",))) == "served"
+    monkeypatch.setattr("siri.plan.find_spec", lambda name: name == "vllm")
+    assert rollout_engine(Config()) == "colocated"
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_trainer_and_plan_give_the_engine_the_same_cache(offload):
+    """Real models on both sides: the trained one in fp32, the engine's copy in bf16."""
+    trained, own = tiny_model(), tiny_model(dtype=torch.bfloat16)
+    held = held_bytes(own, trained, offload)
+    memory = 10 * held
+    config = Config(l_max=64, l_min=32, max_prompt_tokens=8, optimizer_offload=offload)
+    plan = plan_of(trained.config, config, gpus=1, memory=memory)
+    assert plan.phases[0].cache_tokens == embedded_cache_tokens(own.config, memory=memory, held=held) > 0
+    assert held_bytes(own, None, offload) == sum(one.nbytes for one in own.parameters())
+
+
+def test_cache_of_the_embedded_engine(small):
+    memory, held = 80 * 10**9, 20 * 10**9
+    tokens = embedded_cache_tokens(small, memory=memory, held=held)
+    room = memory - int(RESERVE * memory) - held
+    assert 2 * tokens * 28_672 <= room < 2 * (tokens + 1) * 28_672
+    plan = plan_of(small)
+    held = plan.weights + plan.optimizer + plan.engine
+    assert plan.phases[0].cache_tokens == embedded_cache_tokens(small, memory=memory, held=held)
+    assert embedded_cache_tokens(small, memory=memory, held=memory) == 0
+    too_many = plan_of(small, Config(checkpointing="full", rollout_tokens=10**7))
+    assert not too_many.fits and "--rollout-tokens auto" in too_many.advice
 
 
 @pytest.mark.parametrize(
@@ -254,15 +365,16 @@ def test_an_unknown_architecture_is_named():
     [("h100", 80), ("H200", 141), ("a100-40", 40), ("a100-80", 80), ("24e9", 24), ("48000000000", 48)],
 )
 def test_gpu_names(name, expected):
-    memory, multiprocessors = gpu_memory(name)
-    assert memory == expected * 10**9
-    assert multiprocessors == (108 if name.startswith("a100") else 132)
+    gpu = find_gpu(name)
+    assert gpu.memory == expected * 10**9
+    assert gpu.multiprocessors == (108 if name.startswith("a100") else 132)
+    assert bool(gpu.flops) == bool(gpu.bandwidth) == (name.lower()[0] in "ha")
 
 
 @pytest.mark.parametrize("name", ["v100", "80", "-5e9", "inf", "nan"])
 def test_bad_gpu_names(name):
     with pytest.raises(InputError, match="gpu '"):
-        gpu_memory(name)
+        find_gpu(name)
 
 
 def test_command(tmp_path, capsys):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from siri.distributed import full
+from siri.memory import embedded_cache_tokens
 from siri.model import Policy, allocate, load_policy
 from siri.rollout import Completion, Progress, Request
 
@@ -174,15 +175,22 @@ def local_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRol
         allocate(own.model, policy.device)
     cache_tokens = config.rollout_tokens
     if cache_tokens == "auto":
-        cache_tokens = _free_cache_tokens(own)
+        cache_tokens = _cache_tokens(own, trained, getattr(config, "optimizer_offload", False))
     return LocalRollout(own, cache_tokens=cache_tokens, trained=trained)
 
 
-def _free_cache_tokens(policy: Policy) -> int:
-    """How many tokens of keys and values fit into half of the free device memory (a quarter of a GiB on a CPU)."""
-    c = policy.model.config
-    head_size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    gpu = policy.device.type == "cuda"
-    token_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * head_size * (2 if gpu else 4)
-    free = torch.cuda.mem_get_info(policy.device)[0] / 2 if gpu else 2**28
-    return int(free / token_bytes)
+def _cache_tokens(own: Policy, trained: Any, offload: bool) -> int:
+    """Keys and values that the memory plan has room for, in what the GPU has free; a quarter of a GiB on a CPU."""
+    c, device = own.model.config, own.device
+    if device.type != "cuda":
+        return embedded_cache_tokens(c, memory=2**29, held=0, reserve=0, itemsize=4)
+    memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return embedded_cache_tokens(c, memory=memory, held=held_bytes(own.model, trained, offload))
+
+
+def held_bytes(own: Any, trained: Any, offload: bool) -> int:
+    """What a GPU holds while the engine samples: its weights, and the trained shards with their moments, which may not
+    have been made yet. offload: the moments live in host memory. trained: None for an engine without a trainer."""
+    shards = [] if trained is None else trained.parameters()
+    local = sum(one.to_local().nbytes if hasattr(one, "to_local") else one.nbytes for one in shards)
+    return sum(parameter.nbytes for parameter in own.parameters()) + (1 if offload else 3) * local

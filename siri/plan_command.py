@@ -1,0 +1,202 @@
+"""The command `siri plan`: its options, and the plan as tables."""
+
+from dataclasses import dataclass, fields
+
+from siri.config import Config, resolve
+from siri.errors import InputError
+from siri.hours import (
+    DECODE_SHARE,
+    MEDIAN_SHARE,
+    PROMPT_TOKENS,
+    SIGMA,
+    Rates,
+    RunHours,
+    run_hours,
+)
+from siri.memory import RESERVE
+from siri.plan import Machine, MemoryPlan, load_model_config, memory_plan
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Data sheet of a GPU."""
+
+    memory: int
+    """Bytes."""
+    multiprocessors: int
+    flops: float = 0.0
+    """Dense bf16 peak, FLOP/s; 0 = not known."""
+    bandwidth: float = 0.0
+    """Of the memory, bytes/s; 0 = not known."""
+
+
+GPUS = {
+    "h100": Gpu(80 * 10**9, 132, 989e12, 3.35e12),
+    "h200": Gpu(141 * 10**9, 132, 989e12, 4.8e12),
+    "a100-40": Gpu(40 * 10**9, 108, 312e12, 1.555e12),
+    "a100-80": Gpu(80 * 10**9, 108, 312e12, 2.039e12),
+}
+ENGINES = {
+    "local": "the embedded engine",
+    "colocated": "vLLM in the training processes",
+    "served": "vLLM servers on other GPUs",
+}
+
+
+def print_plan(plan: MemoryPlan) -> None:
+    """The plan as tables, with the verdict and what to change."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    config, machine = plan.config, plan.machine
+    console.print(
+        f"Each of {machine.gpus} GPU{'s' * (machine.gpus > 1)} of {machine.memory / 1e9:g} GB: {plan.parameters:,} "
+        f"parameters in {plan.shards} shard{'s' * (plan.shards > 1)},\ncheckpointing {config.checkpointing}, token "
+        f"budget {config.token_budget:,},\nrollouts from {ENGINES[plan.rollout]}."
+    )
+    table = Table()
+    table.add_column("during the update")
+    table.add_column("GB", justify="right")
+    peak = max(plan.moments, key=plan.moments.__getitem__)
+    for name, size in (
+        ("weights, fp32", plan.weights),
+        ("gradients, fp32", plan.gradients),
+        ("AdamW moments, fp32" + " (in host memory)" * config.optimizer_offload, plan.optimizer),
+        ("gathered weights, bf16", plan.gathered),
+        ("embedded engine's weights, bf16", plan.engine),
+    ):
+        table.add_row(name, _gb(size))
+    table.add_section()
+    for name, size in plan.moments.items():
+        note = " (the largest counts)" if name == peak else ""
+        table.add_row(f"+ at the {name}{note}", _gb(size), style="" if name == peak else "dim")
+    table.add_section()
+    table.add_row("peak of the update", _gb(plan.update_bytes), style="bold")
+    table.add_row("held while sampling", _gb(plan.rollout_bytes))
+    table.add_row("reserve", _gb(plan.reserve))
+    console.print(table)
+    if plan.accumulated:
+        console.print(
+            f"{_gb(plan.accumulated)} GB at head and backward: gradients in one piece until the last micro-step;\n"
+            "--sync-every-micro-step goes without.",
+            style="dim",
+        )
+
+    phases = Table()
+    for heading in ("", "cap", "micro-step", "peak GB", "largest", "rollout cache", "at once"):
+        phases.add_column(heading, justify="right" if heading else "left")
+    for phase in plan.phases:
+        figures = (phase.cap, phase.micro_step_tokens, _gb(phase.update_bytes), phase.largest_micro_step)
+        figures += ("-" if plan.rollout == "served" else phase.cache_tokens, phase.sequences_in_flight)
+        phases.add_row(phase.name, *(one if isinstance(one, str) else f"{one:,}" for one in figures))
+    console.print(phases)
+    for line in (
+        "Lengths are in tokens. largest: the micro-step that would fill the memory.",
+        f"rollout cache: keys and values, {plan.cache_token:,} bytes a token. at once: responses.",
+        "A prediction, not yet checked on a GPU.",
+    ):
+        console.print(line, style="dim")
+    if plan.fits:
+        console.print("[green]It fits.[/]")
+    else:
+        console.print("[red]It does not fit.[/] Any one of these is enough:")
+        for line in plan.advice:
+            console.print(f"  {line}", markup=False)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}"
+
+
+def print_hours(hours: RunHours, plan: MemoryPlan, rates: Rates, mfu: float) -> None:
+    """The hours as a table, with everything that was assumed beside it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table()
+    for heading in ("a step at", "response tokens", "rollout s", "training s", "tokens/s a GPU"):
+        table.add_column(heading, justify="left" if heading == "a step at" else "right")
+    served = plan.rollout == "served"
+    for name, step in hours.steps:
+        figures = (f"{step.response_tokens / 1e6:.1f} M", f"{step.rollout_s:,.0f}", f"{step.train_s:,.0f}")
+        speed = "-" if served else f"{step.tokens_per_s:,.0f}"
+        table.add_row(f"{name} {step.cap:,}", figures[0], "-" if served else figures[1], figures[2], speed)
+    console.print(table)
+    days = hours.total / plan.machine.gpus / 24
+    parts = f"training {hours.training:,.0f}" + ("" if served else f", rollout {hours.rollout:,.0f}")
+    console.print(
+        f"[bold]{hours.total:,.0f} GPU-hours[/] for {plan.config.steps:,} steps ({parts}),\n{days:.1f} days on "
+        f"{plan.machine.gpus} GPUs."
+    )
+    lines = [
+        "Assumed, not measured:",
+        f"  training at {mfu:.0%} MFU, {rates.flops / 1e12:,.0f} TFLOP/s a GPU (--assumed-mfu);",
+        f"  responses lognormal, median {MEDIAN_SHARE} of the cap, sigma {SIGMA}, cut at the cap;",
+        f"  prompts of {PROMPT_TOKENS} tokens;",
+    ]
+    if rates.tokens_per_s:
+        lines.append(f"  sampling {rates.tokens_per_s:,.0f} tokens/s a GPU (--assumed-tokens-per-s);")
+    elif not served:
+        lines.append(
+            f"  decoding reads weights, keys and values at {DECODE_SHARE:.0%} of {rates.bandwidth / 1e12:.2f} TB/s\n"
+            "  (--assumed-tokens-per-s gives a speed instead);"
+        )
+    left_out = "grading, weight sync, evaluations, checkpoints" + ", the servers' GPUs" * served
+    for line in (*lines, f"  left out: {left_out}."):
+        console.print(line, style="dim")
+
+
+def find_gpu(name: str) -> Gpu:
+    """A GPU by name (see GPUS), or one of so many bytes of memory, such as 80e9, of which nothing else is known."""
+    if name.lower() in GPUS:
+        return GPUS[name.lower()]
+    try:
+        size = int(float(name))
+    except (ValueError, OverflowError):
+        raise InputError(f"gpu {name!r} is unknown; use {', '.join(GPUS)}, or its bytes, such as 80e9") from None
+    if size < 10**6:
+        raise InputError(f"gpu {name!r}: {size} bytes of memory are too few; give bytes, such as 80e9")
+    return Gpu(size, 132)
+
+
+@dataclass(frozen=True)
+class PlanOptions(Config):
+    gpus: int = 8
+    """GPUs that train together."""
+    gpus_per_node: int = 8
+    """GPUs of one machine."""
+    gpu: str = "h100"
+    """h100, h200, a100-40, a100-80, or bytes of memory, such as 80e9."""
+    reserve: float = RESERVE
+    """Share of the memory kept free."""
+    assumed_mfu: float = 0.4
+    """Share of the GPUs' peak that training is taken to reach, for the GPU-hours."""
+    assumed_tokens_per_s: float = 0.0
+    """Response tokens that one GPU is taken to sample in a second; 0 = from its memory's bandwidth."""
+
+    def __post_init__(self) -> None:
+        """Nothing: a recipe may need the command line to make sense, so only the Config of both is checked."""
+
+
+def run_plan(recipe: str, arguments: list[str]) -> int:
+    """`siri plan RECIPE [--gpus N] [--gpu NAME] [--model FOLDER] [--KEY VALUE ...]`: print the plan, and the GPU-hours
+    where the GPU is known; returns 0 when it fits and 1 when it does not."""
+    options = resolve(recipe, PlanOptions, arguments, prog=f"siri plan {recipe}")
+    config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
+    if not config.model:
+        raise InputError("model is not set; give --model")
+    if not 0 < options.assumed_mfu <= 1:
+        raise InputError(f"assumed_mfu is {options.assumed_mfu}; it must be above 0 and at most 1")
+    if not options.assumed_tokens_per_s >= 0:
+        raise InputError(f"assumed_tokens_per_s is {options.assumed_tokens_per_s}; it must be 0 or more")
+    gpu = find_gpu(options.gpu)
+    machine = Machine(options.gpus, gpu.memory, options.gpus_per_node, options.reserve, gpu.multiprocessors)
+    model_config = load_model_config(config.model)
+    plan = memory_plan(model_config, config, machine)
+    print_plan(plan)
+    if gpu.flops:
+        rates = Rates(options.assumed_mfu * gpu.flops, gpu.bandwidth, options.assumed_tokens_per_s)
+        print_hours(run_hours(model_config, plan, rates), plan, rates, options.assumed_mfu)
+    return 0 if plan.fits else 1
