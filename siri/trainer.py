@@ -202,17 +202,13 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
 
 def _plan_memory(config: Config, policy: Policy, ranks: Ranks, quiet: bool) -> int:
     """Print what the run will need of a GPU's memory; returns the predicted peak of an update, bytes."""
-    from siri.plan import memory_plan, print_plan
+    from siri.plan import Machine, memory_plan
+    from siri.plan_command import print_plan
+    from siri.rollout import engines
 
     gpu = torch.cuda.get_device_properties(policy.device)
-    plan = memory_plan(
-        policy.model.config,
-        config=config,
-        gpus=ranks.size,
-        gpu_memory_bytes=gpu.total_memory,
-        gpus_per_node=ranks.mesh.shape[-1],
-        multiprocessors=gpu.multi_processor_count,
-    )
+    machine = Machine(ranks.size, gpu.total_memory, ranks.mesh.shape[-1], multiprocessors=gpu.multi_processor_count)
+    plan = memory_plan(policy.model.config, config, machine, rollout=engines.choose(config, policy.device))
     if not quiet:
         print_plan(plan)
     return plan.update_bytes
