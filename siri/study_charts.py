@@ -34,8 +34,8 @@ def _colour(runs: Sequence[Curve]) -> str:
 
 
 def pareto_chart(curves: Sequence[Curve], *, narrow: bool = False) -> "Figure | None":
-    """Accuracy against mean tokens: a point for each arm at its last step, and for the first arm's last compression. The
-    bars are the intervals of both figures."""
+    """Accuracy against mean tokens: a point for each arm at its last step, and one for the first arm's last SIRI-low.
+    The bars are the intervals of both figures."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, MaxNLocator
