@@ -1,8 +1,9 @@
 """One rollout batch: prompts to graded groups of responses, and groups to training samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from siri.advantages import group_advantages, zero_variance
 from siri.config import Config
 from siri.data import PromptSet, Sampler
-from siri.distributed import ALONE, Ranks
+from siri.distributed import ALONE, Arrays, Ranks
 from siri.model import Policy
 from siri.rewards import kimi_length_rewards
 from siri.rollout import Completion, Request, Rollout
@@ -75,7 +76,9 @@ def collect(
         with watch("reward"):
             graded = grader.score(texts, gold)
         found = _groups(config, requests, answered, graded, cap)
-        groups += [group for part in ranks.gather(found) for group in part]
+        if ranks.size > 1:
+            found = [group for part in ranks.gather_arrays(to_arrays(found)) for group in from_arrays(part)]
+        groups += found
     return groups
 
 
@@ -103,6 +106,50 @@ def _groups(
         faults = (graded.timeouts, graded.errors) if number == 0 else (0, 0)
         groups.append(Group(request.prompt_ids, completions, scores, rewards, *faults, trained))
     return groups
+
+
+def to_arrays(groups: Sequence[Group]) -> Arrays:
+    """Groups as flat arrays, to travel between ranks: ids and lengths int32, log-probs fp32, scores fp64."""
+    answers = [completion for group in groups for completion in group.completions]
+
+    def flat(lists: Iterable[Sequence[Any]], dtype: type) -> np.ndarray:
+        return np.fromiter((item for one in lists for item in one), dtype)
+
+    return {
+        "prompt_lengths": np.array([len(group.prompt_ids) for group in groups], np.int32),
+        "prompt_ids": flat((group.prompt_ids for group in groups), np.int32),
+        "responses": np.array([len(group.completions) for group in groups], np.int32),
+        "response_lengths": np.array([len(answer.token_ids) for answer in answers], np.int32),
+        "response_ids": flat((answer.token_ids for answer in answers), np.int32),
+        "logp": flat((answer.logp for answer in answers), np.float32),
+        "truncated": np.array([answer.truncated for answer in answers], bool),
+        "scores": flat((group.scores for group in groups), np.float64),
+        "rewards": flat((group.rewards for group in groups), np.float64),
+        "faults": np.array([(group.timeouts, group.errors) for group in groups], np.int32).reshape(-1, 2),
+        "trained": np.array([group.trained for group in groups], bool),
+    }
+
+
+def from_arrays(arrays: Arrays) -> list[Group]:
+    """The groups that `to_arrays` was given."""
+
+    def cut(name: str, lengths: np.ndarray) -> list[list[Any]]:
+        return [part.tolist() for part in np.split(arrays[name], np.cumsum(lengths)[:-1])] if len(lengths) else []
+
+    lengths, responses = arrays["response_lengths"], arrays["responses"]
+    parts = zip(cut("response_ids", lengths), cut("logp", lengths), arrays["truncated"].tolist(), strict=True)
+    answers = iter([Completion(*part) for part in parts])
+    return [
+        Group(prompt_ids, list(islice(answers, len(scores))), scores, rewards, *faults, trained)
+        for prompt_ids, scores, rewards, faults, trained in zip(
+            cut("prompt_ids", arrays["prompt_lengths"]),
+            cut("scores", responses),
+            cut("rewards", responses),
+            arrays["faults"].tolist(),
+            arrays["trained"].tolist(),
+            strict=True,
+        )
+    ]
 
 
 def soft_penalty(length: int, cap: int, buffer: int) -> float:

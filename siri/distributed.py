@@ -1,17 +1,20 @@
 """Ranks: one process for each device, started by torchrun, and the model sharded over them with FSDP2."""
 
+import io
 import os
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from siri.errors import InputError
 
 T = TypeVar("T")
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,38 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def broadcast_arrays(self, arrays: Arrays | None) -> Arrays:
+        """Rank 0's arrays, on every rank; the others may give None. Bits, dtypes and shapes stay as they are."""
+        if self.size == 1:
+            return arrays
+        data = _to_bytes(arrays) if self.main else None
+        size = torch.tensor([0 if data is None else len(data)], device=self._device)
+        dist.broadcast(size, group=self.group, group_src=0)
+        data = torch.empty(int(size), dtype=torch.uint8, device=self._device) if data is None else data.to(self._device)
+        dist.broadcast(data, group=self.group, group_src=0)
+        return arrays if self.main else _from_bytes(data)
+
+    def gather_arrays(self, arrays: Arrays) -> list[Arrays]:
+        """Every rank's arrays in order, on every rank; they may differ in length. Nothing is pickled."""
+        if self.size == 1:
+            return [arrays]
+        data = _to_bytes(arrays).to(self._device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(data)], device=self._device), group=self.group)
+        sizes = torch.cat(sizes).tolist()
+        padded = data.new_zeros(max(sizes))
+        padded[: len(data)] = data
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self.group)
+        return [_from_bytes(part[:size]) for part, size in zip(parts, sizes, strict=True)]
+
+    @property
+    def _device(self) -> torch.device:
+        """Where its process group sends from."""
+        if self.mesh is None or self.mesh.device_type == "cpu":
+            return torch.device("cpu")
+        return torch.device(self.mesh.device_type, torch.cuda.current_device())
+
     def on_main(self, function: Callable[[], T]) -> T:
         """What the function returns on rank 0, on every rank; its InputError is everybody's."""
         outcome: tuple[Any, InputError | None] = (None, None)
@@ -75,6 +110,17 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _to_bytes(arrays: Arrays) -> torch.Tensor:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+
+
+def _from_bytes(data: torch.Tensor) -> Arrays:
+    with np.load(io.BytesIO(data.cpu().numpy().tobytes()), allow_pickle=False) as held:
+        return dict(held)
 
 
 def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ranks, torch.device]:
@@ -117,11 +163,12 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
-def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype) -> None:
+def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_parallel: bool = False) -> None:
     """Shard a transformers model over the ranks in place: each decoder layer by itself, the rest in the root.
 
-    Master weights and the reduction of gradients stay fp32; layers are gathered and computed in `compute_dtype`.
-    Afterwards `model.run_inside(function, *args)` calls function(model, *args) with the root's parameters gathered.
+    Master weights and the reduction of gradients stay fp32; layers are gathered and computed in `compute_dtype`. With
+    vocab_parallel an untied head is not gathered (see `siri.vocab`). Afterwards `model.run_inside(function, *args)`
+    calls function(model, *args) with the root's parameters gathered.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -129,7 +176,12 @@ def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.model.layers:
         fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
-    fully_shard(model, mesh=ranks.mesh, mp_policy=policy)
+    ignored = None
+    if vocab_parallel:
+        from siri.vocab import cut_head
+
+        ignored = cut_head(model, ranks)
+    fully_shard(model, mesh=ranks.mesh, mp_policy=policy, ignored_params=ignored)
     model.run_inside = types.MethodType(lambda self, function, *args: function(self, *args), model)
     register_fsdp_forward_method(model, "run_inside")
 

@@ -5,21 +5,23 @@ budget nor the order of the samples changes the gradient.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
-from siri.attention import PackedLayout
+from siri.attention import PackedLayout, choose
 from siri.config import Config
 from siri.cost import sequence_cost, training_flops
-from siri.distributed import ALONE, Ranks, full
+from siri.distributed import ALONE, Arrays, Ranks, full
 from siri.model import Policy, packed_hidden
 from siri.packing import Cost, Plan, pack
 from siri.step_plan import StepPlan
 from siri.timing import Stopwatch
+from siri.vocab import HeadCut, gather_rows
 
 ALWAYS = ("entropy_mean", "clip_low_fraction", "clip_high_fraction", "approx_kl", "ratio_max")
 """Metrics that every step has, null where nothing was trained on."""
@@ -42,7 +44,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Sequences laid end to end, [N] tokens, and what the loss needs of their R response tokens and S sequences."""
+    """Sequences laid end to end, [N] tokens, and what the loss needs of their R response tokens and S sequences.
+
+    Where the head is cut over several ranks (`siri.vocab`), the loss needs that of the tokens of all of them."""
 
     input_ids_N: torch.Tensor
     layout: PackedLayout
@@ -53,32 +57,55 @@ class MicroBatch:
     mask_R: torch.Tensor
     keep_K: torch.Tensor
     """Rows among the R that may have a gradient, known on the host."""
+    keep_lengths_S: torch.Tensor
+    """How many of them are each sequence's, on the host: a sequence-level loss is cut between sequences."""
     cu_seqlens: torch.Tensor
     """[S + 1] int32, over the R response tokens."""
     advantages_S: torch.Tensor
+    shares: tuple[int, ...]
+    """How many of the R are each rank's; one share where the head is whole."""
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], *, entropy_bonus: bool, device: torch.device) -> "MicroBatch":
-        """Lay the samples end to end."""
+    def of(
+        cls,
+        samples: Sequence[Sample],
+        *,
+        entropy_bonus: bool,
+        device: torch.device,
+        backend: str = "sdpa",
+        together: Sequence[Sequence[Sample]] = (),
+    ) -> "MicroBatch":
+        """Lay the samples end to end, for an attention backend. together: the samples of each rank that shares the
+        head, these among them."""
         lengths = [len(sample) for sample in samples]
         answers = torch.tensor([len(sample.response_ids) for sample in samples])
         starts = torch.tensor(lengths).cumsum(0) - answers
         offsets_R = torch.arange(int(answers.sum())) - torch.repeat_interleave(answers.cumsum(0) - answers, answers)
-        rows_R = torch.repeat_interleave(starts, answers) + offsets_R - 1
-        ids_N = torch.tensor([token for sample in samples for token in (*sample.prompt_ids, *sample.response_ids)])
-        counted_S = torch.tensor([sample.counted for sample in samples])
-        alive_S = counted_S & torch.tensor([entropy_bonus or sample.advantage != 0 for sample in samples])
+        parts = together or (samples,)
+        everybody = [sample for part in parts for sample in part]
+        responses = torch.tensor([len(sample.response_ids) for sample in everybody])
+        counted_S = torch.tensor([sample.counted for sample in everybody])
+        alive_S = counted_S & torch.tensor([entropy_bonus or sample.advantage != 0 for sample in everybody])
         tensors = {
-            "input_ids_N": ids_N,
-            "rows_R": rows_R,
-            "target_ids_R": ids_N[rows_R + 1],
-            "rollout_logp_R": torch.tensor([logp for sample in samples for logp in sample.rollout_logp]),
-            "mask_R": torch.repeat_interleave(counted_S, answers),
-            "keep_K": torch.repeat_interleave(alive_S, answers).nonzero()[:, 0],
-            "cu_seqlens": torch.cat([torch.zeros(1), answers.cumsum(0)]).to(torch.int32),
-            "advantages_S": torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
+            "input_ids_N": _joined((ids for one in samples for ids in (one.prompt_ids, one.response_ids)), np.int64),
+            "rows_R": torch.repeat_interleave(starts, answers) + offsets_R - 1,
+            "target_ids_R": _joined((sample.response_ids for sample in everybody), np.int64),
+            "rollout_logp_R": _joined((sample.rollout_logp for sample in everybody), np.float32),
+            "mask_R": torch.repeat_interleave(counted_S, responses),
+            "keep_K": torch.repeat_interleave(alive_S, responses).nonzero()[:, 0],
+            "cu_seqlens": torch.cat([torch.zeros(1, dtype=torch.int64), responses.cumsum(0)]).to(torch.int32),
+            "advantages_S": torch.tensor([sample.advantage for sample in everybody], dtype=torch.float32),
         }
-        return cls(layout=PackedLayout.of(lengths, device), **{k: tensor.to(device) for k, tensor in tensors.items()})
+        return cls(
+            layout=PackedLayout.of(lengths, device, backend),
+            keep_lengths_S=responses * alive_S,
+            shares=tuple(sum(len(sample.response_ids) for sample in part) for part in parts),
+            **{name: tensor.to(device) for name, tensor in tensors.items()},
+        )
+
+
+def _joined(lists: Iterable[Sequence[Any]], dtype: type) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.asarray(one, dtype) for one in lists]))
 
 
 def update_policy(
@@ -100,11 +127,16 @@ def update_policy(
     weights that sampled. A step whose gradient is not finite is skipped and counted.
     """
     bonus = config.entropy_coef != 0
+    cut = HeadCut.of(ranks) if config.vocab_parallel else None
+    backend = choose(config.attention, policy.device, policy.model.config, config.checkpointing)
     step_plan, batches, flops = StepPlan(), [], 0.0
     for samples in mini_batches:
         run = [sample for sample in samples if config.score_all or bonus or (sample.advantage and sample.counted)]
         with watch("plan"):
-            plan, micro_batches = _pack(policy, run, token_budget, bonus, ranks, cost) if run else (Plan([], []), [])
+            plan = _plan(policy, run, token_budget, ranks, cost) if run else Plan([], [])
+            own = _own(run, plan, ranks, cut)
+            options = {"entropy_bonus": bonus, "device": policy.device, "backend": backend}
+            micro_batches = [MicroBatch.of(mine, **options, together=together) for mine, together in own]
         step_plan.add(plan, [len(sample) for sample in run])
         flops += training_flops(
             policy.model.config,
@@ -117,7 +149,7 @@ def update_policy(
     old_logps: list[list[torch.Tensor | None]] = [[None] * len(batches[0])] if batches else []
     for micro_batches in batches[1:]:
         with torch.no_grad(), watch("old_logp"):
-            old_logps.append([policy.run(score, micro, config) for micro in micro_batches])
+            old_logps.append([policy.run(score, micro, config, cut) for micro in micro_batches])
 
     parts, losses, norms, skipped = [], [], [], 0
     for samples, micro_batches, olds in zip(mini_batches, batches, old_logps, strict=True):
@@ -128,14 +160,19 @@ def update_policy(
         total = torch.zeros((), device=policy.device)
         for number, (micro, old_logp) in enumerate(zip(micro_batches, olds, strict=True), start=1):
             if ranks.sharded:
-                policy.model.set_requires_gradient_sync(number == len(micro_batches))
-            result = policy.run(policy_loss, micro, config, old_logp, denominator, watch)
+                is_last = number == len(micro_batches)
+                policy.model.set_requires_gradient_sync(is_last or config.sync_every_micro_step)
+                policy.model.set_requires_all_reduce(is_last)  # across the replicas of HSDP
+            result = policy.run(policy_loss, micro, config, old_logp, denominator, watch, cut)
             with watch("backward"):
                 # FSDP2 averages gradients over the ranks, but the denominator is already everybody's
                 (result.loss * ranks.size).backward()
-            total += result.loss.detach()
-            parts.append(result.metrics)
+            if cut is None or cut.place == 0:  # the others have the same loss, of the same tokens
+                total += result.loss.detach()
+                parts.append(result.metrics)
         with watch("optimizer"):
+            if cut is not None:
+                cut.finish(policy.model, ranks)
             norm = full(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip))
             if math.isfinite(norm.item()):
                 optimizer.step()
@@ -162,10 +199,12 @@ def policy_loss(
     old_logp: torch.Tensor | None,
     denominator: float,
     watch: Stopwatch,
+    cut: HeadCut | None = None,
 ) -> GrpoResult:
-    """Loss of one micro-batch; the losses of a step's micro-batches, over all ranks, add up to the loss of the step."""
+    """Loss of one micro-batch; the losses of a step's micro-batches, over all ranks, add up to the loss of the step.
+    With a cut head it is that of all ranks that share it, on each of them."""
     with watch("forward"):
-        hidden_RD, weight, bias = _head_inputs(model, micro)
+        hidden_RD, weight, bias, place = _head_inputs(model, micro, cut)
     with watch("head"):  # its gradients are formed here too
         return linear_grpo_loss(
             hidden_RD,
@@ -177,6 +216,7 @@ def policy_loss(
             mask=micro.mask_R,
             cu_seqlens=micro.cu_seqlens,
             keep=micro.keep_K,
+            keep_lengths=micro.keep_lengths_S,
             loss=config.loss,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
@@ -190,12 +230,25 @@ def policy_loss(
             temperature=config.temperature,
             bias=bias,
             entropy_coef=config.entropy_coef,
+            **place,
         )
 
 
-def score(model: Any, micro: MicroBatch, config: Config) -> torch.Tensor:
+def score(model: Any, micro: MicroBatch, config: Config, cut: HeadCut | None = None) -> torch.Tensor:
     """Log-probs [R] of the response tokens under the current weights."""
-    hidden_RD, weight, bias = _head_inputs(model, micro)
+    hidden_RD, weight, bias, place = _head_inputs(model, micro, cut)
+    if cut is not None:  # of the log-probs' functions, this one knows parts of a vocabulary
+        return linear_grpo_loss(
+            hidden_RD,
+            weight,
+            micro.target_ids_R,
+            torch.zeros_like(micro.rollout_logp_R),
+            rollout_logp=micro.rollout_logp_R,
+            keep=micro.keep_K[:0],
+            temperature=config.temperature,
+            bias=bias,
+            **place,
+        ).logp
     # the anchor of the loss's own pass: the same kernel with the same anchor gives a ratio of exactly 1
     anchor = micro.rollout_logp_R
     return linear_logprob(
@@ -210,26 +263,52 @@ def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:
     return len(samples)
 
 
-def _pack(
-    policy: Policy, samples: Sequence[Sample], token_budget: int, bonus: bool, ranks: Ranks, cost: Cost | None
-) -> tuple[Plan, list[MicroBatch]]:
-    """The plan of all ranks, made on rank 0, and this rank's micro-batches."""
-    plan = None
-    if ranks.main:
-        lengths = [len(sample) for sample in samples]
-        cost = cost or sequence_cost(policy.model.config)
-        plan = pack(lengths, token_budget=token_budget, ranks=ranks.size, cost=cost)
-    plan = ranks.broadcast(plan)
-    # more ranks than sequences: one masked token keeps a rank in step with the others
-    idle = Sample(samples[0].prompt_ids[:1], samples[0].response_ids[:1], [0.0], 0.0, counted=False)
-    own = ([samples[i] for i in step[ranks.rank]] or [idle] for step in plan.steps)
-    return plan, [MicroBatch.of(members, entropy_bonus=bonus, device=policy.device) for members in own]
+def _plan(policy: Policy, samples: Sequence[Sample], token_budget: int, ranks: Ranks, cost: Cost | None) -> Plan:
+    """The plan of all ranks, made on rank 0."""
+    if not ranks.main:
+        return _unpacked(ranks.broadcast_arrays(None))
+    lengths = [len(sample) for sample in samples]
+    cost = cost or sequence_cost(policy.model.config)
+    plan = pack(lengths, token_budget=token_budget, ranks=ranks.size, cost=cost)
+    ranks.broadcast_arrays(
+        {
+            "counts": np.array([[len(one) for one in step] for step in plan.steps], np.int32),
+            "members": np.array([index for step in plan.steps for one in step for index in one], np.int32),
+            "costs": np.array(plan.costs, np.float64),
+        }
+    )
+    return plan
 
 
-def _head_inputs(model: Any, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _unpacked(arrays: Arrays) -> Plan:
+    counts = arrays["counts"]
+    bins = iter(np.split(arrays["members"], np.cumsum(counts)[:-1]))
+    return Plan([[next(bins).tolist() for _ in step] for step in counts], arrays["costs"].tolist())
+
+
+def _own(
+    samples: Sequence[Sample], plan: Plan, ranks: Ranks, cut: HeadCut | None
+) -> Iterator[tuple[list[Sample], list[list[Sample]]]]:
+    """This rank's samples in each micro-step, and with a cut head those of each rank that shares it."""
+    for step in plan.steps:
+        # more ranks than sequences: one masked token keeps a rank in step with the others
+        idle = Sample(samples[0].prompt_ids[:1], samples[0].response_ids[:1], [0.0], 0.0, counted=False)
+        members = [[samples[index] for index in one] or [idle] for one in step]
+        yield members[ranks.rank], [] if cut is None else members[cut.first : cut.first + cut.size]
+
+
+def _head_inputs(
+    model: Any, micro: MicroBatch, cut: HeadCut | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    """Hidden states, weight and bias in one dtype, and where they lie in the vocabulary."""
     hidden_RD = packed_hidden(model, micro.input_ids_N, micro.layout)[micro.rows_R]
-    bias = None if model.lm_head.bias is None else model.lm_head.bias.to(hidden_RD.dtype)
-    return hidden_RD, model.lm_head.weight.to(hidden_RD.dtype), bias
+    weight, bias, place = model.lm_head.weight, model.lm_head.bias, {}
+    if cut is not None:
+        hidden_RD = gather_rows(hidden_RD, micro.shares, cut)
+        vocab = weight.shape[0]
+        weight, bias, start = cut.weight(model)
+        place = {"vocab_start": start, "vocab_size": vocab, "group": cut.group}
+    return hidden_RD, weight.to(hidden_RD.dtype), None if bias is None else bias.to(hidden_RD.dtype), place
 
 
 def _merged(parts: Sequence[dict[str, torch.Tensor]], ranks: Ranks) -> dict[str, float]:

@@ -6,11 +6,15 @@ import random
 import socket
 import subprocess
 import sys
+from collections import Counter
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from siri_kernels import chunked
 
 from siri import cli
 from siri.distributed import ALONE, Ranks, full, join_ranks, shard
@@ -23,12 +27,13 @@ AGGREGATIONS = ("token_mean", "seq_mean", "seq_sum", "seq_mean_fixed")
 
 
 def train(
-    ranks: Ranks, aggregation: str, budget: int, *, tied: bool = False
+    ranks: Ranks, aggregation: str, budget: int, *, tied: bool = False, vocab: int = 96, **options
 ) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Three rollout batches of two optimizer steps each, of the same samples in an order of their own."""
-    policy = tiny_policy(tie_word_embeddings=tied)
+    settings = config(aggregation=aggregation, grad_clip=0.5, **options)
+    policy = tiny_policy(tie_word_embeddings=tied, vocab_size=vocab)
     if ranks.size > 1:
-        shard(policy.model, ranks, compute_dtype=torch.float32)
+        shard(policy.model, ranks, compute_dtype=torch.float32, vocab_parallel=settings.vocab_parallel)
     # eps keeps Adam from blowing up the rounding of gradients that are nearly zero
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2, eps=1e-3)
     metrics = []
@@ -36,7 +41,6 @@ def train(
         samples = make_samples(step, count=13)
         batches = [samples[:7], samples[7:]]
         batches = [random.Random(budget + step).sample(batch, len(batch)) for batch in batches]
-        settings = config(aggregation=aggregation, grad_clip=0.5)
         metrics.append(
             update_policy(
                 policy,
@@ -51,11 +55,15 @@ def train(
     return {name: full(value.detach()).clone() for name, value in policy.model.named_parameters()}, metrics
 
 
-def worker(rank: int, world: int, port: int, results) -> None:
+def join(rank: int, world: int, port: int) -> Ranks:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
-    everybody, _ = join_ranks(torch.device("cpu"))
+    return join_ranks(torch.device("cpu"))[0]
+
+
+def worker(rank: int, world: int, port: int, results) -> None:
+    everybody = join(rank, world, port)
     cases = [(size, aggregation, False) for size in (2, 3, 4) for aggregation in AGGREGATIONS] + [
         (2, "token_mean", True)
     ]
@@ -88,21 +96,87 @@ def worker(rank: int, world: int, port: int, results) -> None:
     parameters = {name: full(value.detach()).clone() for name, value in policy.model.named_parameters()}
     if rank == 0:
         results["few"] = parameters
+    for chunks in ("one chunk", "many chunks"):
+        if chunks == "many chunks":
+            chunked.BUDGET["cpu"]["fast"] = 1  # as few rows at a time as there may be
+            chunked.MIN_ROWS = 2
+        counts = count_collectives(Ranks(rank, world, dist.init_device_mesh("cpu", (world,))))
+        if rank == 0:
+            results[chunks] = counts
     assert everybody.gather(rank) == list(range(world))
     assert everybody.broadcast(f"from {rank}") == "from 0"
+    arrays = everybody.gather_arrays({"n": np.arange(rank, dtype=np.int32), "x": np.full((2, rank), 0.1, np.float32)})
+    assert [part["n"].tolist() for part in arrays] == [list(range(other)) for other in range(world)]
+    assert all(part["x"].shape == (2, r) and part["x"].dtype == np.float32 for r, part in enumerate(arrays))
+    told = everybody.broadcast_arrays({"costs": np.array([[0.1, 1 / 3]])} if rank == 0 else None)
+    assert told["costs"].tolist() == [[0.1, 1 / 3]]
     covered = [i for part in everybody.gather(everybody.share(10)) for i in range(10)[part]]
     assert covered == list(range(10))
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def sharded():
+@contextmanager
+def collectives():
+    """Counts how often FSDP2 gathers and reduces, under the names that torch had (2.11) and has (2.13)."""
+    counts, inside = Counter(), []
+
+    def counting(kind, function):
+        def counted(*args, **options):
+            if not inside:  # the newer may be made of the older
+                counts[kind] += 1
+            inside.append(kind)
+            try:
+                return function(*args, **options)
+            finally:
+                inside.pop()
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("all_gather", "reduce_scatter"):
+            for name in (f"{kind}_single", f"{kind}_into_tensor", f"{kind}_tensor"):
+                if hasattr(dist, name):
+                    patch.setattr(dist, name, counting(kind, getattr(dist, name)))
+        yield counts
+
+
+def count_collectives(ranks: Ranks) -> dict:
+    """One optimizer step of several micro-steps: what each rank sent, and how many chunks the head took."""
+    policy = tiny_policy()
+    shard(policy.model, ranks, compute_dtype=torch.float32)
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
+    sizes = []
+    rows = chunked.chunk_rows
+
+    def noted(impl, hidden, vocab, budget, *rest, **options):
+        sizes.append(-(-hidden.shape[0] // rows(impl, hidden, vocab, budget, *rest, **options)))
+        return rows(impl, hidden, vocab, budget, *rest, **options)
+
+    chunked.chunk_rows = noted
+    try:
+        with collectives() as counts:
+            metrics = update_policy(
+                policy, optimizer, [make_samples(1, count=24)], config(), watch=Stopwatch(torch.device("cpu")),
+                token_budget=60, ranks=ranks,
+            )  # fmt: skip
+    finally:
+        chunked.chunk_rows = rows
+    return {"micro_steps": metrics["micro_steps"], "chunks": max(sizes), **counts}
+
+
+def spawn(worker, ranks: int, *arguments) -> dict:
+    """What the worker(rank, ranks, port, results, *arguments) of each process put into results."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(worker, (4, port, results), nprocs=4)
+    mp.spawn(worker, (ranks, port, results, *arguments), nprocs=ranks)
     return dict(results)
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    return spawn(worker, 4)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -124,6 +198,16 @@ def assert_same(parameters: dict, reference: dict) -> None:
     assert parameters.keys() == reference.keys()
     for name, value in reference.items():
         torch.testing.assert_close(parameters[name], value, rtol=0, atol=1e-6)
+
+
+def test_what_is_sent_does_not_depend_on_the_chunks_of_the_head_and_gradients_go_once_a_step(sharded):
+    one, many = sharded["one chunk"], sharded["many chunks"]
+    micro_steps, layers = one["micro_steps"], 2
+    assert micro_steps >= 3 and one["chunks"] == 1 and many["chunks"] > 10
+    assert one["all_gather"] == many["all_gather"], "no chunk of the head gathers anything"
+    # root and layers once in the forward, the layers once more in the backward
+    assert one["all_gather"] == micro_steps * (1 + 2 * layers)
+    assert one["reduce_scatter"] == many["reduce_scatter"] == 1 + layers, "in the last micro-step alone"
 
 
 def test_tied_embeddings(sharded):
@@ -161,7 +245,7 @@ def test_torchrun_trains_and_resumes_with_another_number_of_ranks(tmp_path):
     run = tmp_path / "run"
     options = ["train", "demo", "--run-dir", str(run), "--prompts-per-step", "6", "--group-size", "4", "--cycle", "4"]
     options += ["--eval-problems", "10", "--eval-temperature", "0", "--save-every", "1", "--mini-batch-prompts", "3"]
-    first = torchrun(2, *options, "--steps", "2")
+    first = torchrun(2, *options, "--steps", "2", "--vocab-parallel", "--optimizer-offload")
     assert first.returncode == 0, first.stderr[-2000:]
     assert first.stdout.count("siri-low-1") >= 1 and "rank" not in first.stderr.lower()
     second = torchrun(3, *options, "--steps", "3", "--resume")

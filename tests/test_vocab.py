@@ -1,0 +1,109 @@
+"""The head cut by vocabulary rows: the same parameters after three steps as with a whole head, on 2 and 4 ranks."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from siri.distributed import ALONE, Ranks, full, join_ranks, shard
+from siri.errors import InputError
+from siri.vocab import HeadCut, cut_head
+from tests.test_distributed import assert_same, join, spawn, train
+from tests.tiny import tiny_model
+
+CASES = [
+    # ranks, tied, vocabulary, settings; 97 rows make parts of different sizes
+    (2, False, 97, {}),
+    (2, True, 97, {"aggregation": "seq_mean"}),
+    (4, False, 96, {"loss": "gspo", "entropy_coef": 0.01, "aggregation": "seq_sum"}),
+    (4, False, 97, {"aggregation": "seq_mean_fixed", "score_all": False}),
+    (4, True, 96, {}),
+]
+
+
+def settings_of(case) -> tuple[str, dict]:
+    _, tied, vocab, settings = case
+    settings = dict(settings)
+    return settings.pop("aggregation", "token_mean"), {"tied": tied, "vocab": vocab, **settings}
+
+
+def worker(rank: int, world: int, port: int, results) -> None:
+    join(rank, world, port)
+    for number, case in enumerate(CASES):
+        size = case[0]
+        mesh = dist.DeviceMesh("cpu", list(range(size)))
+        if rank < size:
+            aggregation, options = settings_of(case)
+            learnt = train(Ranks(rank, size, mesh, mesh.get_group()), aggregation, 60, vocab_parallel=True, **options)
+            if rank == 0:
+                results[number] = learnt
+    os.environ["LOCAL_WORLD_SIZE"] = "2"  # two nodes of two: each node holds a whole head, in two parts
+    hybrid, _ = join_ranks(torch.device("cpu"))
+    for tied in (False, True):
+        learnt = train(hybrid, "token_mean", 60, vocab_parallel=True, tied=tied, vocab=97)
+        if rank == 0:
+            results["hybrid", tied] = learnt
+    results["parts", rank] = parts(hybrid)
+    dist.destroy_process_group()
+
+
+def parts(ranks: Ranks) -> tuple:
+    """Rows of an untied head that this rank holds, and whether FSDP2 has any say in them."""
+    model = tiny_model(vocab_size=97)
+    whole = model.lm_head.weight.detach().clone()
+    shard(model, ranks, compute_dtype=torch.float32, vocab_parallel=True)
+    weight = model.lm_head.weight
+    state = model._get_fsdp_state()
+    managed = [one._module_info.param_name for one in state._fsdp_param_group.fsdp_params]
+    assert torch.equal(full(weight.detach()), whole)
+    assert torch.equal(weight.to_local(), whole[HeadCut.of(ranks).rows(97)])
+    return tuple(weight.to_local().shape), len(managed), HeadCut.of(ranks).first
+
+
+@pytest.fixture(scope="module")
+def cut():
+    return spawn(worker, 4)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_a_cut_head_learns_the_same(cut, number):
+    aggregation, options = settings_of(CASES[number])
+    reference, alone = train(ALONE, aggregation, 10**6, **options)
+    parameters, metrics = cut[number]
+    assert_same(parameters, reference)
+    assert ("lm_head.weight" in parameters) is not CASES[number][1]
+    for one, two in zip(alone, metrics, strict=True):
+        assert two["tokens"] == one["tokens"], "each token counts once, though every rank sees it"
+        for name in ("loss", "grad_norm", "entropy", "approx_kl", "ratio_max", "mismatch_k3"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_cut_inside_nodes_and_replicated_across(cut, tied):
+    assert_same(cut["hybrid", tied][0], train(ALONE, "token_mean", 10**6, tied=tied, vocab=97)[0])
+
+
+def test_an_untied_head_is_held_in_parts_that_nobody_gathers(cut):
+    # 97 rows in two parts; the root's other parameters, embedding and last norm, are FSDP2's
+    assert [cut["parts", rank] for rank in range(4)] == [
+        ((49, 32), 2, 0),
+        ((48, 32), 2, 0),
+        ((49, 32), 2, 2),
+        ((48, 32), 2, 2),
+    ]
+
+
+def test_more_ranks_than_parts_of_the_vocabulary():
+    class Mesh:
+        shape, ndim = (4,), 1
+
+        def get_local_rank(self, dim):
+            return 0
+
+        def get_group(self, dim):
+            return None
+
+    with pytest.raises(InputError, match="9 rows of vocabulary leave some of 4 ranks without any"):
+        cut_head(tiny_model(vocab_size=9), Ranks(0, 4, Mesh()))
+    assert HeadCut.of(ALONE) is None
