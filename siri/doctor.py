@@ -228,11 +228,13 @@ def _kernels() -> list[Finding]:
     from siri_kernels.api import choose
     from siri_kernels.validation import IMPLS
 
-    like = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
+    # what the trainer gives the head on a GPU; nothing is allocated
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    like, weight = (torch.empty(*shape, dtype=torch.bfloat16, device=device) for shape in ((0, 1536), (151_936, 0)))
 
     def runs(impl: str) -> bool:
         try:
-            choose(impl, like)
+            choose(impl, like, weight)
         except ValueError:
             return False
         return True
@@ -240,7 +242,7 @@ def _kernels() -> list[Finding]:
     interpreter = "Triton interpreter (TRITON_INTERPRET=1), slow" if os.environ.get("TRITON_INTERPRET") == "1" else ""
     usable = [impl for impl in IMPLS if impl != "auto" and runs(impl)]
     return [
-        Finding("kernels", "impl=auto", choose("auto", like), interpreter),
+        Finding("kernels", "impl=auto", choose("auto", like, weight), interpreter),
         Finding("kernels", "also", ", ".join(usable), "what impl= accepts here"),
     ]
 

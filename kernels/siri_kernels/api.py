@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from siri_kernels import ops_grpo, ops_logprob, reference
-from siri_kernels.api_tokens import as_tensor, choose, detached, fields, result, split_temperature
+from siri_kernels.api_tokens import as_tensor, detached, fields, result, split_temperature
 from siri_kernels.chunked import budget_bytes, chunk_rows
 from siri_kernels.metrics import GrpoResult
 from siri_kernels.reference import sequence_ids
+from siri_kernels.selection import choose
 from siri_kernels.sharding import group_name, plan_columns
 from siri_kernels.token_loss import LossSpec, gradient_rows, metric_names, prepare
 from siri_kernels.validation import check_head, check_loss, check_loss_tensors, check_placement, check_values, tensor
@@ -45,7 +46,7 @@ def linear_logprob(
     if anchor is not None:
         tensor("anchor", anchor, like=hidden, shape=tuple(target_ids.shape), kinds="float")
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
-    impl = choose(impl, hidden)
+    impl = choose(impl, hidden, weight, temperature=temperature, bias=bias, softcap=softcap)
     if impl == "reference":
         check_values(target_ids, weight.shape[0])
         z_NV = reference.logits(hidden, weight, temperature=temperature, bias=bias, softcap=softcap)
@@ -179,7 +180,8 @@ def linear_grpo_loss(
     if low_rank is not None and main_grad is not None:
         raise ValueError("main_grad and low_rank exclude each other: an adapter's gradient goes into its own .grad")
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
-    impl = choose(impl, hidden)
+    kind = {"temperature": temperature, "bias": bias, "softcap": softcap, "logit_dtype": logit_dtype}
+    impl = choose(impl, hidden, weight, **kind, group=group)
     if impl == "reference":
         if group is not None or main_grad is not None:
             raise ValueError("impl='reference' has neither vocabulary shards nor main_grad; use impl='torch'")

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
 from siri_kernels import ops_grpo, ops_logprob, reference
 from siri_kernels.chunked import compute_dtype
 from siri_kernels.metrics import GrpoResult
+from siri_kernels.selection import choose
 from siri_kernels.token_loss import LossSpec, metric_names
 from siri_kernels.validation import (
-    IMPLS,
     check_loss,
     check_loss_tensors,
     check_temperature,
     check_values,
-    one_of,
     shape_of,
     tensor,
 )
-
-
-def choose(impl: str, like: Tensor) -> str:
-    """The implementation that runs; the only place that decides.
-
-    "reference", "torch", "fallback" (cuBLAS and the Triton row kernels) or "anchored" (the anchored-exp GEMM; bf16
-    only, and for logits that exist there is no GEMM: other dtypes get the fallback, because E could leave the range of
-    fp16 and fp32 is not made for tensor cores). "auto" and "triton" mean the fallback on CUDA: no GPU has run the
-    anchored path yet, and nobody should get it unasked before one has.
-    """
-    one_of("impl", impl, IMPLS)
-    if impl in ("reference", "torch"):
-        return impl
-    on_gpu = like.device.type == "cuda" and like.dtype != torch.float64
-    if impl == "auto":
-        return "fallback" if on_gpu else "torch"
-    if like.dtype == torch.float64:
-        raise ValueError(f"impl={impl!r} computes in fp32; use impl='torch' for fp64")
-    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"impl={impl!r} needs CUDA tensors, got {like.device}; use impl='torch' or 'auto'")
-    return "anchored" if impl == "anchored" and like.dtype == torch.bfloat16 else "fallback"
 
 
 def split_temperature(temperature: float | Tensor) -> tuple[float, Tensor | None]:

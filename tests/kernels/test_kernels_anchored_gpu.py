@@ -1,9 +1,13 @@
 """What only a GPU can show about the anchored GEMM; nothing here has run on one yet (bench/NOTES.md)."""
 
+import itertools
+
 import pytest
 import torch
 from kernel_cases import KERNEL_OPTIONS, make_case, relative, run
-from siri_kernels import linear_grpo_loss, linear_logprob, reference
+from siri_kernels import linear_grpo_loss, linear_logprob, reference, self_check
+from siri_kernels.anchored_plans import PLANS, capability, use_plan
+from siri_kernels.selection import choose
 from test_kernels_gpu import HALF, large_case, on_gpu
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -35,8 +39,37 @@ def test_vocabularies(vocab):
     check(case)
 
 
-def test_log_probs_do_not_depend_on_the_packing():
+@pytest.mark.parametrize("head", list(itertools.product([False, True], repeat=4)), ids=str)
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_self_check_passes(plan, head):
+    """For every plan and kind of head: none of them falls back in silence."""
+    before = use_plan(plan)
+    try:
+        for d_model, vocab in ((1536, 152_064), (1544, 151_936)):
+            assert self_check.fault(torch.device("cuda", 0), d_model, vocab, head) is None
+    finally:
+        use_plan(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and capability(torch.device("cuda", 0)) != 90, reason="auto is for sm_90")
+def test_auto_takes_it():
+    hidden, weight, target_ids, _ = large_case()
+    assert choose("auto", hidden, weight) == "anchored"
+    auto, anchored = (linear_logprob(hidden, weight, target_ids, impl=impl) for impl in ("auto", "anchored"))
+    assert torch.equal(auto, anchored)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_log_probs_do_not_depend_on_the_packing(plan):
     """Bit for bit."""
+    before = use_plan(plan)
+    try:
+        check_packing()
+    finally:
+        use_plan(before)
+
+
+def check_packing():
     hidden, weight, target_ids, _ = large_case()
     hidden, weight = hidden.detach(), weight.detach()
     whole = linear_logprob(hidden, weight, target_ids, impl="anchored")

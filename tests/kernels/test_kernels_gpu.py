@@ -3,11 +3,17 @@
 import pytest
 import torch
 from kernel_cases import GRADIENT, KERNEL_OPTIONS, VALUE, make_case, relative, run
-from siri_kernels import linear_grpo_loss, linear_logprob, logprob_from_logits, reference
+from siri_kernels import linear_grpo_loss, linear_logprob, logprob_from_logits, reference, selection
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 HALF = 4e-3
 REFERENCE = {torch.float32: 1e-4, torch.bfloat16: HALF, torch.float16: HALF}
+
+
+@pytest.fixture(autouse=True)
+def the_fallback(monkeypatch):
+    """Is what "auto" means in this file, wherever it runs; test_kernels_anchored_gpu.py has the other."""
+    monkeypatch.setattr(selection, "AUTO_ARCHS", ())
 
 
 def on_gpu(case):

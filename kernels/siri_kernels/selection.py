@@ -1,0 +1,91 @@
+"""Which implementation runs: the one place that decides."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from torch import Tensor
+
+from siri_kernels.sharding import group_name
+from siri_kernels.validation import IMPLS, one_of
+
+AUTO_ARCHS = (90,)
+"""Compute capabilities on which "auto" takes the anchored GEMM. On sm_80 its pointer kernel has no reason to beat
+cuBLAS and a row kernel, and on sm_100 nothing has been predicted for it, let alone measured."""
+MIN_VOCAB = 1024
+"""Below, launches take longer than products."""
+_warned: set[str] = set()
+
+
+def choose(
+    impl: str,
+    like: Tensor,
+    weight: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_dtype: str = "fp32",
+    group=None,
+) -> str:
+    """The implementation that runs for `impl`: "reference", "torch", "fallback" (cuBLAS and the Triton row kernels) or
+    "anchored" (the anchored-exp GEMM).
+
+    like: hidden [N, D] with its weight [V, D] and what else makes logits, or logits [N, V] alone, for which there is no
+    GEMM. "auto" is torch on the CPU and in fp64; anchored on AUTO_ARCHS for bf16, D a multiple of 8 (TMA wants rows of
+    16 bytes) and V from MIN_VOCAB on; else the fallback. It never depends on N, so that all passes of a step agree.
+    "triton" means the fallback; "anchored" takes it, too, for other dtypes than bf16: E could leave the range of fp16,
+    and fp32 is not made for tensor cores.
+
+    The first time that the anchored GEMM would run on a GPU with a head of some kind, `self_check` tries it there,
+    which compiles and synchronises. If it fails, "auto" warns and takes the fallback as long as the process lives;
+    "anchored" raises a ValueError.
+    """
+    one_of("impl", impl, IMPLS)
+    if impl in ("reference", "torch"):
+        return impl
+    on_gpu = like.device.type == "cuda" and like.dtype != torch.float64
+    if impl == "auto" and not on_gpu:
+        return "torch"
+    if like.dtype == torch.float64:
+        raise ValueError(f"impl={impl!r} computes in fp32; use impl='torch' for fp64")
+    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"impl={impl!r} needs CUDA tensors, got {like.device}; use impl='torch' or 'auto'")
+    if impl in ("triton", "fallback") or weight is None or like.dtype != torch.bfloat16:
+        return "fallback"
+    if not on_gpu:
+        return "anchored"
+    head = (isinstance(temperature, Tensor), bias is not None, softcap is not None, logit_dtype == "bf16")
+    return on_gpu_of(impl, like.device.index, int(like.shape[1]), int(weight.shape[0]), head, group_name(group))
+
+
+@torch.compiler.assume_constant_result  # torch.compile asks once, while it traces, and keeps the answer
+def on_gpu_of(
+    impl: str, index: int, d_model: int, vocab: int, head: tuple[bool, bool, bool, bool], group: str | None
+) -> str:
+    """ "anchored" or "fallback" for impl "anchored" or "auto"."""
+    from siri_kernels import self_check
+    from siri_kernels.anchored_plans import capability
+
+    device = torch.device("cuda", index)
+    # a shard's size differs between ranks, and they all must choose the same
+    if impl == "auto" and not suits(capability(device), d_model, vocab if group is None else None):
+        return "fallback"
+    fault = self_check.fault(device, d_model, vocab, head, group)
+    if fault is None:
+        return "anchored"
+    where = f"{device} ({torch.cuda.get_device_name(device)})"
+    if impl == "anchored":
+        raise ValueError(f"impl='anchored' does not work on {where}: {fault}; use impl='auto' or 'fallback'")
+    line = f"siri_kernels: the anchored GEMM does not work on {where}, impl='auto' takes the fallback: {fault}"
+    if line not in _warned:
+        _warned.add(line)
+        warnings.warn(line, RuntimeWarning, stacklevel=4)
+    return "fallback"
+
+
+def suits(arch: int, d_model: int, vocab: int | None) -> bool:
+    """Whether "auto" wants the anchored GEMM; vocab None = any."""
+    return arch in AUTO_ARCHS and d_model % 8 == 0 and (vocab is None or vocab >= MIN_VOCAB)

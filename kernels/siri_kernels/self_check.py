@@ -1,0 +1,152 @@
+"""The anchored GEMM tried on a small problem before its first use on a GPU.
+
+Static checks and the interpreter cannot see what a driver, a compiler version or a new GPU does to it. So a process
+tries every kind of head once per device, against fp64 in plain torch: a few seconds to compile, one synchronisation,
+no random state touched. A kernel that hangs or destroys the CUDA context is beyond it.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from siri_kernels.anchored_plans import INTERPRETER, Tile, capability, planned_tile, programs_per_device
+
+# absolute, for logits up to 20; rows of larger ones may err by RELATIVE of their log-prob
+LIMITS = {"log-prob": 1e-4, "entropy": 1e-3, "dX": 1e-2, "dW": 1e-2}
+RELATIVE = 1e-5
+_faults: dict[tuple, str | None] = {}
+_agreed: dict[tuple, str | None] = {}
+_lock = threading.RLock()
+_checking = False
+
+
+def fault(device: torch.device, d_model: int, vocab: int, head: tuple, group: str | None = None) -> str | None:
+    """What is wrong with the anchored GEMM on `device` for heads of this kind, in one line; None = nothing.
+
+    head: temperature per row, bias, softcap, rounded logits. With a group, a fault of one rank is that of all: the
+    ranks meet in an all-reduce at the group's first use of a kind of head.
+    """
+    global _checking
+    busy = any(head[1:])
+    tile = planned_tile(capability(device), d_model, busy)
+    kind = (tile, d_model % tile.depth != 0, *head)
+    key = (device, vocab % tile.columns != 0, *kind)
+    with _lock:
+        if _checking:
+            return None
+        if key not in _faults:
+            if torch.cuda.is_current_stream_capturing():
+                return "its first use is inside a CUDA graph's capture, call it once before"
+            _checking = True
+            try:
+                generic = tile == planned_tile(capability(device), 0, busy)
+                depth = (5 * tile.depth + (8 if kind[1] else 0)) if generic else d_model
+                _faults[key] = verify(device, tile, depth, head, ragged=key[1])
+            finally:
+                _checking = False
+        if group is None:
+            return _faults[key]
+        if (group, kind) not in _agreed:
+            _agreed[group, kind] = agree(device, _faults[key], group)
+        elif _faults[key] is not None and _agreed[group, kind] is None:
+            raise ValueError(f"the anchored GEMM fails on this rank alone ({_faults[key]}); use impl='fallback'")
+        return _agreed[group, kind]
+
+
+def agree(device: torch.device, own: str | None, group: str) -> str | None:
+    """This rank's fault, or that another one has one."""
+    import torch.distributed as dist
+
+    from siri_kernels.sharding import resolve_group
+
+    faults = torch.tensor([own is not None], dtype=torch.int32, device=device)
+    dist.all_reduce(faults, group=resolve_group(group))
+    return own if own is not None or not faults.item() else "it failed on another rank of the group"
+
+
+def verify(device: torch.device, tile: Tile, d_model: int, head: tuple, *, ragged: bool) -> str | None:
+    """Compare with fp64: log-probs, entropies and gradients, with E stored, without it, and by vocabulary slices."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            stack.callback(torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode())
+            torch.cuda.set_sync_debug_mode("default")  # the caller's mode is for steps, not for this
+        try:
+            return compare(device, tile, d_model, head, ragged)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            return f"{type(error).__name__}: {lines[0][:200]}".removesuffix(": ")
+
+
+def compare(device: torch.device, tile: Tile, d_model: int, head: tuple, ragged: bool) -> str | None:
+    from siri_kernels.api import linear_grpo_loss
+
+    leaves, arguments, options = problem(device, tile, d_model, head, ragged)
+
+    def run(dtype: torch.dtype, **settings):
+        copies = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+        if "bias" in options:
+            settings["bias"] = options["bias"].to(dtype)
+        result = linear_grpo_loss(*copies, *arguments, **{**options, **settings})
+        result.loss.backward()
+        return result, [leaf.grad for leaf in copies]
+
+    for entropy_coef in (0.0, 0.01):
+        exact, gradients = run(torch.float64, impl="torch", entropy_coef=entropy_coef)
+        if not entropy_coef:  # from now on the anchors of a rollout: near the truth, or not so near
+            options["rollout_logp"] = exact.logp.float() + torch.linspace(-4, 4, len(exact.logp), device=device)
+        stored, *others = (
+            run(torch.bfloat16, impl="anchored", entropy_coef=entropy_coef, memory=memory)
+            for memory in ("fast", "lean")
+        )
+        for result, own in (stored, *others):
+            off = {
+                "log-prob": ((result.logp - exact.logp).abs() - RELATIVE * exact.logp.abs()).max(),
+                "entropy": (result.entropy - exact.entropy).abs().max(),
+                "dX": (own[0] - gradients[0]).norm() / gradients[0].norm(),
+                "dW": (own[1] - gradients[1]).norm() / gradients[1].norm(),
+            }
+            for name, limit in LIMITS.items():
+                if not float(off[name]) <= limit:
+                    return f"{name} off by {float(off[name]):.1e}, more than {limit:.0e}"
+            if not torch.equal(result.logp, stored[0].logp):
+                return "log-probs differ between passes that store E and passes that do not"
+    return None
+
+
+def problem(device: torch.device, tile: Tile, d_model: int, head: tuple, ragged: bool) -> tuple[list, list, dict]:
+    """[hidden, weight], [target_ids, advantages] and options: more tiles than programs, a part of a tile of rows, and a
+    few rows out of range, which are redone.
+
+    All numbers are small multiples of powers of two, so that logits are exact in fp32 in any order of summation, and
+    their rounding to bf16 has one result.
+    """
+    per_row, biased, capped, rounded = head
+    g = torch.Generator().manual_seed(0)
+    n = 2 * tile.rows + 17
+    vocab = (programs_per_device(device, tile) // 3 + 2) * tile.columns + (37 if ragged else 0)
+
+    def steps(*shape: int, size: float) -> Tensor:
+        return (torch.randint(-8, 9, shape, generator=g, device="cpu").float() * size).to(device)
+
+    hidden, weight = steps(n, d_model, size=1 / 8), steps(vocab, d_model, size=1 / 16)
+    hidden[::40] *= 32
+    target_ids = torch.randint(vocab, (n,), generator=g, device="cpu").to(device)
+    options = {"temperature": torch.linspace(0.5, 1.5, n, device=device) if per_row else 0.75}
+    options |= {"bias": steps(vocab, size=1 / 8)} if biased else {}
+    options |= {"softcap": 20.0} if capped else {}
+    options |= {"logit_dtype": "bf16"} if rounded else {}
+    return [hidden, weight], [target_ids, steps(n, size=1.0)], options
+
+
+def interpreted(head: tuple, *, ragged: bool = False) -> str | None:
+    """`verify` with the interpreter's tile."""
+    tile = INTERPRETER[True]
+    return verify(torch.device("cpu"), tile, tile.depth + 8, head, ragged=ragged)
