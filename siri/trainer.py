@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from siri import checkpoint
-from siri.attention import choose
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config import Config
 from siri.cost import read_cost_ratio, sequence_cost
@@ -18,10 +17,8 @@ from siri.distributed import Ranks, join_ranks, shard
 from siri.dynamics import Dynamics
 from siri.errors import InputError
 from siri.evaluate import average, evaluate
-from siri.liger import apply_liger
 from siri.loggers import make_logger
 from siri.model import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
-from siri.offload import HostAdamW
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.reward_pool import RewardPool
@@ -50,8 +47,6 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     schedule = config.length_schedule()
     cost_ratio = ranks.on_main(lambda: read_cost_ratio(config.cost_ratio))
     policy = load_policy(config.model, device, weights=not ranks.sharded)
-    choose(config.attention, device, policy.model.config, config.checkpointing)  # says what cannot be had
-    apply_liger(policy.model, config.liger, device)
     prompts = load_prompts(config.data, policy.tokenizer, config)
     held_out = [
         load_prompts(source, policy.tokenizer, config, limit=config.eval_problems) for source in config.eval_data
@@ -62,11 +57,10 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         check_context(policy, problems.longest, eval_cap)
     token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest)
     if ranks.sharded:
-        compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        shard(policy.model, ranks, compute_dtype=compute_dtype, vocab_parallel=config.vocab_parallel)
+        shard(policy.model, ranks, compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
         allocate(policy.model, device)
     checkpoint_activations(policy.model, config.checkpointing)
-    optimizer = (HostAdamW if config.optimizer_offload else torch.optim.AdamW)(
+    optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
     )
     sampler = Sampler(len(prompts.ids), config.seed)

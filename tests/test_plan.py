@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from math import prod
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from siri.attention import PackedLayout
 from siri.config import Config
+from siri.distributed import Ranks
 from siri.errors import InputError
 from siri.memory import (
     RESERVE,
@@ -23,7 +25,8 @@ from siri.model import packed_hidden
 from siri.plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine
 from siri.plan_command import find_gpu, print_plan, run_plan
 from siri.rollout.local import held_bytes
-from tests.tiny import save_tiny, tiny_model
+from siri.trainer import _plan_memory
+from tests.tiny import save_tiny, tiny_model, tiny_policy
 
 VARIANTS = {
     "qwen2": ("qwen2", {}),
@@ -323,6 +326,18 @@ def test_trainer_and_plan_give_the_engine_the_same_cache(offload):
     plan = plan_of(trained.config, config, gpus=1, memory=memory)
     assert plan.phases[0].cache_tokens == embedded_cache_tokens(own.config, memory=memory, held=held) > 0
     assert held_bytes(own, None, offload) == sum(one.nbytes for one in own.parameters())
+
+
+def test_the_trainer_prints_the_plan_of_its_gpus(monkeypatch, capsys):
+    gpu = SimpleNamespace(total_memory=80 * 10**9, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    policy, ranks = tiny_policy(), Ranks(0, 4, SimpleNamespace(shape=(2, 2)))
+    config = Config(l_max=64, l_min=32, max_prompt_tokens=8)
+    predicted = _plan_memory(config, policy, ranks, False)
+    assert predicted == plan_of(policy.model.config, config, gpus=4, gpus_per_node=2).update_bytes
+    out = capsys.readouterr().out
+    assert "Each of 4 GPUs of 80 GB" in out and "in 2 shards" in out and "It fits." in out
+    assert _plan_memory(config, policy, ranks, True) == predicted and not capsys.readouterr().out
 
 
 def test_cache_of_the_embedded_engine(small):
