@@ -63,9 +63,14 @@ def softcap_of(config) -> float | None:
     return getattr(config, "final_logit_softcapping", None)
 
 
-def dense(parameter: Tensor | None) -> Tensor | None:
-    """A whole tensor: FSDP2 shows a sharded head as a DTensor, whose gather is differentiable."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+def dense(parameter: Tensor) -> Tensor:
+    """A whole tensor. FSDP2 shows a sharded head as a DTensor when it is read outside the head's forward: gather it,
+    and average its gradient over the ranks, which have other data each, as FSDP2's own hooks would."""
+    if not hasattr(parameter, "full_tensor"):
+        return parameter
+    from torch.distributed.tensor import Partial
+
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
 def bound(head, hidden: Tensor, bias: Tensor | None, softcap: float | None):
@@ -100,6 +105,11 @@ def no_autocast(hidden: Tensor):
     return torch.autocast(hidden.device.type, enabled=False)
 
 
+def pack(x: Tensor, mask: Tensor | None, dims: int = 2) -> Tensor:
+    """The selected rows of x [B, T, ...]; a mask makes the host wait for their number, None (all rows) does not."""
+    return x.flatten(0, dims - 1) if mask is None else x[mask]
+
+
 def unpack(values_N: Tensor, mask: Tensor) -> Tensor:
     """[N] -> the mask's shape, zero elsewhere; keeps the graph even where nothing is selected."""
     return values_N.new_zeros(mask.shape).masked_scatter(mask, values_N)
@@ -109,7 +119,7 @@ def padded_logprob(
     hidden: Tensor,
     head,
     target_ids: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
@@ -117,13 +127,18 @@ def padded_logprob(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy [B, T] of hidden [B, T, D] for target_ids [B, T] where mask [B, T] is True, else 0.
 
-    Only those positions reach the head. temperature is a number or [B, T].
+    Only those positions reach the head; mask None: all, without host synchronisation, and of any shape [..., D] and
+    [...]. temperature is a number or like target_ids.
     """
+    dims = target_ids.dim()
     hidden, logprob, _ = bound(head, hidden, bias, softcap)
     if isinstance(temperature, Tensor):
-        temperature = temperature.expand_as(mask)[mask]
+        temperature = pack(temperature.expand_as(target_ids), mask, dims)
+    rows = pack(hidden, mask, dims), pack(target_ids, mask, dims)
     with no_autocast(hidden):
-        logp, entropy = logprob(hidden[mask], target_ids[mask], temperature=temperature, return_entropy=True)
+        logp, entropy = logprob(*rows, temperature=temperature, return_entropy=True)
+    if mask is None:
+        return logp.view(target_ids.shape), entropy.view(target_ids.shape)
     return unpack(logp, mask), unpack(entropy, mask)
 
 

@@ -75,7 +75,7 @@ def forward(
         sequences, position_ids, targets, pad, indices = module.unpad_and_slice_tensor(
             sequences, attention_mask, ring_attn_group
         )
-        mask, forward_mask = torch.ones_like(targets, dtype=torch.bool), None
+        mask, forward_mask = None, None
     else:
         targets, mask, forward_mask = sequences.roll(-1, 1), attention_mask.bool(), attention_mask
         position_ids = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)

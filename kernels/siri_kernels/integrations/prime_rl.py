@@ -40,8 +40,7 @@ class FusedOutputLinear(torch.nn.Linear):
     def forward(self, hidden_states: Tensor, labels: Tensor | None = None, temperature: Tensor | None = None) -> dict:
         if labels is None or temperature is None:
             raise ValueError("FusedOutputLinear scores given tokens: pass labels [B, S] and temperature [B, S]")
-        everywhere = torch.ones_like(labels, dtype=torch.bool)
-        logp, entropy = padded_logprob(hidden_states, self.weight, labels, everywhere, temperature=temperature.float())
+        logp, entropy = padded_logprob(hidden_states, self.weight, labels, None, temperature=temperature.float())
         return {"logprobs": logp, "entropy": entropy}
 
 

@@ -45,8 +45,7 @@ class FusedLinearForPPO(torch.nn.Module):
                 f"input_ids must have shape {list(hidden_states.shape[:-1])}, that of hidden_states but the last "
                 f"dimension, got {list(input_ids.shape)}"
             )
-        everywhere = torch.ones_like(input_ids, dtype=torch.bool)
-        return padded_logprob(hidden_states, vocab_weights, input_ids, everywhere, temperature=temperature)
+        return padded_logprob(hidden_states, vocab_weights, input_ids, None, temperature=temperature)
 
 
 def linear_cross_entropy(
