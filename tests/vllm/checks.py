@@ -1,5 +1,6 @@
 """What both modes have to hold, checked against transformers' own forward pass."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def transformers_logp(policy: Policy, prompt: list[int], answer: list[int], temp
     """Log-probs of the answer by a plain forward pass of one sequence, with transformers' own attention."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(policy.model.config, attn_implementation="eager", dtype=torch.float32)
+    config = copy.deepcopy(policy.model.config)  # it keeps which attention it was last used with
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     model.load_state_dict(policy.model.state_dict())
     ids = torch.tensor([prompt + answer])
     with torch.no_grad():
