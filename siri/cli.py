@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
   siri eval MODEL --data FILE ... [--cap N] [--samples K]          accuracy (avg@k), pass@k, tokens of a model
   siri plan RECIPE [--gpus N] [--gpu h100] [--KEY VALUE ...]       GPU memory and GPU-hours that a run needs
   siri report RUN                                                  draw the pictures and report.html of a run
+  siri report --paper BASE.json LOW.json ...                       results of siri eval beside the paper's table
   siri study STUDY.toml [--jobs N] [--limit N] [--draw]            arms x seeds, resumable; their table and pictures
   siri compare RUN RUN ... [--out DIR]                             the same for runs at hand
   siri export CHECKPOINT FOLDER                                    a model folder for transformers and vLLM
@@ -47,7 +48,7 @@ class TrainOptions(Config):
 @dataclass(frozen=True)
 class EvalOptions:
     data: tuple[str, ...] = ()
-    """Problems: .json, .jsonl, .parquet files or hub data sets."""
+    """Problems: .json, .jsonl, .parquet files or hub data sets; paper = AIME24, AIME25, AMC, MATH500 from the hub."""
     cap: int = 16384
     """Longest response, tokens."""
     samples: int = 64
@@ -119,10 +120,12 @@ def train_command(arguments: list[str]) -> int:
         if not getattr(config, key):
             raise InputError(f"{key} is not set; give --{key}")
     from siri.distributed import leave_ranks
+    from siri.paper import expand
     from siri.trainer import train
 
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
     run_dir = Path(options.run_dir or f"runs/{name}")
+    config = replace(config, eval_data=expand(config.eval_data))
     code = train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet)
     leave_ranks()
     return code
@@ -135,10 +138,11 @@ def eval_command(arguments: list[str]) -> int:
         raise InputError("siri eval needs a model: siri eval MODEL --data FILE ...")
     options = parse(EvalOptions, arguments[1:], prog="siri eval MODEL")
     if not options.data:
-        raise InputError("siri eval needs problems; give --data FILE ...")
+        raise InputError("siri eval needs problems; give --data FILE ..., or --data paper for the paper's four sets")
     from siri.evaluate import run_evaluation
+    from siri.paper import expand
 
-    run_evaluation(arguments[0], options)
+    run_evaluation(arguments[0], replace(options, data=expand(options.data)))
     return 0
 
 
@@ -153,10 +157,23 @@ def plan_command(arguments: list[str]) -> int:
 
 
 def report_command(arguments: list[str]) -> int:
+    if "--paper" in arguments:
+        return _paper_command([argument for argument in arguments if argument != "--paper"])
     (run,) = _positional(arguments, "siri report RUN")
     from siri.report import write_report
 
     print(write_report(Path(run)))
+    return 0
+
+
+def _paper_command(arguments: list[str]) -> int:
+    from siri.paper import PaperOptions, print_paper
+
+    files = [argument for argument in arguments if argument.endswith(".json")]
+    options = parse(PaperOptions, [one for one in arguments if one not in files], prog="siri report --paper")
+    if not files:
+        raise InputError("siri report --paper needs result files of siri eval --out, the base's with base in its name")
+    print_paper(files, options)
     return 0
 
 
