@@ -58,8 +58,8 @@ class HeadCut:
         return weight, None if bias is None else bias[rows], rows.start
 
     def finish(self, model: Any, ranks: Ranks) -> None:
-        """After the last backward of a step: what FSDP2 does for its parameters, the mean over all ranks, is done for an
-        untied head."""
+        """After the last backward of a step: an untied head's gradient becomes the mean over all ranks, as FSDP2 does
+        for its own parameters."""
         weight = model.lm_head.weight
         if not _tied(model):
             weight.grad = (weight.grad / ranks.size).redistribute(placements=weight.placements)

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from siri_kernels import chunked
 
 from siri.distributed import ALONE, Ranks, full, join_ranks, shard
 from siri.errors import InputError
@@ -30,6 +31,8 @@ def settings_of(case) -> tuple[str, dict]:
 
 def worker(rank: int, world: int, port: int, results) -> None:
     join(rank, world, port)
+    # chunks of eight rows: ranks with parts of different sizes have to agree on them
+    chunked.BUDGET["cpu"]["fast"], chunked.MIN_ROWS = 1, 8
     for number, case in enumerate(CASES):
         size = case[0]
         mesh = dist.DeviceMesh("cpu", list(range(size)))
