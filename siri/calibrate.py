@@ -8,7 +8,7 @@ with the length is attention's. One process, one device.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -174,14 +174,12 @@ def _random_model(model_config: Any, device: "torch.device") -> Any:
 
 def _pack(model_config: Any, sequences: int, length: int, device: "torch.device", backend: str) -> "MicroBatch":
     """Responses after prompts of one token, random, and all with a gradient."""
-    from siri.attention import PackedLayout
     from siri.update import MicroBatch, Sample
 
     draw = np.random.default_rng(length)
     ids = draw.integers(0, model_config.vocab_size, (sequences, length)).tolist()
     samples = [Sample(one[:1], one[1:], [-1.0] * (length - 1), 1.0) for one in ids]
-    pack = MicroBatch.of(samples, entropy_bonus=False, device=device)
-    return replace(pack, layout=PackedLayout.of([length] * sequences, device, backend))
+    return MicroBatch.of(samples, entropy_bonus=False, device=device, backend=backend)
 
 
 def run_calibrate(arguments: list[str]) -> int:

@@ -159,7 +159,8 @@ def _draw_plan(axes: "Axes", plan: dict, narrow: bool) -> None:
             )
     efficiency = plan["lockstep_efficiency"]
     head = f"Step {plan['step']}, {plan.get('phase')}, cap {plan['cap']:,}"
-    says = f"{len(costs)} micro-steps on {ranks} rank{'s' * (ranks > 1)}, lock-step efficiency {percent(efficiency)}"
+    counts = f"{len(costs)} micro-step{'s' * (len(costs) > 1)} on {ranks} rank{'s' * (ranks > 1)}"
+    says = f"{counts}, lock-step efficiency {percent(efficiency)}"
     axes.set_title(f"{head}:{chr(10) if narrow else ' '}{says}", pad=14, size=8.5 if narrow else 10)
     axes.set_facecolor(LIGHT["shade"])
     axes.grid(False)

@@ -116,7 +116,8 @@ def test_baselines_differ_from_siri_in_the_schedule_only():
     assert differences("stair") == {"schedule": "stair"}
     assert differences("stair-cosine") == {"schedule": "stair_cosine"}
     assert differences("dapo-8k-16k") == {"schedule": "steps", "stages": ((0, 8192), (320, 16384))}
-    assert differences("siri-7b") == {"model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"}
+    larger = {"model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "sync_every_micro_step": True}
+    assert differences("siri-7b") == larger, "the second is memory only"
     caps = {
         name: [config(name).length_schedule().cap(t) for t in (0, 319, 320, 480, 640)]
         for name in ("siri-1.5b", "fixed-high", "fixed-low", "dapo-8k-16k", "stair", "stair-cosine")
@@ -167,6 +168,8 @@ def test_recipe_and_command_line_have_to_make_sense_only_together(tmp_path):
         (("lr", 2.5e-7), ["--lr", "2.5e-7"]),
         (("token_budget", 4096), ["--token-budget", "4096"]),
         (("token_budget", "auto"), ["--token-budget", "auto"]),
+        (("cost_ratio", 1.25), ["--cost-ratio", "1.25"]),
+        (("cost_ratio", "h100.json"), ["--cost-ratio", "h100.json"]),
         (("dual_clip", 3.0), ["--dual-clip", "3"]),
         (("dual_clip", None), ["--dual-clip", "None"]),
         (("dynamic_sampling", True), ["--dynamic-sampling"]),
@@ -266,6 +269,8 @@ def test_toml_that_cannot_be_read(tmp_path):
         ({"clip_low": -0.1}, "clip_low is -0.1; it must be 0 or more"),
         ({"dual_clip": 0.5}, "dual_clip is 0.5; it must be above 1"),
         ({"token_budget": 0}, "token_budget is 0"),
+        ({"cost_ratio": 0.0}, "cost_ratio is 0"),
+        ({"cost_ratio": float("nan")}, "cost_ratio is nan"),
         ({"rollout_tokens": -1}, "rollout_tokens is -1"),
         ({"length_weight": -1.0}, "length_weight is -1.0; it must be 0 or more"),
         ({"seed": -1}, "seed is -1"),

@@ -118,7 +118,7 @@ def test_one_rank_with_one_bin(tmp_path):
     plan = {"step": 0, "phase": "expansion", "cap": 8, "starts": [0], "lengths": [[[5, 3]]], "costs": [[2.0]]}
     MetricsLog(tmp_path / "plans.jsonl").append({**plan, "lockstep_efficiency": 1.0})
     (axes,) = drawn(plan_chart, read_run(tmp_path)).axes
-    assert "1 micro-steps on 1 rank," in axes.get_title(loc="left")
+    assert "1 micro-step on 1 rank," in axes.get_title(loc="left")
 
 
 def test_nothing_to_draw(tmp_path):
