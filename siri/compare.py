@@ -109,7 +109,7 @@ def front(curve: Curve) -> list[tuple[float, float]]:
 
 
 def front_area(curve: Curve) -> float:
-    """Mean over lengths from 0 to the cap of the evaluations of the best accuracy within that length, which is 0 where no
+    """Mean, over lengths from 0 to the cap of the evaluations, of the best accuracy within that length; 0 where no
     checkpoint is so short."""
     end, area = curve.base["cap"], 0.0
     points = front(curve)
@@ -226,14 +226,23 @@ def curve_of_run(run_dir: Path, arm: str) -> Curve:
 
 
 def curves_of_runs(run_dirs: Sequence[Path]) -> list[Curve]:
-    """Runs as curves; those whose configuration differs in nothing but the seed are one arm, named after its first
-    folder. Every run must have been evaluated at the same cap, or neither length nor accuracy can be compared."""
+    """Runs as curves; those whose configuration differs in nothing but the seed are one arm. It is named after the
+    recipe, or after its first folder where another arm has the same recipe.
+
+    Every run must have been evaluated at the same cap, or neither length nor accuracy can be compared.
+    """
+    configs = [read_run(run_dir).config for run_dir in run_dirs]
+    alike = [
+        repr(sorted((key, repr(value)) for key, value in config.items() if key not in ("seed", "versions")))
+        for config in configs
+    ]
+    recipes = {same: config.get("recipe") for same, config in zip(alike, configs, strict=True)}
     names: dict[str, str] = {}
     curves, caps = [], {}
-    for run_dir in run_dirs:
-        config = read_run(run_dir).config
-        same = repr(sorted((key, repr(value)) for key, value in config.items() if key not in ("seed", "versions")))
-        name = names.setdefault(same, run_dir.resolve().name)
+    for run_dir, same in zip(run_dirs, alike, strict=True):
+        recipe = recipes[same]
+        alone = recipe and list(recipes.values()).count(recipe) == 1
+        name = names.setdefault(same, recipe if alone else run_dir.resolve().name)
         curves.append(curve_of_run(run_dir, name))
         caps.setdefault(curves[-1].last["cap"], run_dir)
     if len(caps) > 1:

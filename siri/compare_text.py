@@ -53,8 +53,8 @@ def last_ends(runs: Sequence[Curve]) -> list[tuple[str, int]]:
 
 
 def ends_table(curves: Sequence[Curve], runs: Sequence[Curve]) -> str:
-    """All arms at the steps of the reference's last SIRI-low and SIRI-high; differences are the reference's figure minus
-    the arm's, seed by seed. Empty where the reference has no such checkpoints."""
+    """All arms at the steps of the reference's last SIRI-low and SIRI-high. A difference is the reference's figure
+    minus the arm's, seed by seed. Empty where the reference has no such checkpoints."""
     ends = last_ends(runs)
     if not ends:
         return ""
