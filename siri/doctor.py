@@ -47,10 +47,8 @@ class Extra:
 
 EXTRAS = (
     Extra("vllm", "vllm", "vllm", "rollouts run on the embedded engine", used=False),
-    Extra("flash-attn", "flash_attn", "flash", "packed attention runs on torch's own kernels", used=False),
-    Extra(
-        "liger-kernel", "liger_kernel", "liger", "RMSNorm, RoPE and SwiGLU run as transformers writes them", used=False
-    ),
+    Extra("flash-attn", "flash_attn", "flash", "packed attention runs on torch's own kernels"),
+    Extra("liger-kernel", "liger_kernel", "liger", "RMSNorm, RoPE and SwiGLU run as transformers writes them"),
     Extra("tensorboard", "tensorboard", "loggers", "no --logger tensorboard; metrics.jsonl is always written"),
     Extra("wandb", "wandb", "loggers", "no --logger wandb; metrics.jsonl is always written"),
     Extra("trackio", "trackio", "loggers", "no --logger trackio; metrics.jsonl is always written"),
@@ -212,13 +210,23 @@ def _requirements() -> dict[str, Any]:
 
 
 def _attention() -> list[Finding]:
+    """Each backend of packed attention, tried as the trainer tries it; flex, which has to be compiled, is not."""
     if not find_spec("torch"):
         return []
-    varlen = find_spec("torch.nn.attention.varlen") is not None
-    return [
-        Finding("attention", "sdpa", "yes", "packed sequences in blocks of like length, no pad token in the loss"),
-        Finding("attention", "varlen_attn", "yes" if varlen else "no", "not used by this version"),
-    ]
+    import torch
+
+    from siri.attention import candidates, fault
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    findings = []
+    for backend in ("flash4", "flash3", "flash2", "varlen", "flex", "sdpa"):
+        untried = backend == "flex" and device.type == "cuda"
+        why_not = "" if untried else fault(backend, device)
+        note = why_not or ("compiled, and tried, when it is first used" if untried else "")
+        findings.append(Finding("attention", backend, "no" if why_not else "yes", note))
+    usable = [finding.name for finding in findings if finding.found == "yes"]
+    chosen = next(backend for backend in candidates(device) if backend in usable)
+    return [Finding("attention", "attention=auto", chosen, "no pad token in the loss, no dense mask"), *findings]
 
 
 def _kernels() -> list[Finding]:

@@ -34,7 +34,17 @@ def test_run_prints_everything_within_five_seconds_and_without_heavy_imports():
     assert heavy == "heavy"
     assert re.fullmatch(r"Ready to train on the [CG]PU\.|\d problems?, in red above\.", summary)
     text = "\n".join(table)
-    for name in ("python", "cores", "memory", "torch", "triton", "transformers", "siri-kernels", "sdpa", "varlen_attn"):
+    for name in (
+        "python",
+        "cores",
+        "memory",
+        "torch",
+        "triton",
+        "transformers",
+        "siri-kernels",
+        "attention=auto",
+        "sdpa",
+    ):
         assert re.search(rf"^.* {name} ", text, re.MULTILINE), name
     for name in ("math-verify", "vllm", "flash-attn", "liger-kernel", "tensorboard", "wandb", "trackio", "impl=auto"):
         assert name in text, name
@@ -106,6 +116,15 @@ def test_a_version_out_of_range_is_a_problem(monkeypatch):
     assert findings["tyro"]["install"] == doctor.INSTALL
 
 
+def test_attention_backends_and_why_not(monkeypatch):
+    findings = by_name()
+    assert findings["attention=auto"]["found"] == "sdpa"
+    assert findings["flash2"]["found"] == "no" and "no backward on cpu" in findings["flash2"]["note"]
+    assert findings["sdpa"]["found"] == "yes"
+    monkeypatch.setattr("siri.attention.fault", lambda backend, *rest: "" if backend == "sdpa" else "it is broken")
+    assert by_name()["varlen"]["note"] == "it is broken"
+
+
 def test_extras_agree_with_the_package():
     """The table of extras is written by hand: hold it to pyproject.toml and to what the sources import."""
     tomllib = pytest.importorskip("tomllib")
@@ -120,7 +139,6 @@ def test_extras_agree_with_the_package():
     for extra in doctor.EXTRAS:
         imported = re.search(rf"(import|from)\s+(torch\.utils\.)?{extra.module}\b", sources) is not None
         assert imported == extra.used, f"siri/doctor.py says used={extra.used} of {extra.package}"
-    assert ("varlen_attn" in sources) == (by_name()["varlen_attn"]["note"] != "not used by this version")
 
 
 class Card:
