@@ -72,6 +72,14 @@ def make_case(
     )
 
 
+def exact_problem(n=41, d=64, vocab=300, seed=0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits that fp32 represents exactly, so that no order of summation in the host's matrix product shows."""
+    g = torch.Generator().manual_seed(seed)
+    hidden = (torch.randint(-8, 9, (n, d), generator=g) / 8).to(torch.bfloat16)
+    weight = (torch.randint(-8, 9, (vocab, d), generator=g) / 16).to(torch.bfloat16)
+    return hidden, weight, torch.randint(vocab, (n,), generator=g)
+
+
 def run(fn, case: Case, *, upstream=1.0, upcast=False, tensors=None, **options):
     """(result, [dX, dW, dbias]) of a loss function on a case; gradients None where there is none."""
     tensors = case.loss_tensors() if tensors is None else tensors

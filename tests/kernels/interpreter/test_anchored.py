@@ -10,9 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import kernel_cases
-from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, make_case, relative, run
-from siri_kernels import anchored_gemm, linear_grpo_loss, linear_logprob, reference, rows_anchored, self_check
+from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, exact_problem, make_case, relative, run
 from siri_kernels import anchored_plans as plans
+from siri_kernels import linear_grpo_loss, linear_logprob, reference, rows_anchored
 from siri_kernels.rows_anchored import AnchoredRows
 from siri_kernels.rows_torch import Head, finish
 from siri_kernels.sharding import Shard
@@ -106,14 +106,6 @@ def test_a_temperature_per_row(options, memory):
     assert all(relative(x, y) < 2 * HALF for x, y in zip(gradients[:2], expected_gradients[:2], strict=True))
 
 
-def exact_problem(n=41, d=64, vocab=300, seed=0):
-    """Logits that fp32 represents exactly, so that no order of summation in the host's matrix product shows."""
-    g = torch.Generator().manual_seed(seed)
-    hidden = (torch.randint(-8, 9, (n, d), generator=g) / 8).to(BF16)
-    weight = (torch.randint(-8, 9, (vocab, d), generator=g) / 16).to(BF16)
-    return hidden, weight, torch.randint(vocab, (n,), generator=g)
-
-
 def exact_logp(hidden, weight, target_ids):
     """In fp64, the log-prob with its relative accuracy near 0, which log_softmax does not have."""
     z = hidden.double() @ weight.double().T
@@ -122,32 +114,16 @@ def exact_logp(hidden, weight, target_ids):
     return -torch.log1p(others), reference.logprob_and_entropy(z, target_ids)[1]
 
 
-@pytest.mark.parametrize("descriptors", [True, False])
-@pytest.mark.parametrize("store", [True, False])
-@pytest.mark.parametrize("entropy", [True, False])
-def test_the_gemm_alone(descriptors, store, entropy):
-    hidden, weight, target_ids = exact_problem()
-    n, vocab = hidden.shape[0], weight.shape[0]
-    tile = plans.INTERPRETER[descriptors]
-    z2 = (hidden.double() @ weight.double().T) * math.log2(math.e)
-    b2 = z2.amax(1).float()
-    backing = torch.full((n, anchored_gemm.stored_width(vocab)), 7.0, dtype=BF16)
-    out = backing[:, :vocab] if store else None
-    partials = anchored_gemm.new_partials(n, vocab, tile, hidden.device).fill_(torch.nan)
-    logits = anchored_gemm.Logits(math.log2(math.e), None, None, None, False, 0)
-    anchored_gemm.exp_gemm(
-        hidden, weight, target_ids, b2, logits, out=out, partials=partials, target=b2, entropy=entropy, tile=tile
-    )
-    u = z2 - b2.double()[:, None]
-    e = u.exp2().scatter(1, target_ids[:, None], 0.0)
-    torch.testing.assert_close(partials[0].sum(0).double(), e.sum(1), rtol=1e-5, atol=0)
-    if entropy:
-        torch.testing.assert_close(partials[1].sum(0).double(), (e * u).sum(1), rtol=1e-5, atol=1e-6)
-    else:
-        assert partials[1].isnan().all()
-    if store:
-        torch.testing.assert_close(out, e.to(BF16), rtol=2**-8, atol=0)
-        assert (backing[:, vocab:] == 7).all(), "written past the vocabulary"
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_the_entropy_pass_is_made_only_for_a_bonus(monkeypatch, memory):
+    """The pass over E that an entropy gradient needs; without it only the target's column is written."""
+    passes, gradient = [], rows_anchored.gradient
+    monkeypatch.setattr(rows_anchored, "gradient", lambda *args: passes.append(args[-1] is not None) or gradient(*args))
+    for entropy_coef in (0.0, 0.01):
+        run(
+            linear_grpo_loss, small_case(178, lengths=(6, 5)), impl="anchored", memory=memory, entropy_coef=entropy_coef
+        )
+    assert passes == [False, True]
 
 
 def engine(hidden, weight, target_ids, anchor=None, **head):
@@ -374,58 +350,3 @@ def test_kept_rows_give_the_update_of_all_rows(memory):
     for x, y in zip(short_gradients, gradients, strict=True):
         assert relative(x, y) < 2e-3 and relative(x, y) < 0.5 * 2**-8
     assert float(gradients[0][::3].abs().max()) == 0
-
-
-@pytest.mark.parametrize("head", [(False, False, False, False), (True, True, False, True)], ids=str)
-def test_the_self_check_finds_nothing(head):
-    """Its problem is one that correct kernels pass with room to spare, and it leaves no trace."""
-    state = torch.get_rng_state()
-    with torch.inference_mode(), torch.autocast("cpu", dtype=BF16):
-        found = self_check.interpreted(head, ragged=head[0])
-    assert found is None and torch.equal(torch.get_rng_state(), state)
-
-
-def broken(name):
-    """A fault in one kernel, as a device might show it."""
-    if name == "does not compile":
-
-        def exp_gemm(*_, **__):
-            raise RuntimeError("PassManager::run failed\nand a page of IR")
-
-        return {"exp_gemm": exp_gemm}, "RuntimeError: PassManager::run failed"
-    if name == "no redo":
-        return {"online_sums": lambda *_: None}, "log-prob off by nan"
-    if name == "wrong sums":
-
-        def sums(partials, *args):
-            return rows_anchored_sums(partials * (1 + 1e-3), *args)
-
-        return {"sums": sums}, "log-prob off by"
-    if name == "wrong gradient":
-
-        def gradient(e, *args):
-            factor = rows_anchored_gradient(e, *args)
-            e[3] = 0
-            return factor
-
-        return {"gradient": gradient}, "dX off by"
-
-    def exp_gemm(*args, **options):  # another order of sums when nothing is stored
-        rows_anchored_exp_gemm(*args, **options)
-        if options["out"] is None and not options.get("online"):
-            options["partials"].mul_(1 + 2e-7)
-
-    return {"exp_gemm": exp_gemm}, "differ between passes"
-
-
-rows_anchored_sums, rows_anchored_gradient = rows_anchored.sums, rows_anchored.gradient
-rows_anchored_exp_gemm = rows_anchored.exp_gemm
-
-
-@pytest.mark.parametrize("name", ["does not compile", "no redo", "wrong sums", "wrong gradient", "another order"])
-def test_the_self_check_finds(name, monkeypatch):
-    changes, words = broken(name)
-    for function, replacement in changes.items():
-        monkeypatch.setattr(rows_anchored, function, replacement)
-    found = self_check.interpreted((False,) * 4)
-    assert found is not None and words in found and "\n" not in found
