@@ -3,20 +3,7 @@
 from collections.abc import Sequence
 
 from siri.compare import ArmRow, Curve, Levels, by_arm, compare, estimate
-from siri.dynamics import by_phase, length_lag
-
-DYNAMICS = (
-    ("cap", "cap", 1, 0),
-    ("tokens", "response_tokens_mean", 1, 1),
-    ("right", "tokens_right_mean", 1, 1),
-    ("wrong", "tokens_wrong_mean", 1, 1),
-    ("entropy", "entropy", 1, 3),
-    ("truncated, %", "truncation_rate", 100, 1),
-    ("back-tracking", "backtracking_per_response", 1, 2),
-    ("repetition, %", "repetition_rate", 100, 1),
-    ("zero variance, %", "zero_variance_groups", 100, 1),
-)
-"""Heading, key of metrics.jsonl, scale and digits of the columns of the dynamics."""
+from siri.dynamics import COLUMNS, by_phase, length_lag
 
 
 def tables(curves: Sequence[Curve], reference: str = "") -> str:
@@ -82,7 +69,7 @@ def phases_table(runs: Sequence[Curve]) -> str:
     spans = [by_phase(_rows(run)) for run in runs if "phase" in run.steps]
     if not spans:
         return ""
-    columns = [column for column in DYNAMICS if any(span.get(column[1]) is not None for span in spans[0])]
+    columns = [column for column in COLUMNS if any(span.get(column[1]) is not None for span in spans[0])]
     headings = [f"{runs[0].arm}: phase", "steps", *(heading for heading, _, _, _ in columns)]
     body = []
     for group in zip(*spans, strict=True):

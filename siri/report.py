@@ -10,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from siri.charts import draw, pareto_chart, training_chart
+from siri.dynamics import length_lag, phase_cells
 from siri.metrics import RunRecord, read_run, write_atomic
 from siri.page import PAGE, style
 from siri.progress import (
@@ -98,6 +99,7 @@ def page(run: RunRecord, pictures: Mapping[str, tuple[bytes, bytes]], *, title: 
             "Trained on: response tokens sampled in training up to that checkpoint. Score: relative gain in accuracy, "
             "at least 0, divided by the remaining share of tokens.</p></section>"
         )
+    parts.append(_dynamics(run))
     parts.append(_section("How it ran", _efficiency(run)))
     if "time" in pictures:
         parts.append(_figure(pictures["time"], _time_alt(run), TIME_NOTE))
@@ -238,6 +240,23 @@ def _packing_alt(run: RunRecord) -> str:
         efficiency = percent(plan["lockstep_efficiency"])
         says.append(f"step {plan['step']}: {len(plan['costs'])} micro-steps, lock-step efficiency {efficiency}")
     return f"Ranks by micro-steps; {'; '.join(says)}."
+
+
+def _dynamics(run: RunRecord) -> str:
+    """What section 4 of the paper looks at, by phase and cycle; empty for a run whose cap does not go up and down."""
+    headings, lines = phase_cells(run.metrics)
+    if len(lines) < 2:
+        return ""
+    rows = [row for row in run.metrics if row.get("cap") is not None]
+    lag = length_lag([row["cap"] for row in rows], [row.get("response_tokens_mean") for row in rows])
+    note = (
+        "Means over the responses sampled in training. Back-tracking: wait, hold on; repetition: 4-grams that the "
+        "response held before."
+    )
+    if lag is not None:
+        note += f" The response length follows the cap best with a lag of {lag} steps."
+    table = _table(headings, lines)
+    return f"<section><h2>Dynamics by phase</h2>{table}<p class=note>{escape(note)}</p></section>"
 
 
 def _efficiency(run: RunRecord) -> list[tuple[str, str]]:

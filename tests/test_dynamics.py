@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from siri.dynamics import Dynamics, WordCounter, by_phase, length_lag, repetition_rate
+from siri.dynamics import Dynamics, WordCounter, by_phase, length_lag, phase_cells, repetition_rate
 from siri.rollout import Completion
 
 VOCAB = {
@@ -96,3 +96,21 @@ def test_no_lag_without_a_moving_cap_or_without_a_response_to_it():
     assert length_lag(caps, [30.0] * 72) is None
     assert length_lag(caps[:5], [1, 2, 3, 4, 5]) is None
     assert length_lag(caps, [None] * 72) is None
+
+
+def test_the_report_shows_phases_and_lag(tmp_path):
+    from siri.report import write_report
+    from tests.synthetic_run import make_run
+
+    text = write_report(make_run(tmp_path / "run")).read_text()
+    assert "Dynamics by phase" in text and "compression 3" in text and "expansion 3" in text
+    assert "with a lag of" in text
+    constant = write_report(make_run(tmp_path / "constant", schedule="constant")).read_text()
+    assert "Dynamics by phase" not in constant
+
+
+def test_cells_of_phases():
+    rows = [{"step": 0, "phase": "compression", "cap": 1000, "truncation_rate": 0.5}, {"step": 1, "phase": "expansion"}]
+    headings, lines = phase_cells([*rows, {"step": 2}])
+    assert headings == ["phase", "steps", "cap", "truncated, %"]
+    assert lines == [["compression 1", "0 to 0", "1,000", "50.0"], ["expansion 1", "1 to 1", "-", "-"]]
