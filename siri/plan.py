@@ -167,20 +167,44 @@ def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout:
     return plan if plan.fits else replace(plan, advice=_advice(model_config, plan, longest))
 
 
+def update_peak(model_config: Any, plan: MemoryPlan, tokens: int, *, several: bool) -> int:
+    """Predicted peak, bytes, of an update of plan's run whose largest micro-step has `tokens` tokens. several: some
+    optimizer step has more micro-steps than one."""
+    accumulated = plan.accumulated if several else 0
+    moments = _moments(model_config, plan.config, plan.shards, plan.machine.multiprocessors, accumulated, tokens)
+    return plan.always + max(moments.values())
+
+
+def _moments(
+    c: Any, config: Config, shards: int, multiprocessors: int, accumulated: int, tokens: int
+) -> dict[str, int]:
+    visiting = 0
+    if config.optimizer_offload:
+        from siri.offload import CHUNK_BYTES
+
+        largest = max(2 * sharded_bytes({name: shape}, shards) for name, shape in parameter_shapes(c).items())
+        visiting = 3 * max(CHUNK_BYTES, largest) // 2  # moments, and AdamW's square roots of half of them
+    return update_moments(
+        c,
+        tokens,
+        shards=shards,
+        checkpointing=config.checkpointing,
+        multiprocessors=multiprocessors,
+        accumulated=accumulated,
+        vocab_parts=shards if config.vocab_parallel else 1,
+        visiting=visiting,
+    )
+
+
 def _predict(c: Any, config: Config, machine: Machine, rollout: str) -> MemoryPlan:
     shards = machine.gpus if config.shard_across_nodes else min(machine.gpus, machine.gpus_per_node)
-    parts = shards if config.vocab_parallel else 1
-    cut = parts if not c.tie_word_embeddings else 1  # a tied head is gathered for the embedding all the same
+    # a tied head is gathered for the embedding all the same
+    cut = shards if config.vocab_parallel and not c.tie_word_embeddings else 1
     shapes = parameter_shapes(c)
     root, layer = root_and_layer(shapes, cut)
     parameters = sum(prod(shape) for shape in shapes.values())
     master = sharded_bytes(shapes, shards)
-    optimizer, visiting = 2 * master, 0
-    if config.optimizer_offload:
-        from siri.offload import CHUNK_BYTES
-
-        largest_moments = max(2 * sharded_bytes({name: shape}, shards) for name, shape in shapes.items())
-        optimizer, visiting = 0, 3 * max(CHUNK_BYTES, largest_moments) // 2  # and AdamW's square roots of them
+    optimizer = 0 if config.optimizer_offload else 2 * master
     head_part = 2 * -(-c.vocab_size // cut) * c.hidden_size if cut > 1 else 0
     gathered = 2 * root + head_part + 2 * 2 * layer
     engine = 2 * parameters if rollout == "local" else 0
@@ -192,16 +216,7 @@ def _predict(c: Any, config: Config, machine: Machine, rollout: str) -> MemoryPl
     accumulated = accumulated_bytes(shapes, shards, cut) if one_reduction else 0
 
     def moments(tokens: int) -> dict[str, int]:
-        return update_moments(
-            c,
-            tokens,
-            shards=shards,
-            checkpointing=config.checkpointing,
-            multiprocessors=machine.multiprocessors,
-            accumulated=accumulated,
-            vocab_parts=parts,
-            visiting=visiting,
-        )
+        return _moments(c, config, shards, machine.multiprocessors, accumulated, tokens)
 
     reserve = int(machine.reserve * machine.memory)
     largest = _largest(lambda tokens: always + max(moments(tokens).values()) + reserve <= machine.memory)

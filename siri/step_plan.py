@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from siri.packing import Plan
@@ -35,6 +36,15 @@ class StepPlan:
     def slowest(self) -> list[float]:
         """Cost of each micro-step: that of its costliest rank, for which the others wait."""
         return [max(ranks) for ranks in self.costs]
+
+    def largest(self, rank: int) -> int:
+        """Most tokens that a rank runs in a micro-step; 0 where nothing was planned."""
+        return max((sum(ranks[rank]) for ranks in self.lengths), default=0)
+
+    @property
+    def several(self) -> bool:
+        """Whether some optimizer step has more micro-steps than one."""
+        return any(end - start > 1 for start, end in pairwise([*self.starts, len(self.costs)]))
 
     @property
     def lockstep_efficiency(self) -> float:

@@ -19,6 +19,7 @@ from siri.errors import InputError
 from siri.evaluate import average, evaluate
 from siri.loggers import make_logger
 from siri.model import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
+from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.reward_pool import RewardPool
@@ -83,7 +84,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         ranks.on_main(lambda: try_reward(config, rewards, prompts))
         ranks.on_main(run.create)  # nothing is written before all that may be bad input was tried
         engine.sync()
-        predicted = _plan_memory(config, policy, ranks, quiet) if device.type == "cuda" else None
+        memory = _plan_memory(config, policy, ranks, quiet) if device.type == "cuda" else None
         sources = [(config.data, prompts), *zip(config.eval_data, held_out, strict=True)]
         for line in [*run.notes, *engine.notes, *(line for source, one in sources for line in one.notes(source))]:
             progress.note(line)
@@ -133,7 +134,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                     )
                     engine.sleep()
                 with watch("train"):
-                    if predicted:
+                    if memory:
                         torch.cuda.reset_peak_memory_stats(device)  # the peak of the update, not of the rollout
                     mini_batches = make_samples(config, groups)
                     update = update_policy(
@@ -146,9 +147,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                         ranks=ranks,
                         cost=cost,
                     )
-                    if predicted:
-                        peak = torch.cuda.max_memory_allocated(device)
-                        update |= {"memory_peak": peak, "memory_predicted": predicted}
+                    if memory:
+                        update["memory_peak"] = torch.cuda.max_memory_allocated(device)
                 with watch("sync"):
                     engine.sync()
 
@@ -156,6 +156,9 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             row |= rollout_metrics(groups) | dynamics.metrics(groups) | engine.metrics() | update
             plan, flops = row.pop("plan"), row.pop("training_flops")
             row |= times.compare(plan, watch.laps("forward", "backward"))
+            if memory:
+                largest = plan.largest(ranks.rank)
+                row["memory_predicted"] = update_peak(policy.model.config, memory, largest, several=plan.several)
             train_tokens += row["response_tokens"]
             row |= {"epoch": sampler.epoch, "train_tokens": train_tokens} | watch.seconds()
             row["tokens_per_s"] = row["response_tokens"] / row["step_time_s"]
@@ -203,9 +206,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     return DONE
 
 
-def _plan_memory(config: Config, policy: Policy, ranks: Ranks, quiet: bool) -> int:
-    """Print what the run will need of a GPU's memory; returns the predicted peak of an update, bytes."""
-    from siri.plan import Machine, memory_plan
+def _plan_memory(config: Config, policy: Policy, ranks: Ranks, quiet: bool) -> MemoryPlan:
+    """Print what the run will need of a GPU's memory."""
     from siri.plan_command import print_plan
     from siri.rollout import engines
 
@@ -214,7 +216,7 @@ def _plan_memory(config: Config, policy: Policy, ranks: Ranks, quiet: bool) -> i
     plan = memory_plan(policy.model.config, config, machine, rollout=engines.choose(config, policy.device))
     if not quiet:
         print_plan(plan)
-    return plan.update_bytes
+    return plan
 
 
 def try_reward(config: Config, rewards: RewardPool, prompts: PromptSet) -> None:

@@ -22,7 +22,7 @@ from siri.memory import (
     update_moments,
 )
 from siri.model import packed_hidden
-from siri.plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine
+from siri.plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine, update_peak
 from siri.plan_command import find_gpu, print_plan, run_plan
 from siri.rollout.local import held_bytes
 from siri.trainer import _plan_memory
@@ -334,10 +334,20 @@ def test_the_trainer_prints_the_plan_of_its_gpus(monkeypatch, capsys):
     policy, ranks = tiny_policy(), Ranks(0, 4, SimpleNamespace(shape=(2, 2)))
     config = Config(l_max=64, l_min=32, max_prompt_tokens=8)
     predicted = _plan_memory(config, policy, ranks, False)
-    assert predicted == plan_of(policy.model.config, config, gpus=4, gpus_per_node=2).update_bytes
+    assert predicted == plan_of(policy.model.config, config, gpus=4, gpus_per_node=2)
     out = capsys.readouterr().out
     assert "Each of 4 GPUs of 80 GB" in out and "in 2 shards" in out and "It fits." in out
     assert _plan_memory(config, policy, ranks, True) == predicted and not capsys.readouterr().out
+
+
+def test_the_peak_of_a_step_follows_what_was_packed(small):
+    for config in (Config(checkpointing="full"), Config(checkpointing="full", optimizer_offload=True)):
+        plan = plan_of(small, config)
+        budget = plan.config.token_budget
+        assert update_peak(small, plan, budget, several=True) == plan.update_bytes
+        assert update_peak(small, plan, budget, several=False) == plan.update_bytes - plan.accumulated
+        assert update_peak(small, plan, budget // 2, several=True) < plan.update_bytes
+        assert update_peak(small, plan, 0, several=False) > plan.always, "the optimizer's own moment"
 
 
 def test_cache_of_the_embedded_engine(small):

@@ -32,11 +32,15 @@ def test_the_record_holds_every_length_once_where_the_plan_put_it():
     tokens = sum(map(sum, batches))
     assert plan.budget_use(20) == pytest.approx(tokens / (20 * 2 * len(plan.costs)))
     assert 0 < plan.lockstep_efficiency <= 1
+    assert plan.largest(1) == max(sum(step[1]) for step in record["lengths"]) <= 20 and plan.several
+    alone = planned([3, 4], [5, 6], ranks=2)
+    assert not alone.several and alone.largest(0) == max(alone.lengths[0][0][0], alone.lengths[1][0][0])
 
 
 def test_nothing_planned():
     plan = StepPlan()
     assert math.isnan(plan.lockstep_efficiency) and math.isnan(plan.budget_use(10)) and plan.slowest == []
+    assert plan.largest(0) == 0 and not plan.several
     assert StepTimes().compare(plan, []) == {"micro_steps_s": 0, "micro_steps_predicted_s": None}
 
 
