@@ -119,14 +119,14 @@ def train_command(arguments: list[str]) -> int:
     for key in ("model", "data"):
         if not getattr(config, key):
             raise InputError(f"{key} is not set; give --{key}")
-    from siri.distributed import leave_ranks
+    from siri.distributed import leave_ranks, recorded
     from siri.paper import expand
     from siri.trainer import train
 
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
     run_dir = Path(options.run_dir or f"runs/{name}")
     config = replace(config, eval_data=expand(config.eval_data))
-    code = train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet)
+    code = recorded(lambda: train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet))
     leave_ranks()
     return code
 

@@ -157,6 +157,25 @@ def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ran
     return Ranks(dist.get_rank(), size, mesh), device
 
 
+def recorded(function: Callable[[], T]) -> T:
+    """function(); under torchrun, what it raises is in the summary that torchrun prints when a rank has failed, with
+    its traceback. InputError is not: its one line says all."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return function()
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    def run() -> tuple[Any, InputError | None]:
+        try:
+            return function(), None
+        except InputError as error:
+            return None, error
+
+    value, error = record(run)()
+    if error is not None:
+        raise error
+    return value
+
+
 def leave_ranks() -> None:
     """Close the connections that `join_ranks` opened, if there are any."""
     if dist.is_initialized():

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from siri import cli
+from siri.checkpoint import newest_good, steps_done
+
+SETTINGS = ["demo", "--eval-problems", "8", "--prompts-per-step", "4", "--save-every", "1"]
 NODE = Path(__file__).parent.parent / "launch" / "node.sh"
 
 
@@ -27,7 +31,7 @@ def start_nodes(run: Path, *options: str) -> list[subprocess.Popen]:
         "OMP_NUM_THREADS": "1",
     }
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = [str(NODE), "demo", "--run-dir", str(run), "--eval-problems", "8", "--prompts-per-step", "4", *options]
+    command = [str(NODE), *SETTINGS, "--run-dir", str(run), *options]
     return [
         subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -52,9 +56,9 @@ def nodes():
         node.wait()
 
 
-def test_two_nodes_train_and_a_dead_rank_ends_both(tmp_path, nodes):
+def test_two_nodes_train_a_dead_rank_ends_both_and_one_rank_alone_goes_on(tmp_path, nodes):
     run = tmp_path / "run"
-    nodes += start_nodes(run, "--steps", "500", "--save-every", "1")
+    nodes += start_nodes(run, "--steps", "500")
     deadline = time.monotonic() + 240
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 2:
         assert all(node.poll() is None for node in nodes), [node.communicate()[1][-1500:] for node in nodes]
@@ -71,4 +75,54 @@ def test_two_nodes_train_and_a_dead_rank_ends_both(tmp_path, nodes):
     ).replace("  ", " ")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(len(rows)))
-    assert any((run / "checkpoints").glob("step_*")), "what was saved before is still there"
+    saved, damaged = newest_good(run / "checkpoints")
+    assert saved is not None and not damaged, "what was saved before is still there"
+
+    steps = steps_done(saved) + 1
+    arguments = ["train", *SETTINGS, "--run-dir", str(run), "--steps", str(steps), "--resume", "--quiet"]
+    assert cli.main(arguments) == 0
+    again = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in again] == list(range(steps)) and again[:-1] == rows[: steps - 1]
+
+
+BROKEN_RANK = """
+import os
+if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_ERROR_FILE"):
+    import siri.update
+    whole, calls = siri.update.update_policy, []
+
+    def update_policy(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of luck")
+        return whole(*arguments, **options)
+
+    siri.update.update_policy = update_policy
+"""
+
+
+def test_a_rank_that_raises_ends_the_job_with_its_name_and_traceback(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BROKEN_RANK)  # Python runs it at the start of every process
+    paths = [str(tmp_path), str(NODE.parent.parent), str(NODE.parent.parent / "kernels")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "siri", "train"]
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [*command, *SETTINGS, "--run-dir", str(run), "--steps", "500"], env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 240
+        while not (run / "metrics.jsonl").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        began = time.monotonic()  # the first step is done, the second fails
+        told = process.communicate(timeout=120)[1]
+        assert time.monotonic() - began < 60, "all ranks leave within a minute"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode not in (0, None)
+    summary = told[told.index("Root Cause") :]
+    assert "rank      : 1" in summary and "RuntimeError: out of luck" in summary
+    assert "in train" in summary and "update_policy" in summary, "the traceback leads to the place"
