@@ -19,17 +19,14 @@ def make(model: Path, folder: Path, **settings):
     """A policy and its vLLM engine, not synced yet."""
     policy = load_policy(str(model), torch.device("cpu"))
     defaults = {"l_max": 48, "l_min": 12, "max_prompt_tokens": 100, "prompts_per_step": 4, "group_size": 4}
-    config = Config(
-        model=str(model), data="none", rollout="vllm", temperature=TEMPERATURE, **(defaults | settings)
-    )
+    config = Config(model=str(model), data="none", rollout="vllm", temperature=TEMPERATURE, **(defaults | settings))
     return policy, make_engine(config, policy, folder=folder)
 
 
 def requests(count: int = 6, n: int = 3, cap: int = 12) -> list[Request]:
     generator = torch.Generator().manual_seed(3)
     return [
-        Request(torch.randint(6, 260, (4 + 3 * i,), generator=generator).tolist(), cap + 7 * i, n)
-        for i in range(count)
+        Request(torch.randint(6, 260, (4 + 3 * i,), generator=generator).tolist(), cap + 7 * i, n) for i in range(count)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tests with a real vLLM on the CPU: `make test-vllm` makes an environment of their own for them and sets SIRI_TEST_VLLM.
+"""Tests with a real vLLM on the CPU: `make test-vllm` makes an environment for them and sets SIRI_TEST_VLLM.
 
 In any other run nothing here is collected, because vLLM pins torch and transformers, and its CPU build cannot share an
 environment with the trainer's.
