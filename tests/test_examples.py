@@ -47,3 +47,19 @@ def test_an_example_prints_what_changed(outputs, path):
         assert float(rows[1][1]) < float(rows[0][1])
     if path.stem in ("verl_actor", "openrlhf_actor", "prime_rl_head"):
         assert "published formula" in text or "the real one" in text
+
+
+def test_the_page_about_the_kernels_keeps_what_it_promises():
+    """Links lead somewhere, the tests that it names exist, and both READMEs lead to it."""
+    root = Path(__file__).parent.parent
+    page = root / "docs" / "kernels.md"
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+    assert len(links) >= 8 and [link for link in links if not (page.parent / link).exists()] == []
+    tests = (root / "tests" / "kernels" / "test_kernels_integrations_issues.py").read_text()
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) >= 7 and [name for name in named if f"def {name}(" not in tests] == []
+    assert "docs/kernels.md" in (root / "README.md").read_text()
+    assert "../docs/kernels.md" in (root / "kernels" / "README.md").read_text()
+    for module in re.findall(r"siri_kernels\.integrations\.(\w+)", text):
+        assert (root / "kernels" / "siri_kernels" / "integrations" / f"{module}.py").exists()
