@@ -17,6 +17,8 @@ from siri.errors import InputError, first_line
 T = TypeVar("T")
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
+MOVING_ROPE = ("dynamic", "longrope")
+"""Rotary embeddings whose angles depend on what else is in the batch."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
         )
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         raise InputError(f"model {source}: sliding-window attention is not supported; set use_sliding_window false")
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotary in MOVING_ROPE:
+        raise InputError(
+            f"model {source}: rope_type {rotary!r} turns a token by the length of the longest sequence beside it, so "
+            "packing would change the numbers; set a fixed rope_type (default, linear, yarn, llama3)"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises whatever its parsers raise

@@ -1,5 +1,6 @@
 """The padding-free forward pass against one-by-one forward passes, in fp64."""
 
+import json
 import random
 
 import pytest
@@ -107,19 +108,56 @@ def test_model_folders_that_cannot_work(tmp_path):
     tiny_model().save_pretrained(bare)
     with pytest.raises(InputError, match="bare: no tokenizer there"):
         load_policy(str(bare), CPU)
-    with pytest.raises(InputError, match=r"architecture 'gpt2' is not among"):
-        load_policy(str(_gpt2(tmp_path / "gpt2")), CPU)
     with pytest.raises(InputError, match="sliding-window"):
         load_policy(
             str(save_tiny(tmp_path / "window", use_sliding_window=True, sliding_window=16, max_window_layers=0)), CPU
         )
 
 
-def _gpt2(folder):
-    from transformers import GPT2Config, GPT2LMHeadModel
+# another attention (GPT-2, Mistral's and Gemma's windows), state spaces, hybrids of both, experts
+OTHERS = ["gpt2", "mistral", "gemma2", "mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "qwen3_next", "qwen2_moe"]
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder)
-    return folder
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_architecture_is_refused_by_name(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(InputError, match=rf"architecture '{kind}' is not among those checked .*llama, qwen2, qwen3"):
+        load_policy(str(tmp_path), CPU)
+
+
+FIXED = {
+    "linear": {"factor": 2.0},
+    "yarn": {"factor": 2.0, "original_max_position_embeddings": 32},
+    "llama3": {
+        "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32
+    },
+}  # fmt: skip
+MOVING = {
+    "dynamic": {"factor": 2.0},
+    "longrope": {
+        "factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 32
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rotary", [*FIXED, *MOVING])
+def test_rotary_embeddings_that_packing_would_change_are_refused(tmp_path, rotary):
+    parameters = {"rope_type": rotary, "rope_theta": 1e4, **(FIXED | MOVING)[rotary]}
+    options = {"rope_parameters": parameters, "max_position_embeddings": 64}
+    model = tiny_model("llama", dtype=torch.float64, **options)
+    lengths = [5, 100, 20]
+    torch.manual_seed(0)
+    ids = [torch.randint(0, VOCAB, (n,)) for n in lengths]
+    packed = packed_hidden(model, torch.cat(ids), PackedLayout.of(lengths))
+    model.set_attn_implementation("sdpa")
+    single = torch.cat([model.model(one[None], use_cache=False).last_hidden_state[0] for one in ids])
+    assert torch.allclose(packed, single, atol=1e-11) == (rotary in FIXED)
+    folder = save_tiny(tmp_path / "model", kind="llama", **options)
+    if rotary in FIXED:
+        load_policy(str(folder), CPU)
+    else:
+        with pytest.raises(InputError, match=f"rope_type '{rotary}' turns a token by the length"):
+            load_policy(str(folder), CPU)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
