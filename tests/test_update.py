@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+import siri.update
 from siri.config import Config
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
@@ -124,6 +125,38 @@ def test_masked_and_zero_advantage_responses_leave_no_gradient():
     masked = [dataclasses.replace(sample, counted=False) for sample in make_samples(7)]
     after, metrics = updated([masked], config(), 200)
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.01])
+def test_the_plan_tells_the_head_which_rows_have_gradients(monkeypatch, bonus):
+    """On the host, sequence by sequence; and no pass for old log-probs but those of later mini-batches, before any
+    step."""
+    events, calls, step = [], [], torch.optim.SGD.step
+    for name, function in (("loss", siri.update.linear_grpo_loss), ("score", siri.update.linear_logprob)):
+
+        def recorded(*args, name=name, function=function, **options):
+            events.append(name)
+            calls.append((name, args, options))
+            return function(*args, **options)
+
+        monkeypatch.setattr(siri.update, function.__name__, recorded)
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *args: events.append("step") or step(*args))
+    settings = config(loss="gspo", score_all=True, entropy_coef=bonus)
+    updated([make_samples(3), make_samples(4)], settings, 150)
+    assert [name for i, name in enumerate(events) if name != events[i - 1]] == ["score", "loss", "step", "loss", "step"]
+    dropped = 0
+    for name, (_, _, _, *advantages_S), options in calls:
+        if name == "score":
+            continue
+        counts = options["cu_seqlens"].diff().long()
+        useful = options["mask"] & torch.repeat_interleave((advantages_S[0] != 0) | bool(bonus), counts)
+        assert torch.equal(options["keep"], useful.nonzero()[:, 0]) and options["keep_lengths"].device == CPU
+        sums = torch.zeros_like(counts).index_add_(
+            0, torch.repeat_interleave(torch.arange(len(counts)), counts), useful * 1
+        )
+        assert torch.equal(options["keep_lengths"], sums)
+        dropped += int((~useful).sum())
+    assert dropped > 50
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean"])
