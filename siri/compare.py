@@ -207,7 +207,8 @@ def compare(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, list[
 
 def curve_of_row(row: Mapping[str, Any]) -> Curve:
     """The curve in a row of a study's results.jsonl."""
-    settings = {key: value for key, value in row["settings"].items() if key in ("schedule", "l_max", "l_min", "cycle")}
+    keys = ("schedule", "l_max", "l_min", "cycle", "schedule_offset")
+    settings = {key: value for key, value in row["settings"].items() if key in keys}
     schedule = Config(**settings, stages=tuple(map(tuple, row["settings"].get("stages", ())))).length_schedule()
     phases = [schedule.phase(step) for step in range(len(row["steps"]["cap"]))]
     return Curve(row["arm"], row["seed"], row["evals"], {**row["steps"], "phase": phases})

@@ -48,6 +48,8 @@ class Config:
     """Shortest cap on the response, tokens."""
     cycle: int = 640
     """Steps in one cycle of compression and expansion (T)."""
+    schedule_offset: int = 0
+    """Steps into its cycle at which the schedule begins; 1 counts steps from 1, half a cycle puts expansion first."""
     stages: tuple[tuple[int, int], ...] = ()
     """For schedule steps: pairs of starting step and cap, as in --stages 0 8192 320 16384."""
     steps: int = 1920
@@ -241,7 +243,7 @@ class Config:
 
     def length_schedule(self) -> LengthSchedule:
         """The run's L(t)."""
-        return LengthSchedule(self.schedule, self.l_max, self.l_min, self.cycle, self.stages)
+        return LengthSchedule(self.schedule, self.l_max, self.l_min, self.cycle, self.stages, self.schedule_offset)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as config.json holds them."""

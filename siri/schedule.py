@@ -36,6 +36,9 @@ class LengthSchedule:
     """Steps in one compression + expansion cycle (T)."""
     stages: tuple[tuple[int, int], ...] = ()
     """Only for kind "steps": (first step, cap) pairs, first at step 0, in rising order of steps."""
+    offset: int = 0
+    """Steps into its cycle at which the schedule begins: t of the formulas is step + offset. Half a cycle puts the
+    expansion first."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -51,6 +54,8 @@ class LengthSchedule:
             raise InputError(f"l_min is {self.l_min} and l_max is {self.l_max}; need 1 <= l_min <= l_max")
         if self.cycle < 2:
             raise InputError(f"cycle is {self.cycle}; a cycle of schedule {self.kind!r} needs at least 2 steps")
+        if self.offset < 0:
+            raise InputError(f"schedule_offset is {self.offset}; it must be 0 or more steps")
 
     def _check_stages(self) -> None:
         if not self.stages or self.stages[0][0] != 0:
@@ -72,7 +77,7 @@ class LengthSchedule:
         if self.kind == "stair":
             return self.l_min if self.phase(step) == "compression" else self.l_max
         middle, half = (self.l_max + self.l_min) / 2, (self.l_max - self.l_min) / 2
-        turn = step % self.cycle / self.cycle  # phi / 2 pi
+        turn = (step + self.offset) % self.cycle / self.cycle  # phi / 2 pi
         if self.kind == "stair_cosine":
             turn = _with_plateaus(turn)
         return math.floor(middle + half * math.cos(2 * math.pi * turn) + 0.5)
@@ -81,7 +86,7 @@ class LengthSchedule:
         """The first half of a cycle compresses, the second expands; constant and steps always count as expansion."""
         if self.kind in ("constant", "steps"):
             return "expansion"
-        return "compression" if 2 * (step % self.cycle) < self.cycle else "expansion"
+        return "compression" if 2 * ((step + self.offset) % self.cycle) < self.cycle else "expansion"
 
     def milestone(self, steps_done: int) -> str | None:
         """Name of the checkpoint after `steps_done` steps: "siri-low-k" where compression k ends, "siri-high-k" where
@@ -89,7 +94,9 @@ class LengthSchedule:
         if steps_done < 1 or self.phase(steps_done - 1) == self.phase(steps_done):
             return None
         low = self.phase(steps_done - 1) == "compression"
-        return f"siri-{'low' if low else 'high'}-{(steps_done - 1) // self.cycle + 1}"
+        began = self.offset % self.cycle  # a phase that ended before the run began does not count
+        missed = began >= (-(-self.cycle // 2) if low else self.cycle)
+        return f"siri-{'low' if low else 'high'}-{(steps_done + began - 1) // self.cycle + 1 - missed}"
 
     @property
     def longest(self) -> int:

@@ -90,3 +90,26 @@ def test_constant_has_no_milestones():
 def test_bad_schedules_are_refused(arguments, says):
     with pytest.raises(InputError, match=says):
         LengthSchedule(*arguments)
+
+
+def test_an_offset_shifts_the_schedule_and_half_a_cycle_puts_expansion_first():
+    plain = LengthSchedule("cosine", 16384, 8192, 640)
+    shifted = LengthSchedule("cosine", 16384, 8192, 640, offset=1)
+    assert [shifted.cap(t) for t in range(700)] == [plain.cap(t + 1) for t in range(700)]
+    stair = LengthSchedule("stair", 48, 24, 8, offset=4)
+    assert [stair.cap(t) for t in range(8)] == [48] * 4 + [24] * 4
+    assert [stair.phase(t) for t in (0, 3, 4, 7)] == ["expansion"] * 2 + ["compression"] * 2
+
+
+@pytest.mark.parametrize("cycle", [6, 7])
+@pytest.mark.parametrize("offset", [0, 1, 3, 4, 5, 9])
+def test_phases_that_a_run_ends_are_counted_from_one(cycle, offset):
+    schedule = LengthSchedule("cosine", 48, 24, cycle, offset=offset)
+    for kind in ("low", "high"):
+        named = [name for step in range(5 * cycle) if (name := schedule.milestone(step)) and kind in name]
+        assert named == [f"siri-{kind}-{i + 1}" for i in range(len(named))] and len(named) >= 4
+
+
+def test_a_negative_offset_is_refused():
+    with pytest.raises(InputError, match="schedule_offset is -1"):
+        LengthSchedule("cosine", 48, 24, 6, offset=-1)
