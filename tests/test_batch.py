@@ -1,14 +1,17 @@
 """Rollout batches: grading under the cap, overlong policies, dynamic sampling, advantages."""
 
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from siri.advantages import group_advantages
-from siri.batch import Group, collect, make_samples, rollout_metrics, soft_penalty
+from siri.batch import Group, collect, from_arrays, make_samples, rollout_metrics, soft_penalty, to_arrays
 from siri.config import Config
 from siri.data import PromptSet, Sampler
+from siri.distributed import Ranks, _from_bytes, _to_bytes
 from siri.rollout import Completion
 from siri.timing import Stopwatch
 
@@ -123,6 +126,56 @@ def test_dynamic_sampling_gives_up_after_its_rounds():
     groups, engine = run(config(dynamic_sampling=True, dynamic_sampling_rounds=3), prompt_set(*[(2, "99")] * 5))
     assert len(engine.calls) == 3 and not any(group.trained for group in groups)
     assert make_samples(config(), groups) == []
+
+
+def test_groups_travel_between_ranks_bit_for_bit():
+    """As they would travel: flat arrays, no object among them, through bytes."""
+    draw = random.Random(0)
+
+    def group(prompt: int, *lengths: int, **options) -> Group:
+        completions = [
+            Completion(
+                [draw.randrange(2**31 - 1) for _ in range(length)],
+                torch.randn(length).tolist(),  # what engines give: fp32 as Python floats
+                bool(draw.randrange(2)),
+            )
+            for length in lengths
+        ]
+        scores = [draw.random() for _ in lengths]  # fp64
+        return Group(
+            [draw.randrange(99) for _ in range(prompt)], completions, scores, [x / 3 for x in scores], **options
+        )
+
+    for groups in (
+        [],
+        [group(1, 1)],
+        [group(5, 3, 0, 7, timeouts=2, errors=1), group(2, 1, 1, trained=False), group(4, 9, 2, 4, 4)],
+    ):
+        arrays = to_arrays(groups)
+        assert not any(array.dtype.hasobject for array in arrays.values())
+        assert arrays["response_ids"].dtype == np.int32 and arrays["logp"].dtype == np.float32
+        told = from_arrays(_from_bytes(_to_bytes(arrays)))
+        assert told == groups
+        assert all(type(one.truncated) is bool for group in told for one in group.completions)
+
+
+def test_a_rank_gets_what_the_others_sampled():
+    """Two ranks in turn: what the second collects is what both sampled, whoever sent it."""
+    prompts = prompt_set(*[(3, "4"), (2, "3")] * 2)
+    sent = []
+
+    class Rank(Ranks):
+        def gather_arrays(self, arrays):
+            sent.append(arrays)
+            return list(sent)
+
+        def gather(self, value):
+            return [value, value]
+
+    run(config(), prompts, ranks=Rank(0, 2))
+    groups, _ = run(config(), prompts, ranks=Rank(1, 2))
+    alone, _ = run(config(), prompts)
+    assert groups == alone and len(groups) == 4
 
 
 def test_mini_batches_hold_whole_groups():

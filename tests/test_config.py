@@ -285,5 +285,26 @@ def test_no_variance_is_needed_without_normalisation():
     assert Config(group_size=1, advantage_norm="none").group_size == 1
 
 
+def test_how_the_work_is_laid_out_can_be_chosen():
+    plain = config("demo")
+    assert (plain.attention, plain.liger, plain.optimizer_offload, plain.vocab_parallel) == (
+        "auto",
+        "auto",
+        False,
+        False,
+    )
+    chosen = config(
+        "demo", "--attention", "varlen", "--liger", "off", "--optimizer-offload", "--vocab-parallel", "--seed", "3"
+    )
+    assert (chosen.attention, chosen.liger, chosen.optimizer_offload, chosen.vocab_parallel) == (
+        "varlen",
+        "off",
+        True,
+        True,
+    )
+    assert "flash5" in fault("demo", "--attention", "flash5") and "flash3" in fault("demo", "--attention", "flash5")
+    assert "yes" in fault("demo", "--liger", "yes")
+
+
 def test_package_recipes_stay_flat():
     assert all(not isinstance(value, dict) for name in recipe_names() for value in load_recipe(name).values())
