@@ -16,6 +16,7 @@ from siri.distributed import ALONE, Arrays, Ranks
 from siri.model import Policy
 from siri.rewards import kimi_length_rewards
 from siri.rollout import Completion, Request, Rollout
+from siri.signals import Stop
 from siri.timing import Stopwatch
 from siri.update import Sample
 
@@ -54,13 +55,15 @@ def collect(
     cap: int,
     watch: Stopwatch,
     ranks: Ranks = ALONE,
+    stop: Stop | None = None,
 ) -> list[Group]:
     """Sample and grade `prompts_per_step` groups under the cap of the step: each rank its share, all get all.
 
     With dynamic sampling, groups whose responses are all right or all wrong (by score, before any length penalty) are
     replaced by new prompts until enough are found or `dynamic_sampling_rounds` is reached; the dropped ones are
-    returned too, marked as not trained.
+    returned too, marked as not trained. Raises Interrupted when `stop` asks for it.
     """
+    stop = stop or Stop()
     groups: list[Group] = []
     for round_number in range(config.dynamic_sampling_rounds if config.dynamic_sampling else 1):
         wanted = config.prompts_per_step - sum(group.trained for group in groups)
@@ -70,11 +73,16 @@ def collect(
         indices = indices[ranks.share(len(indices))]
         requests = [Request(prompts.ids[index], cap, config.group_size) for index in indices]
         seed = derive_seed(config.seed, 0, step, round_number, *ranks.seed_path)
-        answered = engine.generate(requests, temperature=config.temperature, seed=seed)
-        texts = [policy.decode(completion.token_ids) for completions in answered for completion in completions]
         gold = [prompts.answers[index] for index in indices for _ in range(config.group_size)]
-        with watch("reward"):
-            graded = grader.score(texts, gold)
+
+        def sample(requests=requests, seed=seed, gold=gold) -> tuple[list[list[Completion]], Any]:
+            answered = engine.generate(requests, temperature=config.temperature, seed=seed)
+            texts = [policy.decode(completion.token_ids) for completions in answered for completion in completions]
+            with watch("reward"):
+                return answered, grader.score(texts, gold)
+
+        at_once = ranks.size == 1 or getattr(engine, "by_itself", False)
+        answered, graded = stop.heed(sample, ranks=ranks, at_once=at_once)
         found = _groups(config, requests, answered, graded, cap)
         if ranks.size > 1:
             found = [group for part in ranks.gather_arrays(to_arrays(found)) for group in from_arrays(part)]

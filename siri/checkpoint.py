@@ -1,103 +1,128 @@
 """Checkpoints: written whole or not at all, verified when read, and enough to continue as if nothing had happened.
 
-A checkpoint is a folder `step_NNNNNN` with the model as safetensors and config (loadable by transformers), its
-tokenizer, the optimizer state as safetensors, and state.json. manifest.json lists the size and SHA-256 of every file.
-Nothing is pickled. Ends of phases get a name beside: `siri-low-2` is a link to the step's folder.
+A checkpoint is a folder `step_NNNNNN`: `weights/` and `optimizer/` as safetensors, one file a rank (see `siri.pieces`),
+the model's config and tokenizer, and state.json. manifest.json lists the size and SHA-256 of every file, and nothing
+that it does not list is read. Nothing is pickled. Ends of phases get a name beside: `siri-low-2` is a link to the
+step's folder. `siri.saver` writes them.
 """
 
+import contextlib
+import copy
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from siri.distributed import ALONE, Ranks, fill, full
-from siri.errors import InputError, parse_json
+from siri.distributed import ALONE, Ranks, fill
+from siri.errors import InputError, first_line, parse_json
 from siri.model import Policy
-from siri.offload import MOMENTS, HostAdamW, bring
+from siri.pieces import make_moments, moments_of, names_in, read_pieces, read_whole, weights_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-OPTIMIZER = "optimizer.safetensors"
-TRAINING_FILES = (MANIFEST, STATE, OPTIMIZER)
-"""What a checkpoint holds beyond a model folder."""
+WEIGHTS, OPTIMIZER = "weights", "optimizer"
+TRAINING_FILES = (MANIFEST, STATE, WEIGHTS, OPTIMIZER)
+"""What a checkpoint holds beyond the files of a model folder."""
 
 
-def save_checkpoint(
-    folder: Path,
-    done: int,
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    *,
-    name: str | None,
-    ranks: Ranks = ALONE,
-) -> Path:
-    """Write `folder/step_NNNNNN` after `done` steps, and the link `folder/name` to it. `state` is JSON data of the
-    caller's. Every rank calls it, rank 0 writes: the files do not depend on the number of ranks."""
-    from safetensors.torch import save_file
+def about_model(policy: Policy) -> dict[str, bytes]:
+    """The files that make the weights a model: its config and tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write_about(Path(folder), policy)
+        return {path: (Path(folder) / path).read_bytes() for path in files_in(Path(folder))}
 
-    weights = _whole(policy.model.state_dict().items(), ranks)
-    moments = _whole(_moments(policy, optimizer), ranks)
-    if not ranks.main:
-        ranks.gather(None)
-        return folder / f"step_{done:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step_{done:06d}"
-    part = folder / f".{final.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    policy.model.save_pretrained(part, state_dict=weights)
+
+def _write_about(part: Path, policy: Policy) -> None:
+    config = copy.deepcopy(policy.model.config)
+    config.architectures = [type(policy.model).__name__.removeprefix("FSDP")]
+    config.dtype = torch.float32
+    config.save_pretrained(part)
+    if policy.model.generation_config is not None:
+        policy.model.generation_config.save_pretrained(part)
     policy.tokenizer.save_pretrained(part)
-    save_file(moments, part / OPTIMIZER)
-    (part / STATE).write_text(json.dumps({"steps_done": done, "name": name, **state}, indent=1))
-    listing = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in _files(part)}
+
+
+def describe(part: Path, path: str) -> dict[str, Any]:
+    """The manifest's entry of one file in `part`, which is on the disk from now on."""
+    _fsync(part / path)
+    return {"bytes": (part / path).stat().st_size, "sha256": _sha256(part / path)}
+
+
+def finish(part: Path, final: Path, listing: dict[str, Any], name: str | None) -> None:
+    """Make the folder `part` the checkpoint `final`, with `name` as a link to it."""
     (part / MANIFEST).write_text(json.dumps(listing, indent=1))
-    for path in [*_files(part), part]:
+    for path in [part / MANIFEST, *(path for path in part.iterdir() if path.is_dir()), part]:
         _fsync(path)
-    if final.exists():
-        shutil.rmtree(final)
+    remove(final)  # only ever a damaged one of the same step
     part.rename(final)
+    _fsync(final.parent)
     if name:
-        link = folder / f".{name}.part"
-        link.unlink(missing_ok=True)
+        link = final.parent / f".{name}.part"
+        remove(link)
         link.symlink_to(final.name)
-        link.replace(folder / name)
-    _fsync(folder)
-    ranks.gather(None)  # nobody goes on before the checkpoint is there
-    return final
+        link.replace(final.parent / name)
+        _fsync(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing that a link points to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
 
 
 def verify(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in words, or None."""
     try:
-        listing = parse_json((checkpoint / MANIFEST).read_text())
+        listing = parse_json((checkpoint / MANIFEST).read_bytes())
+        found = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if not path.is_dir()}
+        found |= {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_symlink()}
+        found.pop(MANIFEST, None)
         for name, entry in listing.items():
-            path = checkpoint / name
-            if not path.is_file():
+            if name not in found:  # nor can a name lead out of the folder: what is found is inside
                 return f"{name} is missing"
-            if path.stat().st_size != entry["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-            if _sha256(path) != entry["sha256"]:
-                return f"{name} does not match its checksum"
-        if STATE not in listing or OPTIMIZER not in listing:
-            return f"{MANIFEST} lists no {STATE} or no {OPTIMIZER}"
+            if found[name].is_symlink() or not found[name].is_file():
+                return f"{name} is a link, or no file"
+            if found[name].stat().st_size != entry["bytes"]:
+                return f"{name} has {found[name].stat().st_size} bytes instead of {entry['bytes']}"
+        if strange := sorted(found.keys() - listing.keys()):
+            return f"{strange[0]} is not in its {MANIFEST}"
+        with ThreadPoolExecutor(8) as pool:
+            for name, digest in zip(listing, pool.map(lambda name: _sha256(found[name]), listing), strict=True):
+                if digest != listing[name]["sha256"]:
+                    return f"{name} does not match its checksum"
+        if STATE not in listing or not any(name.startswith(f"{WEIGHTS}/") for name in listing):
+            return f"{MANIFEST} lists no {STATE} or no {WEIGHTS}"
+        state = read_state(checkpoint)
+        if type(state["steps_done"]) is not int or type(state["train_tokens"]) is not int:
+            return f"{STATE} does not say how far it got"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What the trainer said of itself: steps_done, train_tokens, sampler, ..."""
+    return parse_json((checkpoint / STATE).read_bytes())
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first, damaged ones included."""
-    return sorted((path for path in folder.glob("step_*") if path.name[5:].isdigit()), key=steps_done)
+    found = (path for path in folder.glob("step_*") if path.name[5:].isdecimal() and path.name.isascii())
+    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=steps_done)
 
 
 def steps_done(checkpoint: Path) -> int:
     """After how many steps a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("step_"))
+    return int(checkpoint.name.removeprefix("step_")[:18])
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
@@ -113,14 +138,25 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 
 @torch.no_grad()
 def load_weights(folder: str | Path, policy: Policy, *, ranks: Ranks = ALONE) -> None:
-    """Fill the policy's parameters from a model folder, or the hub. Every rank calls it, rank 0 reads."""
+    """Fill the policy's parameters from a checkpoint, a model folder, or the hub. Every rank calls it; of a checkpoint
+    each reads what it holds, from the others rank 0 reads."""
+    if is_checkpoint(folder):
+        read_pieces(Path(folder) / WEIGHTS, weights_of(policy))
+        return
     from transformers import AutoModelForCausalLM
 
     weights = {}
     if ranks.main:
-        weights = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        weights = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).state_dict()
     for name, parameter in policy.model.named_parameters():
         fill(parameter, weights.get(name))
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether the folder is a checkpoint of ours rather than a model folder."""
+    return (Path(folder) / MANIFEST).is_file()
 
 
 @torch.no_grad()
@@ -129,91 +165,93 @@ def restore(
 ) -> dict[str, Any]:
     """Load a verified checkpoint into model and optimizer, in place; returns what `state` was.
 
-    Every rank calls it, rank 0 reads; the run that wrote it may have had another number of ranks.
+    Every rank calls it, and reads what it holds; the run that wrote it may have had another number of ranks.
     """
-    from safetensors.torch import load_file
-
     load_weights(checkpoint, policy, ranks=ranks)
-    moments = load_file(checkpoint / OPTIMIZER) if ranks.main else {}
-    known = ranks.broadcast(sorted(moments))
-    for name, parameter in policy.model.named_parameters():
-        if f"{name}.step" in known:
-            moment = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            for key, value in moment.items():
-                fill(value, moments.get(f"{name}.{key}"))
-            optimizer.state[parameter] = {"step": ranks.broadcast(moments.get(f"{name}.step")), **moment}
-            if isinstance(optimizer, HostAdamW):
-                optimizer.park(parameter)
-    return ranks.broadcast(json.loads((checkpoint / STATE).read_text()) if ranks.main else None)
+    make_moments(policy, optimizer, names_in(checkpoint / OPTIMIZER))
+    read_pieces(checkpoint / OPTIMIZER, moments_of(policy, optimizer))
+    return ranks.broadcast(read_state(checkpoint) if ranks.main else None)
 
 
 def discard_after(folder: Path, steps: int) -> None:
-    """Remove the checkpoints of later steps, which a resumed run writes again: they are damaged, and would be counted
-    as the newest."""
+    """Remove what a resumed run writes again: the checkpoints of later steps (they are damaged, and would be counted as
+    the newest), names without a checkpoint, and what a kill left half-written."""
     for path in checkpoints(folder):
         if steps_done(path) > steps:
-            shutil.rmtree(path)
+            remove(path)
     for link in folder.glob("siri-*"):
         if link.is_symlink() and not link.exists():
             link.unlink()
+    for part in folder.glob(".*.part"):
+        remove(part)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what a kill left half-written; named ones stay."""
-    for part in folder.glob(".step_*.part"):
-        shutil.rmtree(part)
-    named = {path.resolve().name for path in folder.iterdir() if path.is_symlink()}
+def prune(folder: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove all but the newest `keep` checkpoints; the named ones stay, and those of every `keep_every` steps."""
+    named = {os.path.basename(os.readlink(path)) for path in folder.iterdir() if path.is_symlink()}
     ordinary = [path for path in checkpoints(folder) if path.name not in named]
     for path in ordinary[: max(0, len(ordinary) - keep)]:
-        shutil.rmtree(path)
+        if not keep_every or steps_done(path) % keep_every:
+            remove(path)
+
+
+def whole_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The model's parameters, fp32, each in one piece on the CPU."""
+    return read_whole(checkpoint / WEIGHTS)
+
+
+def whole_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """AdamW's state: NAME.exp_avg, NAME.exp_avg_sq and NAME.step, each in one piece on the CPU."""
+    return read_whole(checkpoint / OPTIMIZER)
 
 
 def export(source: Path, target: Path) -> Path:
-    """Copy the model and tokenizer of a checkpoint to a folder that transformers loads; the training state stays.
+    """Write the model and tokenizer of a checkpoint to a folder that transformers loads; the training state stays.
 
     source: a checkpoint folder, a name link such as checkpoints/siri-low-1, or a run folder (its newest checkpoint).
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     checkpoint = source
     if (source / "checkpoints").is_dir():
         found, damaged = newest_good(source / "checkpoints")
         if found is None:
             raise InputError(f"{source}: no good checkpoint in this run" + "".join(f"; {line}" for line in damaged))
         checkpoint = found
-    if not (checkpoint / MANIFEST).is_file():
+    if not is_checkpoint(checkpoint):
         raise InputError(f"{source}: no checkpoint there; give a run folder or one of its checkpoints")
+    checkpoint = checkpoint.resolve()
     if fault := verify(checkpoint):
         raise InputError(f"{source}: damaged, {fault}; choose another checkpoint")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: exists and is no empty folder; choose a new one")
     part = target.parent / f".{target.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(checkpoint, part, ignore=shutil.ignore_patterns(*TRAINING_FILES))
-    if target.exists():
-        target.rmdir()
-    part.rename(target)
+    try:
+        remove(part)
+        part.mkdir(parents=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint), dtype=torch.float32)
+        model.load_state_dict(whole_weights(checkpoint), strict=False, assign=True)
+        model.tie_weights()
+        model.save_pretrained(part)
+        for path in checkpoint.iterdir():  # the rest as it is
+            if path.name not in (*TRAINING_FILES, "config.json"):
+                shutil.copyfile(path, part / path.name)
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            remove(part)
+        raise InputError(f"{target}: cannot be written ({error.strerror or first_line(error)})") from None
     return target
 
 
-def _moments(policy: Policy, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """One at a time, for those that live in host memory would not all fit on the device."""
-    for name, parameter in policy.model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{name}.{key}", bring(value, parameter) if key in MOMENTS else value
-
-
-def _whole(tensors: Iterable[tuple[str, torch.Tensor]], ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Each tensor in one piece, in rank 0's host memory; the other ranks help to join them and keep none."""
-    joined = {}
-    for key, value in tensors:
-        whole = full(value)
-        if ranks.main:
-            joined[key] = whole.cpu().contiguous()
-    return joined
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.iterdir()) if path.is_file())
+def files_in(folder: Path) -> Iterator[str]:
+    """The files in a folder and its folders, by their paths from there, in order."""
+    return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def _sha256(path: Path) -> str:

@@ -95,6 +95,8 @@ class Config:
     """Killable processes that grade."""
     reward_timeout_s: float = 10.0
     """Seconds after which an answer that is still being graded scores 0."""
+    reward_memory_gb: float = 0.0
+    """Address space of each process that grades, GiB; 0 = 2 for math, no limit for a function of your own."""
     overlong: Literal["zero", "mask", "soft", "grade"] = "zero"
     """Truncated responses: zero = reward 0; mask = reward 0 and out of the loss; grade = graded as they are; soft =
     graded, less DAPO's penalty on the last overlong_buffer tokens."""
@@ -175,6 +177,8 @@ class Config:
     """Steps between checkpoints besides those at the ends of phases; 0 = a quarter of a cycle."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept besides the named ones (siri-low-k, siri-high-k)."""
+    keep_every: int = 0
+    """Checkpoints after every so many steps are kept, too; 0 = none."""
     eval_every: int = 0
     """Steps between evaluations besides those at the ends of phases; 0 = only those."""
     eval_data: tuple[str, ...] = ()
@@ -202,6 +206,7 @@ class Config:
         at_least_one += ["eval_samples", "reward_workers", "overlong_buffer", "dynamic_sampling_rounds"]
         at_least_one += ["keep_checkpoints"]
         not_negative = ["train_tokens", "save_every", "eval_every", "eval_problems", "eval_cap", "clip_low"]
+        not_negative += ["keep_every", "reward_memory_gb"]
         not_negative += ["length_weight", "clip_high", "weight_decay", "seed", "importance_low", "eval_temperature"]
         positive = ["temperature", "lr", "grad_clip", "reward_timeout_s", "importance_cap"]
         positive += ["rollout_timeout_s", "rollout_sync_timeout_s"]

@@ -12,7 +12,8 @@ from siri.distributed import ALONE, Ranks
 from siri.errors import InputError
 from siri.metrics import efficiency_score
 from siri.model import Policy
-from siri.rollout import Progress, Request, Rollout
+from siri.rollout import Completion, Progress, Request, Rollout
+from siri.signals import Stop
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,25 @@ def evaluate(
     seed: int,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    stop: Stop | None = None,
 ) -> Evaluation:
     """Sample `samples` responses of at most `cap` tokens to every problem and grade them with the reward pool; each
     rank does its share of the problems, all get the figures.
 
-    A response that the cap cuts is graded on what it holds. Greedy decoding is temperature 0, with one sample.
+    A response that the cap cuts is graded on what it holds. Greedy decoding is temperature 0, with one sample. Raises
+    Interrupted when `stop` asks for it.
     """
     own = ranks.share(len(prompts.ids))
     requests = [Request(ids, cap, samples) for ids in prompts.ids[own]]
-    completions = engine.generate(requests, temperature=temperature, seed=seed, progress=progress)
-    flat = [completion for answers in completions for completion in answers]
-    texts = [policy.decode(completion.token_ids) for completion in flat]
-    graded = rewards.score(texts, [answer for answer in prompts.answers[own] for _ in range(samples)])
+
+    def sample() -> tuple[list[Completion], Any]:
+        completions = engine.generate(requests, temperature=temperature, seed=seed, progress=progress)
+        flat = [completion for answers in completions for completion in answers]
+        texts = [policy.decode(completion.token_ids) for completion in flat]
+        return flat, rewards.score(texts, [answer for answer in prompts.answers[own] for _ in range(samples)])
+
+    at_once = ranks.size == 1 or getattr(engine, "by_itself", False)
+    flat, graded = (stop or Stop()).heed(sample, ranks=ranks, at_once=at_once)
     faults = (graded.timeouts, graded.errors)
     parts = ranks.gather(([(len(one.token_ids), one.truncated) for one in flat], graded.rewards, faults))
     responses = [response for part, _, _ in parts for response in part]

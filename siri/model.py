@@ -68,13 +68,15 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from siri.checkpoint import is_checkpoint, load_weights, verify
+
     folder = str(resolve_path(source))
     if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():
         raise InputError(f"model {source}: no such folder; give a folder, or a hub name such as org/model")
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"model {source}: {first_line(error)}; give a folder with config.json, or a hub name"
         ) from None
@@ -92,7 +94,7 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
             "packing would change the numbers; set a fixed rope_type (default, linear, yarn, llama3)"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers raise
         raise InputError(
             f"model {source}: no usable tokenizer there ({first_line(error)}); copy the tokenizer's files"
@@ -101,12 +103,21 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
         # transformers makes up an empty one where a folder has a config but no tokenizer files
         raise InputError(f"model {source}: no tokenizer there; copy tokenizer.json and tokenizer_config.json beside it")
     name = attention.register()
-    if not weights:
+    if not weights or is_checkpoint(folder):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=name)
-        return make_policy(model, tokenizer)
+        policy = make_policy(model, tokenizer)
+        if weights:
+            if fault := verify(Path(folder)):
+                raise InputError(f"model {source}: damaged, {fault}; choose another checkpoint")
+            allocate(model, device)
+            model.tie_weights()
+            load_weights(folder, policy)
+        return policy
+    options = {"dtype": torch.float32, "attn_implementation": name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=name)
+        # weights that would have to be unpickled are none
+        model = AutoModelForCausalLM.from_pretrained(folder, **options, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"model {source}: {first_line(error)}") from None
     return make_policy(model.to(device), tokenizer)

@@ -1,12 +1,14 @@
 """The run folder: what it holds, when it may be written, and where a run continues."""
 
+import contextlib
 import fcntl
 import json
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from siri.checkpoint import STATE, discard_after, newest_good
+from siri.checkpoint import discard_after, newest_good, read_state
 from siri.config import Config
 from siri.errors import InputError, parse_json
 from siri.metrics import MetricsLog, write_atomic
@@ -15,7 +17,8 @@ Resume = Literal["never", "must", "auto"]
 
 # Settings that may change when a run continues: how long it goes on, what is measured and written, and how the work is
 # laid out in memory and over machines. What is learnt is the same but for the order in which sums are rounded.
-FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "logger", "profile", "reward_workers"}
+FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "keep_every", "logger", "profile"}
+FREE |= {"reward_workers", "reward_memory_gb"}
 FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
 FREE |= {"sync_every_micro_step"}
 FREE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
@@ -37,12 +40,16 @@ class RunFolder:
         self.config = config
         self.recipe = recipe
         self.checkpoints = path / "checkpoints"
-        self.metrics = MetricsLog(path / "metrics.jsonl")
-        self.evals = MetricsLog(path / "eval.jsonl")
+        # as durable as the checkpoints: a row is on the disk before the checkpoint that says it is there
+        self.metrics = MetricsLog(path / "metrics.jsonl", fsync=True)
+        self.evals = MetricsLog(path / "eval.jsonl", fsync=True)
         self.plans = MetricsLog(path / "plans.jsonl")
+        self.partial = MetricsLog(path / "eval_partial.jsonl", fsync=True)
+        """Benchmarks that are done of the evaluation in progress."""
         self.checkpoint: Path | None = None
         """Where to continue; None = at step 0."""
         self.state: dict[str, Any] = {"steps_done": 0, "train_tokens": 0}
+        self._lock: IO[str] | None = None
         self.notes: list[str] = []
         """Lines for the user about damaged checkpoints that were passed over."""
         held = path / "config.json"
@@ -63,6 +70,8 @@ class RunFolder:
                 f"{path} holds a run with another configuration ({', '.join(blocking)}); give the same settings to "
                 "resume it, or choose another --run-dir"
             )
+        with contextlib.suppress(PermissionError):  # a finished run may lie in a folder that is read-only
+            self._take()  # from here on nobody else changes what is found
         for log in (self.metrics, self.evals):
             if any(type(row.get("step")) is not int for row in log.rows()):
                 raise InputError(f"{log.path}: a row has no step; mend or delete it")
@@ -72,7 +81,7 @@ class RunFolder:
                 f"no good checkpoint to resume from ({'; '.join(self.notes)}); restore one, or choose another --run-dir"
             )
         if self.checkpoint:
-            self.state = json.loads((self.checkpoint / STATE).read_text())
+            self.state = read_state(self.checkpoint)
 
     @property
     def start(self) -> int:
@@ -89,24 +98,48 @@ class RunFolder:
         limit = self.config.train_tokens
         return self.start >= self.config.steps or bool(limit and self.state["train_tokens"] >= limit)
 
+    def measured(self, done: int) -> list[dict[str, Any]]:
+        """The figures of the benchmarks that an evaluation after `done` steps had finished when it was cut short."""
+        return [row["figures"] for row in self.partial.rows() if row.get("step") == done]
+
+    def keep_measured(self, done: int, figures: Any) -> None:
+        """Note the figures of one more benchmark of the evaluation after `done` steps."""
+        self.partial.append({"step": done, "figures": asdict(figures)})
+
     def create(self) -> None:
         """Write config.json, and drop what will be written again: rows of the logs, and damaged checkpoints."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be made ({error.strerror}); choose another --run-dir") from None
-        self._lock = (self.path / ".lock").open("w")  # held, open, until the process ends, however it ends
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.path}: another process is training there; wait for it, or stop it") from None
+            self._take()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --run-dir") from None
         about = {"recipe": self.recipe, "versions": _versions()}
         text = json.dumps({**about, **self.config.to_json()}, indent=1)
         write_atomic(self.path / "config.json", text.encode())
         self.metrics.truncate(self.start)
         self.evals.truncate(keep=lambda row: row["step"] <= self.start)
+        self.partial.truncate(keep=lambda row: row.get("step") == self.start and "figures" in row)
         self.plans.truncate(self.start)
         discard_after(self.checkpoints, self.start)
+
+    def _take(self) -> None:
+        """Lock the folder; the lock goes with this object or its process, however that ends."""
+        if self._lock is not None:
+            return
+        lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise InputError(f"{self.path}: another process is training there; wait for it, or stop it") from None
+        self._lock = lock
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the other ranks, which do not hold the lock."""
+        return {**self.__dict__, "_lock": None}
 
 
 def _is_run(held: Path) -> bool:

@@ -1,14 +1,12 @@
 """`train()`: schedule -> rollout -> reward -> advantages -> packing -> loss -> step -> log -> evaluate -> save."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from siri import checkpoint
+from siri.attention import choose
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config import Config
 from siri.cost import read_cost_ratio, sequence_cost
@@ -16,15 +14,19 @@ from siri.data import PromptSet, Sampler, load_prompts, resolve_path
 from siri.distributed import Ranks, join_ranks, shard
 from siri.dynamics import Dynamics
 from siri.errors import InputError
-from siri.evaluate import average, evaluate
+from siri.evaluate import Evaluation, average, evaluate
+from siri.liger import apply_liger
 from siri.loggers import make_logger
 from siri.model import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
+from siri.offload import HostAdamW
 from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.reward_pool import RewardPool
 from siri.rollout.engines import make_engine
 from siri.run import Resume, RunFolder
+from siri.saver import MAX_FAILURES, Saver
+from siri.signals import Interrupted, Stop
 from siri.step_plan import StepTimes
 from siri.timing import Stopwatch, model_flops_utilisation, profiled
 from siri.update import update_policy
@@ -48,6 +50,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     schedule = config.length_schedule()
     cost_ratio = ranks.on_main(lambda: read_cost_ratio(config.cost_ratio))
     policy = load_policy(config.model, device, weights=not ranks.sharded)
+    choose(config.attention, device, policy.model.config, config.checkpointing)  # says what cannot be had
+    apply_liger(policy.model, config.liger, device)
     prompts = load_prompts(config.data, policy.tokenizer, config)
     held_out = [
         load_prompts(source, policy.tokenizer, config, limit=config.eval_problems) for source in config.eval_data
@@ -58,10 +62,11 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         check_context(policy, problems.longest, eval_cap)
     token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest)
     if ranks.sharded:
-        shard(policy.model, ranks, compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+        compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        shard(policy.model, ranks, compute_dtype=compute_dtype, vocab_parallel=config.vocab_parallel)
         allocate(policy.model, device)
     checkpoint_activations(policy.model, config.checkpointing)
-    optimizer = torch.optim.AdamW(
+    optimizer = (HostAdamW if config.optimizer_offload else torch.optim.AdamW)(
         policy.model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
     )
     sampler = Sampler(len(prompts.ids), config.seed)
@@ -76,10 +81,15 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     dynamics = Dynamics(policy.tokenizer)
     cost = sequence_cost(policy.model.config, cost_ratio=cost_ratio)
     rewards = RewardPool(
-        config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s, think=config.think
+        config.reward,
+        workers=config.reward_workers,
+        timeout_s=config.reward_timeout_s,
+        think=config.think,
+        memory_bytes=int(config.reward_memory_gb * 2**30),
     )
+    saver = Saver(run.checkpoints, keep=config.keep_checkpoints, keep_every=config.keep_every, ranks=ranks)
 
-    with rewards, TrainProgress(config.steps, run.start, quiet) as progress, stop_signals() as signals:
+    with rewards, TrainProgress(config.steps, run.start, quiet) as progress, Stop() as stop:
         logger = make_logger(config.logger if ranks.main else "none", run_dir, config.to_json())
         ranks.on_main(lambda: try_reward(config, rewards, prompts))
         ranks.on_main(run.create)  # nothing is written before all that may be bad input was tried
@@ -97,8 +107,9 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                 return
             if ranks.on_main(lambda: any(row["step"] == done for row in run.evals.rows())):
                 return
-            figures = [
-                evaluate(
+            figures = [Evaluation(**figures) for figures in ranks.on_main(lambda: run.measured(done))]
+            for index, problems in enumerate(held_out[len(figures) :], start=len(figures)):
+                found = evaluate(
                     policy,
                     engine,
                     rewards,
@@ -108,9 +119,11 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                     temperature=config.eval_temperature,
                     seed=derive_seed(config.seed, 1, index, *ranks.seed_path),
                     ranks=ranks,
+                    stop=stop,
                 )
-                for index, problems in enumerate(held_out)
-            ]
+                figures.append(found)
+                if ranks.main:
+                    run.keep_measured(done, found)
             if figures and ranks.main:
                 row = average(dict(zip(config.eval_data, figures, strict=True)))
                 row = {"step": done, "name": name if done else "base", "train_tokens": train_tokens, **row}
@@ -120,18 +133,26 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                     f"step {done} {row['name']}: accuracy {row['accuracy']:.1%}, {row['tokens_mean']:.1f} tokens"
                 )
 
-        measure(run.start)
         warned = False
-        done, last, stopped = run.start, run.trained(), any(ranks.gather(bool(signals)))
+        done, last, saved = run.start, run.trained(), run.start
+        state = {"sampler": sampler.state(), "train_tokens": train_tokens}
+        try:
+            measure(run.start)
+            stopped = any(ranks.gather(bool(stop)))
+        except Interrupted:
+            stopped = True
         for step in [] if last or stopped else range(run.start, config.steps):
             cap = schedule.cap(step)
             trace = run.path / f"trace_step_{step:06d}_rank_{ranks.rank}.json" if step == config.profile else None
             with profiled(trace), watch("step_time"):
                 with watch("rollout"):
                     engine.wake()
-                    groups = collect(
-                        config, policy, engine, rewards, prompts, sampler, step=step, cap=cap, watch=watch, ranks=ranks
-                    )
+                    options = {"step": step, "cap": cap, "watch": watch, "ranks": ranks, "stop": stop}
+                    try:
+                        groups = collect(config, policy, engine, rewards, prompts, sampler, **options)
+                    except Interrupted:  # nothing of this step has happened; a resumed run samples the same
+                        stopped = True
+                        break
                     engine.sleep()
                 with watch("train"):
                     if memory:
@@ -175,28 +196,38 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
 
             done = step + 1
             last = done == config.steps or bool(config.train_tokens and train_tokens >= config.train_tokens)
-            stopped = any(ranks.gather(bool(signals)))
+            votes = ranks.gather((bool(stop), *saver.failure()))
+            stopped, (_, fault, failures) = any(asked for asked, *_ in votes), votes[0]
             milestone = schedule.milestone(done)
             if ranks.main and (milestone or last or stopped or step == run.start):
                 run.plans.append(plan.record(step=step, phase=row["phase"], cap=cap, token_budget=token_budget))
-            if milestone or last or stopped or due(done, config.save_every or max(1, config.cycle // 4)):
-                state = {"sampler": sampler.state(), "train_tokens": train_tokens}
+            state = {"sampler": sampler.state(), "train_tokens": train_tokens}
+            if failures >= MAX_FAILURES:
+                saver.give_up(fault)
+            if fault:
+                progress.note(f"warning: a checkpoint could not be saved ({fault}); trying again")
+            if fault or milestone or last or stopped or due(done, config.save_every or max(1, config.cycle // 4)):
                 with watch("save"):  # goes into the row of the next step, as does eval
-                    checkpoint.save_checkpoint(
-                        run.checkpoints, done, policy, optimizer, state, name=milestone, ranks=ranks
-                    )
-                    if ranks.main:
-                        checkpoint.prune(run.checkpoints, config.keep_checkpoints)
-            if not stopped:  # a resumed run makes up for it
+                    saver.save(done, policy, optimizer, state, name=milestone)
+                    saved = done
+            if stopped:
+                break
+            try:
                 with watch("eval"):
                     measure(done)
-            if last or stopped:
+            except Interrupted:  # a resumed run makes up for it
+                stopped = True
                 break
+            if last:
+                break
+        if saved != done:
+            saver.save(done, policy, optimizer, state, name=schedule.milestone(done))
+        saver.wait()
     engine.close()
     logger.close()
     if ranks.main:
         write_report(run_dir)
-    if not last:
+    if stopped:
         if not quiet:
             print(f"stopped at step {done}, state saved; continue with --resume")
         return STOPPED
@@ -243,24 +274,3 @@ def plan_token_budget(config: Config, *, longest: int) -> int:
 def due(done: int, every: int) -> bool:
     """Whether something that happens every `every` steps (0 = never) happens after `done` steps."""
     return every > 0 and done % every == 0
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the first SIGINT or SIGTERM; the step is then finished and saved. A second signal kills."""
-    received: list[int] = []
-
-    def note(number: int, _frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,6 +1,8 @@
 """Checkpoints: whole or not at all, verified when read, bit-exact, and exported as plain model folders."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,17 +13,18 @@ from siri.checkpoint import (
     MANIFEST,
     OPTIMIZER,
     STATE,
+    WEIGHTS,
     checkpoints,
     discard_after,
     export,
     newest_good,
     prune,
     restore,
-    save_checkpoint,
     verify,
 )
 from siri.errors import InputError
 from siri.model import load_policy
+from tests.saving import file_of, save_now, tensors
 from tests.tiny import bpe_tokenizer, save_tiny
 
 IDS = torch.tensor([[5, 9, 30, 31, 8, 77]])
@@ -49,7 +52,7 @@ def logits(model) -> torch.Tensor:
 
 def save(folder: Path, policy, optimizer, *steps: int, name: str | None = None) -> Path:
     for step in steps:
-        path = save_checkpoint(folder, step, policy, optimizer, {"train_tokens": 10 * step}, name=name)
+        path = save_now(folder, step, policy, optimizer, {"train_tokens": 10 * step}, name=name)
     return path
 
 
@@ -78,8 +81,8 @@ def test_round_trip_is_bit_exact(tmp_path, tied, kind):
         old, new = optimizer.state_dict(), fresh_optimizer.state_dict()
         assert old["param_groups"] == new["param_groups"] and old["state"].keys() == new["state"].keys()
         assert len(old["state"]) == len(list(policy.model.parameters()))
-        for index, tensors in old["state"].items():
-            assert all(torch.equal(tensors[key], new["state"][index][key]) for key in tensors)
+        for index, moments in old["state"].items():
+            assert all(torch.equal(moments[key], new["state"][index][key]) for key in moments)
 
 
 def test_an_optimizer_that_never_stepped(tmp_path):
@@ -102,16 +105,70 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", OPTIMIZER, STATE, "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, STATE, "config.json", "tokenizer.json"])
 @pytest.mark.parametrize(
     ("damage", "said"),
     [(truncate, "bytes instead of"), (flip_a_bit, "does not match its checksum"), (Path.unlink, "is missing")],
 )
-def test_damage_is_found_and_named(tmp_path, subject, name, damage, said):
+def test_damage_is_found_and_named(tmp_path, subject, name, damage, said, fault):
     path = save(tmp_path, *subject, 1)
-    damage(path / name)
-    fault = verify(path)
-    assert fault is not None and name in fault and said in fault
+    victim = file_of(path, name) if (path / name).is_dir() else path / name
+    damage(victim)
+    found = verify(path)
+    assert found is not None and victim.relative_to(path).as_posix() in found and said in found
+    fault(f"checkpoint: {name} {damage.__name__}d", "1", "found and named on load")
+
+
+def claim(path: Path, name: str, data: bytes) -> None:
+    """Put a file into the manifest of a checkpoint, with a checksum that fits."""
+    listing = json.loads((path / MANIFEST).read_text())
+    listing[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / MANIFEST).write_text(json.dumps(listing))
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/hostname", "weights/../../outside", "weights/link", "state.json/.."]
+)
+def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, subject, name, fault):
+    path = save(tmp_path / "run", *subject, 1)
+    (tmp_path / "run" / "outside").write_bytes(b"secret")
+    (tmp_path / "outside").write_bytes(b"secret")
+    if name.endswith("link"):
+        (path / name).symlink_to(tmp_path / "outside")
+    claim(path, name, b"secret")
+    assert verify(path)
+    assert newest_good(tmp_path / "run")[0] is None
+    fault(f"manifest names {name}", "1", "refused")
+
+
+def test_what_the_manifest_does_not_list_is_not_read(tmp_path, subject, fault):
+    """A shard of another save would be merged into the weights."""
+    path = save(tmp_path, *subject, 1)
+    stray = path / WEIGHTS / "shard-00009-model-00001-of-00001.safetensors"
+    shutil.copyfile(file_of(path, WEIGHTS), stray)
+    assert "is not in its manifest" in verify(path)
+    stray.unlink()
+    (path / "model.safetensors.index.json").symlink_to("/etc/hostname")
+    assert "is not in its manifest" in verify(path)
+    (path / "model.safetensors.index.json").unlink()
+    assert verify(path) is None
+    fault("stray or linked file in a checkpoint", "2", "refused")
+
+
+def test_links_are_no_checkpoints_and_removing_one_spares_its_target(tmp_path, subject):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    folder = tmp_path / "run"
+    save(folder, *subject, 1, 2, 3)
+    (folder / "step_000009").symlink_to(outside, target_is_directory=True)
+    (folder / ".step_000008.part").symlink_to(outside, target_is_directory=True)
+    (folder / "siri-low-7").symlink_to("../outside")
+    assert [path.name for path in checkpoints(folder)] == ["step_000001", "step_000002", "step_000003"]
+    discard_after(folder, 2)
+    prune(folder, 1)
+    assert (outside / "precious").read_text() == "mine"
+    assert [path.name for path in checkpoints(folder)] == ["step_000002"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +187,7 @@ def test_newest_good_passes_over_damaged_ones(tmp_path, subject):
     assert newest_good(tmp_path / "nowhere") == (None, [])
     save(tmp_path, *subject, 999999, 2, 1000000)
     assert [path.name for path in checkpoints(tmp_path)] == ["step_000002", "step_999999", "step_1000000"]
-    truncate(tmp_path / "step_1000000" / OPTIMIZER)
+    truncate(file_of(tmp_path / "step_1000000", OPTIMIZER))
     path, notes = newest_good(tmp_path)
     assert path == tmp_path / "step_999999"
     assert len(notes) == 1 and "step_1000000" in notes[0] and OPTIMIZER in notes[0]
@@ -140,43 +197,20 @@ def test_newest_good_passes_over_damaged_ones(tmp_path, subject):
     assert path is None and len(notes) == 3
 
 
-def test_a_kill_while_saving_leaves_the_older_checkpoints_good(tmp_path, subject, monkeypatch):
-    """Whatever the moment: only the last rename makes a checkpoint, and the next save clears up."""
-    import safetensors.torch
-
-    save(tmp_path, *subject, 1)
-
-    def killed(*_args, **_options):
-        raise KeyboardInterrupt
-
-    # in the middle of the files, and right before the checkpoint gets its name
-    for target, name in ((safetensors.torch, "save_file"), (Path, "rename")):
-        with monkeypatch.context() as patch:
-            patch.setattr(target, name, killed)
-            with pytest.raises(KeyboardInterrupt):
-                save(tmp_path, *subject, 2, name="siri-low-1")
-        assert (tmp_path / ".step_000002.part").is_dir()
-        assert [path.name for path in checkpoints(tmp_path)] == ["step_000001"]
-        assert newest_good(tmp_path) == (tmp_path / "step_000001", [])
-        assert not (tmp_path / "siri-low-1").exists()
-    (tmp_path / ".step_000002.part" / "stray").write_text("from before the kill")
-    path = save(tmp_path, *subject, 2, name="siri-low-1")
-    assert verify(path) is None and not (path / "stray").exists()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["siri-low-1", "step_000001", "step_000002"]
-
-
 def test_saving_again_replaces(tmp_path, subject):
     path = save(tmp_path, *subject, 4, name="siri-low-1")
-    truncate(path / "model.safetensors")
+    truncate(file_of(path, WEIGHTS))
     assert save(tmp_path, *subject, 4, name="siri-low-1") == path
     assert verify(path) is None and verify(tmp_path / "siri-low-1") is None
     assert (tmp_path / "siri-low-1").readlink() == Path(path.name), "relative, so that the run folder can move"
 
 
-def test_prune_keeps_the_newest_and_the_named(tmp_path, subject):
+def test_prune_keeps_the_newest_the_named_and_every_so_many(tmp_path, subject):
     save(tmp_path, *subject, 1, 2, 4, 5, 6)
     save(tmp_path, *subject, 3, name="siri-low-1")
-    (tmp_path / ".step_000009.part").mkdir()
+    prune(tmp_path, 2, keep_every=2)
+    kept = ["step_000002", "step_000003", "step_000004", "step_000005", "step_000006"]
+    assert [path.name for path in checkpoints(tmp_path)] == kept
     prune(tmp_path, 2)
     names = ["siri-low-1", "step_000003", "step_000005", "step_000006"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == names
@@ -188,6 +222,7 @@ def test_damaged_checkpoints_of_later_steps_go_when_a_run_continues(tmp_path, su
     """Else they would be the newest for ever, and pruning would remove good ones in their favour."""
     save(tmp_path, *subject, 1, 2)
     save(tmp_path, *subject, 3, name="siri-low-1")
+    (tmp_path / ".step_000009.part").mkdir()
     discard_after(tmp_path, 2)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step_000001", "step_000002"]
     discard_after(tmp_path / "nowhere", 0)
@@ -207,7 +242,7 @@ def test_export_is_a_folder_for_transformers(tmp_path, tied):
         target = export(source, tmp_path / f"export_{number}")
         found = {entry.name for entry in target.iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= found
-        assert not found & {MANIFEST, STATE, OPTIMIZER}
+        assert not found & {MANIFEST, STATE, OPTIMIZER, WEIGHTS}
         model = AutoModelForCausalLM.from_pretrained(target)
         assert torch.equal(logits(model), logits(policy.model))
         loaded = AutoTokenizer.from_pretrained(target)
@@ -231,8 +266,8 @@ def test_export_refuses(tmp_path, subject):
     with pytest.raises(InputError, match="no checkpoint there"):
         export(tmp_path, tmp_path / "new")
 
-    truncate(path / "model.safetensors")
-    with pytest.raises(InputError, match=r"step_000002: damaged, model\.safetensors has"):
+    truncate(file_of(path, WEIGHTS))
+    with pytest.raises(InputError, match=r"step_000002: damaged, weights/shard-00001\S*\.safetensors has"):
         export(path, tmp_path / "new")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -242,3 +277,10 @@ def test_export_refuses(tmp_path, subject):
         export(run, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     assert json.loads((empty / "config.json").read_text())["model_type"] == "qwen2"
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path, subject):
+    path = save(tmp_path, *subject, 1)
+    names = {entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file()}
+    assert {os.path.splitext(name)[1] for name in names} <= {".json", ".safetensors", ".jinja", ".txt"}
+    assert tensors(path).keys() > {"weights/lm_head.weight", "optimizer/lm_head.weight.exp_avg"}

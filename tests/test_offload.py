@@ -7,11 +7,12 @@ import torch
 import torch.distributed as dist
 
 from siri import offload
-from siri.checkpoint import restore, save_checkpoint
+from siri.checkpoint import restore
 from siri.distributed import ALONE, full, shard
 from siri.offload import HostAdamW
 from siri.timing import Stopwatch
 from siri.update import update_policy
+from tests.saving import save_now
 from tests.test_distributed import join, spawn
 from tests.test_update import config, make_samples
 from tests.tiny import tiny_model, tiny_policy
@@ -103,7 +104,7 @@ def worker(rank: int, world: int, port: int, results, folder) -> None:
     for parameter in hosted.model.parameters():
         moment = optimizer.state[parameter]["exp_avg"]
         assert type(moment) is torch.Tensor and moment.shape == parameter.to_local().shape, "this rank's part alone"
-    save_checkpoint(folder, 3, hosted, optimizer, {}, name=None, ranks=ranks)
+    save_now(folder, 3, hosted, optimizer, {}, name=None, ranks=ranks)
 
     again = tiny_policy(vocab_size=97, seed=9)
     shard(again.model, ranks, compute_dtype=torch.float32)

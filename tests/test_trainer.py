@@ -16,12 +16,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import siri
 from siri.cli import main
 from siri.config import load_recipe
 from siri.data import load_problems
+from tests.saving import file_of, tensors
 from tests.tiny import bpe_tokenizer, save_tiny
 
 ROOT = Path(siri.__file__).parent.parent
@@ -62,10 +62,7 @@ def reproducible(metrics: list[dict]) -> list[dict]:
 
 
 def weights(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
-    names = ("model.safetensors", "optimizer.safetensors")
-    return {
-        f"{name}/{key}": t for name in names for key, t in load_file(folder / "checkpoints" / checkpoint / name).items()
-    }
+    return tensors(folder / "checkpoints" / checkpoint)
 
 
 def assert_same_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
@@ -202,7 +199,7 @@ def test_the_run_is_worth_resuming(straight):
         sum(row["grad_norm"] > 0 for row in metrics) >= 5 and len({row["response_tokens_mean"] for row in metrics}) == 6
     )
     first, last = weights(straight, "step_000001"), weights(straight, "step_000006")
-    assert not torch.equal(first["model.safetensors/lm_head.weight"], last["model.safetensors/lm_head.weight"])
+    assert not torch.equal(first["weights/lm_head.weight"], last["weights/lm_head.weight"])
 
 
 def test_metrics_hold_what_the_contract_names(straight):
@@ -294,12 +291,12 @@ def test_damaged_checkpoints(straight, tmp_path, capsys):
     train(folder, "--steps", "5", *common, "--quiet")
     saved = sorted(path.name for path in (folder / "checkpoints").glob("step_*"))
     assert saved == ["step_000002", "step_000003", "step_000004", "step_000005"], "two named, two newest"
-    damaged = folder / "checkpoints" / "step_000005" / "optimizer.safetensors"
+    damaged = file_of(folder / "checkpoints" / "step_000005", "optimizer")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     capsys.readouterr()
     train(folder, "--steps", "6", *common, "--resume")
     text = capsys.readouterr().out
-    assert "step_000005: damaged, optimizer.safetensors has" in text
+    assert "step_000005: damaged, optimizer/shard-00001-model-00001-of-00001.safetensors has" in text
     same_run(folder, straight)
 
     for path in (folder / "checkpoints").glob("step_*/state.json"):

@@ -24,6 +24,7 @@ class LocalRollout:
         self.policy = policy
         self.cache_tokens = cache_tokens
         self.trained = trained
+        self.by_itself = True  # no rank waits for another one's tokens
         self.notes: list[str] = []
 
     def generate(

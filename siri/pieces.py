@@ -1,0 +1,165 @@
+"""What a rank holds of each tensor, as torch's distributed checkpoint (DCP) wants to know it.
+
+DCP writes safetensors with one file a rank and reads them back under any other sharding. Its storage for safetensors
+takes tensors only, and its own copies of DTensors stay on their device; a `Piece` is therefore plain: the local part,
+where it starts, and the size of the whole. The methods with underscores are DCP's protocol (`_Checkpointable`), and
+the planners look a piece's tensor up.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siri.model import Policy
+from siri.offload import MOMENTS, HostAdamW
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A rank's part of a tensor; the whole of it where nothing is sharded."""
+
+    local: torch.Tensor
+    whole: torch.Size
+    """Size of the whole."""
+    offsets: torch.Size
+
+    def size(self) -> torch.Size:
+        return self.whole
+
+    def __create_chunk_list__(self) -> list[Any]:
+        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
+        return [ChunkStorageMetadata(self.offsets, self.local.size())] if self._holds_something else []
+
+    def __create_write_items__(self, name: str, _: Any) -> list[Any]:
+        from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
+        from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+        properties = TensorProperties.create_from_tensor(self.local)
+        return [
+            WriteItem(
+                index=MetadataIndex(name, self.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self.whole),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+    @property
+    def _holds_something(self) -> bool:
+        return self.local.numel() > 0
+
+
+def piece_of(tensor: torch.Tensor, like: torch.Tensor | None = None) -> Piece:
+    """The piece that this rank holds of a tensor, sharded (DTensor) or not. `like` is sharded as the tensor would be,
+    where the tensor is a rank's local part by itself."""
+    whole = tensor if like is None or hasattr(tensor, "to_local") else like
+    local = tensor.detach()
+    if not hasattr(whole, "to_local"):
+        return Piece(local, local.size(), torch.Size([0] * local.ndim))
+    (chunk,) = whole.__create_chunk_list__()
+    return Piece(local.to_local() if hasattr(local, "to_local") else local, whole.size(), torch.Size(chunk.offsets))
+
+
+def weights_of(policy: Policy) -> dict[str, Piece]:
+    """The model's parameters by name; tied ones once."""
+    return {name: piece_of(parameter) for name, parameter in policy.model.named_parameters()}
+
+
+def moments_of(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Piece]:
+    """AdamW's state as NAME.exp_avg, NAME.exp_avg_sq and NAME.step, for the parameters that have one."""
+    return {
+        f"{name}.{key}": piece_of(value, parameter if key in MOMENTS else None)
+        for name, parameter in policy.model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def make_moments(policy: Policy, optimizer: torch.optim.Optimizer, known: set[str]) -> None:
+    """Room for the state of the parameters of which `known` holds some, to be read into."""
+    for name, parameter in policy.model.named_parameters():
+        if f"{name}.step" not in known:
+            optimizer.state.pop(parameter, None)
+            continue
+        if isinstance(optimizer, HostAdamW):
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            moments = {key: torch.zeros_like(local, device="cpu") for key in MOMENTS}
+        else:
+            moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
+        optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+
+
+def write_pieces(folder: Path, pieces: dict[str, Piece], *, group: Any, alone: bool) -> None:
+    """Every rank of the process group writes what it holds to a safetensors file in `folder`, fsynced."""
+    from torch.distributed import checkpoint as dcp
+
+    if not pieces:
+        return
+    _hush()
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(pieces, storage_writer=writer, planner=_planner(saving=True), process_group=group, no_dist=alone)
+
+
+def read_pieces(folder: Path, pieces: dict[str, Piece]) -> None:
+    """Fill the pieces from the files in `folder`, whoever wrote them. Each rank reads for itself what it holds."""
+    from torch.distributed import checkpoint as dcp
+
+    if not pieces:
+        return
+    _hush()
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    dcp.load(pieces, storage_reader=reader, planner=_planner(saving=False), no_dist=True)
+
+
+def read_whole(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors in `folder`, each in one piece, on the CPU."""
+    from torch.distributed import checkpoint as dcp
+
+    if not folder.is_dir():
+        return {}
+    known = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in known.items()}
+    read_pieces(folder, {name: piece_of(tensor) for name, tensor in tensors.items()})
+    return tensors
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the tensors in `folder`."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names |= set(file.keys())
+    return names
+
+
+def _planner(*, saving: bool) -> Any:
+    from torch.distributed import checkpoint as dcp
+
+    # as DCP's own, but for pieces: its set-up looks for tensors to flatten and to copy
+    class SavePlanner(dcp.DefaultSavePlanner):
+        def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+            self.state_dict, self.is_coordinator = state_dict, is_coordinator
+
+        def lookup_object(self, index: Any) -> torch.Tensor:
+            return self.state_dict[index.fqn].local
+
+    class LoadPlanner(dcp.DefaultLoadPlanner):
+        def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None:
+            self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
+
+        def lookup_tensor(self, index: Any) -> torch.Tensor:
+            return self.state_dict[index.fqn].local
+
+    if saving:
+        return SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    return LoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+
+def _hush() -> None:
+    # DCP says so on every call of a process by itself, which is what we ask for
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -1,0 +1,176 @@
+"""Saving while training goes on: the step waits for a copy to host memory, a thread does the rest."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from siri import checkpoint
+from siri.checkpoint import OPTIMIZER, STATE, WEIGHTS
+from siri.distributed import ALONE, Ranks
+from siri.errors import InputError, first_line
+from siri.model import Policy
+from siri.pieces import Piece, moments_of, weights_of, write_pieces
+
+MAX_FAILURES = 3
+"""So many saves that fail one after the other end the run."""
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time, in the background. Every rank has one and makes the same calls.
+
+    The files get their place by one rename when all of them are on the disk, so a save that fails, or is killed,
+    leaves the older checkpoints as they were. What fails is told by `failure`, for the next step to report.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, keep_every: int = 0, ranks: Ranks = ALONE):
+        self.folder, self.keep, self.keep_every, self.ranks = folder, keep, keep_every, ranks
+        self.failures = 0
+        """How many saves in a row have failed."""
+        self._thread: threading.Thread | None = None
+        self._error = ""
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._about: dict[str, bytes] = {}
+        # the main thread's collectives go on meanwhile, so the writers have a process group of their own
+        self._group = None
+        if ranks.size > 1:
+            members = dist.get_process_group_ranks(ranks.group or dist.group.WORLD)
+            self._group = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+
+    def save(
+        self,
+        done: int,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        *,
+        name: str | None = None,
+    ) -> Path:
+        """Start to write `step_NNNNNN` after `done` steps, and a link `name` to it; waits for the save before, and for
+        the copy. `state` is JSON data of the caller's."""
+        self._join()
+        weights = self._copied(WEIGHTS, weights_of(policy))
+        moments = self._copied(OPTIMIZER, moments_of(policy, optimizer))
+        if policy.device.type == "cuda":
+            torch.cuda.synchronize(policy.device)
+        final = self.folder / f"step_{done:06d}"
+        if self.ranks.main and not self._about:
+            self._about = checkpoint.about_model(policy)  # here: a tokenizer does not like two threads at once
+        about = {**self._about, STATE: json.dumps({"steps_done": done, "name": name, **state}, indent=1).encode()}
+        self._error = "it was cut short"
+        arguments = (final, weights, moments, about, name)
+        # a daemon: an interpreter that is told to end at once does not wait for the disk
+        self._thread = threading.Thread(target=self._work, args=arguments, name="saver", daemon=True)
+        self._thread.start()
+        return final
+
+    def wait(self) -> None:
+        """Wait for the save that is under way; InputError, on every rank, if it fails."""
+        self._join()
+        if message := self.ranks.broadcast(self._error):
+            raise InputError(f"{self.folder}: the last checkpoint could not be saved ({message}); {self._way_out()}")
+
+    def failure(self) -> tuple[str, int]:
+        """Why the last save failed, told once, and how many have failed in a row; "" and 0 while one is under way. The
+        ranks may differ for a moment in what is under way: rank 0 counts."""
+        if self._thread is not None and self._thread.is_alive():
+            return "", 0
+        message, self._error = self._error, ""
+        return message, self.failures if message else 0
+
+    def give_up(self, message: str) -> None:
+        """The end of a run that cannot save."""
+        raise InputError(f"{self.folder}: {MAX_FAILURES} saves in a row failed ({message}); {self._way_out()}")
+
+    def _way_out(self) -> str:
+        found = checkpoint.checkpoints(self.folder)
+        newest = f"{found[-1].name} is there" if found else "none is there"
+        return f"{newest}; make room or make the folder writable, then --resume"
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _copied(self, kind: str, pieces: dict[str, Piece]) -> dict[str, Piece]:
+        copies = {}
+        for name, piece in pieces.items():
+            key = f"{kind}/{name}"
+            buffer = self._buffers.get(key)
+            if buffer is None or buffer.shape != piece.local.shape:
+                pinned = piece.local.device.type == "cuda"
+                buffer = torch.empty(piece.local.shape, dtype=piece.local.dtype, pin_memory=pinned)
+                self._buffers[key] = buffer
+            copies[name] = Piece(buffer.copy_(piece.local, non_blocking=True), piece.whole, piece.offsets)
+        return copies
+
+    def _work(
+        self,
+        final: Path,
+        weights: dict[str, Piece],
+        moments: dict[str, Piece],
+        about: dict[str, bytes],
+        name: str | None,
+    ) -> None:
+        """The thread. Every stage ends with all ranks knowing whether all came through it, so that none is left waiting
+        in a collective for one that failed."""
+        part = final.parent / f".{final.name}.part"
+        listing: dict[str, Any] = {}
+
+        def prepare() -> None:
+            if self.ranks.main:
+                checkpoint.remove(part)
+                part.mkdir(parents=True)
+                for path, data in about.items():
+                    (part / path).write_bytes(data)
+
+        def write() -> None:
+            for kind, pieces in ((WEIGHTS, weights), (OPTIMIZER, moments)):
+                write_pieces(part / kind, pieces, group=self._group, alone=self.ranks.size == 1)
+
+        def describe() -> dict[str, Any]:
+            own = f"shard-{self.ranks.rank + 1:05d}-"  # DCP numbers its files so
+            mine = [path for path in checkpoint.files_in(part) if ("/" not in path and self.ranks.main) or own in path]
+            return {path: checkpoint.describe(part, path) for path in mine}
+
+        def publish() -> None:
+            if self.ranks.main:
+                checkpoint.finish(part, final, listing, name)
+                checkpoint.prune(final.parent, self.keep, self.keep_every)
+
+        error = ""
+        for stage in (prepare, write, describe, publish):
+            found, error = self._stage(stage)
+            if error:
+                break
+            for entries in found:
+                listing |= entries or {}
+        if error and self.ranks.main:
+            with contextlib.suppress(OSError):
+                checkpoint.remove(part)
+        self.failures = self.failures + 1 if error else 0
+        self._error = error
+
+    def _stage(self, stage: Callable[[], Any]) -> tuple[list[Any], str]:
+        value, error = None, ""
+        try:
+            value = stage()
+        except BaseException as fault:  # whatever it is, the other ranks must hear of it
+            error = _cause(fault)
+        if self.ranks.size == 1:
+            return [value], error
+        outcomes: list[Any] = [None] * self.ranks.size
+        dist.all_gather_object(outcomes, (value, error), group=self._group)
+        return [value for value, _ in outcomes], next((error for _, error in outcomes if error), "")
+
+
+def _cause(fault: BaseException) -> str:
+    """What DCP's exception is about: it holds those of all ranks."""
+    failures = getattr(fault, "failures", None)
+    if failures:
+        fault = next(iter(failures.values()))[0]
+    return getattr(fault, "strerror", None) or first_line(fault)

@@ -1,0 +1,70 @@
+"""SIGINT and SIGTERM: the first asks the run to stop with its state saved, the second ends it at once."""
+
+import signal
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from siri.distributed import ALONE, Ranks
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """Work that may be left undone was left undone, on every rank, because the run is to stop."""
+
+
+class Stop:
+    """Whether the run has been asked to stop. A context manager: inside it signals are noted instead of obeyed.
+
+    A step is finished first, unless it can be left undone (`heed`): sampling and grading change nothing that lasts, so
+    a rollout or an evaluation of an hour does not use up the grace that a scheduler gives.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._previous: dict[int, Any] = {}
+        self._at_once = False
+
+    def __bool__(self) -> bool:
+        return bool(self.received)
+
+    def __enter__(self) -> "Stop":
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread: the caller handles signals
+            self._previous = {}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._give_back()
+
+    def heed(self, function: Callable[[], T], *, ranks: Ranks = ALONE, at_once: bool = True) -> T:
+        """What `function` returns; Interrupted, on all ranks, where a signal came before or while it ran on any.
+
+        `at_once` breaks it off; else it runs to its end, as it must if it waits for the function of other ranks.
+        """
+        outcome, cut = None, bool(self)
+        if not cut:
+            try:
+                self._at_once = at_once
+                outcome = function()
+            except Interrupted:
+                cut = True
+            finally:
+                self._at_once = False
+        if any(ranks.gather(cut)):
+            raise Interrupted
+        return outcome
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.received.append(number)
+        self._give_back()  # the next one, of either kind, does what it does by default
+        if self._at_once:
+            self._at_once = False
+            raise Interrupted
+
+    def _give_back(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
