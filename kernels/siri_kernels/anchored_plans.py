@@ -54,7 +54,11 @@ PLANS = {
     "two-blocks": {(90, 0): Tile(128, 128, 64, warps=4, stages=3, subtiles=2)},
 }
 # heads with a softcap, a bias or rounded logits: their epilogues need more registers than larger tiles leave
-BUSY_TILES = {90: Tile(128, 128, 64, warps=8, stages=3, subtiles=2), 100: Tile(128, 64, 64, warps=8, stages=3)}
+BUSY_TILES = {
+    90: Tile(128, 128, 64, warps=8, stages=3, subtiles=2),
+    100: Tile(128, 64, 64, warps=8, stages=3),
+    120: Tile(128, 64, 64, warps=8, stages=3, descriptors=False),
+}
 INTERPRETER = {True: Tile(32, 128, 64, 4, 1, subtiles=2), False: Tile(32, 128, 64, 4, 1, descriptors=False)}
 _chosen = os.environ.get("SIRI_KERNELS_PLAN", "flat")
 

@@ -33,7 +33,8 @@ def fault(device: torch.device, d_model: int, vocab: int, head: tuple, group: st
     global _checking
     busy = any(head[1:])
     tile = planned_tile(capability(device), d_model, busy)
-    kind = (tile, d_model % tile.depth != 0, *head)
+    tail = d_model % tile.depth
+    kind = (tile, tail, *head)
     key = (device, vocab % tile.columns != 0, *kind)
     with _lock:
         if _checking:
@@ -44,7 +45,7 @@ def fault(device: torch.device, d_model: int, vocab: int, head: tuple, group: st
             _checking = True
             try:
                 generic = tile == planned_tile(capability(device), 0, busy)
-                depth = (5 * tile.depth + (8 if kind[1] else 0)) if generic else d_model
+                depth = 5 * tile.depth + tail if generic else d_model  # more steps than stages, the same alignment
                 _faults[key] = verify(device, tile, depth, head, ragged=key[1])
             finally:
                 _checking = False
