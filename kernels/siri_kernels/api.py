@@ -141,8 +141,8 @@ def linear_grpo_loss(
     chunks. main_grad fp32 [V, D]: dW is added to it in the backward and weight gets no .grad; this bypasses whatever
     reduces .grad, FSDP2's included.
 
-    impl: "auto" or one that `selection.choose` names. low_rank: (u [N, r], B [V, r]), an adapter's share u B^T of the logits; while weight needs no gradient only B's
-    columns of dW are formed.
+    impl: "auto" or one that `selection.choose` names. low_rank: (u [N, r], B [V, r]), an adapter's share u B^T of the
+    logits; while weight needs no gradient only B's columns of dW are formed.
 
     Returns GrpoResult. Under any upstream gradient the result is exact: gradients are kept in fp32 and scaled in the
     backward. Second derivatives do not exist.
