@@ -337,3 +337,55 @@ def test_selective_checkpointing_keeps_the_result_of_each_backend():
 
     assert _keep_attention(None, torch.ops.torch_attn._varlen_attn.default) == CheckpointPolicy.MUST_SAVE
     assert _keep_attention(None, torch.ops.aten.mm.default) == CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
+    """From the setting to each layer: the stand-in attends for whole models, with the numbers of sdpa."""
+    from siri import update
+    from siri.timing import Stopwatch
+    from tests.test_update import config, make_samples
+    from tests.tiny import tiny_policy
+
+    asked, seen = [], Seen()
+
+    def chosen(name, device, model_config, checkpointing):
+        asked.append((name, device, checkpointing))
+        return "flash2"
+
+    calls = []
+
+    def stand_in(q, k, v, cu_seqlens_q, softmax_scale, **options):
+        calls.append(options["max_seqlen_q"])
+        return seen.answer(q=q, k=k, v=v, cu=cu_seqlens_q, scale=softmax_scale)
+
+    monkeypatch.setattr(attention, "_flash_function", lambda name: stand_in)
+    outcomes = []
+    for setting in ("sdpa", "flash2"):
+        if setting == "flash2":
+            monkeypatch.setattr(update, "choose", chosen)
+        policy = tiny_policy(dtype=torch.float64)
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
+        settings = config(attention=setting)
+        samples = make_samples(1)
+        metrics = update.update_policy(policy, optimizer, [samples], settings, watch=Stopwatch(CPU), token_budget=150)
+        outcomes.append([parameter.detach() for parameter in policy.model.parameters()])
+    assert asked == [("flash2", CPU, "none")]
+    assert len(calls) == metrics["micro_steps"] * 2, "both layers of each micro-step"
+    assert max(calls) == max(len(sample) for sample in samples)
+    for one, two in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        (["--attention", "flash3"], "attention flash3 does not work here (it has no backward on cpu)"),
+        (["--liger", "on"], "liger is on, but its kernels do not run on cpu; use --liger auto"),
+    ],
+)
+def test_training_says_at_once_what_cannot_be_had(tmp_path, capsys, option, said):
+    from siri import cli
+
+    run = tmp_path / "run"
+    assert cli.main(["train", "demo", "--device", "cpu", "--run-dir", str(run), *option]) == 2
+    assert said in capsys.readouterr().err and not run.exists()
