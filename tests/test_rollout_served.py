@@ -1,0 +1,266 @@
+"""The served mode against a stand-in for `vllm serve` that fails on demand: nothing is lost, nothing is done twice, and
+nothing comes from other weights than the trainer's."""
+
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from siri.errors import InputError
+from siri.rollout import Request
+from siri.rollout.dispatch import TRIES
+from siri.rollout.order import ExpectedLengths
+from siri.rollout.proof import ANSWER_TOKENS
+from siri.rollout.served import LAUNCH, REQUIRED, ServedEngine
+from siri.rollout.vllm import VllmOptions, VllmRollout
+from tests.fake_server import FakeServer
+from tests.tiny import tiny_policy
+
+
+@pytest.fixture
+def servers():
+    running = [FakeServer(), FakeServer()]
+    yield running
+    for server in running:
+        server.stop()
+
+
+def options(servers, folder, **changes) -> VllmOptions:
+    base = VllmOptions(
+        model="tiny",
+        context=128,
+        sequences=8,
+        memory=0.5,
+        servers=tuple(server.url for server in servers),
+        sync="auto",
+        sync_dir=folder / "weights",
+        timeout_s=1.5,
+        sync_timeout_s=5.0,
+    )
+    return replace(base, **changes)
+
+
+def engine(servers, folder, policy=None, **changes) -> VllmRollout:
+    policy = policy or tiny_policy()
+    backend = ServedEngine(options(servers, folder, **changes), policy)
+    return VllmRollout(policy, backend, temperature=0.8, lengths=ExpectedLengths())
+
+
+def requests(count: int = 6, n: int = 4) -> list[Request]:
+    return [Request([5 + i, 6, 7], 12 + i, n) for i in range(count)]
+
+
+def tokens(answers) -> list[list[list[int]]]:
+    return [[one.token_ids for one in group] for group in answers]
+
+
+@pytest.fixture
+def synced(servers, tmp_path):
+    rollout = engine(servers, tmp_path)
+    rollout.sync()
+    for server in servers:
+        server.asked.clear()
+        server.served = 0
+    return rollout
+
+
+@pytest.fixture
+def undisturbed(synced, servers):
+    """What the requests give without faults."""
+    answers = synced.generate(requests(), temperature=0.8, seed=3)
+    for server in servers:
+        server.asked.clear()
+        server.served = 0
+    return answers
+
+
+def again(rollout):
+    return rollout.generate(requests(), temperature=0.8, seed=3)
+
+
+def test_both_servers_sample_from_the_trainers_weights(synced, servers, undisturbed):
+    assert [len(group) for group in undisturbed] == [4] * 6
+    assert tokens(again(synced)) == tokens(undisturbed)
+    assert all(server.served for server in servers) and sum(server.served for server in servers) == 24
+    assert {server.weights for server in servers} == {synced.backend.version} and all(s.resets for s in servers)
+    assert synced.metrics()["rollout_servers_used"] == 2
+
+
+def test_sampling_is_plain(synced, servers):
+    """Everything that could bias the log-probs is switched off in each request, whatever the server's defaults are."""
+    again(synced)
+    asked = [body for server in servers for body in server.asked]
+    assert {body["max_tokens"] for body in asked} == {request.max_tokens for request in requests()}
+    assert len({body["seed"] for body in asked}) == 24
+    plain = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "temperature": 0.8, "logprobs": 0}
+    plain |= {"presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "stop_token_ids": [2]}
+    assert all(body.items() >= plain.items() for body in asked)
+
+
+@pytest.mark.parametrize("fault", ["500", "cut", "short", "abort", "html", "reset"])
+def test_a_failed_response_is_sampled_again_as_it_would_have_been(synced, servers, undisturbed, fault):
+    servers[0].faults.extend([fault, "", fault])
+    assert tokens(again(synced)) == tokens(undisturbed)
+    assert synced.metrics()["rollout_retries"] >= 2
+
+
+def test_a_response_that_always_fails_is_an_error(synced, servers):
+    for server in servers:
+        server.faults.extend(["500"] * 100)
+    with pytest.raises(InputError, match=rf"failed {TRIES} times, the last time with: .*HTTP 500: 'out of memory'"):
+        again(synced)
+
+
+def test_a_refused_request_is_an_error_at_once(synced, servers):
+    servers[0].faults.append("400")
+    with pytest.raises(InputError, match=r"refuses /v1/completions: HTTP 400: .*no such field"):
+        again(synced)
+
+
+def test_the_wrong_model_answers(synced, servers):
+    servers[1].faults.append("other model")
+    with pytest.raises(InputError, match="answered as 'another' instead of 'tiny'"):
+        again(synced)
+
+
+def test_one_server_dies_and_the_other_takes_over(synced, servers, undisturbed):
+    servers[0].faults.extend(["", "die"])
+    assert tokens(again(synced)) == tokens(undisturbed)
+    assert synced.metrics()["rollout_servers_used"] == 1
+    servers[0].start()
+    synced.sync()  # the next sync finds it again
+    assert synced.metrics()["rollout_servers_used"] == 2
+    assert tokens(again(synced)) == tokens(undisturbed)
+
+
+def test_all_servers_die(synced, servers):
+    for server in servers:
+        server.faults.append("die")
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"no rollout server is left \(http.*no connection.*start them again"):
+        again(synced)
+    assert time.monotonic() - began < 6
+
+
+def test_a_hang_is_noticed_within_the_time_out(synced, servers, undisturbed):
+    servers[0].faults.extend(["hang"] * 8)
+    began = time.monotonic()
+    assert tokens(again(synced)) == tokens(undisturbed)
+    assert 1.5 < time.monotonic() - began < 15
+    assert any("no new token for 1.5 s" in reason for reason in synced.backend.retries)
+
+
+def test_a_restarted_server_is_given_the_weights_again(synced, servers, undisturbed):
+    loads = servers[0].loads
+    servers[0].faults.extend(["", "restart"])
+    assert tokens(again(synced)) == tokens(undisturbed)
+    again(synced)
+    assert servers[0].loads == loads + 1 and servers[0].weights == synced.backend.version
+
+
+def test_what_an_unnoticed_restart_sampled_is_thrown_away(synced, servers, undisturbed):
+    """Between two responses, so that no connection broke: only the weights' version tells."""
+    fresh = tiny_policy(seed=99)
+    real = servers[0]._answer
+
+    async def restarted(request, body, fault):
+        if servers[0].served == 3 and servers[0].weights:
+            servers[0].weights = None
+            servers[0].policy.model.load_state_dict(fresh.model.state_dict())
+        return await real(request, body, fault)
+
+    servers[0]._answer = restarted
+    assert tokens(again(synced)) == tokens(undisturbed)
+    assert sum(server.served for server in servers) > 24
+    assert any("restarted in the middle" in reason for reason in synced.backend.retries)
+
+
+def test_a_sync_that_is_interrupted_is_tried_again(synced, servers, undisturbed):
+    servers[1].load_faults.append("crash")
+    synced.sync()
+    assert synced.metrics()["rollout_servers_used"] == 2
+    servers[1].load_faults.extend(["crash", "crash"])
+    synced.sync()
+    assert synced.metrics()["rollout_servers_used"] == 1, "it is left out, it may hold half of the weights"
+    assert tokens(again(synced)) == tokens(undisturbed)
+    for server in servers:
+        server.load_faults.extend(["crash"] * 2)
+    with pytest.raises(InputError, match=r"reached no rollout server: .*weight sync interrupted"):
+        synced.sync()
+
+
+def test_a_stale_server_is_found_out(synced, servers):
+    with torch.no_grad():
+        synced.policy.model.lm_head.weight.add_(torch.randn_like(synced.policy.model.lm_head.weight) * 0.1)
+    servers[1].load_faults.append("stale")
+    with pytest.raises(InputError, match=rf"server {servers[1].url} does not sample from the trainer's weights"):
+        synced.sync()
+
+
+def test_a_damaged_tensor_is_named(synced, servers):
+    servers[1].load_faults.append("wrong")
+    with pytest.raises(InputError, match=rf"{servers[1].url} does not hold what was sent: model.norm.weight"):
+        synced.sync()
+
+
+def test_weights_that_cannot_be_written(servers, tmp_path):
+    (tmp_path / "weights").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match="weights cannot be written there"):
+        engine(servers, tmp_path).sync()
+
+
+@pytest.mark.parametrize(("path", "allowed", "remedy"), REQUIRED, ids=[path for path, *_ in REQUIRED])
+def test_a_server_that_would_bias_the_loss_is_refused(servers, tmp_path, path, allowed, remedy):
+    wrong = {"model_config.logprobs_mode": "raw_logprobs", "model_config.generation_config": "auto"}
+    at = servers[1].config
+    *parents, last = path.split(".")
+    for key in parents:
+        at = at[key]
+    at[last] = wrong.get(path, {"something": 2})
+    with pytest.raises(InputError, match=rf"{servers[1].url}: {path} is .*; {remedy}"):
+        engine(servers, tmp_path)
+
+
+def test_other_reasons_to_refuse_a_server(servers, tmp_path):
+    servers[0].version_string = "0.20.1"
+    with pytest.raises(InputError, match=r"vLLM 0.20.1 http.* is not among the versions"):
+        engine(servers, tmp_path)
+    servers[0].version_string = "0.33.1"
+    with pytest.raises(InputError, match="holds 512 tokens, but the longest prompt and cap make 600; start it with"):
+        engine(servers, tmp_path, context=600)
+    with pytest.raises(InputError, match="serves another model: its num_hidden_layers is 2, the trainer's 3"):
+        engine(servers, tmp_path, policy=tiny_policy(num_hidden_layers=3))
+    with pytest.raises(InputError, match="rollout_sync is nccl, which needs a trainer on GPUs"):
+        engine(servers, tmp_path, sync="nccl")
+    with pytest.raises(InputError, match="name a folder they see with --rollout-sync-dir"):
+        engine(servers, tmp_path, sync_dir=None)
+    with pytest.raises(InputError) as error:
+        engine([SimpleNamespace(url="http://127.0.0.1:9")], tmp_path)
+    assert str(error.value).startswith("rollout server http://127.0.0.1:9: no connection") and LAUNCH in str(
+        error.value
+    )
+
+
+def test_longest_first_and_never_more_than_the_cache_holds(servers, tmp_path):
+    rollout = engine(servers[:1], tmp_path)
+    rollout.sync()
+    servers[0].asked.clear()
+    servers[0].most_running = 0
+    asked = requests(4, 3)
+    rollout.lengths.record(rollout.lengths.row([one.prompt_ids for one in asked], [3.0, 9.0, 5.0, 11.0]))
+    rollout.backend.cache_tokens = 40  # three or four sequences of a prompt of 3 and 7 tokens on average
+    rollout.generate(asked, temperature=0.8, seed=1)
+    first = [body["prompt"][0] for body in servers[0].asked]
+    assert first == [8] * 3 + [6] * 3 + [7] * 3 + [5] * 3
+    assert servers[0].most_running == 4
+    figures = rollout.metrics()
+    assert figures["rollout_in_flight"] == 4 and 0 <= figures["rollout_idle_time_share"] < 1
+
+
+def test_a_fingerprint_is_always_whole(synced, servers):
+    """Probes must not end early, or an engine that ends every response at once would prove nothing."""
+    synced.sync()
+    probes = [body for body in servers[0].asked if body["max_tokens"] == ANSWER_TOKENS and not body["stop_token_ids"]]
+    assert {body["temperature"] for body in probes} == {0.0, 0.8} and len(probes) == 4
