@@ -38,6 +38,8 @@ class HostAdamW(torch.optim.AdamW):
                         self.park(parameter)
         finally:
             self.param_groups = groups
+        if self._buffers:  # whoever reads the moments on the host, a checkpoint's thread say, finds them whole
+            torch.cuda.current_stream().synchronize()
 
     def park(self, parameter: torch.Tensor) -> None:
         """Move a parameter's moments to the host."""
