@@ -5,15 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from siri.data import PromptSet, load_prompts
 from siri.distributed import ALONE, Ranks
 from siri.errors import InputError
-from siri.metrics import efficiency_score
+from siri.metrics import MetricsLog, efficiency_score
 from siri.model import Policy
-from siri.rollout import Completion, Progress, Request, Rollout
+from siri.rollout import Progress, Request, Rollout
 from siri.signals import Stop
+
+PORTION = 2048
+"""Responses after which `siri eval` puts down what it has: enough to fill an engine, minutes to lose."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,43 @@ def evaluate(
     Interrupted when `stop` asks for it.
     """
     own = ranks.share(len(prompts.ids))
-    requests = [Request(ids, cap, samples) for ids in prompts.ids[own]]
-
-    def sample() -> tuple[list[Completion], Any]:
-        completions = engine.generate(requests, temperature=temperature, seed=seed, progress=progress)
-        flat = [completion for answers in completions for completion in answers]
-        texts = [policy.decode(completion.token_ids) for completion in flat]
-        return flat, rewards.score(texts, [answer for answer in prompts.answers[own] for _ in range(samples)])
-
+    options = {"cap": cap, "samples": samples, "temperature": temperature, "seed": seed, "progress": progress}
     at_once = ranks.size == 1 or getattr(engine, "by_itself", False)
-    flat, graded = (stop or Stop()).heed(sample, ranks=ranks, at_once=at_once)
+    part = (stop or Stop()).heed(
+        lambda: answer(policy, engine, rewards, prompts, own, **options), ranks=ranks, at_once=at_once
+    )
+    return summarise(ranks.gather(part), prompts, cap=cap, samples=samples)
+
+
+Part = tuple[list[tuple[int, bool]], list[float], tuple[int, int]]
+"""What is left of the answers to some problems: (tokens, truncated) and reward of each, and (timeouts, errors)."""
+
+
+def answer(
+    policy: Policy,
+    engine: Rollout,
+    rewards: Any,
+    prompts: PromptSet,
+    own: slice,
+    *,
+    cap: int,
+    samples: int,
+    temperature: float,
+    seed: int,
+    progress: Progress | None,
+) -> Part:
+    """Sample and grade the problems `own` of a set."""
+    requests = [Request(ids, cap, samples) for ids in prompts.ids[own]]
+    completions = engine.generate(requests, temperature=temperature, seed=seed, progress=progress)
+    flat = [completion for answers in completions for completion in answers]
+    texts = [policy.decode(completion.token_ids) for completion in flat]
+    graded = rewards.score(texts, [answer for answer in prompts.answers[own] for _ in range(samples)])
     faults = (graded.timeouts, graded.errors)
-    parts = ranks.gather(([(len(one.token_ids), one.truncated) for one in flat], graded.rewards, faults))
+    return [(len(one.token_ids), one.truncated) for one in flat], list(graded.rewards), faults
+
+
+def summarise(parts: Sequence[Part], prompts: PromptSet, *, cap: int, samples: int) -> Evaluation:
+    """The figures of a set of problems from the parts in which it was answered, in order."""
     responses = [response for part, _, _ in parts for response in part]
     scores = [reward for _, part, _ in parts for reward in part]
     right = [reward >= 1 for reward in scores]
@@ -127,18 +156,23 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 def run_evaluation(source: str, options: Any) -> None:
     """`siri eval`: measure the model `source` on every file of `options.data`, print a table, write `options.out`."""
+    import torch
     from rich.console import Console
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
+    from siri.batch import derive_seed
     from siri.metrics import write_atomic
     from siri.model import check_context, load_policy, pick_device
     from siri.reward_pool import RewardPool
-    from siri.rollout.engines import make_engine
+    from siri.rollout.engines import choose, make_engine
 
     base = _read_results(options.base, options) if options.base else None
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: no such folder; make it first")
-    policy = load_policy(source, pick_device(options.device))
+    device = pick_device(options.device)
+    vllm = choose(options, device) != "local"
+    policy = load_policy(source, torch.device("cpu") if vllm else device)
     sets = {name: load_prompts(name, policy.tokenizer, options, limit=options.problems) for name in options.data}
     for name, prompts in sets.items():
         for line in prompts.notes(name):
@@ -149,25 +183,45 @@ def run_evaluation(source: str, options: Any) -> None:
                 f"{len(prompts.ids)}; give both the same --problems and --max-prompt-tokens"
             )
         check_context(policy, prompts.longest, options.cap)
-    engine = make_engine(options, policy)
+    settings = SimpleNamespace(**{**asdict(options), "model": source})
+    # weights that leave for vLLM need not lie on its GPU as well
+    engine = make_engine(settings, policy, device=device, folder=Path(f"{options.out}.weights") if vllm else None)
+    partial = Partial(Path(f"{options.out}.partial.jsonl") if options.out else None, source, options)
     pool = RewardPool(
         options.reward, workers=options.reward_workers, timeout_s=options.reward_timeout_s, think=options.think
     )
     results = {}
-    with pool, Bar(console=Console(stderr=True)) as bar:
-        for name, prompts in sets.items():
+    with (
+        pool,
+        Bar(*Bar.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn(), console=Console(stderr=True)) as bar,
+    ):
+        engine.sync()
+        for note in engine.notes:
+            print(note)
+        for number, (name, prompts) in enumerate(sets.items()):
             task = bar.add_task(Path(name).stem, total=len(prompts.ids) * options.samples)
-            results[name] = evaluate(
-                policy,
-                engine,
-                pool,
-                prompts,
-                cap=options.cap,
-                samples=options.samples,
-                temperature=options.temperature,
-                seed=options.seed,
-                progress=lambda count, task=task: bar.advance(task, count),
-            )
+            parts: list[Part] = []
+            for start in range(0, len(prompts.ids), partial.problems):
+                part = partial.known(name, start)
+                if part is None:
+                    part = answer(
+                        policy,
+                        engine,
+                        pool,
+                        prompts,
+                        slice(start, start + partial.problems),
+                        cap=options.cap,
+                        samples=options.samples,
+                        temperature=options.temperature,
+                        seed=derive_seed(options.seed, number, start),
+                        progress=lambda count, task=task: bar.advance(task, count),
+                    )
+                    partial.add(name, start, part)
+                else:
+                    bar.advance(task, len(part[0]))
+                parts.append(part)
+            results[name] = summarise(parts, prompts, cap=options.cap, samples=options.samples)
+    engine.close()
     row = {"model": source, "temperature": options.temperature, "seed": options.seed, **average(results)}
     row.setdefault("benchmarks", {name: asdict(result) for name, result in results.items()})
     if base:
@@ -181,6 +235,55 @@ def run_evaluation(source: str, options: Any) -> None:
         print(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
     if options.out:
         write_atomic(options.out, (json.dumps(row, indent=1) + "\n").encode())
+        partial.remove()
+
+
+class Partial:
+    """The answers so far, in a file beside the result: the same command continues where a kill cut it off.
+
+    Problems are done in portions, each with seeds of its own, so that it does not matter where that was.
+    """
+
+    def __init__(self, path: Path | None, source: str, options: Any) -> None:
+        """InputError when the file holds the answers of another evaluation."""
+        self.problems = max(1, PORTION // options.samples)
+        self.log = MetricsLog(path) if path else None
+        self.rows: dict[tuple[str, int], Part] = {}
+        keys = ("data", "cap", "samples", "temperature", "problems", "prompt_key", "answer_key", "template")
+        keys += ("instruction", "max_prompt_tokens", "reward", "think", "seed", "rollout")
+        head = json.loads(json.dumps({"model": source, **{key: getattr(options, key) for key in keys}}))
+        if not self.log:
+            return
+        known = self.log.rows() if path.exists() else []
+        if known and known[0] != head:
+            differing = [key for key in head if known[0].get(key) != head[key]]
+            raise InputError(
+                f"{path} holds an evaluation that was cut off, with another {', '.join(differing)}; give the same "
+                "settings to continue it, or delete it"
+            )
+        for row in known[1:]:
+            responses = [(tokens, truncated) for tokens, truncated in row["responses"]]
+            self.rows[row["data"], row["start"]] = (responses, row["rewards"], tuple(row["faults"]))
+        if known:
+            print(f"continuing with {path}: {len(self.rows)} portions of {self.problems} problems are done")
+        else:
+            self.log.append(head)
+
+    def known(self, data: str, start: int) -> Part | None:
+        """The answers to the portion that starts there, if they are in the file."""
+        return self.rows.get((data, start))
+
+    def add(self, data: str, start: int, part: Part) -> None:
+        """Keep the answers to a portion."""
+        if self.log:
+            responses, rewards, faults = part
+            row = {"data": data, "start": start, "responses": responses, "rewards": rewards, "faults": faults}
+            self.log.append(row)
+
+    def remove(self) -> None:
+        """The result is written, so this is of no more use."""
+        if self.log:
+            self.log.path.unlink(missing_ok=True)
 
 
 def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:

@@ -18,6 +18,7 @@ from siri.errors import InputError, first_line
 from siri.rollout import Completion, Progress
 from siri.rollout.vllm import Job, Ran, VllmOptions
 from siri.rollout.worker import differing, load, present
+from siri.signals import Interrupted
 
 CPU_CACHE_BYTES = 2**27
 """Keys and values on a CPU, where this mode is there for tests: a CPU has no memory that could be lent to and fro."""
@@ -74,9 +75,11 @@ class ColocatedEngine:
                 running -= len(finished)
                 if finished and progress:
                     progress(len(finished))
-        except Exception as error:
+        except BaseException as error:
             left = [str(index) for index, one in enumerate(done) if one is None]
             self.engine.abort_request(left)  # so that nothing of it runs along with the next batch
+            if isinstance(error, Interrupted) or not isinstance(error, Exception):
+                raise
             raise InputError(f"vLLM failed during rollout: {first_line(error)}") from error
         return Ran(done, busy, perf_counter() - began)
 
