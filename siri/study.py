@@ -39,9 +39,10 @@ from siri.errors import InputError
 from siri.metrics import MetricsLog, efficiency_score, read_jsonl
 
 CHOICES = ("accuracy", "score")
-MACHINE_KEYS = {"token_budget", "rollout_tokens", "checkpointing", "shard_across_nodes", "device", "reward_workers"}
+MACHINE_KEYS = {"token_budget", "checkpointing", "shard_across_nodes", "device", "reward_workers"}
 MACHINE_KEYS |= {"cost_ratio", "reward_timeout_s", "keep_checkpoints", "save_every", "logger", "profile"}
-"""Settings that say how a run is carried out, not what it learns: no part of the hash of a configuration."""
+"""Settings that, like those of the rollout engine, say how a run is carried out and not what it learns: no part of the
+hash of a configuration."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Reasoner:
     task: str
     steps: int
     seed: int
+    device: str = "cpu"
 
     @cached_property
     def key(self) -> str:
@@ -157,7 +159,9 @@ def learning_settings(config: Config, reasoner: Reasoner | None) -> dict[str, An
     later, at its default, leaves the results of today as they are.
     """
     defaults = Config().to_json()
-    settings = {k: value for k, value in config.to_json().items() if k not in MACHINE_KEYS and value != defaults[k]}
+    counts = [key for key in defaults if key not in MACHINE_KEYS and not key.startswith("rollout")]
+    values = config.to_json()
+    settings = {key: values[key] for key in counts if values[key] != defaults[key]}
     if reasoner:
         settings |= dict.fromkeys(("model", "data", "eval_data"), reasoner.key)
     return settings

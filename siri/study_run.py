@@ -67,7 +67,7 @@ def reasoner_folder(reasoner: Reasoner) -> Path:
         torch.set_num_threads(1)  # the same bytes each time
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
-            make(unfinished, reasoner.steps, reasoner.seed, reasoner.task)
+            make(unfinished, reasoner.steps, reasoner.seed, reasoner.task, reasoner.device)
             unfinished.rename(folder)
         finally:
             torch.set_num_threads(threads)

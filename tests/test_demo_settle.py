@@ -121,3 +121,22 @@ def test_fingerprint_follows_what_is_taught(monkeypatch):
     )
     monkeypatch.setattr(settle, "P_WAIT", 0.4)
     assert fingerprint("settle", 1500, 0) != first
+
+
+def test_the_bigger_reasoner_has_a_longer_task_and_more_parameters():
+    from siri.demo import settle_long
+    from siri.demo.tokenizer import build_tokenizer
+    from siri.demo.warmup import TASKS, build_model
+
+    rng = random.Random(1)
+    drawn = [settle_long.problem(rng) for _ in range(300)]
+    lengths = sorted(len(settle_long.shortest(p)) + 1 for p in drawn)
+    assert lengths[0] == 11 and 50 < lengths[-1] <= 96
+    assert all(settle_long.answer(p) == solve(settle_long.prompt_text(p)) for p in drawn)
+    tokenizer = build_tokenizer(settle_long)
+    texts = [f"{settle_long.prompt_text(p)} {settle_long.trace_text(rng, p)}" for p in drawn]
+    assert all(tokenizer.unk_token_id not in ids for ids in tokenizer(texts)["input_ids"])
+    parameters = sum(p.numel() for p in build_model(tokenizer, 0, TASKS["settle-long"]).parameters())
+    assert 10e6 < parameters < 50e6
+    batch, _ = next(data.batches(rng, tokenizer, set(), settle_long))
+    assert batch.shape[1] <= settle_long.MAX_TOKENS <= TASKS["settle-long"].context

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ import pytest
 from siri.cli import main
 from siri.compare import curve_of_row
 from siri.config import Config
+from siri.demo.warmup import TASKS
 from siri.errors import InputError
-from siri.study import Study, choose, find, finished, learning_settings, read_study
+from siri.study import MACHINE_KEYS, Study, choose, find, finished, learning_settings, read_study
 from siri.study_report import study_curves
 
 ROOT = Path(__file__).parent.parent
@@ -133,9 +134,10 @@ def test_hash_is_of_what_a_run_learns(tmp_path):
     def settings(**changes):
         return learning_settings(replace(config, **changes), None)
 
-    assert settings() == settings(token_budget=512, device="cpu", keep_checkpoints=9, save_every=3)
+    assert settings() == settings(token_budget=512, rollout_tokens=9, device="cpu", keep_checkpoints=9, save_every=3)
     for change in ({"lr": 1e-3}, {"seed": 1}, {"l_max": 9999}, {"data": "c"}, {"eval_every": 5}):
         assert settings(**change) != settings()
+    assert {field.name for field in fields(Config)} >= MACHINE_KEYS
     assert "lr" not in settings(), "a key at its default does not count, so that new keys leave old results valid"
 
 
@@ -250,6 +252,8 @@ def test_a_failing_run_names_its_arm(tmp_path, capsys):
 def test_committed_studies_are_well_formed(path):
     study = read_study(path)
     assert len(study.seeds) >= 5 and len(study.arms) >= 10
+    if study.reasoner:
+        assert study.reasoner.task in TASKS and study.reasoner.steps >= 1000
     configs = [pair.config for pair in study.arm_pairs(None, dict.fromkeys(study.arms, 1))]
     assert len({(config.steps, config.eval_cap) for config in configs}) == 1, "every arm: the same steps and measure"
     if not study.results.exists():

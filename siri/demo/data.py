@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRAIN_ROWS, HELDOUT_ROWS = 4096, 2048
-MAX_TOKENS = 128  # of a training sequence; the longest rollout of the demo has 14 + 96
 BATCH = 128
 POOL = 16  # batches that are cut from one length-sorted lot, so that little of a batch is padding
 IGNORE = -100
@@ -72,7 +71,7 @@ def batches(
         chunks = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
         rng.shuffle(chunks)
         for chunk in chunks:
-            length = min(MAX_TOKENS, max(len(prompt) + len(trace) for prompt, trace in chunk))
+            length = min(task.MAX_TOKENS, max(len(prompt) + len(trace) for prompt, trace in chunk))
             tokens = torch.full((BATCH, length), tokenizer.pad_token_id)
             labels = torch.full((BATCH, length), IGNORE)
             for i, (prompt, trace) in enumerate(chunk):

@@ -18,9 +18,13 @@ lengths. The base is taught to wait at random, and to state some twists and sums
 """
 
 import random
+from collections.abc import Mapping
+from string import ascii_lowercase
 from typing import NamedTuple
 
-from siri.demo.task import DIGITS, END_THINK, POSITIONS, THINK, WAIT, Cell, Operand, apply, operand_word
+from siri.demo.task import DIGITS, END_THINK, THINK, WAIT, Cell, Operand, apply
+
+MAX_TOKENS = 128  # of a training sequence
 
 KINDS = ("plain", "mixed", "deep")
 OPERAND_COUNT = {"plain": (2, 4), "mixed": (3, 6), "deep": (5, 9)}
@@ -76,12 +80,20 @@ def _beliefs() -> dict[tuple[int, Operand], Cell]:
 BELIEFS = _beliefs()
 
 
-def problem(rng: random.Random, kind: str | None = None) -> Problem:
-    """Draw a problem from `rng`, of the given kind or of any (a third each)."""
+def problem(
+    rng: random.Random, kind: str | None = None, counts: Mapping[str, tuple[int, int]] = OPERAND_COUNT
+) -> Problem:
+    """Draw a problem from `rng`, of the given kind or of any (a third each); `counts` are each kind's operands."""
     kind = kind or rng.choice(KINDS)
-    count = rng.randint(*OPERAND_COUNT[kind])
+    count = rng.randint(*counts[kind])
     twists = [position > 0 and rng.random() < P_TWIST[kind] for position in range(count)]
     return Problem(kind, rng.randint(0, 9), tuple(Operand(rng.randint(0, 9), twist) for twist in twists))
+
+
+def operand_word(position: int, operand: Operand) -> str:
+    """The word that names an operand: `b7` at position 1 with digit 7 adds, `B7` twists."""
+    letter = ascii_lowercase[position]
+    return (letter.upper() if operand.twist else letter) + DIGITS[operand.digit]
 
 
 def key_word(key: int) -> str:
@@ -134,8 +146,8 @@ def first_words() -> list[str]:
     return [key_word(key) for key in range(10)]
 
 
-def vocabulary() -> list[str]:
+def vocabulary(counts: Mapping[str, tuple[int, int]] = OPERAND_COUNT) -> list[str]:
     """All words after a prompt's first, in a fixed order, without the tokenizer's special tokens."""
-    letters = POSITIONS[: OPERAND_COUNT["deep"][1]]
+    letters = ascii_lowercase[: max(most for _, most in counts.values())]
     operands = [letter + digit for case in (letters, letters.upper()) for letter in case for digit in DIGITS]
     return [THINK, END_THINK, WAIT, *DIGITS, *operands]

@@ -24,6 +24,7 @@ DIGITS = "0123456789"
 THINK, END_THINK, WAIT = "<think>", "</think>", "wait"
 KINDS = ("easy", "hard")
 
+MAX_TOKENS = 128  # of a training sequence; the longest rollout of the demo has 14 + 96
 OPERAND_COUNT = {"easy": (4, 7), "hard": (9, 12)}
 P_HARD = 0.5
 P_TWIST = 0.6  # of an operand of a hard problem, after the first

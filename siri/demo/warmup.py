@@ -9,9 +9,9 @@ import random
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from siri.demo import ASSETS, HELDOUT, MODEL, TRAIN, data, settle
+from siri.demo import ASSETS, HELDOUT, MODEL, TRAIN, data, settle, settle_long
 from siri.demo import task as demo_task
 from siri.demo.measure import measure
 from siri.demo.tokenizer import build_tokenizer
@@ -24,23 +24,37 @@ LEARNING_RATE = 3e-3
 LR_WARMUP_STEPS = 50
 EMBEDDING_STD = 0.3
 
-TASKS = {"demo": (demo_task, 96), "settle": (settle, 64)}
-"""The tasks, and the width of the model that learns each."""
+
+class Reasoner(NamedTuple):
+    """A task, and the size of the model that learns it."""
+
+    task: ModuleType
+    width: int = 96
+    layers: int = 2
+    context: int = 256
 
 
-def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int, width: int = 96) -> "Qwen2ForCausalLM":
-    """A randomly initialised Qwen2, fp32, for `tokenizer`'s vocabulary: 281 K parameters at the demo's width."""
+TASKS = {
+    "demo": Reasoner(demo_task),
+    "settle": Reasoner(settle, width=64),
+    "settle-long": Reasoner(settle_long, width=384, layers=8, context=1024),
+}
+"""281 K, 125 K and 14.5 M parameters."""
+
+
+def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int, size: Reasoner = TASKS["demo"]) -> "Qwen2ForCausalLM":
+    """A randomly initialised Qwen2, fp32, for `tokenizer`'s vocabulary."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=2,
+        hidden_size=size.width,
+        intermediate_size=size.width * 8 // 3,
+        num_hidden_layers=size.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=size.context,
         rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
@@ -78,7 +92,8 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers import get_cosine_schedule_with_warmup
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    rate = LEARNING_RATE * min(1.0, 96 / model.config.hidden_size)  # wide models want smaller steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(LR_WARMUP_STEPS, steps // 2), steps)
     stream = data.batches(random.Random(f"warm-up {seed}"), tokenizer, exclude, task)
     columns = (TextColumn("warm-up"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
@@ -86,7 +101,7 @@ def train(
     with Progress(*columns, TimeRemainingColumn()) as progress:
         bar = progress.add_task("", total=steps, loss="-")
         for step in range(steps):
-            tokens_BT, labels_BT = next(stream)
+            tokens_BT, labels_BT = (tensor.to(model.device) for tensor in next(stream))
             taught_BT = labels_BT != data.IGNORE
             hidden_BTD = model.model(input_ids=tokens_BT, use_cache=False).last_hidden_state
             loss = F.cross_entropy(model.lm_head(hidden_BTD[taught_BT]), labels_BT[taught_BT])
@@ -100,10 +115,12 @@ def train(
     return loss.item()
 
 
-def make(out: Path, steps: int, seed: int, task: str = "demo") -> "tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]":
+def make(
+    out: Path, steps: int, seed: int, task: str = "demo", device: str = "cpu"
+) -> "tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]":
     """Write `out`/train.jsonl, `out`/heldout.jsonl and `out`/model, and return the trained model with its tokenizer.
 
-    `task` is a key of TASKS.
+    `task` is a key of TASKS; `device` is torch's name of where to train.
 
     The global generators of Python and torch are left as they were. `steps` < 1 and an unusable `out` are InputErrors.
     """
@@ -113,10 +130,10 @@ def make(out: Path, steps: int, seed: int, task: str = "demo") -> "tuple[Qwen2Fo
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror.lower()}; name a folder that can be written") from None
-    module, width = TASKS[task]
+    module = TASKS[task].task
     train_set, heldout_set = data.draw_sets(seed, module)
     tokenizer = build_tokenizer(module)
-    model = build_model(tokenizer, seed, width)
+    model = build_model(tokenizer, seed, TASKS[task]).to(device)
     train(model, tokenizer, steps, seed, {module.prompt_text(p) for p in heldout_set}, module)
     data.write_problems(out / TRAIN.name, train_set, module)
     data.write_problems(out / HELDOUT.name, heldout_set, module)
@@ -127,12 +144,13 @@ def make(out: Path, steps: int, seed: int, task: str = "demo") -> "tuple[Qwen2Fo
 
 def fingerprint(task: str, steps: int, seed: int) -> str:
     """Twelve hex digits of what `make` will teach: problems, answers, a sample of traces and the settings."""
-    module, width = TASKS[task]
+    module, width, layers, _ = TASKS[task]
     train_set, heldout_set = data.draw_sets(seed, module)
     rng = random.Random(0)
     parts = [(module.prompt_text(p), module.answer(p)) for p in (*train_set, *heldout_set)]
     parts += [module.trace_text(rng, p) for p in train_set[:512]]
-    parts += [steps, seed, width, LEARNING_RATE, LR_WARMUP_STEPS, EMBEDDING_STD, data.BATCH, data.MAX_TOKENS]
+    parts += [steps, seed, width, LEARNING_RATE, LR_WARMUP_STEPS, EMBEDDING_STD, data.BATCH, module.MAX_TOKENS]
+    parts += [layers] if layers != 2 else []
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
@@ -141,7 +159,11 @@ def main(argv: list[str] | None = None) -> None:
     import tyro
 
     def run(
-        out: Path = ASSETS, steps: int = 2900, seed: int = 0, threads: int = 1, task: Literal["demo", "settle"] = "demo"
+        out: Path = ASSETS,
+        steps: int = 2900,
+        seed: int = 0,
+        threads: int = 1,
+        task: Literal["demo", "settle", "settle-long"] = "demo",
     ) -> None:
         """Make the demo's data and base model, 15 minutes on one core with the defaults.
 
@@ -150,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
             steps: Optimizer steps of the supervised warm-up.
             seed: Seed of data and weights.
             threads: CPU threads; only 1 gives the same bytes each time.
-            task: The demo's task, or the study's; the defaults are the demo's.
+            task: The demo's task, or one of the studies'; the defaults are the demo's.
         """
         import torch
         from transformers.utils import logging
@@ -159,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(threads)
         model, tokenizer = make(out, steps, seed, task)
         print(f"wrote {out}")
-        module = TASKS[task][0]
+        module = TASKS[task].task
         heldout = data.draw_sets(seed, module)[1]
         for temperature in (0.6, 1.0):
             for name, figures in measure(model, tokenizer, heldout, temperature, task=module).items():
