@@ -33,7 +33,7 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
 def number(name: str, value, *, above: float | None = None, least: float | None = None, optional: bool = False) -> None:
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
         raise ValueError(f"{name} must be a finite number{' or None' if optional else ''}, got {value!r}")
     if above is not None and value <= above:
         raise ValueError(f"{name} must be greater than {above}, got {value}")

@@ -1,6 +1,7 @@
 """Two gloo processes with different batches: a tiny Qwen2 sharded by FSDP2, its untied head a module of its own, scored
 through the adapters, against the mean gradient of the whole model over both batches."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -81,4 +82,6 @@ if __name__ == "__main__":
     check(plain_loop, mesh, rank)
     check(plain_loop, mesh, rank, fused)
     check(verl_style, mesh, rank)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of the libraries that TRL imports sometimes abort an ordinary exit
