@@ -3,8 +3,8 @@
 P = parameters, D = hidden size, I = intermediate size, V = vocabulary, H and K = query and key-value heads, Q and C
 their total widths (heads * head size), L = layers, N = tokens of a micro-step, S = shards. Figures are bytes.
 
-Parameters and shards are exact, and `layer_bytes` is held to what autograd saves, all in the tests. Everything else is
-a prediction that has NOT been checked on a GPU yet.
+Parameters and shards are exact, and what the layers keep is held to torch's own record of memory on a CPU, where sdpa
+attends, all in the tests. Everything else is a prediction, and nothing has been checked on a GPU yet.
 
 With the head cut by vocabulary (vocab_parts > 1) V is that of a part in the head's terms, N there that of all ranks.
 """
@@ -78,8 +78,6 @@ def kept_and_redone(model_config: Any, checkpointing: Checkpointing) -> tuple[in
     none       kept `layer_bytes`, nothing anew
     selective  kept the layer's input 2D and attention's result 2Q + 4H; anew `layer_bytes` less that result
     full       kept the layer's input 2D; anew `layer_bytes`
-
-    A prediction, not yet checked on a GPU, but for "none".
     """
     whole = layer_bytes(model_config)
     if checkpointing == "none":
@@ -87,6 +85,13 @@ def kept_and_redone(model_config: Any, checkpointing: Checkpointing) -> tuple[in
     _, queries, _ = widths(model_config)
     attended = 2 * queries + 4 * model_config.num_attention_heads if checkpointing == "selective" else 0
     return 2 * model_config.hidden_size + attended, whole - attended
+
+
+def backward_bytes(model_config: Any, checkpointing: Checkpointing) -> int:
+    """Bytes for each token on top of what is kept, at the worst moment of the layers' backward: what the layer computed
+    anew, and 6I + 4D of gradients. A prediction, rather too large: part of the first is freed by then."""
+    c = model_config
+    return kept_and_redone(c, checkpointing)[1] + 6 * c.intermediate_size + 4 * c.hidden_size
 
 
 def head_rows(model_config: Any, vocab_parts: int) -> int:
@@ -129,8 +134,8 @@ def update_moments(
     micro-step has `tokens` tokens. With kept = N (L * kept of a layer + 6D + 28): layers, last norm, ids and places,
 
     head        kept + `head_bytes` + accumulated
-    backward    kept + N (computed anew + 6I + 4D) + bf16 gradient of the head 2VD + a layer's gradients, in bf16 and in
-                fp32 for the reduction, 6 P_layer, + accumulated
+    backward    kept + N `backward_bytes` + bf16 gradient of the head 2VD + a layer's gradients, in bf16 and in fp32
+                for the reduction, 6 P_layer, + accumulated
     reduction   the root's gradients, 6 P_root
     optimizer   AdamW's square roots, fp32, 4P / S, or what `visiting` says of an optimizer whose moments are offloaded
 
@@ -139,9 +144,9 @@ def update_moments(
     c = model_config
     shapes = parameter_shapes(c)
     root, layer = root_and_layer(shapes, vocab_parts)
-    each, anew = kept_and_redone(c, checkpointing)
+    each, _ = kept_and_redone(c, checkpointing)
     kept = tokens * (c.num_hidden_layers * each + 6 * c.hidden_size + 28)
-    one_layer = tokens * (anew + 6 * c.intermediate_size + 4 * c.hidden_size)
+    one_layer = tokens * backward_bytes(c, checkpointing)
     return {
         "head": kept + head_bytes(c, tokens, multiprocessors=multiprocessors, vocab_parts=vocab_parts) + accumulated,
         "backward": kept + one_layer + 2 * head_rows(c, vocab_parts) * c.hidden_size + 6 * layer + accumulated,

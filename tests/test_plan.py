@@ -1,5 +1,6 @@
 """The memory plan: what can be counted on a CPU is counted, the rest has to move the right way."""
 
+import gc
 from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from siri.config import Config
 from siri.distributed import Ranks
 from siri.errors import InputError
 from siri.memory import (
+    LEVELS,
     RESERVE,
     embedded_cache_tokens,
     head_bytes,
@@ -21,7 +23,7 @@ from siri.memory import (
     sharded_bytes,
     update_moments,
 )
-from siri.model import packed_hidden
+from siri.model import checkpoint_activations, packed_hidden
 from siri.plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine, update_peak
 from siri.plan_command import find_gpu, print_plan, run_plan
 from siri.rollout.local import held_bytes
@@ -143,6 +145,43 @@ def test_a_layer_keeps_what_the_formula_says(kind, settings):
     lengths = [40, 40]  # of one length, because blocks of unequal lengths are padded
     more, fewer = (saved_bytes(kind, layers, lengths, **settings) for layers in (3, 2))
     assert (more - fewer) / sum(lengths) == layer_bytes(tiny_model(kind, **settings).config)
+
+
+def recorded(run) -> int:
+    """Bytes that run() allocates and that its result holds, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    gc.collect()  # so that nothing older is freed while it is recorded
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            held = run()
+    finally:
+        gc.enable()
+    del held
+    return sum(event.nbytes() for event in record.profiler.kineto_results.events() if event.name() == "[memory]")
+
+
+@pytest.mark.parametrize("checkpointing", LEVELS)
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("qwen2", {"hidden_size": 64, "intermediate_size": 384}),
+        ("qwen2", {}),
+        ("qwen3", {"hidden_size": 64, "intermediate_size": 384}),
+        ("llama", {"hidden_size": 64, "intermediate_size": 384}),
+    ],
+)
+def test_every_level_of_checkpointing_keeps_what_the_formula_says(kind, settings, checkpointing):
+    kept, tokens = {}, 600
+    for layers in (2, 3):
+        model = tiny_model(kind, dtype=torch.bfloat16, num_hidden_layers=layers, **settings)
+        checkpoint_activations(model, checkpointing)
+        ids, layout = torch.zeros(tokens, dtype=torch.int64), PackedLayout.of([tokens // 2] * 2)
+        kept[layers] = recorded(lambda model=model, ids=ids, layout=layout: packed_hidden(model, ids, layout))
+    # checkpointing also keeps the state of the random numbers, 5 KB a layer whatever the tokens
+    expected = kept_and_redone(model.config, checkpointing)[0]
+    assert (kept[3] - kept[2]) / tokens == pytest.approx(expected, abs=10)
 
 
 def test_checkpointing_keeps_less_and_computes_more(small):
