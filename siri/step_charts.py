@@ -25,6 +25,8 @@ PARTS = (
 """Parts of a step and their keys in metrics.jsonl, in the order in which they happen."""
 BARS = 60
 """Most bars; longer runs show means over equally many steps."""
+UNITS = ((1e3, "P"), (1.0, "T"), (1e-3, "G"))
+"""TFLOP in a unit of cost, the largest first."""
 LINES = 400
 """Most sequences of a plan that are told apart."""
 
@@ -49,7 +51,7 @@ def time_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
     compared = [row for row in rows if row.get("micro_steps_predicted_s") is not None]
     width, heights = (4.3 if narrow else 8.6), [2.3, 1.2][: 1 + bool(compared)]
     columns = 3 if narrow else 6
-    foot = 0.5 + 0.19 * -(-(len(PARTS) + 1) // columns)
+    foot = 0.6 + 0.19 * -(-(len(PARTS) + 1) // columns)
     height = sum(heights) + 0.36 + 0.42 * (len(heights) - 1) + foot
     figure = Figure((width, height))
     grid = {"left": 0.56 / width, "right": 1 - 0.3 / width, "top": 1 - 0.3 / height, "bottom": foot / height}
@@ -136,7 +138,9 @@ def plan_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
 
 
 def _draw_plan(axes: "Axes", plan: dict, narrow: bool) -> None:
-    costs, lengths = plan["costs"], plan["lengths"]
+    lengths, total = plan["lengths"], sum(max(row) for row in plan["costs"])
+    scale, unit = next((one for one in UNITS if total >= one[0]), UNITS[-1])
+    costs = [[cost / scale for cost in row] for row in plan["costs"]]
     ranks, slowest = len(costs[0]), [max(row) for row in costs]
     edges = [0.0, *accumulate(slowest)]
     every = -(-len(costs) // (10 if narrow else 25))  # as many numbers as there is room for
@@ -152,7 +156,7 @@ def _draw_plan(axes: "Axes", plan: dict, narrow: bool) -> None:
             axes.vlines(cuts, rank - 0.38, rank + 0.38, color=LIGHT["paper"], lw=0.5)
     for index, (left, right) in enumerate(pairwise(edges)):
         first = index in plan["starts"] and index > 0
-        axes.axvline(left, color=LIGHT["ink" if first else "grid"], lw=1.2 if first else 0.6, zorder=3)
+        axes.axvline(left, color=LIGHT["ink" if first else "muted"], lw=1.4 if first else 0.8, zorder=3)
         if index % every == 0:
             axes.annotate(
                 f"{index + 1}", ((left + right) / 2, -0.55), ha="center", va="bottom", size=7.5, annotation_clip=False
@@ -166,9 +170,9 @@ def _draw_plan(axes: "Axes", plan: dict, narrow: bool) -> None:
     axes.grid(False)
     axes.set_xlim(0, edges[-1] or 1.0)
     axes.set_ylim(ranks - 0.5, -0.5)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_yticks(range(0, ranks, -(-ranks // 8)))
     axes.set_ylabel("rank")
-    cost = "cost, TFLOP" if narrow else "cost of the slowest rank, TFLOP of a forward pass"
+    cost = f"cost, {unit}FLOP" if narrow else f"cost of the slowest rank, {unit}FLOP of a forward pass"
     axes.set_xlabel(f"{cost}{_took(plan)}", loc="left")
 
 

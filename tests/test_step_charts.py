@@ -1,5 +1,6 @@
 """The pictures of a step show the rows they are drawn from."""
 
+import re
 from itertools import pairwise
 
 import matplotlib
@@ -93,10 +94,12 @@ def test_bars_are_what_the_ranks_run(run, narrow):
     figure = drawn(plan_chart, run, narrow)
     for axes, plan in zip(figure.axes, chosen_plans(run.plans), strict=True):
         ranks = len(plan["costs"][0])
+        unit = re.search(r"(.)FLOP", axes.get_xlabel()).group(1)
+        scale = {"P": 1e3, "T": 1.0, "G": 1e-3}[unit]
         bars = [shape for shape in axes.collections if len(shape.get_facecolor())]
         assert len(bars) == ranks
         left = 0.0
-        for index, row in enumerate(plan["costs"]):
+        for index, row in enumerate([[cost / scale for cost in row] for row in plan["costs"]]):
             for rank, cost in enumerate(row):
                 box = bars[rank].get_paths()[index].get_extents()
                 assert (box.x0, box.x1 - box.x0) == pytest.approx((left, cost))
@@ -119,6 +122,7 @@ def test_one_rank_with_one_bin(tmp_path):
     MetricsLog(tmp_path / "plans.jsonl").append({**plan, "lockstep_efficiency": 1.0})
     (axes,) = drawn(plan_chart, read_run(tmp_path)).axes
     assert "1 micro-step on 1 rank," in axes.get_title(loc="left")
+    assert list(axes.get_yticks()) == [0] and "TFLOP" in axes.get_xlabel()
 
 
 def test_nothing_to_draw(tmp_path):
