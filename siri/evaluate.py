@@ -191,10 +191,8 @@ def run_evaluation(source: str, options: Any) -> None:
         options.reward, workers=options.reward_workers, timeout_s=options.reward_timeout_s, think=options.think
     )
     results = {}
-    with (
-        pool,
-        Bar(*Bar.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn(), console=Console(stderr=True)) as bar,
-    ):
+    columns = (*Bar.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn())
+    with pool, Bar(*columns, console=Console(stderr=True)) as bar:
         engine.sync()
         for note in engine.notes:
             print(note)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from siri import evaluate as evaluation
 from siri.cli import main
 from siri.data import PromptSet
 from siri.errors import InputError
@@ -253,3 +254,32 @@ def test_a_base_without_a_right_answer_has_no_score(tmp_path, capsys, monkeypatc
     Path("base.json").write_text(json.dumps(row))
     row, text = siri_eval(capsys, *common, "--base", "base.json")
     assert row["efficiency_score"] is None and "the base got nothing right" in " ".join(text.split())
+
+
+def test_an_evaluation_that_was_cut_off_continues(tmp_path, capsys, monkeypatch):
+    """The figures are those of an evaluation in one go, portions that are done are not sampled again, and the answers
+    of other settings are not mixed in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "PORTION", 16)  # four portions of eight problems
+    whole, _ = siri_eval(capsys, "siri:demo/model", *DEMO)
+    assert not Path("figures.json.partial.jsonl").exists(), "of no use once the result is there"
+    Path("figures.json").unlink()
+    real, sampled = evaluation.answer, []
+
+    def interrupted(*arguments, **options):
+        if len(sampled) == 2:
+            raise KeyboardInterrupt
+        sampled.append(arguments[4].start)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "answer", interrupted)
+    command = ["eval", "siri:demo/model", *DEMO, "--out", "figures.json"]
+    assert main(command) == 130 and sampled == [0, 8] and not Path("figures.json").exists()
+    assert len(Path("figures.json.partial.jsonl").read_text().splitlines()) == 3
+    capsys.readouterr()
+    assert main([*command, "--seed", "5"]) == 2
+    assert "cut off, with another seed; give the same settings to continue it" in capsys.readouterr().err
+    monkeypatch.setattr(evaluation, "answer", lambda *a, **k: sampled.append(a[4].start) or real(*a, **k))
+    row, text = siri_eval(capsys, "siri:demo/model", *DEMO)
+    assert sampled == [0, 8, 16, 24] and "continuing with" in text
+    assert row == whole

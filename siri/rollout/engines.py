@@ -41,7 +41,7 @@ def make_engine(
 
         check_version(installed())
         backend = ColocatedEngine(options, device)
-    lengths = ExpectedLengths(folder / "lengths.jsonl" if folder else None)
+    lengths = ExpectedLengths(folder / "lengths.jsonl" if folder and isinstance(config, Config) else None)
     return VllmRollout(
         policy,
         backend,
