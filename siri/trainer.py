@@ -1,5 +1,6 @@
 """`train()`: schedule -> rollout -> reward -> advantages -> packing -> loss -> step -> log -> evaluate -> save."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from siri.liger import apply_liger
 from siri.loggers import make_logger
 from siri.model import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
 from siri.offload import HostAdamW
-from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
+from siri.plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.reward_pool import RewardPool
@@ -94,7 +95,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         ranks.on_main(lambda: try_reward(config, rewards, prompts))
         ranks.on_main(run.create)  # nothing is written before all that may be bad input was tried
         engine.sync()
-        memory = _plan_memory(config, policy, ranks, quiet) if device.type == "cuda" else None
+        settled = replace(config, token_budget=token_budget, max_prompt_tokens=prompts.longest)
+        memory = _plan_memory(settled, policy, ranks, quiet) if device.type == "cuda" else None
         sources = [(config.data, prompts), *zip(config.eval_data, held_out, strict=True)]
         for line in [*run.notes, *engine.notes, *(line for source, one in sources for line in one.notes(source))]:
             progress.note(line)
@@ -262,7 +264,7 @@ def plan_token_budget(config: Config, *, longest: int) -> int:
     """Tokens of a packed micro-step. auto: room for two of the longest sequences, and 36,864 at least (8,192 on a CPU,
     where small packs are as quick)."""
     if config.token_budget == "auto":
-        return max(2 * longest, 36864 if pick_device(config.device).type == "cuda" else 8192)
+        return max(2 * longest, AUTO_BUDGET if pick_device(config.device).type == "cuda" else 8192)
     if config.token_budget < longest:
         raise InputError(
             f"token_budget is {config.token_budget}, but the longest prompt and cap make {longest} tokens; raise "
