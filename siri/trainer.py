@@ -227,7 +227,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         saver.wait()
     engine.close()
     logger.close()
-    if ranks.main:
+    if ranks.main and done:  # a signal before the first step leaves nothing to draw
         write_report(run_dir)
     if stopped:
         if not quiet:
