@@ -1,6 +1,7 @@
 """What the tests of the adapters share: a padded batch, real modules of peers that cannot be imported whole, and the
 peak of live tensors."""
 
+import importlib
 import importlib.machinery
 import importlib.metadata
 import sys
@@ -77,6 +78,23 @@ class Stubs:
         for name in [n for n in sys.modules if n.split(".")[0] in roots and n not in self.before]:
             del sys.modules[name]
         sys.modules.update({name: self.before[name] for name in self.before if name.split(".")[0] in roots})
+
+
+def fresh(name, monkeypatch):
+    """The adapter's module, imported anew and forgotten afterwards."""
+    full = f"siri_kernels.integrations.{name}"
+    monkeypatch.delitem(sys.modules, full, raising=False)
+    module = importlib.import_module(full)
+    monkeypatch.delitem(sys.modules, full)
+    return module
+
+
+def logprob_and_entropy(hidden, weight, ids, temperature=1.0):
+    """The published formula of verl, OpenRLHF and prime-rl alike: log softmax(logits / T)[id] and its entropy."""
+    z = (hidden @ weight.T).float() / temperature
+    probabilities = z.softmax(-1)
+    entropy = z.logsumexp(-1) - (probabilities * z).sum(-1)
+    return z.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1), entropy
 
 
 def pretend_installed(monkeypatch, distribution: str, version: str) -> None:

@@ -215,6 +215,17 @@ def peak_of_one_loss(kind, folder, vocab, length):
     return peak_bytes(lambda: made.compute_loss(made.model, inputs).backward()) / (4 * length * vocab * 4)
 
 
+def test_bf16_autocast_trains_as_trl_does(tmp_path):
+    """TRL's default precision, through the wrappers that it puts around the model: one gradient but for rounding."""
+    first = []
+    for kind in (GRPOTrainer, FusedGRPOTrainer):
+        made = trainer(kind, tmp_path, bf16=True, max_steps=1)
+        made.train()
+        first.append(torch.cat([g.flatten() for g in made.gradients[0].values()]))
+    difference = float((first[0] - first[1]).norm() / first[0].norm())
+    assert 1e-5 < difference < 3e-2
+
+
 def test_logits_are_never_whole_and_prompts_never_scored(tmp_path):
     assert peak_of_one_loss(FusedGRPOTrainer, tmp_path, 32768, 300) < 0.6
     small = [peak_of_one_loss(kind, tmp_path, 8192, 100) for kind in (GRPOTrainer, FusedGRPOTrainer)]

@@ -142,6 +142,12 @@ def padded_logprob(
     return unpack(logp, mask), unpack(entropy, mask)
 
 
+def rows_with_gradient(advantages_N: Tensor, counted: Tensor | None) -> Tensor:
+    """Indices of the tokens that count and have an advantage: all others' gradient is exactly 0."""
+    useful = advantages_N != 0
+    return (useful if counted is None else useful & counted).nonzero().squeeze(1)
+
+
 def padded_grpo_loss(
     hidden: Tensor,
     head,
@@ -164,8 +170,7 @@ def padded_grpo_loss(
     counted = None if loss_mask is None else loss_mask[mask].bool()
     keep = None
     if hidden.is_cuda and not options.get("entropy_coef"):  # on CPU tensors the operator looks for them itself
-        useful = advantages_N != 0 if counted is None else (advantages_N != 0) & counted
-        keep = useful.nonzero().squeeze(1)
+        keep = rows_with_gradient(advantages_N, counted)
     for name in ("old_logp", "rollout_logp", "temperature"):
         if isinstance(options.get(name), Tensor):
             options[name] = options[name].expand_as(mask)[mask]
