@@ -68,8 +68,9 @@ def with_tf32(function: Callable) -> Callable:
 
 
 def ours_in(p: Problem) -> dict[str, dict]:
-    """Our implementations: the one that auto chooses, and on a GPU the one that it may choose one day."""
-    return {"siri": {}} | ({"siri-anchored": {"impl": "anchored"}} if p.hidden.is_cuda else {})
+    """Our implementations: the one that auto chooses, and on a GPU both that it chooses from."""
+    both = {"siri-anchored": {"impl": "anchored"}, "siri-fallback": {"impl": "fallback"}}
+    return {"siri": {}} | (both if p.hidden.is_cuda else {})
 
 
 def forward(p: Problem) -> Contestants:
