@@ -9,7 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from siri.cost import forward_flops, read_cost_ratio, sequence_cost, training_flops
 from siri.errors import InputError
 from siri.packing import R1_DISTILL_LINEAR, R1_DISTILL_QUADRATIC
-from tests.tiny import tiny_model
+from siri.timing import Stopwatch
+from siri.update import update_policy
+from tests.test_update import config, make_samples
+from tests.tiny import tiny_model, tiny_policy
 
 
 def r1_distill():
@@ -85,3 +88,30 @@ def test_a_bad_file_is_one_line(tmp_path, content, says):
     with pytest.raises(InputError, match=says) as caught:
         read_cost_ratio(str(path))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value) and "calibrate" in str(caught.value)
+
+
+def test_an_update_counts_what_it_runs():
+    """The second mini-batch scores its old log-probs; zero advantages have no gradient, and do not run at all without
+    score_all."""
+    first, second = make_samples(1, count=5), make_samples(2, count=6)
+    policy = tiny_policy()
+    layers, head, attention = forward_flops(policy.model.config)
+
+    def expected(samples, passes):
+        total = 0.0
+        for one in samples:
+            alive = one.counted and one.advantage != 0
+            total += passes * (layers * len(one) + attention * len(one) ** 2)
+            total += head * len(one.response_ids) * (passes - 2 + 2 * alive)
+        return total
+
+    def counted(**options):
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
+        watch = Stopwatch(torch.device("cpu"))
+        update = update_policy(policy, optimizer, [first, second], config(**options), token_budget=120, watch=watch)
+        return update["training_flops"]
+
+    assert counted() == pytest.approx(expected(first, 3) + expected(second, 4))
+    run = [[one for one in samples if one.advantage and one.counted] for samples in (first, second)]
+    assert len(run[0]) < len(first)
+    assert counted(score_all=False) == pytest.approx(expected(run[0], 3) + expected(run[1], 4))
