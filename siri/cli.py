@@ -40,6 +40,8 @@ class TrainOptions(Config):
     """Start the run, or continue it if the folder holds one."""
     quiet: bool = False
     """Show nothing but errors."""
+    dry_run: bool = False
+    """Resolve everything, print what the run would be, and stop before anything is allocated or written."""
 
     def __post_init__(self) -> None:
         """Nothing: a recipe may need the command line to make sense, so only the Config of both is checked."""
@@ -126,6 +128,10 @@ def train_command(arguments: list[str]) -> int:
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
     run_dir = Path(options.run_dir or f"runs/{name}")
     config = replace(config, eval_data=expand(config.eval_data))
+    if options.dry_run:
+        from siri.dry_run import dry_run
+
+        return dry_run(config, run_dir, recipe=name, resume=resume)
     code = recorded(lambda: train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet))
     leave_ranks()
     return code

@@ -24,7 +24,7 @@ from siri.model import Policy
 from siri.rollout import Completion, Progress
 from siri.rollout.dispatch import BadAnswer, Dispatch, ServerLost
 from siri.rollout.transfer import FileTransfer, NcclTransfer
-from siri.rollout.vllm import Job, Ran, VllmOptions, check_version
+from siri.rollout.vllm import Job, Ran, VllmOptions, check_version, installed
 from siri.rollout.worker import differing
 
 LAUNCH = (
@@ -74,6 +74,17 @@ class Server:
     """Why it is not used; empty while it is."""
 
 
+def version_of(url: str) -> str | None:
+    """Version of the vLLM that answers there; None if nothing does."""
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{url}/version", timeout=5) as answer:
+            return json.loads(answer.read())["version"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 class ServedEngine:
     """A backend of `siri.rollout.vllm.VllmRollout`: servers that all ranks share."""
 
@@ -104,7 +115,10 @@ class ServedEngine:
                 "rollout_sync is nccl, which needs a trainer on GPUs and servers started with "
                 """--weight-transfer-config '{"backend": "nccl"}'; use --rollout-sync files"""
             )
-        self.nccl = NcclTransfer(self, policy) if ready and options.sync != "files" else None
+        if options.sync == "nccl":
+            check_version(installed())  # of the sending side
+        use = options.sync == "nccl" or (options.sync == "auto" and ready and installed() is not None)
+        self.nccl = NcclTransfer(self, policy) if use else None
         if self.nccl is None and options.sync_dir is None:
             raise InputError("the servers take weights from files; name a folder they see with --rollout-sync-dir")
         self.files = FileTransfer(options.sync_dir) if options.sync_dir else None
