@@ -11,7 +11,7 @@ from siri.errors import InputError
 from siri.hours import PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours
 from siri.plan import Machine, memory_plan
 from siri.plan_command import run_plan
-from tests.test_plan import R1_1_5B, R1_7B, qwen2
+from tests.test_memory import R1_1_5B, R1_7B, qwen2
 from tests.tiny import save_tiny
 
 CONFIG = Config(checkpointing="full", schedule="constant", l_max=16384, steps=10)
