@@ -78,6 +78,7 @@ def test_every_recipe_resolves_and_says_what_it_trains(recipe):
 
 def test_recipe_names():
     baselines = {"fixed-high", "fixed-low", "dapo-8k-16k", "stair", "stair-cosine"}
+    baselines |= {"length-reward", "soft-overlong", "thinkprune"}
     assert set(recipe_names()) == {"demo", "siri-1.5b", "siri-7b"} | baselines
 
 
