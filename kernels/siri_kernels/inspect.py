@@ -1,8 +1,9 @@
-"""`python -m siri_kernels.inspect [--arch 90 ...] [--only TEXT] [--skip TEXT]`: compiles every Triton kernel ahead of
-time, without a GPU, and prints what the compiler says.
+"""`python -m siri_kernels.inspect [--arch 90 ...] [--only TEXT] [--skip TEXT] [--jobs N]`: compiles every Triton kernel
+ahead of time, without a GPU, and prints what the compiler says.
 
-Registers and stack come from `cuobjdump -res-usage`, spills (LDL / STL), barriers and the number of 16-byte global
-loads and stores from the SASS; for the GEMM also tensor-core instructions (HGMMA on sm_90) and TMA transfers.
+Registers and stack come from `cuobjdump -res-usage`; spills (LDL / STL), barriers, 16-byte global loads and stores,
+tensor-core instructions (HGMMA on sm_90) and TMA transfers are counted in the SASS, or in the PTX of kernels without a
+GEMM and without a stack.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -32,7 +36,7 @@ from siri_kernels.anchored_kernels import (
 )
 from siri_kernels.anchored_plans import BUSY_TILES, PLANS, POINTERS, SINGLE_ROWS, Tile
 from siri_kernels.triton_rows import DLOGITS_BLOCK, STATS_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
-from siri_kernels.triton_tokens import finish_kernel, token_kernel
+from siri_kernels.triton_tokens import BLOCK, finish_kernel, token_kernel
 
 ARCHS = (80, 90, 100)
 ALIGNED = ("stride", "d_stride", "x_stride", "w_stride", "e_stride", "V", "D")
@@ -50,6 +54,8 @@ class Variant:
     warps: int
     stages: int = 3
     archs: tuple[int, ...] = ARCHS
+    aligned: bool = True
+    """rows start at multiples of 16 bytes"""
 
 
 def variants() -> Iterator[Variant]:
@@ -59,21 +65,25 @@ def variants() -> Iterator[Variant]:
 
 
 def row_variants() -> Iterator[Variant]:
+    """Logits as the fallback stores them (fp32, bf16 when rounded) or as they are given, and where their gradient goes;
+    only an LM head has a softcap. "odd V": rows that start anywhere, target ids of 32 bits."""
     pointers = dict.fromkeys(("SCALE", "OUT", "MAXIMUM", "LOG_SUM", "LOGP", "ENTROPY", "G", "H"), "*fp32")
     sizes = {"out_stride": "i32", "stride": "i32", "d_stride": "i32", "V": "i32", "vocab_start": "i32"}
     common = {**pointers, **sizes, "TARGET": "*i64", "scale": "fp32", "softcap": "fp32"}
     for dtype, out in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16"), ("fp16", "fp16")):
-        for per_row, softcap in ((False, False), (True, True)):
+        for per_row, softcap, odd in product((False, True), (False, True), (False, True)):
+            if (dtype == "fp16" and softcap) or (odd and (per_row or softcap)):
+                continue
             flags = {"PER_ROW": per_row, "SOFTCAP": softcap}
-            suffix = " softcap T[N]" if softcap else ""
-            types = {**common, "Z": f"*{dtype}", "DZ": f"*{out}"}
+            suffix = " softcap" * softcap + " T[N]" * per_row + " odd V" * odd
+            types = {**common, "Z": f"*{dtype}", "DZ": f"*{out}"} | ({"TARGET": "*i32"} if odd else {})
             if out == dtype:
                 constants = {**flags, "BLOCK": STATS_BLOCK}
-                yield Variant(f"row_stats {dtype}{suffix}", row_stats_kernel, types, constants, WARPS)
+                yield Variant(f"row_stats {dtype}{suffix}", row_stats_kernel, types, constants, WARPS, aligned=not odd)
             for entropy in (False, True):
-                name = f"dlogits {dtype}->{out}{suffix}{' entropy' if entropy else ''}"
                 constants = {**flags, "WITH_H": entropy, "BLOCK": DLOGITS_BLOCK}
-                yield Variant(name, dlogits_kernel, types, constants, WARPS)
+                name = f"dlogits {dtype}->{out}{suffix}{' entropy' * entropy}"
+                yield Variant(name, dlogits_kernel, types, constants, WARPS, aligned=not odd)
 
 
 def token_variants() -> Iterator[Variant]:
@@ -86,20 +96,20 @@ def token_variants() -> Iterator[Variant]:
         "ROWS": "*i64",
         "COUNTED": "*u8",
     }
-    for loss, importance, everything in ((0, 0, False), (0, 1, True), (0, 2, True), (1, 0, False), (1, 2, True)):
-        flags = {
-            "INDEXED": everything,
-            "HAS_OLD": everything,
-            "HAS_ROLLOUT": everything,
-            "DUAL": everything and not loss,
-        }
-        constants = {**flags, "LOSS": loss, "IMPORTANCE": importance, "BLOCK": 128}
-        name = f"tokens {('grpo', 'cispo')[loss]} {('none', 'tis', 'icepop')[importance]}"
-        yield Variant(name, token_kernel, types, constants, 4)
-    yield Variant("tokens finish", finish_kernel, types, {"BLOCK": 128}, 4)
+    switches = ("INDEXED", "HAS_OLD", "HAS_ROLLOUT", "DUAL")
+    for loss, importance, *on in product((0, 1), (0, 1, 2), *[(False, True)] * len(switches)):
+        flags = dict(zip(switches, on, strict=True))
+        if (importance and not flags["HAS_ROLLOUT"]) or (loss and flags["DUAL"]):  # refused before they get here
+            continue
+        words = (("grpo", "cispo")[loss], ("none", "tis", "icepop")[importance])
+        words += tuple(name.removeprefix("HAS_").lower() for name, flag in flags.items() if flag)
+        constants = {**flags, "LOSS": loss, "IMPORTANCE": importance, "BLOCK": BLOCK}
+        yield Variant(f"tokens {' '.join(words)}", token_kernel, types, constants, 4)
+    yield Variant("tokens finish", finish_kernel, types, {"BLOCK": BLOCK}, 4)
 
 
 # what the anchored GEMM is asked to do: options of its epilogue that make a variant of its own
+EVERYTHING = dict.fromkeys(("ROUND", "HAS_BIAS", "SOFTCAP", "MASK", "PER_ROW"), True)
 GEMM_MODES = {
     "": {},
     "no store": {"STORE": False},
@@ -109,7 +119,9 @@ GEMM_MODES = {
     "softcap": {"SOFTCAP": True, "MASK": True},
     "bias": {"HAS_BIAS": True, "MASK": True, "PER_ROW": True},
     "rounded": {"ROUND": True, "MASK": True},
-    "everything": {"ROUND": True, "HAS_BIAS": True, "SOFTCAP": True, "MASK": True, "PER_ROW": True},
+    "everything": EVERYTHING,
+    "everything no store": {**EVERYTHING, "STORE": False},
+    "everything slice": {**EVERYTHING, "SUMS": False, "ENTROPY": False},
 }
 GEMM_DEFAULTS = {
     **dict.fromkeys(("PER_ROW", "HAS_BIAS", "ROUND", "SOFTCAP", "MASK"), False),
@@ -151,8 +163,7 @@ def anchored_variants() -> Iterator[Variant]:
                     yield gemm_variant(" ".join(filter(None, words)), tile_or_busy, options, archs)
     plain, odd = {"MASK": True}, {"MASK": True, "PER_ROW": True}
     yield gemm_variant("anchored gemm odd D", POINTERS, odd, ARCHS, EVEN_D=False)
-    everything = GEMM_MODES["everything"]
-    for name, mode in (("", plain), (" everything", everything)):
+    for name, mode in (("", plain), (" everything", EVERYTHING)):
         yield gemm_variant(
             f"anchored redo online{name}", SINGLE_ROWS, {**mode, "STORE": False}, ARCHS, ONLINE=True, SELECTED=True
         )
@@ -179,6 +190,8 @@ def anchored_variants() -> Iterator[Variant]:
 
 @dataclass(frozen=True)
 class Report:
+    """What the compiler says."""
+
     registers: int
     stack: int
     spills: int
@@ -193,11 +206,29 @@ class Report:
     """between groups of warps (USETMAXREG): 0 where warp specialisation was ignored"""
 
 
+SASS = {
+    "spills": r"\b(?:LDL|STL)\b",
+    "wide_loads": r"\bLDG\.E[.\w]*\.128|\bLDGSTS[.\w]*\.128",
+    "wide_stores": r"\bSTG\.E[.\w]*\.128",
+    "barriers": r"\bBAR\.SYNC",
+    "tensor_cores": r"\b(?:HGMMA|HMMA|UTCHMMA)\b",
+    "tma_loads": r"\bUTMALDG\b",
+    "tma_stores": r"\bUTMASTG\b",
+    "register_moves": r"\bUSETMAXREG\b",
+}
+# the same in PTX, for kernels without a GEMM: disassembling takes longer than compiling, and the counts are the same
+PTX = dict.fromkeys(SASS, r"(?!)") | {
+    "wide_loads": r"\bld\.global[.\w:]*\.v4\.b32",
+    "wide_stores": r"\bst\.global[.\w:]*\.v4\.b32",
+    "barriers": r"\bbar\.sync",
+}
+
+
 def compile_variant(variant: Variant, arch: int) -> Report:
     """Compile for sm_`arch` with the 16-byte alignment that a launch on torch tensors has, and read the result."""
     names = variant.kernel.arg_names
     signature = {n: "constexpr" if n in variant.constants else variant.types[n] for n in names}
-    aligned = [n for n in names if signature[n].startswith("*") or n in ALIGNED]
+    aligned = [n for n in names if signature[n].startswith("*") or (variant.aligned and n in ALIGNED)]
     source = ASTSource(
         fn=variant.kernel,
         signature=signature,
@@ -211,20 +242,12 @@ def compile_variant(variant: Variant, arch: int) -> Report:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = run_tool("cuobjdump", "-res-usage", file.name)
-        sass = run_tool("nvdisasm", "-c", file.name)
-    return Report(
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),
-        stack=int(re.search(r"STACK:(\d+)", usage)[1]),
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        shared=compiled.metadata.shared,
-        wide_loads=len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)) + len(re.findall(r"\bLDGSTS[.\w]*\.128", sass)),
-        wide_stores=len(re.findall(r"\bSTG\.E[.\w]*\.128", sass)),
-        barriers=len(re.findall(r"\bBAR\.SYNC", sass)),
-        tensor_cores=len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA)\b", sass)),
-        tma_loads=len(re.findall(r"\bUTMALDG\b", sass)),
-        tma_stores=len(re.findall(r"\bUTMASTG\b", sass)),
-        register_moves=len(re.findall(r"\bUSETMAXREG\b", sass)),
-    )
+        stack = int(re.search(r"STACK:(\d+)", usage)[1])  # 0: nowhere to spill to
+        from_ptx = variant.kernel not in (descriptor_kernel, pointer_kernel) and not stack
+        text, patterns = (compiled.asm["ptx"], PTX) if from_ptx else (run_tool("nvdisasm", "-c", file.name), SASS)
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    counts = {name: len(re.findall(pattern, text)) for name, pattern in patterns.items()}
+    return Report(registers=registers, stack=stack, shared=compiled.metadata.shared, **counts)
 
 
 def run_tool(tool: str, *arguments: str) -> str:
@@ -232,20 +255,33 @@ def run_tool(tool: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def compile_named(name: str, arch: int) -> Report:
+    # tiles differ between architectures under one name
+    found = (variant for variant in variants() if variant.name == name and arch in variant.archs)
+    return compile_variant(next(found), arch)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the compiler makes of every Triton kernel; no GPU needed.")
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHS), help="compute capabilities, e.g. 80 90 100")
     parser.add_argument("--only", default="", help="variants whose name contains this")
     parser.add_argument("--skip", help="no variants whose name contains this")
+    parser.add_argument("--match", default="", help="variants in whose name this regular expression is found")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     options = parser.parse_args()
     columns = list(Report.__dataclass_fields__)
-    print(f"{'kernel':44}{'arch':>7}" + "".join(f"{name:>15}" for name in columns))
-    for variant in variants():
-        if options.only in variant.name and not (options.skip and options.skip in variant.name):
-            for arch in set(options.arch) & set(variant.archs):
-                report = compile_variant(variant, arch)
-                numbers = "".join(f"{getattr(report, name):>15}" for name in columns)
-                print(f"{variant.name:44}{f'sm_{arch}':>7}{numbers}")
+    print(f"{'kernel':48}{'arch':>7}" + "".join(f"{name:>15}" for name in columns))
+    chosen = [
+        (variant.name, arch)
+        for variant in variants()
+        if options.only in variant.name and not (options.skip and options.skip in variant.name)
+        if re.search(options.match, variant.name)
+        for arch in sorted(set(options.arch) & set(variant.archs))
+    ]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        for (name, arch), report in zip(chosen, pool.map(compile_named, *zip(*chosen, strict=True)), strict=True):
+            numbers = "".join(f"{getattr(report, column):>15}" for column in columns)
+            print(f"{name:48}{f'sm_{arch}':>7}{numbers}", flush=True)
 
 
 if __name__ == "__main__":

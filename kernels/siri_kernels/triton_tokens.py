@@ -125,6 +125,8 @@ def token_kernel(
     behaviour = logp
     if HAS_OLD:
         behaviour = tl.load(OLD + row, mask=valid, other=0.0)
+    if HAS_ROLLOUT:
+        rollout = tl.load(ROLLOUT + row, mask=valid, other=0.0)
     delta = logp - behaviour  # not 0 when on-policy: a NaN stays one
     log_ratio = bounded(delta)
     ratio = tl.exp(log_ratio)
@@ -147,7 +149,7 @@ def token_kernel(
 
     P = PARTIALS + (first_block + tl.program_id(0)) * 16
     if HAS_ROLLOUT:
-        log_w = behaviour - tl.load(ROLLOUT + row, mask=valid, other=0.0)
+        log_w = behaviour - rollout
         log_w_bounded = bounded(log_w)
         raw = tl.exp(log_w_bounded)
         w = raw * 0 + 1
