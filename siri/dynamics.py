@@ -19,6 +19,8 @@ BACKTRACKING = ("wait", "hold on")
 FORWARD = ("so", "alternatively")
 """Words that stay flat in the paper."""
 NGRAM = 4
+MULTIPLIER = np.uint64(6364136223846793005)
+"""Of Knuth's linear congruential generator modulo 2^64."""
 SPACES = " \t\n\u0120\u010a\u2581"  # and how byte-level BPE and SentencePiece write a space or a line end
 
 
@@ -51,9 +53,13 @@ def repetition_rate(token_ids: np.ndarray, n: int = NGRAM) -> float:
     of fewer than n tokens."""
     if len(token_ids) < n:
         return 0.0
-    grams = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(token_ids, n))
-    distinct = len(np.unique(grams.view(np.dtype((np.void, grams.dtype.itemsize * n)))))
-    return 1 - distinct / len(grams)
+    ids = np.asarray(token_ids).astype(np.uint64)
+    count = len(ids) - n + 1
+    grams = np.zeros(count, np.uint64)
+    for offset in range(n):  # a hash modulo 2^64 each, because numbers sort far quicker than rows
+        grams = grams * MULTIPLIER + ids[offset : offset + count]
+    grams.sort()
+    return 1 - (1 + np.count_nonzero(grams[1:] != grams[:-1])) / count
 
 
 class Dynamics:
@@ -66,9 +72,11 @@ class Dynamics:
     def metrics(self, groups: Sequence["Group"]) -> dict[str, float]:
         """Means over all sampled responses, as keys of metrics.jsonl."""
         responses = [np.array(completion.token_ids, np.int64) for group in groups for completion in group.completions]
+        between = np.array([-1])  # no phrase goes on in the next response
+        joined = np.concatenate([part for ids in responses for part in (ids, between)])
         return {
-            "backtracking_per_response": float(np.mean([self.backtracking.count(ids) for ids in responses])),
-            "forward_words_per_response": float(np.mean([self.forward.count(ids) for ids in responses])),
+            "backtracking_per_response": self.backtracking.count(joined) / len(responses),
+            "forward_words_per_response": self.forward.count(joined) / len(responses),
             "repetition_rate": float(np.mean([repetition_rate(ids) for ids in responses])),
         }
 

@@ -261,7 +261,7 @@ def finished(study: Study) -> list[dict[str, Any]]:
 def find(rows: list[dict], pair: Pair) -> dict | None:
     """The latest row of this very run, perhaps under the name of another arm: a sweep may choose what an arm has."""
     mine = (pair.seed, pair.config_hash)
-    return next((row for row in reversed(rows) if (row["seed"], row["config_hash"]) == mine), None)
+    return next((row for row in reversed(rows) if (row.get("seed"), row.get("config_hash")) == mine), None)
 
 
 def choose(study: Study, rows: list[dict]) -> dict[str, Any] | None:

@@ -111,11 +111,19 @@ def _run_all(study: Study, pairs: Sequence[Pair], *, jobs: int, runs: Path, thre
                 bar.update(task, description=", ".join(pair.name for _, pair in busy.values()))
                 for connection in wait(list(busy)):
                     worker, pair = busy.pop(connection)
-                    row = _received(connection, pair)
+                    try:
+                        row = _received(connection, pair)
+                    except (EOFError, ConnectionResetError):
+                        worker.join()
+                        if not signals:
+                            died = f"its process ended with code {worker.exitcode}"
+                            raise InputError(f"{pair.name}: {died}; the same command continues it") from None
+                        raise Stopped from None
+                    if row is not None:
+                        append(study, row)
+                        bar.advance(task)
                     if row is None or signals:
                         raise Stopped
-                    append(study, row)
-                    bar.advance(task)
                     if waiting:
                         busy[connection] = (worker, waiting[0])
                         connection.send(waiting.pop(0))
@@ -123,7 +131,7 @@ def _run_all(study: Study, pairs: Sequence[Pair], *, jobs: int, runs: Path, thre
                         connection.close()  # the worker ends when there is nothing to read
         finally:
             for worker, _ in busy.values():
-                if worker.is_alive():
+                if not signals:  # a second one would kill what is being saved
                     worker.terminate()
             for worker, _ in busy.values():
                 worker.join()
@@ -148,11 +156,9 @@ def _forwarded(workers: Any) -> Iterator[list[int]]:
 
 
 def _received(connection: Connection, pair: Pair) -> dict | None:
-    """The row that a worker sent, None if a signal stopped it; what failed in it is raised here."""
-    try:
-        kind, value = connection.recv()
-    except (EOFError, ConnectionResetError):
-        return None  # killed between two runs
+    """The row that a worker sent, None if a signal stopped it; what failed in it is raised here, and EOFError if it
+    died."""
+    kind, value = connection.recv()
     if kind == "input":
         raise InputError(f"{pair.name}: {value}")
     if kind == "error":

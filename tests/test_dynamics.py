@@ -55,11 +55,15 @@ def test_repetition_is_the_share_of_ngrams_seen_before():
     assert repetition_rate(np.array([1, 2, 3, 4, 1, 2, 3, 4])) == pytest.approx(1 / 5)
     assert repetition_rate(np.array([7] * 10)) == pytest.approx(6 / 7)
     assert repetition_rate(np.array([7, 7])) == 0
+    ids = np.random.default_rng(0).integers(0, 6, 3000)
+    grams = {tuple(ids[i : i + 4]) for i in range(2997)}
+    assert repetition_rate(ids) == pytest.approx(1 - len(grams) / 2997)
     assert repetition_rate(np.array([1, 1, 2]), n=1) == pytest.approx(1 / 3)
 
 
 def test_metrics_are_means_over_all_responses():
-    answers = [Completion([0, 8, 8, 8], [], False), Completion([1, 1, 7], [], True), Completion([8], [], False)]
+    # the second ends in "hold", the third begins with "on": two responses, no phrase
+    answers = [Completion([0, 8, 8, 8], [], False), Completion([1, 1, 7, 4], [], True), Completion([6], [], False)]
     groups = [SimpleNamespace(completions=answers[:2]), SimpleNamespace(completions=answers[2:])]
     assert Dynamics(TOKENIZER).metrics(groups) == pytest.approx(
         {"backtracking_per_response": 1.0, "forward_words_per_response": 1 / 3, "repetition_rate": 0.0}
