@@ -30,7 +30,7 @@ def installed(name: str) -> ModuleType | None:
     """The module, or None when it, or anything it needs, is missing here."""
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError):  # no such package, no CUDA library, no driver
+    except Exception:  # no such package, no CUDA library, a version of something that it does not know
         return None
 
 
@@ -201,7 +201,7 @@ def logit_losses(p: Problem, *, on_policy: bool) -> dict[str, Callable[[], Tenso
         options |= {"loss_type": "bnpo", "reduce": True}
         found["liger-grpo-logits"] = lambda: liger.triton_grpo_loss(p.logits, old, None, ids, advantage, **options)[0]
     if on_policy and (fla := installed("fla.modules.grpo")):  # has no old log-probs: its ratio is always 1
-        reference = torch.zeros_like(ids, dtype=torch.float32)
+        reference = p.old_logp[None, :rows].contiguous()  # for a KL term, which beta turns off
         found["fla-grpo-logits"] = lambda: fla.fused_grpo_loss(p.logits, reference, ids, advantage, beta=0.0).mean()
     return found
 
