@@ -25,7 +25,8 @@ class Saver:
     """Writes the checkpoints of a run, one at a time, in the background. Every rank has one and makes the same calls.
 
     The files get their place by one rename when all of them are on the disk, so a save that fails, or is killed,
-    leaves the older checkpoints as they were. What fails is told by `failure`, for the next step to report.
+    leaves the older checkpoints as they were. What fails is told by `failure`, for the next step to report. Ranks that
+    bring a process group (some of torchrun's) have no collectives of theirs while a save is under way.
     """
 
     def __init__(self, folder: Path, *, keep: int, keep_every: int = 0, ranks: Ranks = ALONE):
@@ -37,10 +38,7 @@ class Saver:
         self._buffers: dict[str, torch.Tensor] = {}
         self._about: dict[str, bytes] = {}
         # the main thread's collectives go on meanwhile, so the writers have a process group of their own
-        self._group = None
-        if ranks.size > 1:
-            members = dist.get_process_group_ranks(ranks.group or dist.group.WORLD)
-            self._group = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+        self._group = (ranks.group or dist.new_group(backend="gloo")) if ranks.size > 1 else None
 
     def save(
         self,
