@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from siri.distributed import ALONE, Arrays, Ranks
 from siri.model import Policy
 from siri.rewards import kimi_length_rewards
 from siri.rollout import Completion, Request, Rollout
+from siri.rollout.order import spread
 from siri.signals import Stop
 from siri.timing import Stopwatch
 from siri.update import Sample
@@ -70,7 +71,8 @@ def collect(
         if not wanted:
             break
         indices = sampler.take(wanted)
-        indices = indices[ranks.share(len(indices))]
+        dealt = deal(engine, [prompts.ids[index] for index in indices], cap, ranks)
+        indices = [indices[place] for place in dealt[ranks.rank]]
         requests = [Request(prompts.ids[index], cap, config.group_size) for index in indices]
         seed = derive_seed(config.seed, 0, step, round_number, *ranks.seed_path)
         gold = [prompts.answers[index] for index in indices for _ in range(config.group_size)]
@@ -86,8 +88,18 @@ def collect(
         found = _groups(config, requests, answered, graded, cap)
         if ranks.size > 1:
             found = [group for part in ranks.gather_arrays(to_arrays(found)) for group in from_arrays(part)]
+            places = [place for own in dealt for place in own]
+            found = [found[places.index(place)] for place in range(len(found))]  # as the sampler drew them
         groups += found
     return groups
+
+
+def deal(engine: Rollout, prompts: Sequence[Sequence[int]], cap: int, ranks: Ranks) -> list[list[int]]:
+    """Which prompts, by their place, each rank samples: consecutive ones, unless the engine has expectations of their
+    length that tell the ranks' work apart."""
+    if ranks.size > 1 and (expected := getattr(engine, "expected", None)):
+        return spread(expected(prompts, cap), ranks.size)
+    return [list(range(len(prompts)))[replace(ranks, rank=rank).share(len(prompts))] for rank in range(ranks.size)]
 
 
 def _groups(

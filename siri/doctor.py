@@ -46,7 +46,7 @@ class Extra:
 
 
 EXTRAS = (
-    Extra("vllm", "vllm", "vllm", "rollouts run on the embedded engine", used=False),
+    Extra("vllm", "vllm", "vllm", "rollouts run on the embedded engine"),
     Extra("flash-attn", "flash_attn", "flash", "packed attention runs on torch's own kernels"),
     Extra("liger-kernel", "liger_kernel", "liger", "RMSNorm, RoPE and SwiGLU run as transformers writes them"),
     Extra("tensorboard", "tensorboard", "loggers", "no --logger tensorboard; metrics.jsonl is always written"),

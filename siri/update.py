@@ -17,6 +17,7 @@ from siri.attention import PackedLayout, choose
 from siri.config import Config
 from siri.cost import sequence_cost, training_flops
 from siri.distributed import ALONE, Arrays, Ranks, full
+from siri.mismatch import Mismatch
 from siri.model import Policy, packed_hidden
 from siri.packing import Cost, Plan, pack
 from siri.step_plan import StepPlan
@@ -152,6 +153,7 @@ def update_policy(
             old_logps.append([policy.run(score, micro, config, cut) for micro in micro_batches])
 
     parts, losses, norms, skipped = [], [], [], 0
+    mismatch = Mismatch(config.importance_low, config.importance_cap, policy.device)
     for samples, micro_batches, olds in zip(mini_batches, batches, old_logps, strict=True):
         if not micro_batches:
             continue
@@ -170,6 +172,7 @@ def update_policy(
             if cut is None or cut.place == 0:  # the others have the same loss, of the same tokens
                 total += result.loss.detach()
                 parts.append(result.metrics)
+                mismatch.add(result.logp if old_logp is None else old_logp, micro.rollout_logp_R, micro.mask_R)
         with watch("optimizer"):
             if cut is not None:
                 cut.finish(policy.model, ranks)
@@ -182,7 +185,7 @@ def update_policy(
         norms.append(norm.item())
     optimizer.zero_grad(set_to_none=True)
 
-    metrics = _merged(parts, ranks)
+    metrics = _merged(parts, ranks) | mismatch.metrics(ranks)
     metrics["loss"] = _mean([sum(shares) for shares in zip(*ranks.gather(losses), strict=True)])
     metrics["grad_norm"] = _mean(norms)
     metrics["skipped_updates"] = skipped

@@ -150,7 +150,9 @@ def engine_options(options: VllmOptions, *, gpu: bool) -> dict[str, Any]:
     }
     if gpu:
         return chosen | {"enable_sleep_mode": True, "gpu_memory_utilization": options.memory}
-    return chosen | {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
+    # a prompt cut in two rewinds its generator, which vLLM's sampler can do on GPUs only
+    whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, options.context)}
+    return chosen | whole | {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
 
 
 def sampling_params(job: Job, temperature: float) -> Any:

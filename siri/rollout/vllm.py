@@ -166,6 +166,10 @@ class VllmRollout:
                 )
         self.last |= {"fingerprint_gap_mean": _most(gaps, "mean"), "fingerprint_gap_max": _most(gaps, "max")}
 
+    def expected(self, prompts: Sequence[Sequence[int]], cap: int) -> list[float]:
+        """Tokens to expect of a response to each prompt, the same on every rank."""
+        return [self.lengths(prompt, cap) for prompt in prompts]
+
     def sleep(self) -> None:
         self.backend.sleep()
 

@@ -22,6 +22,7 @@ CPU = {
 FLAGS = ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
 FLAGS += ["--worker-extension-cls", "siri.rollout.worker.SyncWorker"]
 SMALL = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8"]
+SMALL += ["--no-enable-chunked-prefill"]  # see siri.rollout.colocated.engine_options
 
 
 class Server:

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Rollout servers of one node: one `vllm serve` on each GPU, on ports PORT, PORT + 1, ...
+#
+#   launch/serve.sh deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
+#
+# GPUS  servers on this node (default: its GPUs)   PORT  the first port (8000)   CONTEXT  longest prompt and cap (17408)
+# More options of vllm serve follow the model. The development routes take weights and commands from anybody who reaches
+# them: keep the ports inside the cluster. When one server dies it is started again; the trainer gives it the weights.
+set -euo pipefail
+MODEL=${1:?name the model that is trained}
+shift
+GPUS=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c . || true)}
+[ "$GPUS" -gt 0 ] || { echo "serve.sh: no GPU here; set GPUS" >&2; exit 2; }
+trap 'trap - TERM; kill 0' EXIT INT TERM
+for ((gpu = 0; gpu < GPUS; gpu++)); do
+    while true; do
+        CUDA_VISIBLE_DEVICES=$gpu VLLM_SERVER_DEV_MODE=1 vllm serve "$MODEL" --port $((${PORT:-8000} + gpu)) \
+            --logprobs-mode processed_logprobs --generation-config vllm --max-model-len "${CONTEXT:-17408}" \
+            --worker-extension-cls siri.rollout.worker.SyncWorker --weight-transfer-config '{"backend": "nccl"}' "$@" ||
+            sleep 5
+    done &
+done
+wait
