@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WHERE = """\
 make bench                            times every kernel and every installed peer on this machine (pytest-benchmark)
 bench/gpu.sh kernels                  the table of goals on a GPU (tiny sizes on a CPU), written to bench/results/
+bench/gpu.sh train                    a training step, packed and padded (trl: TRL's, with our head and without)
 bench/gpu.sh tests                    the GPU tests
 siri bench --compare A.json B.json    two results side by side, regressions marked
 siri bench calibrate RECIPE           measures the packing plan's cost ratio on this machine

@@ -1,18 +1,12 @@
 """`siri bench`: comparisons that mark what got worse, pictures, and one line for a file that is no result."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from siri.bench import Record, compare, plot, ratio_chart, read_record, regressions
+from siri.bench import Record, plot, ratio_chart, read_record, regressions
 from siri.cli import main
 from siri.errors import InputError
-
-ROOT = Path(__file__).parents[1]
 
 
 def row(op="forward_backward", impl="siri", size="1.5b", **figures):
@@ -146,23 +140,3 @@ def test_the_bars_are_the_ratios(save, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG") and path == tmp_path / "out.png"
     with pytest.raises(InputError, match="cannot be written"):
         plot(save("a.json", record()), tmp_path / "nowhere" / "out.png")
-
-
-def test_a_real_result(tmp_path, capsys, monkeypatch):
-    """What gpu.sh writes is what siri bench reads."""
-    environment = {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "OUT": str(tmp_path),
-        "SIZES": "tiny",
-        "OMP_NUM_THREADS": "1",
-    }
-    subprocess.run([ROOT / "bench" / "gpu.sh", "kernels"], env=environment, check=True, capture_output=True)
-    path = tmp_path / "kernels.json"
-    found = read_record(path)
-    assert ("forward_backward", "tiny", "siri") in found.rows and "G2.tiny" in found.goals
-    assert "0 regressions" in compared(capsys, monkeypatch, str(path), str(path))
-    assert main(["bench", "--plot", str(path)]) == 0
-    assert capsys.readouterr().out.strip() == str(path.with_suffix(".png"))
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert len(compare(found, found)) == 2, "tiny sizes on a CPU claim no goal"
