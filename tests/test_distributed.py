@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -58,7 +57,7 @@ def train(
 
 def join(rank: int, world: int, port: int) -> Ranks:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = str(port)
+    os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     torch.set_num_threads(1)
     return join_ranks(torch.device("cpu"))[0]
 
@@ -167,11 +166,10 @@ def count_collectives(ranks: Ranks) -> dict:
 
 def spawn(worker, ranks: int, *arguments) -> dict:
     """What the worker(rank, ranks, port, results, *arguments) of each process put into results."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # held here, as by torchrun's agent: a port that is only looked up may be taken by the time the ranks meet there
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(worker, (ranks, port, results, *arguments), nprocs=ranks)
+    mp.spawn(worker, (ranks, store.port, results, *arguments), nprocs=ranks)
     return dict(results)
 
 

@@ -6,12 +6,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from siri_kernels import chunked
+from transformers import AutoModelForCausalLM
 
+from siri.checkpoint import export, restore
 from siri.distributed import ALONE, Ranks, full, join_ranks, shard
 from siri.errors import InputError
+from siri.timing import Stopwatch
+from siri.update import update_policy
 from siri.vocab import HeadCut, cut_head
+from tests.saving import save_now
 from tests.test_distributed import assert_same, join, spawn, train
-from tests.tiny import tiny_model
+from tests.test_update import config, make_samples
+from tests.tiny import tiny_model, tiny_policy
 
 CASES = [
     # ranks, tied, vocabulary, settings; 97 rows make parts of different sizes
@@ -29,7 +35,7 @@ def settings_of(case) -> tuple[str, dict]:
     return settings.pop("aggregation", "token_mean"), {"tied": tied, "vocab": vocab, **settings}
 
 
-def worker(rank: int, world: int, port: int, results) -> None:
+def worker(rank: int, world: int, port: int, results, folder) -> None:
     join(rank, world, port)
     # chunks of eight rows: ranks with parts of different sizes have to agree on them
     chunked.BUDGET["cpu"]["fast"], chunked.MIN_ROWS = 1, 8
@@ -48,6 +54,9 @@ def worker(rank: int, world: int, port: int, results) -> None:
         if rank == 0:
             results["hybrid", tied] = learnt
     results["parts", rank] = parts(hybrid)
+    held = saved(hybrid, folder)
+    if rank == 0:
+        results["saved"] = held
     dist.destroy_process_group()
 
 
@@ -64,9 +73,29 @@ def parts(ranks: Ranks) -> tuple:
     return tuple(weight.to_local().shape), len(managed), HeadCut.of(ranks).first
 
 
+def saved(ranks: Ranks, folder) -> dict[str, torch.Tensor]:
+    """One step with a cut head, a checkpoint of it, and what every parameter and moment of the head then is."""
+    policy = tiny_policy(vocab_size=97)
+    shard(policy.model, ranks, compute_dtype=torch.float32, vocab_parallel=True)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
+    update_policy(
+        policy, optimizer, [make_samples(1, count=9)], config(vocab_parallel=True), token_budget=99, ranks=ranks,
+        watch=Stopwatch(torch.device("cpu")),
+    )  # fmt: skip
+    save_now(folder, 1, policy, optimizer, {}, ranks=ranks)
+    held = {name: full(value.detach()) for name, value in policy.model.named_parameters()}
+    moments = optimizer.state[policy.model.lm_head.weight]
+    return held | {name: full(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
+
+
 @pytest.fixture(scope="module")
-def cut():
-    return spawn(worker, 4)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def cut(folder):
+    return spawn(worker, 4, folder)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
@@ -95,6 +124,19 @@ def test_an_untied_head_is_held_in_parts_that_nobody_gathers(cut):
         ((49, 32), 2, 2),
         ((48, 32), 2, 2),
     ]
+
+
+def test_a_checkpoint_of_a_cut_head_is_that_of_any_other(cut, folder, tmp_path):
+    held = cut["saved"]
+    policy = tiny_policy(vocab_size=97, seed=9)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
+    restore(folder / "step_000001", policy, optimizer)
+    for name, value in policy.model.named_parameters():
+        assert torch.equal(value, held[name]), name
+    moments = optimizer.state[policy.model.lm_head.weight]
+    assert all(torch.equal(moments[name], held[name]) for name in ("exp_avg", "exp_avg_sq"))
+    exported = AutoModelForCausalLM.from_pretrained(export(folder / "step_000001", tmp_path / "model"))
+    assert torch.equal(exported.lm_head.weight, held["lm_head.weight"])
 
 
 def test_more_ranks_than_parts_of_the_vocabulary():
