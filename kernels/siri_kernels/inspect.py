@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
@@ -278,8 +279,12 @@ def main() -> None:
         if re.search(options.match, variant.name)
         for arch in sorted(set(options.arch) & set(variant.archs))
     ]
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        for (name, arch), report in zip(chosen, pool.map(compile_named, *zip(*chosen, strict=True)), strict=True):
+    names, archs = [name for name, _ in chosen], [arch for _, arch in chosen]
+    with ExitStack() as stack:
+        each = map
+        if options.jobs > 1:
+            each = stack.enter_context(ProcessPoolExecutor(options.jobs, get_context("spawn"))).map
+        for name, arch, report in zip(names, archs, each(compile_named, names, archs), strict=True):
             numbers = "".join(f"{getattr(report, column):>15}" for column in columns)
             print(f"{name:48}{f'sm_{arch}':>7}{numbers}", flush=True)
 
