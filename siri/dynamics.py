@@ -129,31 +129,30 @@ def phase_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
 
 
 def length_lag(caps: Sequence[float], lengths: Sequence[float | None]) -> int | None:
-    """Steps by which the mean response follows the cap: the shift, up to half of the run's longest cycle of caps, at
-    which the two correlate best. None where the cap does not move or no shift gives a positive correlation.
+    """Steps by which the mean response follows the cap: the shift, up to half of a cycle, at which the two correlate
+    best. None where the cap does not go up and down twice, or no shift gives a positive correlation.
 
-    caps and lengths: one a step. A linear drift of the lengths is taken out first, or a length that only grows or falls
-    would look like a lag.
+    caps and lengths: one a step. Of a run of three cycles or more the first third is left out, where the length moves
+    from the base's to the run's own; and a linear drift is taken out, or it would pass for a lag.
     """
     found = [(step, cap, length) for step, (cap, length) in enumerate(zip(caps, lengths, strict=True)) if length]
-    if len(found) < 8 or len({cap for _, cap, _ in found}) < 2:
+    if len(found) < 8:
         return None
     step_T, cap_T, length_T = (np.array(column, float) for column in zip(*found, strict=True))
+    above = cap_T > (cap_T.max() + cap_T.min()) / 2
+    rises = np.flatnonzero(above[1:] & ~above[:-1])
+    if len(rises) < 2:
+        return None
+    period = int(np.diff(rises).max())
+    if len(found) >= 3 * period:
+        step_T, cap_T, length_T = (column[len(found) // 3 :] for column in (step_T, cap_T, length_T))
     length_T = length_T - np.polyval(np.polyfit(step_T, length_T, 1), step_T)
     best, lag = 0.0, None
-    for shift in range(_half_period(cap_T) + 1):
+    for shift in range(period // 2 + 1):
         a, b = cap_T[: len(cap_T) - shift], length_T[shift:]
-        if len(a) < 8 or a.std() == 0 or b.std() == 0:
+        if min(a.std(), b.std()) < 1e-6:  # rounding left of a constant
             continue
         correlation = float(np.corrcoef(a, b)[0, 1])
         if correlation > best + 1e-9:
             best, lag = correlation, shift
     return lag
-
-
-def _half_period(cap_T: np.ndarray) -> int:
-    """Half of the cap's longest cycle in steps, by the rises through its middle; half of the run where there are not
-    two."""
-    above = cap_T > (cap_T.max() + cap_T.min()) / 2
-    rises = np.flatnonzero(above[1:] & ~above[:-1])
-    return int(np.diff(rises).max() if len(rises) > 1 else len(cap_T)) // 2

@@ -62,6 +62,7 @@ def pareto_chart(curves: Sequence[Curve], *, narrow: bool = False) -> "Figure | 
     axes = figure.add_axes((0.56 / width, 0.62 / height, 1 - 0.8 / width, 1 - 1.02 / height))
     axes.grid(True, axis="both")
     axes.set_title("Accuracy against length" + ("" if narrow else ": further up and to the left is better"))
+    points, colours = _merged(points, colours)
     x, y = [point[1].mean for point in points], [100 * point[2].mean for point in points]
     for (name, tokens, accuracy), px, py, colour in zip(points, x, y, colours, strict=True):
         bars = {"ecolor": colour, "elinewidth": 0.9, "alpha": 0.45, "zorder": 3}
@@ -69,12 +70,10 @@ def pareto_chart(curves: Sequence[Curve], *, narrow: bool = False) -> "Figure | 
         hollow = name == "base"
         face = LIGHT["paper"] if hollow else colour
         axes.plot([px], [py], "o", ms=6.5, color=face, mec=colour if hollow else LIGHT["paper"], mew=1.0, zorder=5)
-    for set_limits, limits, share in (
-        (axes.set_xlim, axes.dataLim.intervalx, 0.1),
-        (axes.set_ylim, axes.dataLim.intervaly, 0.1),
-    ):
-        room = share * (limits[1] - limits[0] or 1)
-        set_limits(max(0, limits[0] - room), limits[1] + room)
+    # limits by the means: an interval of two seeds would push everything into a corner
+    for set_limits, values in ((axes.set_xlim, x), (axes.set_ylim, y)):
+        room = 0.18 * (max(values) - min(values) or 1)
+        set_limits(max(0, min(values) - room), max(values) + room)
     place_labels(
         axes, list(zip(x, y, strict=True)), [point[0] for point in points], colours, required=[True] * len(points)
     )
@@ -87,6 +86,16 @@ def pareto_chart(curves: Sequence[Curve], *, narrow: bool = False) -> "Figure | 
     handles = [Line2D([], [], ls="", marker="o", ms=4.5, color=LIGHT[key], label=label) for label, key in kinds]
     _legend(figure, handles, f"last step, mean and 95 % interval of {seeds} seeds")
     return figure
+
+
+def _merged(points: list[tuple[str, Estimate, Estimate]], colours: list[str]) -> tuple[list, list[str]]:
+    """Arms that turned out to be the same runs, as where a sweep chose the cap of another arm, as one point."""
+    names: dict[tuple[Estimate, Estimate], list[str]] = {}
+    kept = {}
+    for (name, *place), colour in zip(points, colours, strict=True):
+        names.setdefault(tuple(place), []).append(name)
+        kept.setdefault(tuple(place), colour)
+    return [(" = ".join(found), *place) for place, found in names.items()], list(kept.values())
 
 
 def last_low(runs: Sequence[Curve]) -> int | None:
@@ -150,7 +159,7 @@ def _grid(curves: Sequence[Curve], along: str, narrow: bool) -> "Figure | None":
         above.yaxis.set_major_locator(MaxNLocator(4))
         above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
         below.yaxis.set_major_locator(MaxNLocator(4))
-    below.set_ylim(0)
+    below.set_ylim(0, 1.1 * max(cap for run in curves for cap in run.steps["cap"]))
     styles = [
         Line2D([], [], color=LIGHT["ink"], marker="o", ms=3.5, label="accuracy, held out"),
         Line2D([], [], color=LIGHT["faint"], label=reference[0].arm),

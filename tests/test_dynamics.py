@@ -93,10 +93,18 @@ def test_lag_is_the_shift_of_the_length_behind_the_cap(lag, drift):
     assert length_lag(caps, lengths) == pytest.approx(lag, abs=1)
 
 
+def test_the_fall_from_the_bases_length_is_no_lag():
+    """In the first cycle the length falls as the cap does, whatever the lag is later."""
+    caps = [36 + 12 * math.cos(2 * math.pi * step / 24) for step in range(72)]
+    lengths = [16 + 14 * math.exp(-step / 5) + math.cos(2 * math.pi * (step - 6) / 24) for step in range(72)]
+    assert length_lag(caps, lengths) == pytest.approx(6, abs=1)
+
+
 def test_no_lag_without_a_moving_cap_or_without_a_response_to_it():
     steps = range(72)
     caps = [36 + 12 * math.cos(2 * math.pi * step / 24) for step in steps]
     assert length_lag([48] * 72, [20 + step % 7 for step in steps]) is None
+    assert length_lag([24] * 36 + [48] * 36, [20 + step % 7 for step in steps]) is None, "one stair is no cycle"
     assert length_lag(caps, [30.0] * 72) is None
     assert length_lag(caps[:5], [1, 2, 3, 4, 5]) is None
     assert length_lag(caps, [None] * 72) is None
