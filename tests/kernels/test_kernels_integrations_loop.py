@@ -25,7 +25,8 @@ def test_rows_that_a_gpu_leaves_out_have_no_gradient(masked):
     advantages = batch.advantages[:, None].expand(batch.mask.shape)[batch.mask]
     counted_N = None if counted is None else counted[batch.mask]
     keep = rows_with_gradient(advantages, counted_N)
-    assert 0 < keep.numel() < advantages.numel()
+    useful = (advantages != 0) & (counted_N if masked else torch.ones_like(advantages, dtype=torch.bool))
+    assert 0 < keep.numel() == int(useful.sum()) < advantages.numel()
     rows = (packed[batch.mask], head, batch.ids[batch.mask], advantages)
     options["old_logp"] = batch.old[batch.mask]
     expected = linear_grpo_loss(*rows, mask=counted_N, keep=keep, **options)

@@ -65,10 +65,11 @@ def add_fused_lm_head(model, temperature: float = 1.0, cast_lm_head_to_fp32: boo
         router = kwargs.get("output_router_logits", getattr(config, "output_router_logits", False))
         shifted = kwargs.keys() & {"shift_labels", "num_items_in_batch"}
         unknown = scales_logits(config) or hasattr(head, "lora_A") or hasattr(head.weight, "ds_id")
+        unknown = unknown or self.base_model is self  # nothing below the head to call
         if not fused_lm_head or unknown or router or shifted:
             return theirs(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
-        hidden, labels = hidden.to(head.weight.device), labels[:, 1:].to(head.weight.device)
+        hidden, labels = (x.to(head.weight.device) for x in (hidden, labels[:, 1:]))
         mask = labels != -100
         hidden = hidden.float() if cast_lm_head_to_fp32 else hidden
         with no_autocast(hidden) if cast_lm_head_to_fp32 else nullcontext():
@@ -98,8 +99,7 @@ def settings(trainer: GRPOTrainer, inputs: dict) -> dict | None:
     ):
         return None
 
-    mask = inputs["completion_mask"]
-    mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+    mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
     advantages = inputs["advantages"]
     advantages = (advantages if advantages.dim() > 1 else advantages[:, None]).expand(mask.shape)
     if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
