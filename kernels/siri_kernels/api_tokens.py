@@ -145,8 +145,8 @@ def grpo_loss(
         raise ValueError(
             "entropy_coef needs the entropy [N]: pass entropy=, from linear_logprob(..., return_entropy=True)"
         )
-    if entropy is not None and entropy.shape != logp.shape:
-        raise ValueError(f"entropy must have shape {list(logp.shape)}, got {list(entropy.shape)}")
+    if entropy is not None:
+        tensor("entropy", entropy, like=logp, shape=tuple(logp.shape), kinds="float")
     tensors = (advantages, *detached(old_logp, rollout_logp), mask, cu_seqlens)
     value, metrics, _, _ = ops_grpo.grpo_tokens(
         logp, entropy, *tensors, None, as_tensor(denominator, logp), *fields(spec)

@@ -167,8 +167,9 @@ def check_placement(
         one_of("memory", memory, MEMORY)
     elif memory <= 0:
         raise ValueError(f"memory must be a positive number of bytes or one of {', '.join(MEMORY)}, got {memory}")
+    wanted = (weight.shape, torch.float32, weight.device)
     if main_grad is not None and (
-        main_grad.shape != weight.shape or main_grad.dtype != torch.float32 or main_grad.device != weight.device
+        not isinstance(main_grad, Tensor) or (main_grad.shape, main_grad.dtype, main_grad.device) != wanted
     ):
         raise ValueError(f"main_grad must be fp32 {list(weight.shape)} on {weight.device}, got {shape_of(main_grad)}")
     if isinstance(vocab_start, bool) or not isinstance(vocab_start, int) or vocab_start < 0:

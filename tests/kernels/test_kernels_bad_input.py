@@ -49,6 +49,7 @@ BAD = {
     "memory bytes": ({"memory": 0}, "memory must be a positive number"),
     "logit dtype": ({"logit_dtype": "bf32"}, "logit_dtype='bf32' is not one of"),
     "main_grad": ({"main_grad": torch.zeros(61, 24, dtype=torch.bfloat16)}, "main_grad must be fp32"),
+    "main_grad type": ({"main_grad": 3}, "main_grad must be fp32 .* got int"),
     "shard": ({"vocab_start": 4}, "pass the group"),
     "impl": ({"impl": "tirton"}, "did you mean 'triton'"),
     "anchored": ({"impl": "anchored"}, "anchored"),
@@ -86,6 +87,9 @@ def test_the_other_functions_check_as_well():
         siri_kernels.linear_logprob(x, x, ids, anchor=torch.zeros(2))
     with pytest.raises(ValueError, match=r"logp must be a float tensor \[N\]"):
         siri_kernels.grpo_loss(x, None, x)
+    for entropy in (x[:2, 0], 0.5, x[:, 0].int()):
+        with pytest.raises(ValueError, match="entropy must"):
+            siri_kernels.grpo_loss(x[:, 0], None, x[:, 0], entropy=entropy)
     with pytest.raises(ValueError, match="entropy_coef needs the entropy"):
         siri_kernels.grpo_loss(x[:, 0], None, x[:, 0], entropy_coef=0.1)
     with pytest.raises(ValueError, match="no metrics to merge"):
