@@ -22,6 +22,7 @@ siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
   siri study STUDY.toml [--jobs N] [--limit N] [--draw]            arms x seeds, resumable; their table and pictures
   siri compare RUN RUN ... [--out DIR]                             the same for runs at hand
   siri export CHECKPOINT FOLDER                                    a model folder for transformers and vLLM
+  siri replay BUNDLE                                               run the update of a post-mortem again
   siri bench [--compare A.json B.json] [--plot A.json]             benchmark results side by side, or drawn
   siri bench calibrate RECIPE [--out FILE]                         cost of attention here, for the packing plan
   siri doctor                                                      what this machine has, and what is missing
@@ -212,6 +213,13 @@ def export_command(arguments: list[str]) -> int:
     return 0
 
 
+def replay_command(arguments: list[str]) -> int:
+    (bundle,) = _positional(arguments, "siri replay BUNDLE")
+    from siri.replay import run_replay
+
+    return run_replay(Path(bundle))
+
+
 def bench_command(arguments: list[str]) -> int:
     if arguments[:1] == ["calibrate"]:
         from siri.calibrate import CalibrateOptions, run_calibrate
@@ -253,6 +261,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "study": study_command,
     "compare": compare_command,
     "export": export_command,
+    "replay": replay_command,
     "bench": bench_command,
     "doctor": doctor_command,
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from siri.errors import InputError
+from siri.rules import read_rules
 from siri.schedule import Kind, LengthSchedule
 
 Auto = Literal["auto"]
@@ -193,11 +194,21 @@ class Config:
     """Cap of evaluations, tokens; 0 = the schedule's longest."""
     profile: int = -1
     """Step (from 0) of which a torch profiler trace is written to the run folder; -1 = none."""
+    health: tuple[str, ...] = ()
+    """What is done about numbers that go wrong, as case=action or case=action:K (the run ends at the K-th step in a
+    row). Cases: nonfinite, ratio, entropy, reward, variance, truncation; actions: off, warn, skip (siri.health)."""
+    ratio_limit: float = 1000.0
+    """Probability ratio of a token above which the case `ratio` is there."""
+    entropy_floor: float = 0.001
+    """Mean entropy of a mini-batch, nats, below which the case `entropy` is there."""
+    bundles: int = 2
+    """Most post-mortem bundles of a run, each as large as a checkpoint."""
     logger: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """A logger beside metrics.jsonl, which is always written."""
 
     def __post_init__(self) -> None:
         self.length_schedule()  # raises on a bad schedule
+        read_rules(self.health)
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -206,9 +217,9 @@ class Config:
         at_least_one += ["eval_samples", "reward_workers", "overlong_buffer", "dynamic_sampling_rounds"]
         at_least_one += ["keep_checkpoints"]
         not_negative = ["train_tokens", "save_every", "eval_every", "eval_problems", "eval_cap", "clip_low"]
-        not_negative += ["keep_every", "reward_memory_gb"]
+        not_negative += ["keep_every", "reward_memory_gb", "entropy_floor", "bundles"]
         not_negative += ["length_weight", "clip_high", "weight_decay", "seed", "importance_low", "eval_temperature"]
-        positive = ["temperature", "lr", "grad_clip", "reward_timeout_s", "importance_cap"]
+        positive = ["temperature", "lr", "grad_clip", "reward_timeout_s", "importance_cap", "ratio_limit"]
         positive += ["rollout_timeout_s", "rollout_sync_timeout_s"]
         for names, holds, rule in (
             (at_least_one, lambda value: value >= 1, "at least 1"),

@@ -19,6 +19,8 @@ Resume = Literal["never", "must", "auto"]
 # laid out in memory and over machines. What is learnt is the same but for the order in which sums are rounded.
 FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "keep_every", "logger", "profile"}
 FREE |= {"reward_workers", "reward_memory_gb"}
+# and what becomes of numbers that went wrong, which may be why the run stopped
+FREE |= {"health", "ratio_limit", "entropy_floor", "bundles"}
 FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
 FREE |= {"sync_every_micro_step"}
 FREE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
@@ -121,6 +123,7 @@ class RunFolder:
         write_atomic(self.path / "config.json", text.encode())
         self.metrics.truncate(self.start)
         self.evals.truncate(keep=lambda row: row["step"] <= self.start)
+        MetricsLog(self.path / "health.jsonl").truncate(self.start)
         self.partial.truncate(keep=lambda row: row.get("step") == self.start and "figures" in row)
         self.plans.truncate(self.start)
         discard_after(self.checkpoints, self.start)

@@ -73,6 +73,11 @@ class Saver:
         if message := self.ranks.broadcast(self._error):
             raise InputError(f"{self.folder}: the last checkpoint could not be saved ({message}); {self._way_out()}")
 
+    def forget(self) -> None:
+        """Hand the memory of the copies back."""
+        self._join()
+        self._buffers = {}
+
     def failure(self) -> tuple[str, int]:
         """Why the last save failed, told once, and how many have failed in a row; "" and 0 while one is under way. The
         ranks may differ for a moment in what is under way: rank 0 counts."""

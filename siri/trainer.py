@@ -16,6 +16,7 @@ from siri.distributed import Ranks, join_ranks, shard
 from siri.dynamics import Dynamics
 from siri.errors import InputError
 from siri.evaluate import Evaluation, average, evaluate
+from siri.health import Health
 from siri.liger import apply_liger
 from siri.loggers import make_logger
 from siri.model import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
@@ -88,6 +89,8 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         think=config.think,
         memory_bytes=int(config.reward_memory_gb * 2**30),
     )
+    health = Health(config, run.path, policy, optimizer, ranks=ranks)
+    health.streaks |= run.state.get("health", {})
     saver = Saver(run.checkpoints, keep=config.keep_checkpoints, keep_every=config.keep_every, ranks=ranks)
 
     with rewards, TrainProgress(config.steps, run.start, quiet) as progress, Stop() as stop:
@@ -137,7 +140,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
 
         warned = False
         done, last, saved = run.start, run.trained(), run.start
-        state = {"sampler": sampler.state(), "train_tokens": train_tokens}
+        state = {"sampler": sampler.state(), "train_tokens": train_tokens, "health": dict(health.streaks)}
         try:
             measure(run.start)
             stopped = any(ranks.gather(bool(stop)))
@@ -159,6 +162,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                 with watch("train"):
                     if memory:
                         torch.cuda.reset_peak_memory_stats(device)  # the peak of the update, not of the rollout
+                    health.begin(step, groups, state["sampler"])
                     mini_batches = make_samples(config, groups)
                     update = update_policy(
                         policy,
@@ -169,6 +173,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                         watch=watch,
                         ranks=ranks,
                         cost=cost,
+                        allows=health.allows,
                     )
                     if memory:
                         update["memory_peak"] = torch.cuda.max_memory_allocated(device)
@@ -196,6 +201,9 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                         f"warning: the reward failed on {row['reward_errors']} answers: {rewards.first_error}"
                     )
 
+            notes, ill = health.end()
+            for line in notes:
+                progress.note(line)
             done = step + 1
             last = done == config.steps or bool(config.train_tokens and train_tokens >= config.train_tokens)
             votes = ranks.gather((bool(stop), *saver.failure()))
@@ -203,15 +211,25 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             milestone = schedule.milestone(done)
             if ranks.main and (milestone or last or stopped or step == run.start):
                 run.plans.append(plan.record(step=step, phase=row["phase"], cap=cap, token_budget=token_budget))
-            state = {"sampler": sampler.state(), "train_tokens": train_tokens}
+            state = {"sampler": sampler.state(), "train_tokens": train_tokens, "health": dict(health.streaks)}
             if failures >= MAX_FAILURES:
                 saver.give_up(fault)
             if fault:
                 progress.note(f"warning: a checkpoint could not be saved ({fault}); trying again")
-            if fault or milestone or last or stopped or due(done, config.save_every or max(1, config.cycle // 4)):
+            if (
+                fault
+                or milestone
+                or last
+                or stopped
+                or ill
+                or due(done, config.save_every or max(1, config.cycle // 4))
+            ):
                 with watch("save"):  # goes into the row of the next step, as does eval
                     saver.save(done, policy, optimizer, state, name=milestone)
                     saved = done
+            if ill:
+                saver.wait()
+                raise InputError(f"stopped after step {step}: {ill}; the state is saved, siri replay shows the update")
             if stopped:
                 break
             try:

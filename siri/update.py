@@ -5,7 +5,7 @@ budget nor the order of the samples changes the gradient.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from siri.attention import PackedLayout, choose
 from siri.config import Config
 from siri.cost import sequence_cost, training_flops
 from siri.distributed import ALONE, Arrays, Ranks, full
+from siri.health import Attempt
 from siri.mismatch import Mismatch
 from siri.model import Policy, packed_hidden
 from siri.packing import Cost, Plan, pack
@@ -119,18 +120,20 @@ def update_policy(
     watch: Stopwatch,
     ranks: Ranks = ALONE,
     cost: Cost | None = None,
+    allows: Callable[[Attempt], bool] | None = None,
 ) -> dict[str, Any]:
     """One optimizer step for each mini-batch; returns the metrics of the whole rollout batch, the same on every rank,
     with its model FLOPs (training_flops) and its StepPlan (plan). cost: of the plan; None = `sequence_cost`.
 
     Every rank is given all samples and runs its part of the plan. The first mini-batch is on-policy, so its old
     log-probs are its own and need no pass. Those of the later ones are computed before the first step, under the
-    weights that sampled. A step whose gradient is not finite is skipped and counted.
+    weights that sampled. A step whose gradient is not finite is skipped and counted, and so is one that `allows`, which
+    is asked on every rank, does not allow.
     """
     bonus = config.entropy_coef != 0
     cut = HeadCut.of(ranks) if config.vocab_parallel else None
     backend = choose(config.attention, policy.device, policy.model.config, config.checkpointing)
-    step_plan, batches, flops = StepPlan(), [], 0.0
+    step_plan, batches, runs, flops = StepPlan(), [], [], 0.0
     for samples in mini_batches:
         run = [sample for sample in samples if config.score_all or bonus or (sample.advantage and sample.counted)]
         with watch("plan"):
@@ -138,6 +141,7 @@ def update_policy(
             own = _own(run, plan, ranks, cut)
             options = {"entropy_bonus": bonus, "device": policy.device, "backend": backend}
             micro_batches = [MicroBatch.of(mine, **options, together=together) for mine, together in own]
+        runs.append((run, plan))
         step_plan.add(plan, [len(sample) for sample in run])
         flops += training_flops(
             policy.model.config,
@@ -154,9 +158,10 @@ def update_policy(
 
     parts, losses, norms, skipped = [], [], [], 0
     mismatch = Mismatch(config.importance_low, config.importance_cap, policy.device)
-    for samples, micro_batches, olds in zip(mini_batches, batches, old_logps, strict=True):
+    for samples, micro_batches, olds, ran in zip(mini_batches, batches, old_logps, runs, strict=True):
         if not micro_batches:
             continue
+        first_part = len(parts)
         denominator = loss_denominator(samples, config.aggregation)
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=policy.device)
@@ -177,7 +182,11 @@ def update_policy(
             if cut is not None:
                 cut.finish(policy.model, ranks)
             norm = full(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip))
-            if math.isfinite(norm.item()):
+            allowed = True
+            if allows is not None:
+                number, own = len(losses), (total.item(), norm.item(), parts[first_part:])
+                allowed = allows(Attempt(number, *ran, olds, denominator, *own))
+            if allowed and math.isfinite(norm.item()):
                 optimizer.step()
             else:
                 skipped += 1

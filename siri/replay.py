@@ -1,0 +1,97 @@
+"""`siri replay BUNDLE`: run the update of a post-mortem again, from its own weights, and say whether it is the same."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siri.attention import choose
+from siri.checkpoint import read_state, verify
+from siri.config import Config
+from siri.errors import InputError
+from siri.model import checkpoint_activations, load_policy, pick_device
+from siri.timing import Stopwatch
+from siri.update import MicroBatch, Sample, policy_loss
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What was recorded, and what came out now."""
+
+    step: int
+    cases: dict[str, Any]
+    recorded: tuple[float, float]
+    """Loss and gradient norm."""
+    replayed: tuple[float, float]
+    worst: str
+    """The micro-batch with the first loss that is not finite, or the largest one."""
+
+    @property
+    def same(self) -> bool:
+        """Whether the loss is the same bit for bit (NaN is NaN)."""
+        one, two = self.recorded[0], self.replayed[0]
+        return one == two or (math.isnan(one) and math.isnan(two))
+
+
+def replay(folder: Path, device: str = "auto") -> Replay:
+    """Run the update in a bundle again, on one process. Of a run of one process on the same kind of machine the loss is
+    the same bit for bit; with several, the sums of their shares are."""
+    if not (folder / "state.json").is_file():
+        raise InputError(f"{folder}: no post-mortem bundle there; they are RUN/postmortem/step_NNNNNN")
+    if fault := verify(folder):
+        raise InputError(f"{folder}: damaged, {fault}")
+    bundle = read_state(folder).get("bundle")
+    if bundle is None:
+        raise InputError(f"{folder}: a checkpoint, and no post-mortem bundle; they are RUN/postmortem/step_NNNNNN")
+    try:
+        config = Config(**{key: _tuples(value) for key, value in bundle["config"].items()})
+        samples = [Sample(**sample) for sample in bundle["samples"]]
+        plan, old_logps = bundle["plan"], bundle["old_logps"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}: written by another version of siri ({error})") from None
+    policy = load_policy(str(folder.absolute()), pick_device(device))
+    checkpoint_activations(policy.model, config.checkpointing)
+    torch.set_num_threads(bundle["threads"])  # how many share a sum decides its last bit
+    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(bundle["rng"]["torch"]), dtype=torch.uint8))
+    backend = choose(config.attention, policy.device, policy.model.config, config.checkpointing)
+    watch = Stopwatch(policy.device)
+    idle = Sample(samples[0].prompt_ids[:1], samples[0].response_ids[:1], [0.0], 0.0, counted=False)
+    shares, worst, largest = [], "", -math.inf
+    for rank in range(len(plan[0])):
+        total = torch.zeros((), device=policy.device)
+        for number, step in enumerate(plan):
+            members = [samples[index] for index in step[rank]] or [idle]
+            micro = MicroBatch.of(
+                members, entropy_bonus=config.entropy_coef != 0, device=policy.device, backend=backend
+            )
+            old = old_logps[rank].get(str(number))
+            old = None if old is None else torch.tensor(old, dtype=torch.float32, device=policy.device)
+            result = policy.run(policy_loss, micro, config, old, bundle["denominator"], watch, None)
+            result.loss.backward()
+            total += result.loss.detach()
+            size = abs(result.loss.item())
+            if not math.isfinite(size):
+                size = math.inf
+            if size > largest:
+                worst, largest = f"micro-step {number} of rank {rank}: samples {step[rank]}", size
+        shares.append(total.item())
+    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip)
+    recorded = (float(bundle["loss"]), float(bundle["grad_norm"]))
+    return Replay(bundle["step"], bundle["cases"], recorded, (sum(shares), norm.item()), worst)
+
+
+def run_replay(folder: Path) -> int:
+    """Print a replay; 0 if the loss is the same bit for bit, else 1."""
+    found = replay(folder)
+    print(f"step {found.step}: {', '.join(f'{case} {value}' for case, value in found.cases.items())}")
+    for name, one, two in zip(("loss", "grad norm"), found.recorded, found.replayed, strict=True):
+        print(f"{name:9}  recorded {one!r}  replayed {two!r}")
+    print(f"largest    {found.worst}")
+    print("the same, bit for bit" if found.same else "not the same: another machine, number of ranks or version?")
+    return 0 if found.same else 1
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
