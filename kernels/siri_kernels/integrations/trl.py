@@ -53,20 +53,19 @@ class LossCall:
 
 
 def add_fused_lm_head(model, temperature: float = 1.0, cast_lm_head_to_fp32: bool = False) -> None:
-    """This package's head on a model that has trl.trainer.utils.add_fused_lm_head's:
-    `model(..., labels=labels, fused_lm_head=True)` returns log_probs and entropy [B, L - 1]."""
+    """This package's head on a model that has TRL's: `model(..., labels=, fused_lm_head=True)` gives [B, L - 1]."""
     theirs = model.forward
     config = model.config.get_text_config()
     head_options = {"temperature": temperature, "softcap": softcap_of(config)}
+    scaled = scales_logits(config)
 
     @functools.wraps(type(model).forward)
     def forward(self, *args, fused_lm_head=False, labels=None, grpo=None, **kwargs):
         head = self.get_output_embeddings()
         router = kwargs.get("output_router_logits", getattr(config, "output_router_logits", False))
         shifted = kwargs.keys() & {"shift_labels", "num_items_in_batch"}
-        unknown = scales_logits(config) or hasattr(head, "lora_A") or hasattr(head.weight, "ds_id")
-        unknown = unknown or self.base_model is self  # nothing below the head to call
-        if not fused_lm_head or unknown or router or shifted:
+        other = self.base_model is self or hasattr(head, "lora_A") or hasattr(head.weight, "ds_id")
+        if not fused_lm_head or scaled or other or router or shifted:
             return theirs(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
         hidden, labels = (x.to(head.weight.device) for x in (hidden, labels[:, 1:]))
