@@ -2,7 +2,7 @@
 
 `python bench/train_step.py [--size tiny|1.5b] [--out FILE]` measures at each cap of the size, on responses of lognormal
 length (median 0.45 of the cap, sigma 0.7, cut at the cap): tokens/s, model FLOPs utilisation, peak memory beside what
-`siri.memory` predicts, and the share of the head.
+`siri.plan` predicts, and the share of the head.
 
 siri packed          `siri.update`: lock-step packing, packed attention, fused head and loss
 padded full logits   transformers as it comes: all responses right-padded to the longest of the batch, logits in memory
@@ -33,8 +33,9 @@ from siri_kernels import grpo_loss
 from siri.config import Config
 from siri.cost import training_flops
 from siri.distributed import Ranks, full, join_ranks, leave_ranks, shard
-from siri.memory import LEVELS, kept_and_redone, parameter_shapes, root_and_layer, sharded_bytes, update_moments
+from siri.memory import LEVELS, kept_and_redone
 from siri.model import Policy, allocate, checkpoint_activations
+from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.timing import Stopwatch, model_flops_utilisation
 from siri.update import Sample, update_policy
 
@@ -87,10 +88,16 @@ class Setup:
 
     @property
     def always(self) -> int:
-        """Bytes of weights, gradients and AdamW's moments in fp32 and of gathered weights in bf16."""
-        shapes = parameter_shapes(self.config)
-        root, layer = root_and_layer(shapes)
-        return 4 * sharded_bytes(shapes, 1) + 2 * root + 2 * 2 * layer
+        """Bytes of weights, gradients, also those that stay whole between micro-steps, and AdamW's moments."""
+        plan = planned(self, 1, "none")
+        return plan.always + plan.accumulated
+
+
+def planned(setup: Setup, tokens: int, checkpointing: str) -> MemoryPlan:
+    """The memory plan of a run whose micro-steps have `tokens` tokens, without a rollout engine on the GPU."""
+    config = Config(max_prompt_tokens=1, l_max=2, l_min=1, token_budget=max(tokens, 3), checkpointing=checkpointing)
+    machine = Machine(1, max(setup.memory, 1), multiprocessors=setup.multiprocessors)
+    return memory_plan(setup.config, config, machine, rollout="served")
 
 
 def build(size: str, device: torch.device) -> Setup:
@@ -153,9 +160,7 @@ def packed_plan(setup: Setup, longest: int) -> tuple[int, str]:
 
 def predicted_bytes(setup: Setup, tokens: int, checkpointing: str) -> int:
     """Peak of a packed update whose largest micro-step has `tokens` tokens."""
-    options = {"shards": 1, "checkpointing": checkpointing, "multiprocessors": setup.multiprocessors}
-    moments = update_moments(setup.config, tokens, **options)
-    return setup.always + max(moments.values())
+    return update_peak(setup.config, planned(setup, tokens, checkpointing), tokens, several=True)
 
 
 def packed(setup: Setup, samples: list[Sample], budget: int, config: Config) -> Callable[[Stopwatch], dict]:

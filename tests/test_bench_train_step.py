@@ -86,14 +86,16 @@ def test_plans_at_real_sizes():
 
 
 def test_the_prediction_is_that_of_the_plan():
-    """Without the rollout engine's weights, which this program does not hold."""
+    """What the trainer would print, without the rollout engine's weights, which this program does not hold."""
     from siri.config import Config
-    from siri.plan import memory_plan
+    from siri.plan import Machine, memory_plan, update_peak
 
     setup = planned(141 * 10**9)
     config = Config(token_budget=24_576, checkpointing="none", max_prompt_tokens=128)
-    plan = memory_plan(setup.config, config=config, gpus=1, gpu_memory_bytes=setup.memory)
-    assert predicted_bytes(setup, 24_576, "none") == plan.update_bytes - plan.engine
+    plan = memory_plan(setup.config, config, Machine(1, setup.memory), rollout="local")
+    assert plan.engine > 0
+    peak = update_peak(setup.config, plan, 24_576, several=True)
+    assert predicted_bytes(setup, 24_576, "none") == peak - plan.engine
 
 
 def test_goals():
