@@ -81,3 +81,18 @@ def test_an_evaluation_with_64_samples_survives_a_kill(demo, tmp_path):
     assert (row["samples"], row["problems"], row["cap"]) == (64, 64, 40) and not partial.exists()
     assert set(row["pass_at_k"]) == {"1", "2", "4", "8", "16", "32", "64"}
     assert 0.2 < row["accuracy"] < 0.7 and row["pass_at_k"]["64"] > row["accuracy"]
+
+
+def test_two_ranks_with_an_engine_each(demo, tmp_path):
+    """torchrun, the model sharded with FSDP2: every rank's engine is loaded from the shards, and proves it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "siri"]
+    command += ["train", "demo", "--model", str(demo), "--steps", "2", "--eval-problems", "8", "--save-every", "100"]
+    command += ["--prompts-per-step", "5", "--group-size", "8", "--rollout", "vllm", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | CPU, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["responses"] for row in found] == [40, 40]
+    for row in found:
+        assert row["fingerprint_gap_max"] < 1e-3 and row["mismatch_max"] < 1e-2
+        assert row["mismatch_abs_mean"] < 1e-4 and row["mismatch_outside_fraction"] == 0
+    assert len((tmp_path / "run" / "lengths.jsonl").read_text().splitlines()) >= 4, "two ranks, two steps"
