@@ -56,6 +56,9 @@ def run_study(path: str, options: StudyOptions) -> int:
         except Stopped:
             print("stopped, state saved; the same command continues")
             return 75
+        if choose(study, finished(study)) is None:
+            print("the sweeps are not finished yet; the same command continues")
+            return 0
     curves = study_curves(study)
     print(write_comparison(curves, study.path.parent, head=f"`{study.path.name}`, {_progress(study, curves)}"))
     return 0

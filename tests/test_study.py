@@ -191,7 +191,9 @@ def test_phases_of_a_row_are_those_of_its_schedule(tmp_path):
 def test_runs_are_made_skipped_and_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = str(write(tmp_path / "mine"))
-    assert main(["study", path, "--limit", "3"]) == 0
+    assert main(["study", path, "--limit", "1"]) == 0
+    assert "sweeps are not finished yet; the same command continues" in capsys.readouterr().out
+    assert main(["study", path, "--limit", "2"]) == 0
     study = read_study(path)
     rows = finished(study)
     assert [(one["arm"], one["seed"]) for one in rows] == [("cap=20", 7), ("cap=24", 7), ("siri", 0)]
