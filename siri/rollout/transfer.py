@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -135,22 +136,13 @@ class NcclTransfer:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        policy, dtype, engine = self.policy, self.engine.dtype, self.engine
-
-        class Source(WeightSource):
-            stream: Iterator[tuple[str, torch.Tensor]]
-
-            def metadata(self) -> list[Any]:
-                named = policy.model.named_parameters()
-                return [ParamMeta(name, dtype, tuple(parameter.shape)) for name, parameter in named]
-
-            def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-                return self.stream
-
+        engine = self.engine
         servers = [server for server in engine.servers if server.url in up]
         if self.sender is not None:
             Fan(engine, servers).shutdown_weight_transfer_engine()
-        self.source = Source()
+        named = self.policy.model.named_parameters()
+        declared = [ParamMeta(name, engine.dtype, tuple(parameter.shape)) for name, parameter in named]
+        self.source = weight_source(WeightSource, declared)
         host, port = engine.ranks.broadcast(_meeting_point(servers[0].url) if engine.ranks.main else None)
         init = NCCLTrainerInitInfo(
             master_address=host,
@@ -159,6 +151,22 @@ class NcclTransfer:
             rank=engine.ranks.rank,
         )
         return WeightTransferTrainerFactory.trainer_init(init, client=Fan(engine, servers), source=self.source)
+
+
+def weight_source(base: type, declared: list[Any]) -> Any:
+    """A vLLM WeightSource of the tensors `declared`; its `stream` is what the next pass yields. vLLM 0.33 renamed the
+    pass and made metadata a cached property."""
+
+    def one_pass(self: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.stream
+
+    if hasattr(base, "iter_full"):
+        metadata = cached_property(lambda self: declared)
+        metadata.__set_name__(base, "metadata")
+        body: dict[str, Any] = {"metadata": metadata, "iter_full": one_pass}
+    else:
+        body = {"metadata": lambda self: declared, "__iter__": one_pass}
+    return type("Source", (base,), body)()
 
 
 class Fan:

@@ -10,7 +10,7 @@ import torch
 
 from siri.distributed import ALONE
 from siri.model import load_policy
-from siri.rollout.transfer import Fan, NcclTransfer
+from siri.rollout.transfer import Fan, NcclTransfer, weight_source
 from siri.rollout.vllm import SUPPORTED, check_version, installed, weights
 from tests.vllm.server import ROOT
 
@@ -135,3 +135,25 @@ def test_the_control_calls_are_vllms():
         if not name.startswith("_"):
             ours = inspect.signature(getattr(Fan, name)).parameters
             assert list(ours) == list(inspect.signature(method).parameters), name
+
+
+def test_a_weight_source_of_the_next_version():
+    """vLLM 0.33's base class, reduced to what it asks of a source."""
+    from abc import ABC, abstractmethod
+    from functools import cached_property
+
+    class Base(ABC):
+        def __init_subclass__(cls, **kwargs):
+            super().__init_subclass__(**kwargs)
+            assert isinstance(cls.__dict__["metadata"], cached_property)
+
+        @property
+        @abstractmethod
+        def metadata(self): ...
+
+        def iter_full(self):
+            raise NotImplementedError
+
+    source = weight_source(Base, ["declared"])
+    source.stream = iter([("a", 1)])
+    assert source.metadata == ["declared"] and list(source.iter_full()) == [("a", 1)]
