@@ -11,9 +11,10 @@ import torch
 from siri.errors import InputError
 from siri.rollout import Request
 from siri.rollout.dispatch import TRIES
+from siri.rollout.fleet import ServedEngine
 from siri.rollout.order import ExpectedLengths
 from siri.rollout.proof import ANSWER_TOKENS
-from siri.rollout.served import LAUNCH, REQUIRED, ServedEngine
+from siri.rollout.served import LAUNCH, REQUIRED
 from siri.rollout.vllm import VllmOptions, VllmRollout
 from tests.fake_server import FakeServer
 from tests.tiny import tiny_policy

@@ -24,7 +24,7 @@ class BadAnswer(Exception):
 
 
 class Dispatch:
-    """One batch of jobs. `engine` is a `siri.rollout.served.ServedEngine`, `session` its HTTP session."""
+    """One batch of jobs. `engine` is a `siri.rollout.fleet.ServedEngine`, `session` its HTTP session."""
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ def make_engine(
         return local_engine(config, policy, copy=ranks.sharded)
     options = vllm_options(config, ranks.size, folder=folder, context=policy.context)
     if mode == "served":
-        from siri.rollout.served import ServedEngine
+        from siri.rollout.fleet import ServedEngine
 
         backend = ServedEngine(options, policy, ranks=ranks)
     else:

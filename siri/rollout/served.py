@@ -1,31 +1,28 @@
-"""vLLM behind URLs: rollouts from `vllm serve` processes over HTTP. All of vLLM's own interface that this mode uses is
-in this file, in `siri.rollout.transfer` (NCCL), and in `siri.rollout.worker`, which the servers load.
+"""vLLM behind URLs: all of vLLM's own interface that the served mode uses, HTTP routes and NCCL weight transfer.
 
-A server is used only while it holds the weights of the last sync. One that is lost is waited for while others take over
-its responses; once it is back it is checked like a new one and given the weights again. Each response belongs to a job
-that is done once: what a lost server may have sampled is thrown away and sampled again with the same seed.
+What is done with the servers is in `siri.rollout.fleet`; what they load of ours in `siri.rollout.worker`.
 """
 
 import asyncio
 import json
-import logging
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
-from siri.distributed import ALONE, Ranks
+from siri.distributed import Ranks
 from siri.errors import InputError, first_line
 from siri.model import Policy
-from siri.rollout import Completion, Progress
-from siri.rollout.dispatch import BadAnswer, Dispatch, ServerLost
-from siri.rollout.transfer import FileTransfer, NcclTransfer
-from siri.rollout.vllm import Job, Ran, VllmOptions, check_version, installed
-from siri.rollout.worker import differing
+from siri.rollout import Completion
+from siri.rollout.dispatch import BadAnswer, ServerLost
+from siri.rollout.vllm import Job, VllmOptions, check_version
+from siri.rollout.worker import Sums, bit_sum
 
 LAUNCH = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm "
@@ -53,8 +50,6 @@ REQUIRED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 SAME = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SAME += ("num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "rope_parameters")
 """What trainer and server must agree on in the model's config."""
-
-log = logging.getLogger("siri.rollout")
 
 
 @dataclass(eq=False)
@@ -85,64 +80,17 @@ def version_of(url: str) -> str | None:
         return None
 
 
-class ServedEngine:
-    """A backend of `siri.rollout.vllm.VllmRollout`: servers that all ranks share."""
+class ServerApi:
+    """Requests to `vllm serve` processes, as the trainer's options and model want them."""
 
-    def __init__(self, options: VllmOptions, policy: Policy, *, ranks: Ranks = ALONE) -> None:
-        """Check every server; InputError for one that is not there, serves another model, or would bias log-probs."""
+    def __init__(self, options: VllmOptions, policy: Policy, ranks: Ranks) -> None:
         self.options, self.policy, self.ranks = options, policy, ranks
-        self.servers = [Server(url) for url in options.servers]
-        self.version: str | None = None
-        self.retries: Counter[str] = Counter()
 
-        async def check_all(session: Any) -> list[Any]:
-            checks = (self._check(session, server) for server in self.servers)
-            return await asyncio.gather(*checks, return_exceptions=True)
-
-        for server, fault in zip(self.servers, self._do(check_all), strict=True):
-            if isinstance(fault, (ServerLost, BadAnswer)):
-                raise InputError(f"rollout server {server.url}: {fault}; start it with {LAUNCH}")
-            if fault is not None:
-                raise fault
-        if len(dtypes := {server.dtype for server in self.servers}) > 1:
-            raise InputError(f"the rollout servers compute in different types ({', '.join(sorted(dtypes))}); use one")
-        self.dtype = getattr(torch, dtypes.pop())
-        self.cache_tokens = sum(server.cache_tokens for server in self.servers) // ranks.size
-        self.most = max(1, sum(server.most for server in self.servers) // ranks.size)
-        ready = policy.device.type == "cuda" and all(server.weight_transfer == "nccl" for server in self.servers)
-        if options.sync == "nccl" and not ready:
-            raise InputError(
-                "rollout_sync is nccl, which needs a trainer on GPUs and servers started with "
-                """--weight-transfer-config '{"backend": "nccl"}'; use --rollout-sync files"""
-            )
-        if options.sync == "nccl":
-            check_version(installed())  # of the sending side
-        use = options.sync == "nccl" or (options.sync == "auto" and ready and installed() is not None)
-        self.nccl = NcclTransfer(self, policy) if use else None
-        if self.nccl is None and options.sync_dir is None:
-            raise InputError("the servers take weights from files; name a folder they see with --rollout-sync-dir")
-        self.files = FileTransfer(options.sync_dir) if options.sync_dir else None
-        how = "NCCL" if self.nccl else f"files in {options.sync_dir}, which the servers have to see"
-        self.notes = [f"rollout: {len(self.servers)} vLLM servers; weights travel over {how}"]
-
-    # --- sampling ---
-
-    def run(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
-        """Answer the jobs, in their order as far as servers are free, at most `limit` at once."""
-        self.retries.clear()
-        return self._do(lambda session: Dispatch(self, session, jobs, temperature, limit, progress).run(self.servers))
-
-    def probe(self, jobs: Sequence[Job], temperature: float) -> list[tuple[str, list[Completion]]]:
-        """Answers of each server for a fingerprint; rank 0 asks for all ranks."""
-        if not self.ranks.main:
-            return []
-        answers = []
-        for server in [one for one in self.servers if not one.fault]:
-            ran = self._do(
-                lambda session, server=server: Dispatch(self, session, jobs, temperature, len(jobs)).run([server])
-            )
-            answers.append((f"server {server.url}", ran.completions))
-        return answers
+    async def clear_cache(self, session: Any, server: Server) -> None:
+        """Drop the keys and values of prompts seen with other weights."""
+        cleared = await self.ask(session, server, "POST", "/reset_prefix_cache", timeout=self.options.timeout_s)
+        if not cleared["success"]:
+            raise BadAnswer("it kept its prefix cache, which holds keys of old weights")
 
     async def sample(self, session: Any, server: Server, job: Job, temperature: float) -> Completion:
         """One response, as plain sampling gives it. Whoever calls watches for a hang: a long response takes minutes."""
@@ -193,74 +141,7 @@ class ServedEngine:
         found = re.findall(r"^vllm:generation_tokens_total(?:\{.*\})? (\S+)", text, re.MULTILINE)
         return sum(map(float, found))
 
-    # --- weights ---
-
-    def load(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
-        """Give every server that answers the weights; one that is lost on the way is left out until it is back."""
-        self.version = version
-        if self.ranks.main:
-            self._do(self._find)
-        if self.nccl:
-            self.nccl.send(weights, version)
-        elif self.ranks.main:
-            self.files.write(weights, version)
-            self._do(lambda session: self._give(session))
-        else:
-            for _ in weights:  # rank 0 needs this rank's shards
-                pass
-        if self.ranks.main and all(server.fault for server in self.servers):
-            raise InputError(f"weight {version} reached no rollout server: {self._faults()}")
-
-    async def _find(self, session: Any) -> None:
-        """Look for the servers that were lost before."""
-        for server in [one for one in self.servers if one.fault]:
-            with suppress(ServerLost, BadAnswer):
-                await self._check(session, server)
-                server.fault = ""
-
-    async def _give(self, session: Any) -> None:
-        async def to(server: Server) -> None:
-            for last in (False, True):
-                try:
-                    return await self.take_files(session, server)
-                except (ServerLost, BadAnswer) as error:
-                    if last:
-                        self.lose(server, f"weight sync interrupted: {error}")
-
-        await asyncio.gather(*(to(server) for server in self.servers if not server.fault))
-
-    async def take_files(self, session: Any, server: Server) -> None:
-        """Have one server load the files of the last sync, and compare checksums."""
-        found = await self.rpc(
-            session, server, "siri_load", str(self.files.folder), timeout=self.options.sync_timeout_s
-        )
-        for there in found:
-            if there["damaged"]:
-                raise InputError(
-                    f"weight {self.version}: tensor {there['damaged'][0]} reached {server.url} damaged; see "
-                    f"{self.files.folder}"
-                )
-        await self.settle(session, server, found, self.files.sums)
-
-    async def settle(self, session: Any, server: Server, found: list[Any], sent: dict[str, list[int]]) -> None:
-        """Compare what the server holds with what was sent, and clear its prefix cache."""
-        if len(found) == 1 and (names := differing(sent, found[0])):  # tensor-parallel workers hold parts
-            raise InputError(f"weight {self.version}: {server.url} does not hold what was sent: {', '.join(names[:3])}")
-        cleared = await self.ask(session, server, "POST", "/reset_prefix_cache", timeout=self.options.timeout_s)
-        if not cleared["success"]:
-            raise BadAnswer("it kept its prefix cache, which holds keys of old weights")
-
-    # --- servers ---
-
-    def lose(self, server: Server, reason: str) -> None:
-        """Stop using a server."""
-        server.fault = reason
-        log.warning("rollout server %s lost: %s", server.url, reason)
-
-    def _faults(self) -> str:
-        return "; ".join(f"{server.url}: {server.fault}" for server in self.servers if server.fault)
-
-    async def _check(self, session: Any, server: Server) -> None:
+    async def check(self, session: Any, server: Server) -> None:
         """Refuse a server that samples anything else than the trainer's model would."""
         timeout = self.options.timeout_s
         check_version((await self.ask(session, server, "GET", "/version", timeout=timeout))["version"], server.url)
@@ -292,31 +173,10 @@ class ServedEngine:
         server.most = config["scheduler_config"]["max_num_seqs"]
         server.weight_transfer = (config.get("weight_transfer_config") or {}).get("backend")
 
-    async def admit(self, session: Any, server: Server) -> None:
-        """Make sure that a server holds the weights of the last sync; if it does not, give it the files again."""
-        held = await self.held(session, server)
-        if held == self.version:
-            return
-        if self.nccl:
-            raise ServerLost(f"it holds the weights {held} and not {self.version}; it has to wait for the next sync")
-        await self.take_files(session, server)
-
     async def held(self, session: Any, server: Server) -> str | None:
         """Version of the weights that the server's workers hold; None if there is none, or not one."""
         versions = set(await self.rpc(session, server, "siri_version", timeout=self.options.timeout_s))
         return versions.pop() if len(versions) == 1 else None
-
-    async def revive(self, session: Any, server: Server) -> None:
-        """Wait for a lost server, check it as if it were new, and give it the weights."""
-        pause = 0.2
-        while True:
-            await asyncio.sleep(pause)
-            try:
-                await self._check(session, server)
-                return await self.admit(session, server)
-            except (ServerLost, BadAnswer) as error:
-                server.fault = str(error)
-                pause = min(2 * pause, 5.0)
 
     async def rpc(self, session: Any, server: Server, method: str, *args: str, timeout: float) -> list[Any]:
         """What each of the server's workers answers to one of `SyncWorker`'s methods."""
@@ -357,7 +217,7 @@ class ServedEngine:
         except ValueError:
             raise BadAnswer(f"{path} was answered with what is no JSON: {text[:80]!r}") from None
 
-    def _do(self, work: Any) -> Any:
+    def do(self, work: Any) -> Any:
         import aiohttp
 
         async def inside() -> Any:
@@ -366,18 +226,150 @@ class ServedEngine:
 
         return asyncio.run(inside())
 
-    def sleep(self) -> None:
-        """Nothing: servers have GPUs of their own."""
 
-    def wake(self) -> None:
-        """Nothing."""
+class NcclTransfer:
+    """vLLM's weight transfer over NCCL; rank 0 sends, all ranks gather. NOT RUN on GPUs yet.
 
-    def metrics(self) -> dict[str, float]:
-        """Servers in use, and what had to be done again in the last rollout."""
-        used = sum(not server.fault for server in self.servers)
-        return {"rollout_servers_used": used, "rollout_retries": self.retries.total()}
+    The group spans the servers that are up; when one is lost or comes back, the next sync makes a new one.
+    """
 
-    def close(self) -> None:
-        """Remove the files of the last sync; the servers stay."""
-        if self.files and self.ranks.main:
-            self.files.close()
+    def __init__(self, engine: Any, policy: Policy) -> None:
+        self.engine, self.policy = engine, policy
+        self.members: list[Any] | None = None
+        self.sender: Any = None
+        self.sums: Sums = {}
+
+    def send(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
+        """Every rank calls it. InputError when it takes longer than the time-out: a server died in the middle, and the
+        collective cannot be left."""
+        ranks, timeout = self.engine.ranks, self.engine.options.sync_timeout_s
+        up = ranks.broadcast([server.url for server in self.engine.servers if not server.fault])
+        if ranks.main:
+            self._everywhere("siri_mark", "")
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                if self.policy.device.type == "cuda":
+                    torch.cuda.set_device(self.policy.device)
+                if up != self.members:
+                    self.sender, self.members = self._connect(up), up
+                self.source.stream = self._counted(weights)
+                self.sender.send_weights()
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(timeout)
+        if thread.is_alive():
+            raise InputError(f"weight {version}: the NCCL transfer did not end within {timeout:g} s; use --resume")
+        if failed:
+            raise InputError(f"weight {version}: the NCCL transfer failed: {first_line(failed[0])}") from failed[0]
+        if ranks.main:
+            self._everywhere("siri_mark", version, check=True)
+
+    def _counted(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        self.sums = {}
+        for name, tensor in weights:
+            if self.engine.ranks.main:
+                self.sums[name] = [bit_sum(tensor), tensor.numel()]
+            yield name, tensor
+
+    def _everywhere(self, method: str, argument: str, *, check: bool = False) -> None:
+        engine = self.engine
+
+        async def work(session: Any) -> None:
+            for server in [one for one in engine.servers if not one.fault]:
+                found = await engine.rpc(session, server, method, argument, timeout=engine.options.sync_timeout_s)
+                if check:
+                    await engine.settle(session, server, found, self.sums)
+
+        engine.do(work)
+
+    def _connect(self, up: list[str]) -> Any:
+        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        engine = self.engine
+        servers = [server for server in engine.servers if server.url in up]
+        if self.sender is not None:
+            Fan(engine, servers).shutdown_weight_transfer_engine()
+        named = self.policy.model.named_parameters()
+        declared = [ParamMeta(name, engine.dtype, tuple(parameter.shape)) for name, parameter in named]
+        self.source = weight_source(WeightSource, declared)
+        host, port = engine.ranks.broadcast(_meeting_point(servers[0].url) if engine.ranks.main else None)
+        init = NCCLTrainerInitInfo(
+            master_address=host,
+            master_port=port,
+            world_size=1 + sum(server.workers for server in servers),
+            rank=engine.ranks.rank,
+        )
+        return WeightTransferTrainerFactory.trainer_init(init, client=Fan(engine, servers), source=self.source)
+
+
+def weight_source(base: type, declared: list[Any]) -> Any:
+    """A vLLM WeightSource of the tensors `declared`; its `stream` is what the next pass yields. vLLM 0.33 renamed the
+    pass and made metadata a cached property."""
+
+    def one_pass(self: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.stream
+
+    if hasattr(base, "iter_full"):
+        metadata = cached_property(lambda self: declared)
+        metadata.__set_name__(base, "metadata")
+        body: dict[str, Any] = {"metadata": metadata, "iter_full": one_pass}
+    else:
+        body = {"metadata": lambda self: declared, "__iter__": one_pass}
+    return type("Source", (base,), body)()
+
+
+class Fan:
+    """vLLM's control calls of a weight transfer, to several servers at once."""
+
+    def __init__(self, engine: Any, servers: list[Any]) -> None:
+        self.engine, self.servers = engine, servers
+
+    def _post(self, path: str, bodies: list[Any]) -> None:
+        engine = self.engine
+
+        async def work(session: Any) -> None:
+            timeout = engine.options.sync_timeout_s
+            calls = zip(self.servers, bodies, strict=True)
+            await asyncio.gather(
+                *(engine.ask(session, server, "POST", path, body, timeout=timeout) for server, body in calls)
+            )
+
+        engine.do(work)
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """The workers of one server follow those of the one before."""
+        bodies, offset = [], init_info["rank_offset"]
+        for server in self.servers:
+            bodies.append({"init_info": {**init_info, "rank_offset": offset}})
+            offset += server.workers
+        self._post("/init_weight_transfer_engine", bodies)
+
+    def start_weight_update(self) -> None:
+        self._post("/start_weight_update", [None] * len(self.servers))
+
+    def update_weights(self, update_info: Any) -> None:
+        self._post("/update_weights", [{"update_info": update_info}] * len(self.servers))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._post("/finish_weight_update", [{"weight_version": weight_version}] * len(self.servers))
+
+    def shutdown_weight_transfer_engine(self) -> None:
+        self._post("/shutdown_weight_transfer_engine", [None] * len(self.servers))
+
+
+def _meeting_point(url: str) -> tuple[str, int]:
+    """This machine's address as seen from a server's network, and a free port."""
+    parts = urlsplit(url)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname, parts.port or 80))  # sends nothing, but chooses the interface
+        host = probe.getsockname()[0]
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return host, free.getsockname()[1]

@@ -1,7 +1,8 @@
 """Rollouts from vLLM: what both modes share. Responses are started longest first, as many at once as the cache holds
 under the step's cap; after every sync each engine proves that it samples from the trainer's weights.
 
-`siri.rollout.colocated` and `siri.rollout.served` are the modes; vLLM's own interface is there and not here.
+vLLM's own interface is not here: `siri.rollout.colocated` has that of the mode in the training processes,
+`siri.rollout.served` (under `siri.rollout.fleet`) that of servers.
 """
 
 import secrets

@@ -10,7 +10,7 @@ import torch
 
 from siri.distributed import ALONE
 from siri.model import load_policy
-from siri.rollout.transfer import Fan, NcclTransfer, weight_source
+from siri.rollout.served import Fan, NcclTransfer, weight_source
 from siri.rollout.vllm import SUPPORTED, check_version, installed, weights
 from tests.vllm.server import ROOT
 
@@ -77,7 +77,7 @@ def transfer(models, monkeypatch):
         return Sender(init_info, client, source)
 
     monkeypatch.setattr(WeightTransferTrainerFactory, "trainer_init", trainer_init)
-    monkeypatch.setattr("siri.rollout.transfer._meeting_point", lambda url: ("127.0.0.1", 29501))
+    monkeypatch.setattr("siri.rollout.served._meeting_point", lambda url: ("127.0.0.1", 29501))
     policy = load_policy(str(models[False]), torch.device("cpu"))
 
     async def ask(session, server, verb, path, body=None, *, timeout):
@@ -96,9 +96,7 @@ def transfer(models, monkeypatch):
         return asyncio.run(work(None))
 
     servers = [SimpleNamespace(url=f"http://n:{i}", fault="", workers=2) for i in range(3)]
-    engine = SimpleNamespace(
-        servers=servers, ranks=ALONE, dtype=torch.bfloat16, ask=ask, rpc=rpc, settle=settle, _do=do
-    )
+    engine = SimpleNamespace(servers=servers, ranks=ALONE, dtype=torch.bfloat16, ask=ask, rpc=rpc, settle=settle, do=do)
     engine.options = SimpleNamespace(sync_timeout_s=20.0)
     return policy, engine, NcclTransfer(engine, policy), calls
 

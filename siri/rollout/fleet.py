@@ -1,0 +1,189 @@
+"""The served mode: rollouts from `vllm serve` processes that may be lost, one after the other or all at once.
+
+A server is used only while it holds the weights of the last sync. One that is lost is waited for while others take over
+its responses; once it is back it is checked like a new one and given the weights again. Each response belongs to a job
+that is done once: what a lost server may have sampled is thrown away and sampled again with the same seed.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from siri.distributed import ALONE, Ranks
+from siri.errors import InputError
+from siri.model import Policy
+from siri.rollout import Completion, Progress
+from siri.rollout.dispatch import BadAnswer, Dispatch, ServerLost
+from siri.rollout.served import LAUNCH, NcclTransfer, Server, ServerApi
+from siri.rollout.transfer import FileTransfer
+from siri.rollout.vllm import Job, Ran, VllmOptions, check_version, installed
+from siri.rollout.worker import differing
+
+log = logging.getLogger("siri.rollout")
+
+
+class ServedEngine(ServerApi):
+    """A backend of `siri.rollout.vllm.VllmRollout`: servers that all ranks share."""
+
+    def __init__(self, options: VllmOptions, policy: Policy, *, ranks: Ranks = ALONE) -> None:
+        """Check every server; InputError for one that is not there, serves another model, or would bias log-probs."""
+        super().__init__(options, policy, ranks)
+        self.servers = [Server(url) for url in options.servers]
+        self.version: str | None = None
+        self.retries: Counter[str] = Counter()
+
+        async def check_all(session: Any) -> list[Any]:
+            checks = (self.check(session, server) for server in self.servers)
+            return await asyncio.gather(*checks, return_exceptions=True)
+
+        for server, fault in zip(self.servers, self.do(check_all), strict=True):
+            if isinstance(fault, (ServerLost, BadAnswer)):
+                raise InputError(f"rollout server {server.url}: {fault}; start it with {LAUNCH}")
+            if fault is not None:
+                raise fault
+        if len(dtypes := {server.dtype for server in self.servers}) > 1:
+            raise InputError(f"the rollout servers compute in different types ({', '.join(sorted(dtypes))}); use one")
+        self.dtype = getattr(torch, dtypes.pop())
+        self.cache_tokens = sum(server.cache_tokens for server in self.servers) // ranks.size
+        self.most = max(1, sum(server.most for server in self.servers) // ranks.size)
+        ready = policy.device.type == "cuda" and all(server.weight_transfer == "nccl" for server in self.servers)
+        if options.sync == "nccl" and not ready:
+            raise InputError(
+                "rollout_sync is nccl, which needs a trainer on GPUs and servers started with "
+                """--weight-transfer-config '{"backend": "nccl"}'; use --rollout-sync files"""
+            )
+        if options.sync == "nccl":
+            check_version(installed())  # of the sending side
+        use = options.sync == "nccl" or (options.sync == "auto" and ready and installed() is not None)
+        self.nccl = NcclTransfer(self, policy) if use else None
+        if self.nccl is None and options.sync_dir is None:
+            raise InputError("the servers take weights from files; name a folder they see with --rollout-sync-dir")
+        self.files = FileTransfer(options.sync_dir) if options.sync_dir else None
+        how = "NCCL" if self.nccl else f"files in {options.sync_dir}, which the servers have to see"
+        self.notes = [f"rollout: {len(self.servers)} vLLM servers; weights travel over {how}"]
+
+    # --- sampling ---
+
+    def run(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
+        """Answer the jobs, in their order as far as servers are free, at most `limit` at once."""
+        self.retries.clear()
+        return self.do(lambda session: Dispatch(self, session, jobs, temperature, limit, progress).run(self.servers))
+
+    def probe(self, jobs: Sequence[Job], temperature: float) -> list[tuple[str, list[Completion]]]:
+        """Answers of each server for a fingerprint; rank 0 asks for all ranks."""
+        if not self.ranks.main:
+            return []
+        answers = []
+        for server in [one for one in self.servers if not one.fault]:
+            ran = self.do(
+                lambda session, server=server: Dispatch(self, session, jobs, temperature, len(jobs)).run([server])
+            )
+            answers.append((f"server {server.url}", ran.completions))
+        return answers
+
+    # --- weights ---
+
+    def load(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
+        """Give every server that answers the weights; one that is lost on the way is left out until it is back."""
+        self.version = version
+        if self.ranks.main:
+            self.do(self._find)
+        if self.nccl:
+            self.nccl.send(weights, version)
+        elif self.ranks.main:
+            self.files.write(weights, version)
+            self.do(lambda session: self._give(session))
+        else:
+            for _ in weights:  # rank 0 needs this rank's shards
+                pass
+        if self.ranks.main and all(server.fault for server in self.servers):
+            raise InputError(f"weight {version} reached no rollout server: {self._faults()}")
+
+    async def _find(self, session: Any) -> None:
+        """Look for the servers that were lost before."""
+        for server in [one for one in self.servers if one.fault]:
+            with suppress(ServerLost, BadAnswer):
+                await self.check(session, server)
+                server.fault = ""
+
+    async def _give(self, session: Any) -> None:
+        async def to(server: Server) -> None:
+            for last in (False, True):
+                try:
+                    return await self.take_files(session, server)
+                except (ServerLost, BadAnswer) as error:
+                    if last:
+                        self.lose(server, f"weight sync interrupted: {error}")
+
+        await asyncio.gather(*(to(server) for server in self.servers if not server.fault))
+
+    async def take_files(self, session: Any, server: Server) -> None:
+        """Have one server load the files of the last sync, and compare checksums."""
+        found = await self.rpc(
+            session, server, "siri_load", str(self.files.folder), timeout=self.options.sync_timeout_s
+        )
+        for there in found:
+            if there["damaged"]:
+                raise InputError(
+                    f"weight {self.version}: tensor {there['damaged'][0]} reached {server.url} damaged; see "
+                    f"{self.files.folder}"
+                )
+        await self.settle(session, server, found, self.files.sums)
+
+    async def settle(self, session: Any, server: Server, found: list[Any], sent: dict[str, list[int]]) -> None:
+        """Compare what the server holds with what was sent, and clear its prefix cache."""
+        if len(found) == 1 and (names := differing(sent, found[0])):  # tensor-parallel workers hold parts
+            raise InputError(f"weight {self.version}: {server.url} does not hold what was sent: {', '.join(names[:3])}")
+        await self.clear_cache(session, server)
+
+    # --- servers ---
+
+    def lose(self, server: Server, reason: str) -> None:
+        """Stop using a server."""
+        server.fault = reason
+        log.warning("rollout server %s lost: %s", server.url, reason)
+
+    def _faults(self) -> str:
+        return "; ".join(f"{server.url}: {server.fault}" for server in self.servers if server.fault)
+
+    async def admit(self, session: Any, server: Server) -> None:
+        """Make sure that a server holds the weights of the last sync; if it does not, give it the files again."""
+        held = await self.held(session, server)
+        if held == self.version:
+            return
+        if self.nccl:
+            raise ServerLost(f"it holds the weights {held} and not {self.version}; it has to wait for the next sync")
+        await self.take_files(session, server)
+
+    async def revive(self, session: Any, server: Server) -> None:
+        """Wait for a lost server, check it as if it were new, and give it the weights."""
+        pause = 0.2
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self.check(session, server)
+                return await self.admit(session, server)
+            except (ServerLost, BadAnswer) as error:
+                server.fault = str(error)
+                pause = min(2 * pause, 5.0)
+
+    def sleep(self) -> None:
+        """Nothing: servers have GPUs of their own."""
+
+    def wake(self) -> None:
+        """Nothing."""
+
+    def metrics(self) -> dict[str, float]:
+        """Servers in use, and what had to be done again in the last rollout."""
+        used = sum(not server.fault for server in self.servers)
+        return {"rollout_servers_used": used, "rollout_retries": self.retries.total()}
+
+    def close(self) -> None:
+        """Remove the files of the last sync; the servers stay."""
+        if self.files and self.ranks.main:
+            self.files.close()
