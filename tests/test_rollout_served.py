@@ -1,6 +1,9 @@
 """The served mode against a stand-in for `vllm serve` that fails on demand: nothing is lost, nothing is done twice, and
 nothing comes from other weights than the trainer's."""
 
+import os
+import signal
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,13 +12,14 @@ import pytest
 import torch
 
 from siri.errors import InputError
-from siri.rollout import Request
+from siri.rollout import Completion, Request
 from siri.rollout.dispatch import TRIES
 from siri.rollout.fleet import ServedEngine
 from siri.rollout.order import ExpectedLengths
 from siri.rollout.proof import ANSWER_TOKENS
 from siri.rollout.served import LAUNCH, REQUIRED
-from siri.rollout.vllm import VllmOptions, VllmRollout
+from siri.rollout.vllm import Job, VllmOptions, VllmRollout
+from siri.signals import Interrupted, Stop
 from tests.fake_server import FakeServer
 from tests.tiny import tiny_policy
 
@@ -265,3 +269,42 @@ def test_a_fingerprint_is_always_whole(synced, servers):
     synced.sync()
     probes = [body for body in servers[0].asked if body["max_tokens"] == ANSWER_TOKENS and not body["stop_token_ids"]]
     assert {body["temperature"] for body in probes} == {0.0, 0.8} and len(probes) == 4
+
+
+def test_a_signal_breaks_a_rollout_off_and_leaves_nothing_behind(synced, servers, undisturbed):
+    for server in servers:
+        server.faults.extend(["hang"] * 4)
+    with Stop() as stop:
+        threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Interrupted):
+            stop.heed(lambda: again(synced))
+    for server in servers:
+        server.faults.clear()
+    assert tokens(again(synced)) == tokens(undisturbed)
+
+
+def test_what_fails_on_one_rank_is_everybodys(synced, monkeypatch):
+    """Else the other ranks would wait for it in the next collective."""
+    theirs = InputError("the server of another rank is gone")
+    monkeypatch.setattr(synced, "ranks", SimpleNamespace(gather=lambda own: [own, theirs], main=True))
+    with pytest.raises(InputError, match="of another rank is gone"):
+        again(synced)
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"token_ids": [5] * 13, "logp": [-1.0] * 13}, "13 tokens under a cap of 12"),
+        ({"token_ids": [5, 2, 5], "logp": [-1.0] * 3}, "3 tokens under a cap of 12"),
+        ({"token_ids": [5, 2], "logp": [-1.0]}, "1 log-probs"),
+        ({"token_ids": [5, 2], "logp": [-1.0, 0.5]}, "cannot be"),
+        ({"token_ids": [5, 2], "logp": [-1.0, float("nan")]}, "cannot be"),
+        ({"token_ids": [5, 5], "logp": [-1.0] * 2, "truncated": True}, "2 tokens under a cap of 12"),
+        ({"token_ids": [], "logp": []}, "0 tokens"),
+    ],
+)
+def test_a_response_that_the_loss_could_not_use_is_refused(synced, change, shown):
+    job = Job([1], 12, 0, (2,))
+    synced._check(job, Completion([5, 2], [-1.0, -0.5], False))
+    with pytest.raises(InputError, match=f"a response that cannot be.*{shown}" if shown != "cannot be" else shown):
+        synced._check(job, Completion(**{"truncated": False, **change}))
