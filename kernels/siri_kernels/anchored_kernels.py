@@ -49,7 +49,7 @@ def target_logit_kernel(
     tl.store(OUT + rows, tl.where(own, z, 0.0), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])  # a single tile must not be a constant, which has no type to widen
 def sums_kernel(
     PARTIALS, B2, TARGET, TARGET_IDS, STATS, GAP, REDO, n, V, tiles, vocab_start, BM: tl.constexpr, BT: tl.constexpr
 ):
@@ -88,7 +88,7 @@ def sums_kernel(
     tl.store(REDO + rows, tl.where(fine, 0, 1), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def online_sums_kernel(
     PARTIALS, B2, TARGET, TARGET_IDS, STATS, GAP, ROWS, COUNT, n, V, tiles, vocab_start, BM: tl.constexpr,
     BT: tl.constexpr,

@@ -1,5 +1,5 @@
-"""`python -m siri_kernels.inspect [--arch 90 ...] [--only TEXT] [--skip TEXT] [--jobs N]`: compiles every Triton kernel
-ahead of time, without a GPU, and prints what the compiler says.
+"""`python -m siri_kernels.inspect [--arch 90 ...] [--only TEXT] [--skip TEXT] [--jobs N] [--ones]`: compiles every
+Triton kernel ahead of time, without a GPU, and prints what the compiler says.
 
 Registers and stack come from `cuobjdump -res-usage`; spills (LDL / STL), barriers, 16-byte global loads and stores,
 tensor-core instructions (HGMMA on sm_90) and TMA transfers are counted in the SASS, or in the PTX of kernels without a
@@ -225,16 +225,24 @@ PTX = dict.fromkeys(SASS, r"(?!)") | {
 }
 
 
-def compile_variant(variant: Variant, arch: int) -> Report:
-    """Compile for sm_`arch` with the 16-byte alignment that a launch on torch tensors has, and read the result."""
+def sizes_of_one(variant: Variant) -> list[str]:
+    """The integers that a launch turns into constants when they are 1."""
+    free = [p.name for p in variant.kernel.params if not p.do_not_specialize and p.name not in variant.constants]
+    return [name for name in free if variant.types[name] == "i32"]
+
+
+def compile_variant(variant: Variant, arch: int, ones: bool = False) -> Report:
+    """Compile for sm_`arch` with the 16-byte alignment that a launch on torch tensors has, and read the result. ones:
+    as a launch whose every size is 1."""
     names = variant.kernel.arg_names
-    signature = {n: "constexpr" if n in variant.constants else variant.types[n] for n in names}
+    constants = variant.constants | (dict.fromkeys(sizes_of_one(variant), 1) if ones else {})
+    signature = {n: "constexpr" if n in constants else variant.types[n] for n in names}
     aligned = [n for n in names if signature[n].startswith("*") or (variant.aligned and n in ALIGNED)]
     source = ASTSource(
         fn=variant.kernel,
         signature=signature,
-        constexprs={(names.index(n),): value for n, value in variant.constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
+        constexprs={(names.index(n),): value for n, value in constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants},
     )
     compiled = triton.compile(
         source, target=GPUTarget("cuda", arch, 32), options={"num_warps": variant.warps, "num_stages": variant.stages}
@@ -256,10 +264,10 @@ def run_tool(tool: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def compile_named(name: str, arch: int) -> Report:
+def compile_named(name: str, arch: int, ones: bool) -> Report:
     # tiles differ between architectures under one name
     found = (variant for variant in variants() if variant.name == name and arch in variant.archs)
-    return compile_variant(next(found), arch)
+    return compile_variant(next(found), arch, ones)
 
 
 def main() -> None:
@@ -269,22 +277,30 @@ def main() -> None:
     parser.add_argument("--skip", help="no variants whose name contains this")
     parser.add_argument("--match", default="", help="variants in whose name this regular expression is found")
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--ones", action="store_true", help="as launches compile them whose every size is 1")
     options = parser.parse_args()
+    try:
+        pattern = re.compile(options.match)
+    except re.error as error:
+        parser.error(f"--match is no regular expression: {error}")
     columns = list(Report.__dataclass_fields__)
-    print(f"{'kernel':48}{'arch':>7}" + "".join(f"{name:>15}" for name in columns))
     chosen = [
         (variant.name, arch)
         for variant in variants()
         if options.only in variant.name and not (options.skip and options.skip in variant.name)
-        if re.search(options.match, variant.name)
+        if pattern.search(variant.name)
         for arch in sorted(set(options.arch) & set(variant.archs))
     ]
+    if not chosen:
+        parser.error("no kernel has such a name for these architectures (80, 90, 100); without options all are shown")
+    print(f"{'kernel':48}{'arch':>7}" + "".join(f"{name:>15}" for name in columns))
     names, archs = [name for name, _ in chosen], [arch for _, arch in chosen]
+    ones = [options.ones] * len(chosen)
     with ExitStack() as stack:
         each = map
         if options.jobs > 1:
             each = stack.enter_context(ProcessPoolExecutor(options.jobs, get_context("spawn"))).map
-        for name, arch, report in zip(names, archs, each(compile_named, names, archs), strict=True):
+        for name, arch, report in zip(names, archs, each(compile_named, names, archs, ones), strict=True):
             numbers = "".join(f"{getattr(report, column):>15}" for column in columns)
             print(f"{name:48}{f'sm_{arch}':>7}{numbers}", flush=True)
 

@@ -68,6 +68,21 @@ def test_no_warp_writes_over_what_another_has_not_read(found):
             assert report["barriers"] >= 1, key
 
 
+def test_sizes_of_one():
+    """A launch makes constants of integers that are 1: one row, one token in the vocabulary, one tile."""
+    anchored = r"anchored (gemm( odd D)?|redo \w+|target|gradient|sums)"
+    names = rf"^(row_stats fp32|dlogits fp32->bf16|tokens (finish|grpo none)|{anchored})$"
+    found = reports("--arch", "90", "--ones", "--match", names, "--jobs", "2")
+    assert len(found) == 12
+
+
+def test_nothing_to_show_is_said():
+    for arguments in (["--only", "nosuch"], ["--arch", "75"], ["--match", "("]):
+        command = [sys.executable, "-m", "siri_kernels.inspect", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("arch", ["80", "100"])
 def test_the_anchored_kernels_of_older_and_newer_gpus(arch):
     """Those that `test_kernels_anchored_ahead_of_time.py` does not look at there."""
