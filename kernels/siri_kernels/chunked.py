@@ -192,7 +192,7 @@ def grpo(
     count = tally(impl, spec, tokens, logp, entropy, len(pieces), size)
     options = {"anchor": tokens.rollout_logp, "entropy_gradient": bool(spec.entropy_coef)}
     rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, **options)
-    with gemm.exact_fp32(hidden):
+    with gemm.surroundings(hidden):
         for rows, backward in pieces:
             stats = rows_of.forward(rows, backward)
             log_sum, g, h = count.add(rows, stats, backward)
@@ -254,7 +254,7 @@ def logprob(
     rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, anchor=anchor)
     out = [torch.full((n,), torch.nan, dtype=dtype, device=hidden.device) for _ in range(4)]
     only = None if forward_all or keep is None or keep.numel() == n else keep.long()
-    with gemm.exact_fp32(hidden):
+    with gemm.surroundings(hidden):
         for rows in chunks(only, n, size):
             stats = rows_of.forward(rows, False)
             logp, entropy, log_sum = finisher(impl)(stats)
@@ -293,7 +293,7 @@ def logprob_backward(
     dw = torch.empty(shape, dtype=weight_dtype, device=device)
     db = torch.empty_like(head.bias) if needs.bias else head.weight.new_zeros(0)
     x = clean(rows_of.inputs(rows)[:, needs.frozen :], g, h) if needs.weight else None
-    with gemm.exact_fp32(hidden):
+    with gemm.surroundings(hidden):
         for start in range(0, vocab, width):
             columns = slice(start, min(start + width, vocab))
             dz, v = rows_of.slice_gradient(rows, columns, maximum, log_sum, logp, entropy, g, h)

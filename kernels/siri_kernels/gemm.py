@@ -3,25 +3,26 @@ TF32."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
 
 @contextmanager
-def exact_fp32(like: Tensor):
-    """TF32 off for the GEMMs inside: a 10-bit mantissa is not an fp32 log-prob."""
-    if like.device.type != "cuda" or like.dtype != torch.float32:
+def surroundings(like: Tensor):
+    """What the caller may have set and what the operators need: the tensors' device is the current one (Triton launches
+    there), no autocast (it would sum entropies in bf16), and no TF32 in fp32 GEMMs (a 10-bit mantissa is not an fp32
+    log-prob)."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(like.device.type, enabled=False))
+        if like.device.type == "cuda":
+            stack.enter_context(torch.cuda.device(like.device))
+            if like.dtype == torch.float32:
+                matmul = torch.backends.cuda.matmul
+                stack.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
+                matmul.fp32_precision = "ieee"
         yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def native(a: Tensor, out: Tensor) -> bool:

@@ -6,7 +6,7 @@ Annotations are evaluated by `custom_op`, so this file does without postponed on
 import torch
 from torch import Tensor
 
-from siri_kernels import chunked
+from siri_kernels import chunked, gemm
 from siri_kernels.chunked import make_head
 from siri_kernels.ops_grpo import padded
 from siri_kernels.sharding import Shard, resolve_group
@@ -153,7 +153,10 @@ def logits_logprob(
     if values_are_checked(logits):
         check_values(target_ids, logits.shape[1], temperature=temperature_N)
     scale = temperature if temperature_N is None else temperature_N.to(chunked.compute_dtype(logits.dtype))
-    return chunked.logits_logprob(impl, logits, target_ids, scale, budget=chunked.budget_bytes("fast", logits.device))
+    with gemm.surroundings(logits):
+        return chunked.logits_logprob(
+            impl, logits, target_ids, scale, budget=chunked.budget_bytes("fast", logits.device)
+        )
 
 
 @logits_logprob.register_fake
@@ -178,9 +181,9 @@ def logits_logprob_backward(
     """dL/dlogits [N, V]."""
     scale = temperature if temperature_N is None else temperature_N.to(chunked.compute_dtype(logits.dtype))
     saved = (logp, entropy, maximum, log_sum)
-    return chunked.logits_logprob_backward(
-        impl, d_logp, d_entropy, logits, target_ids, scale, saved, budget=chunked.budget_bytes("fast", logits.device)
-    )
+    budget = chunked.budget_bytes("fast", logits.device)
+    with gemm.surroundings(logits):
+        return chunked.logits_logprob_backward(impl, d_logp, d_entropy, logits, target_ids, scale, saved, budget=budget)
 
 
 @logits_logprob_backward.register_fake

@@ -19,7 +19,8 @@ LOG_RATIO_BOUND = 20.0
 def logits(hidden: Tensor, weight: Tensor, *, temperature=1.0, bias=None, softcap=None, logit_dtype="fp32") -> Tensor:
     """softcap(hidden @ weight.T + bias) / temperature as [N, V], computed in fp32, or in fp64 for fp64 inputs."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    z_NV = hidden.to(dtype) @ weight.to(dtype).T
+    with torch.autocast(hidden.device.type, enabled=False):
+        z_NV = hidden.to(dtype) @ weight.to(dtype).T
     if bias is not None:
         z_NV = z_NV + bias.to(dtype)
     if logit_dtype == "bf16":  # the rollout's rounding grid; the gradient passes straight through

@@ -218,6 +218,24 @@ def test_kept_rows_give_the_update_of_all_rows(impl, forward_all):
     assert relative(part_dx, dx.double()) < HALF and relative(part_dw, dw.double()) < HALF
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("impl", ["fallback", "auto"])
+def test_tensors_on_another_device_than_the_current_one(impl):
+    """device_map="auto" puts the head on the last one; Triton launches on the current one unless told."""
+    hidden, weight, target_ids, advantages = large_case(n=300)
+    outcomes = []
+    for device in ("cuda:0", "cuda:1"):
+        x, w = (leaf.detach().to(device).requires_grad_() for leaf in (hidden, weight))
+        y = target_ids.to(device)
+        result = linear_grpo_loss(x, w, y, advantages.to(device), impl=impl)
+        logp = logprob_from_logits(x.detach() @ w.detach().T, y)
+        result.loss.backward()
+        outcomes.append([t.cpu() for t in (result.loss.detach(), result.logp, logp, x.grad, w.grad)])
+    assert torch.cuda.current_device() == 0
+    for x, y in zip(*outcomes, strict=True):
+        assert relative(x, y.double()) < HALF
+
+
 def test_all_rows_masked():
     hidden, weight, target_ids, advantages = large_case(n=300)
     result = linear_grpo_loss(

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from kernel_cases import make_case, relative
-from siri_kernels import FusedLMHead, linear_grpo_loss, linear_logprob, ops_grpo, ops_logprob
+from kernel_cases import make_case, relative, run
+from siri_kernels import FusedLMHead, linear_grpo_loss, linear_logprob, logprob_from_logits, ops_grpo, ops_logprob
 from siri_kernels.token_loss import LossSpec
 from torch import nn
 
@@ -125,9 +125,9 @@ def test_a_compiled_model_has_no_graph_break(options):
         return result.loss * 2, result.metrics["entropy_mean"]
 
     gradients = []
-    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
         model.zero_grad()
-        loss, _ = run(ids, targets, advantages, cu_seqlens)
+        loss, _ = function(ids, targets, advantages, cu_seqlens)
         loss.backward()
         gradients.append((loss.detach(), [p.grad for p in model.parameters()]))
     (eager, eager_gradients), (compiled, compiled_gradients) = gradients
@@ -199,11 +199,25 @@ def test_opcheck(name):
     assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
 
 
-def test_autocast_does_not_reach_inside():
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("options", [{}, {"entropy_coef": 0.1}, {"memory": "lean", "entropy_coef": 0.1}], ids=str)
+def test_autocast_does_not_reach_inside(impl, options):
+    """Not a bit of any result changes."""
     case = make_case(5)
+    tensors = {"cu_seqlens": case.cu_seqlens}
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            results.append(run(linear_grpo_loss, case, tensors=tensors, impl=impl, **options))
+    (outside, gradients), (inside, inside_gradients) = results
+    assert all(torch.equal(getattr(inside, name), getattr(outside, name)) for name in ("loss", "logp", "entropy"))
+    if impl == "torch":  # the reference's backward is autograd's own, which runs under whatever is set around it
+        assert all(torch.equal(x, y) for x, y in zip(inside_gradients, gradients, strict=True))
+
+
+def test_autocast_does_not_reach_given_logits():
+    logits, target_ids = torch.randn(7, 300) * 4, torch.arange(7)
+    outside = logprob_from_logits(logits, target_ids, return_entropy=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = linear_grpo_loss(
-            case.hidden, case.weight, case.target_ids, case.advantages, cu_seqlens=case.cu_seqlens
-        )
-    outside = linear_grpo_loss(case.hidden, case.weight, case.target_ids, case.advantages, cu_seqlens=case.cu_seqlens)
-    assert torch.equal(inside.logp, outside.logp)
+        inside = logprob_from_logits(logits, target_ids, return_entropy=True)
+    assert all(torch.equal(x, y) for x, y in zip(inside, outside, strict=True))
