@@ -167,6 +167,7 @@ def linear_grpo_loss(
     check_placement(
         n,
         keep=keep,
+        forward_all=forward_all,
         memory=memory,
         main_grad=main_grad,
         weight=weight,
@@ -258,8 +259,11 @@ def with_adapter(hidden: Tensor, weight: Tensor, low_rank) -> tuple[Tensor, Tens
     gradient."""
     if low_rank is None:
         return hidden, weight, 0
+    if not isinstance(low_rank, tuple) or len(low_rank) != 2:
+        raise ValueError(f"low_rank must be a pair (u [N, r], B [V, r]), got {type(low_rank).__name__}")
     u, b = low_rank
-    rank = u.shape[-1]
+    tensor("low_rank[0]", u, like=hidden, kinds="float")
+    rank = u.shape[-1] if u.dim() else 0
     tensor("low_rank[0]", u, like=hidden, shape=(hidden.shape[0], rank), kinds="float")
     tensor("low_rank[1]", b, like=hidden, shape=(weight.shape[0], rank), kinds="float")
     frozen = 0 if weight.requires_grad else weight.shape[1]

@@ -156,16 +156,18 @@ def check_loss_tensors(
 
 
 def check_placement(
-    n: int, *, keep, memory, main_grad, weight: Tensor, vocab_start, vocab_size, group, keep_lengths, sequences,
-    like: Tensor,
+    n: int, *, keep, forward_all, memory, main_grad, weight: Tensor, vocab_start, vocab_size, group, keep_lengths,
+    sequences, like: Tensor,
 ) -> None:  # fmt: skip
     if keep is not None:
         tensor("keep", keep, like=like, kinds="int")
         if keep.dim() != 1 or keep.numel() > n:
             raise ValueError(f"keep must be an index [K] of distinct rows, K <= {n}, got shape {list(keep.shape)}")
-    if isinstance(memory, bool) or not isinstance(memory, int):
+    if not isinstance(forward_all, bool):
+        raise ValueError(f"forward_all must be True or False, got {forward_all!r}")
+    if isinstance(memory, str):
         one_of("memory", memory, MEMORY)
-    elif memory <= 0:
+    elif isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
         raise ValueError(f"memory must be a positive number of bytes or one of {', '.join(MEMORY)}, got {memory}")
     wanted = (weight.shape, torch.float32, weight.device)
     if main_grad is not None and (
