@@ -64,7 +64,7 @@ def collect(
     replaced by new prompts until enough are found or `dynamic_sampling_rounds` is reached; the dropped ones are
     returned too, marked as not trained. Raises Interrupted when `stop` asks for it.
     """
-    stop = stop or Stop()
+    stop = Stop() if stop is None else stop
     groups: list[Group] = []
     for round_number in range(config.dynamic_sampling_rounds if config.dynamic_sampling else 1):
         wanted = config.prompts_per_step - sum(group.trained for group in groups)

@@ -90,7 +90,7 @@ def evaluate(
     own = ranks.share(len(prompts.ids))
     options = {"cap": cap, "samples": samples, "temperature": temperature, "seed": seed, "progress": progress}
     at_once = ranks.size == 1 or getattr(engine, "by_itself", False)
-    part = (stop or Stop()).heed(
+    part = (Stop() if stop is None else stop).heed(
         lambda: answer(policy, engine, rewards, prompts, own, **options), ranks=ranks, at_once=at_once
     )
     return summarise(ranks.gather(part), prompts, cap=cap, samples=samples)

@@ -9,8 +9,9 @@ from siri.distributed import ALONE, Ranks
 T = TypeVar("T")
 
 
-class Interrupted(Exception):
-    """Work that may be left undone was left undone, on every rank, because the run is to stop."""
+class Interrupted(BaseException):
+    """Work that may be left undone was left undone, on every rank, because the run is to stop. As with
+    KeyboardInterrupt, nothing that handles errors on its way takes it for one."""
 
 
 class Stop:
@@ -37,7 +38,8 @@ class Stop:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._give_back()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def heed(self, function: Callable[[], T], *, ranks: Ranks = ALONE, at_once: bool = True) -> T:
         """What `function` returns; Interrupted, on all ranks, where a signal came before or while it ran on any.
@@ -59,12 +61,8 @@ class Stop:
 
     def _note(self, number: int, _frame: Any) -> None:
         self.received.append(number)
-        self._give_back()  # the next one, of either kind, does what it does by default
+        for one in self._previous:  # the next one, of either kind, ends the process as the system does
+            signal.signal(one, signal.SIG_DFL)
         if self._at_once:
             self._at_once = False
             raise Interrupted
-
-    def _give_back(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
