@@ -1,6 +1,7 @@
 """The trained model: loading, and the padding-free forward pass from packed tokens to hidden states."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,14 @@ class Policy:
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """function(model, *args) with the model's parameters at hand, sharded or not."""
         run_inside = getattr(self.model, "run_inside", None)
-        return run_inside(function, *args) if run_inside else function(self.model, *args)
+        if run_inside is None:
+            return function(self.model, *args)
+        result = run_inside(function, *args)
+        if not torch.is_grad_enabled():
+            # FSDP2 gives the root's parameters back in the backward; without one, a checkpoint or a weight sync would
+            # take its gathered copies in the compute dtype for the parameters
+            self.model.reshard()
+        return result
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +73,7 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     weights False leaves the model on the meta device, without storage, to be sharded before it is filled. Raises
     InputError when there is no model, no tokenizer, or an architecture that was not checked to work packed.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     from siri.checkpoint import is_checkpoint, load_weights, verify
@@ -106,6 +114,8 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     if not weights or is_checkpoint(folder):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=name)
+        with suppress(OSError):  # as from_pretrained: the file, with all tokens that end a response, or config.json's
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         policy = make_policy(model, tokenizer)
         if weights:
             if fault := verify(Path(folder)):

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ from siri.update import update_policy
 from tests.test_update import config, make_samples
 from tests.tiny import tiny_policy
 
+PATIENCE_S = 420
+"""Within which the ranks of a test finish, also on a machine that others use."""
 AGGREGATIONS = ("token_mean", "seq_mean", "seq_sum", "seq_mean_fixed")
 
 
@@ -96,6 +99,11 @@ def worker(rank: int, world: int, port: int, results) -> None:
     parameters = {name: full(value.detach()).clone() for name, value in policy.model.named_parameters()}
     if rank == 0:
         results["few"] = parameters
+    with torch.no_grad():  # as the check of an engine after a sync, which a checkpoint may follow
+        policy.run(lambda model: None)
+    left = {name: hasattr(value, "to_local") for name, value in policy.model.named_parameters()}
+    if rank == 0:
+        results["left"] = left
     for chunks in ("one chunk", "many chunks"):
         if chunks == "many chunks":
             chunked.BUDGET["cpu"]["fast"] = 1  # as few rows at a time as there may be
@@ -168,9 +176,17 @@ def spawn(worker, ranks: int, *arguments) -> dict:
     """What the worker(rank, ranks, port, results, *arguments) of each process put into results."""
     # held here, as by torchrun's agent: a port that is only looked up may be taken by the time the ranks meet there
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(worker, (ranks, store.port, results, *arguments), nprocs=ranks)
-    return dict(results)
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        running = mp.spawn(worker, (ranks, store.port, results, *arguments), nprocs=ranks, join=False)
+        deadline = time.monotonic() + PATIENCE_S
+        try:
+            while not running.join(timeout=5):
+                assert time.monotonic() < deadline, f"{ranks} ranks have not finished after {PATIENCE_S} s"
+        finally:
+            for process in running.processes:  # ranks that wait for one another do not end by themselves
+                process.kill()
+        return dict(results)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +248,10 @@ def test_more_ranks_than_sequences(sharded):
         token_budget=99,
     )
     assert_same(sharded["few"], {name: value.detach() for name, value in policy.model.named_parameters()})
+
+
+def test_what_runs_without_a_backward_leaves_the_parameters_sharded(sharded):
+    assert len(sharded["left"]) > 2 and all(sharded["left"].values()), sharded["left"]
 
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess:

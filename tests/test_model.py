@@ -41,6 +41,18 @@ def test_packed_forward_and_gradient_equal_one_by_one(kind, seed):
         torch.testing.assert_close(one, other.grad, rtol=1e-9, atol=1e-9)
 
 
+def test_the_tokens_that_end_a_response_do_not_depend_on_how_the_model_is_loaded(tmp_path):
+    """generation_config.json names more of them than config.json, as with Qwen's instruction models."""
+    folder = save_tiny(tmp_path / "model")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 5]}))
+    loaded, sharded = load_policy(str(folder), CPU), load_policy(str(folder), CPU, weights=False)
+    assert loaded.stop_ids == sharded.stop_ids == {2, 5}
+    (folder / "generation_config.json").unlink()
+    loaded, sharded = load_policy(str(folder), CPU), load_policy(str(folder), CPU, weights=False)
+    assert loaded.stop_ids == sharded.stop_ids == {2}
+
+
 def test_no_token_sees_another_sequence():
     """Changing one sequence leaves every other row of the pack as it was, bit for bit."""
     model = tiny_model(dtype=torch.float64)
