@@ -73,10 +73,9 @@ def test_recompilation_per_length_under_torch_compile():
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("n", [[300, 301, 317, 511, 640, 777]])
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_recompilation_per_length_on_a_device(n):
+def test_recompilation_per_length_on_a_device():
     from siri_kernels import triton_rows, triton_tokens
     from triton.runtime.jit import JITFunction
 
@@ -89,12 +88,12 @@ def test_recompilation_per_length_on_a_device(n):
 
     weight = torch.randn(999, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     found = []
-    for rows in n:
+    for rows in (304, 301, 317, 511, 640, 777):
         hidden = torch.randn(rows, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         ids = torch.randint(999, (rows,), device="cuda")
         linear_grpo_loss(hidden, weight, ids, torch.randn(rows, device="cuda")).loss.backward()
         found.append(variants())
-    assert len(set(found[2:])) == 1, found  # the first lengths: divisible by 16 or not
+    assert len(set(found[1:])) == 1, found  # Triton knows two kinds of lengths: divisible by 16, and odd ones
 
 
 def adapters_without_masks(device):

@@ -101,7 +101,8 @@ def bound(head, hidden: Tensor, bias: Tensor | None, softcap: float | None):
 
 
 def no_autocast(hidden: Tensor):
-    """The operators choose their own precision: autocast would round the fp32 products inside them."""
+    """What surrounds the operators, which see to themselves, in its own precision: a LoRA layer's products, a head cast
+    to fp32."""
     return torch.autocast(hidden.device.type, enabled=False)
 
 
