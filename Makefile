@@ -2,6 +2,7 @@
 #   make demo   train the tiny reasoner with SIRI on this machine and draw the report
 #   make test   run all tests          make lint   ruff check and format
 #   make test-vllm   the tests with a real vLLM, on the CPU, in .venv-vllm (3.4 GB)
+#   make torture   what breaks a run, at length: kills, full disks, hostile answers and files; an hour or so
 #   make bench  microbenchmarks        make clean  remove .venv* and caches (runs/ stays)
 
 # the first Python from 3.11 to 3.13 that works, 3.11 preferred: torch's CPU build is found there without a detour
@@ -12,7 +13,7 @@ CONSTRAINTS := $(shell nvidia-smi -L >/dev/null 2>&1 || echo -c constraints-cpu.
 READY := .venv/.ready
 READY_VLLM := .venv-vllm/.ready
 
-.PHONY: demo test test-vllm lint bench clean
+.PHONY: demo test test-vllm torture lint bench clean
 
 demo: $(READY)
 	.venv/bin/siri train demo --auto-resume
@@ -22,6 +23,11 @@ test: $(READY)
 
 test-vllm: $(READY_VLLM)
 	OMP_NUM_THREADS=1 SIRI_TEST_VLLM=1 .venv-vllm/bin/python -m pytest tests/vllm
+
+# -m torture also takes the quick tests beside the long ones, so that the table at the end is whole
+torture: $(READY)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev,torture]' -e ./kernels
+	.venv/bin/python -m pytest --torture -m torture
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -196,3 +196,40 @@ def test_checkpointed_activations_change_memory_and_nothing_else(kind, mode):
     for one, other in zip(*grads, strict=True):
         assert torch.equal(one, other)
     assert saved[1] < 0.5 * saved[0]
+
+
+class _Evil:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("trick", ["pickled weights", "model code", "tokenizer code"])
+def test_a_model_folder_is_never_executed(tmp_path, trick):
+    canary = tmp_path / "canary"
+    folder = save_tiny(tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    path = folder / ("tokenizer_config.json" if trick == "tokenizer code" else "config.json")
+    settings = json.loads(path.read_text())
+    if trick == "pickled weights":
+        (folder / "model.safetensors").unlink()
+        torch.save({"lm_head.weight": _Evil(canary)}, folder / "pytorch_model.bin")
+    elif trick == "model code":
+        settings["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+        settings["model_type"] = "evil"
+    else:
+        settings["auto_map"] = {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
+        settings["tokenizer_class"] = "Tokenizer"
+    path.write_text(json.dumps(settings))
+    try:
+        load_policy(str(folder), CPU)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert trick == "tokenizer code", "its data files may be read without its code"
+    assert not canary.exists()
