@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siri.data import Problem, Sampler, load_problems, render_prompts, resolve_path
+from siri.data import Problem, load_problems, render_prompts, resolve_path
 from siri.errors import InputError
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
@@ -348,43 +348,6 @@ def test_bad_templates(tokenizer):
         render_prompts(problems, make_tokenizer(["x"], chat_template=None), template="chat")
     with pytest.raises(InputError, match="auto, chat or plain"):
         render_prompts(problems, tokenizer, template="jinja")
-
-
-# ---------------------------------------------------------------- sampler
-
-
-def test_each_epoch_is_a_permutation():
-    sampler = Sampler(10, seed=3)
-    epochs = [sampler.take(10) for _ in range(4)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert Sampler(10, seed=3).take(10) == epochs[0] != Sampler(10, seed=4).take(10)
-
-
-@pytest.mark.parametrize("k", [1, 3, 7, 10, 25])
-def test_draw_size_does_not_change_the_stream(k):
-    whole = Sampler(10, seed=0).take(100)
-    sampler = Sampler(10, seed=0)
-    drawn = []
-    while len(drawn) + k <= 100:
-        drawn += sampler.take(k)
-    assert drawn == whole[: len(drawn)]
-    assert all(sorted(whole[i : i + 10]) == list(range(10)) for i in range(0, 100, 10))
-
-
-@pytest.mark.parametrize("before", [0, 4, 10, 23])
-def test_state_resumes_exactly(before):
-    sampler = Sampler(10, seed=5)
-    sampler.take(before)
-    state = json.loads(json.dumps(sampler.state()))
-    assert state == {"epoch": before // 10, "cursor": before % 10, "seed": 5}
-    assert Sampler(10, **state).take(17) == sampler.take(17)
-
-
-@pytest.mark.parametrize("bad", [{"n": 0}, {"seed": -1}, {"cursor": 10}, {"cursor": -1}, {"epoch": -1}])
-def test_sampler_rejects(bad):
-    with pytest.raises(InputError):
-        Sampler(**{"n": 10, "seed": 0} | bad)
 
 
 @pytest.mark.parametrize(
