@@ -72,7 +72,7 @@ def toml(tmp_path, text: str, name: str = "mine.toml") -> str:
 def test_every_recipe_resolves_and_says_what_it_trains(recipe):
     settings = config(recipe)
     assert settings.model and settings.data
-    tuples = {key: getattr(settings, key) for key in ("stages", "eval_data", "rollout_servers")}
+    tuples = {key: getattr(settings, key) for key in ("stages", "eval_data", "rollout_servers", "health")}
     assert Config(**{**settings.to_json(), **tuples}) == settings
 
 
