@@ -5,13 +5,16 @@
 #
 # NODES  how many nodes          HEAD  host name of one of them, where they meet (PORT, 29500)
 # GPUS   processes on this node  (default: its GPUs, or 1 without any)
-# torchrun numbers the nodes itself; a node or rank that dies ends the job on all of them.
+# torchrun numbers the nodes itself; a node or rank that dies ends the job on all of them. On SIGTERM or SIGINT the step
+# is finished and saved; torchrun waits TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds for that (270; before torch 2.12 always
+# 30), then kills. Its own exit code is 1, whatever that of the ranks is.
 set -euo pipefail
 : "${NODES:?set NODES to the number of nodes}" "${HEAD:?set HEAD to the host name of one node}"
 if [ -z "${GPUS:-}" ]; then
     GPUS=$(nvidia-smi -L 2>/dev/null | grep -c . || true)
     [ "$GPUS" -gt 0 ] || GPUS=1
 fi
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-270}
 exec python -m torch.distributed.run --nnodes "$NODES" --nproc-per-node "$GPUS" \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29500}" --rdzv-id "${JOB:-siri}" \
     -m siri train "$@"

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from siri import cli
 from siri.checkpoint import newest_good, steps_done
@@ -18,15 +18,12 @@ SETTINGS = ["demo", "--eval-problems", "8", "--prompts-per-step", "4", "--save-e
 NODE = Path(__file__).parent.parent / "launch" / "node.sh"
 
 
-def start_nodes(run: Path, *options: str) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start_nodes(run: Path, meeting: dist.TCPStore, *options: str) -> list[subprocess.Popen]:
     environment = {
         **os.environ,
         "NODES": "2",
         "HEAD": "127.0.0.1",
-        "PORT": str(port),
+        "PORT": str(meeting.port),
         "GPUS": "1",
         "OMP_NUM_THREADS": "1",
     }
@@ -58,7 +55,9 @@ def nodes():
 
 def test_two_nodes_train_a_dead_rank_ends_both_and_one_rank_alone_goes_on(tmp_path, nodes):
     run = tmp_path / "run"
-    nodes += start_nodes(run, "--steps", "500")
+    # torchrun meets at a store that is there already, so no other process can take the port before it does
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    nodes += start_nodes(run, meeting, "--steps", "500")
     deadline = time.monotonic() + 240
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 2:
         assert all(node.poll() is None for node in nodes), [node.communicate()[1][-1500:] for node in nodes]
@@ -126,3 +125,38 @@ def test_a_rank_that_raises_ends_the_job_with_its_name_and_traceback(tmp_path):
     summary = told[told.index("Root Cause") :]
     assert "rank      : 1" in summary and "RuntimeError: out of luck" in summary
     assert "in train" in summary and "update_policy" in summary, "the traceback leads to the place"
+
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$(basename "$0") $* NODES=$NODES HEAD=$HEAD WAIT=$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" >> "$CALLS"
+case "$(basename "$0")" in
+    scontrol) echo node7; echo node8 ;;
+    srun) [ "$1" = --kill-on-bad-exit=1 ] && shift; exec "$@" ;;
+esac
+"""
+
+
+def test_the_slurm_job_starts_the_same_line_on_every_node(tmp_path):
+    """With stand-ins for Slurm's commands and for python: what torchrun is given, and how long it waits on SIGTERM."""
+    for name in ("scontrol", "srun", "python"):
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("NODES", "HEAD", "PORT")},
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "GPUS": "8",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "41",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_SUBMIT_DIR": str(NODE.parent.parent),
+    }
+    command = ["bash", str(NODE.parent / "slurm.sbatch"), "siri-7b", "--run-dir", "/shared/run"]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    asked, started, run = (tmp_path / "calls").read_text().splitlines()
+    assert asked.startswith("scontrol show hostnames node[7-8]")
+    assert started.startswith("srun --kill-on-bad-exit=1 "), "a node that fails takes the others along"
+    assert "--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node7:29500 --rdzv-id 41" in run
+    assert "-m siri train siri-7b --run-dir /shared/run --auto-resume" in run
+    grace = int(NODE.with_name("slurm.sbatch").read_text().split("--signal=TERM@")[1].split()[0])
+    assert 30 < int(run.split("WAIT=")[1]) < grace, "killed by torchrun before Slurm does it, and not much before"
