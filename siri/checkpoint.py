@@ -139,17 +139,22 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 @torch.no_grad()
 def load_weights(folder: str | Path, policy: Policy, *, ranks: Ranks = ALONE) -> None:
     """Fill the policy's parameters from a checkpoint, a model folder, or the hub. Every rank calls it; of a checkpoint
-    each reads what it holds, from the others rank 0 reads."""
+    each reads what it holds, from the others rank 0 reads. InputError, on every rank, where there are none."""
     if is_checkpoint(folder):
         read_pieces(Path(folder) / WEIGHTS, weights_of(policy))
         return
     from transformers import AutoModelForCausalLM
 
-    weights = {}
-    if ranks.main:
-        weights = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        ).state_dict()
+    weights: dict[str, torch.Tensor] = {}
+
+    def read() -> None:
+        options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+        try:
+            weights.update(AutoModelForCausalLM.from_pretrained(folder, **options).state_dict())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"model {folder}: {first_line(error)}") from None
+
+    ranks.on_main(read)
     for name, parameter in policy.model.named_parameters():
         fill(parameter, weights.get(name))
 

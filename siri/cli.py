@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Literal
 from siri.config import Config, check_rollout, load_recipe, nearest, parse, recipe_names, resolve
 from siri.errors import InputError
 
+ALIKE_S = 5
+"""Seconds that another rank waits for rank 0 to say what is wrong."""
 HELP = """\
 siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
 
@@ -278,8 +281,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank fails alike
-            print(f"siri: {error}", file=sys.stderr)
+        rank, who = os.environ.get("RANK", "0"), "siri"
+        if rank != "0":
+            # under torchrun the ranks mostly fail alike: rank 0 says it, and torchrun ends the others. Whoever is not
+            # ended (or is the first to wake, on another node) has a fault that rank 0 does not know of
+            time.sleep(ALIKE_S + int(os.environ.get("LOCAL_RANK", rank)))
+            who = f"siri (rank {rank})"
+        print(f"{who}: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         return 130

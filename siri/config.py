@@ -229,6 +229,10 @@ class Config:
             for name in names:
                 if not holds(getattr(self, name)):
                     raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}")
+        if not -1 <= self.profile < self.steps:
+            raise InputError(
+                f"profile is {self.profile}; it must be a step from 0 to {self.steps - 1}, or -1 for no trace"
+            )
         if self.group_size == 1 and self.advantage_norm == "std":
             raise InputError(
                 "group_size is 1: std-normalised advantages need at least 2 responses a prompt; raise --group-size or "

@@ -247,6 +247,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     logger.close()
     if ranks.main and done:  # a signal before the first step leaves nothing to draw
         write_report(run_dir)
+    ranks.gather(None)  # all leave together: torchrun ends the others once one has left with 75
     if stopped:
         if not quiet:
             print(f"stopped at step {done}, state saved; continue with --resume")

@@ -112,6 +112,8 @@ BAD_TRAINING = {
     "run folder below a file": (train(run_dir="a_file/run"), ["a_file/run", "cannot be made", "--run-dir"]),
     "run folder is a model": (train(run_dir="model"), ["model", "no run folder", "--run-dir"]),
     "unknown evaluation data": (train(eval_data="nowhere.json"), ["nowhere.json: no such file"]),
+    "profile of a step that never comes": (train(profile="2"), ["profile is 2", "from 0 to 1", "-1"]),
+    "profile of no step": (train(profile="-2"), ["profile is -2"]),
     "no GPU by that name": (train(device="gpu"), ["'gpu'", "cpu, cuda or auto"]),
     "no recipe": (["train", "--steps", "3"], ["needs a recipe", "siri-7b"]),
 }
@@ -140,6 +142,20 @@ def test_half_of_torchruns_variables(inputs, capsys, monkeypatch):
     message = refused(capsys, train())
     assert "WORLD_SIZE is 2, but RANK is not set" in message and "torchrun" in message
     assert not (inputs / "runs").exists()
+
+
+def test_a_rank_whose_fault_is_its_own_says_so_after_a_while(inputs, capsys, monkeypatch):
+    """Faults of all ranks are rank 0's to tell, which the others must not get ahead of: torchrun ends all with the
+    first that leaves."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    bad = ["eval", "model", "--data", "x.json", "--samples", "0"]
+    assert main(bad) == 2 and waited == []
+    alone = capsys.readouterr().err
+    for name, value in {"RANK": "9", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(bad) == 2 and waited == [6], "one rank of a node after the other"
+    assert capsys.readouterr().err == alone.replace("siri: ", "siri (rank 9): ", 1)
 
 
 def test_a_run_folder_is_not_overwritten(inputs, capsys):

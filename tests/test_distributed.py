@@ -22,7 +22,7 @@ from siri.distributed import ALONE, Ranks, full, join_ranks, shard
 from siri.timing import Stopwatch
 from siri.update import update_policy
 from tests.test_update import config, make_samples
-from tests.tiny import tiny_policy
+from tests.tiny import save_tiny, tiny_policy
 
 PATIENCE_S = 420
 """Within which the ranks of a test finish, also on a machine that others use."""
@@ -286,8 +286,16 @@ def test_torchrun_trains_and_resumes_with_another_number_of_ranks(tmp_path):
     assert {float(value) for key, value in two.items() if key.endswith(".step")} == {8.0}
 
 
-def test_bad_input_is_one_line_under_torchrun_too(tmp_path):
-    result = torchrun(2, "train", "demo", "--run-dir", str(tmp_path / "run"), "--data", str(tmp_path / "none.json"))
+@pytest.mark.parametrize("fault", ["no data", "no weights"])
+def test_bad_input_is_one_line_under_torchrun_too(tmp_path, fault):
+    """On all ranks at once, and on rank 0 alone, which reads the weights."""
+    given, said = ("--data", str(tmp_path / "none.json")), "none.json: no such file"
+    if fault == "no weights":
+        folder = save_tiny(tmp_path / "model", hidden_size=16, vocab_size=600)
+        (folder / "model.safetensors").unlink()
+        given, said = ("--model", str(folder)), "no file named model.safetensors"
+    result = torchrun(2, "train", "demo", "--run-dir", str(tmp_path / "run"), *given)
     assert result.returncode != 0
-    assert result.stderr.count("siri: ") == 1 and "none.json: no such file" in result.stderr
+    assert result.stderr.count("siri: ") == 1 and said in result.stderr and "siri (" not in result.stderr
+    assert "trainer.py" not in result.stderr, "torchrun prints a traceback of its own, not ours"
     assert not (tmp_path / "run").exists()
