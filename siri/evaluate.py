@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
@@ -192,7 +193,7 @@ def run_evaluation(source: str, options: Any) -> None:
     )
     results = {}
     columns = (*Bar.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn())
-    with pool, Bar(*columns, console=Console(stderr=True)) as bar:
+    with closing(engine), pool, Bar(*columns, console=Console(stderr=True)) as bar:
         engine.sync()
         for note in engine.notes:
             print(note)
@@ -219,7 +220,6 @@ def run_evaluation(source: str, options: Any) -> None:
                     bar.advance(task, len(part[0]))
                 parts.append(part)
             results[name] = summarise(parts, prompts, cap=options.cap, samples=options.samples)
-    engine.close()
     row = {"model": source, "temperature": options.temperature, "seed": options.seed, **average(results)}
     row.setdefault("benchmarks", {name: asdict(result) for name, result in results.items()})
     if base:

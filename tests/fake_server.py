@@ -50,6 +50,7 @@ class FakeServer:
         self.asked: list[dict] = []
         self.served = self.made = self.running = self.most_running = 0
         self.loads = self.resets = 0
+        self.reset_faults: deque[str] = deque()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.port = 0
@@ -99,7 +100,10 @@ class FakeServer:
     async def _metrics(self, _):
         return web.Response(text=f'vllm:generation_tokens_total{{engine="0"}} {float(self.made)}\n')
 
-    async def _reset(self, _):
+    async def _reset(self, request):
+        assert request.query["reset_running_requests"] == "true"
+        if self.reset_faults and self.reset_faults.popleft():
+            return web.Response(status=500, text="busy")
         self.resets += 1
         return web.json_response({"success": True})
 
@@ -118,6 +122,8 @@ class FakeServer:
         return self.weights
 
     def siri_load(self, folder: str):
+        if not Path(folder).exists():
+            return {"unseen": True}
         self.loads += 1
         fault = self.load_faults.popleft() if self.load_faults else ""
         self.weights = None
@@ -132,13 +138,15 @@ class FakeServer:
             with torch.no_grad():
                 for name, tensor in tensors.items():
                     state[name].copy_(tensor)
-        self.weights = manifest["version"]
         shown = tensors if fault == "stale" else state  # a stale engine that even lies about it
         if fault == "wrong":
             with torch.no_grad():
                 state["model.norm.weight"][0] += 1
         sums = {name: [bit_sum(tensor), tensor.numel()] for name, tensor in shown.items()}
         return {"damaged": [], "sums": sums, "fused": {}}
+
+    def siri_mark(self, version: str):
+        self.weights = version or None
 
     async def _complete(self, request):
         body = await request.json()

@@ -3,6 +3,7 @@ nothing comes from other weights than the trainer's."""
 
 import os
 import signal
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -11,14 +12,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from siri.distributed import Ranks
 from siri.errors import InputError
 from siri.rollout import Completion, Request
 from siri.rollout.dispatch import TRIES
 from siri.rollout.fleet import ServedEngine
 from siri.rollout.order import ExpectedLengths
 from siri.rollout.proof import ANSWER_TOKENS
-from siri.rollout.served import LAUNCH, REQUIRED
-from siri.rollout.vllm import Job, VllmOptions, VllmRollout
+from siri.rollout.served import LAUNCH, REQUIRED, version_of
+from siri.rollout.vllm import Job, VllmOptions, VllmRollout, weights
 from siri.signals import Interrupted, Stop
 from tests.fake_server import FakeServer
 from tests.tiny import tiny_policy
@@ -308,3 +310,102 @@ def test_a_response_that_the_loss_could_not_use_is_refused(synced, change, shown
     synced._check(job, Completion([5, 2], [-1.0, -0.5], False))
     with pytest.raises(InputError, match=f"a response that cannot be.*{shown}" if shown != "cannot be" else shown):
         synced._check(job, Completion(**{"truncated": False, **change}))
+
+
+def test_a_server_whose_cache_was_not_cleared_is_not_used(synced, servers, undisturbed):
+    """Keys and values of the old weights would bias what it samples, although the new ones are in place."""
+    servers[1].reset_faults.extend(["busy"] * 2)
+    synced.sync()
+    assert synced.metrics()["rollout_servers_used"] == 1
+    resets, loads = servers[1].resets, servers[1].loads
+    assert servers[1].weights is None, "weights without a name are given again"
+    assert tokens(again(synced)) == tokens(undisturbed)
+    for _ in range(50):  # it may come back only after the others have finished
+        if servers[1].weights:
+            break
+        again(synced)
+    assert servers[1].resets > resets and servers[1].loads > loads
+
+
+def test_a_rank_that_did_not_write_the_files_can_give_them(synced, servers, undisturbed, tmp_path):
+    """Any rank may be the one that finds a restarted server."""
+    first = synced.backend
+    backend = ServedEngine(options(servers, tmp_path), synced.policy, ranks=Ranks(rank=1, size=1))
+    backend.load(weights(synced.policy, torch.float32), first.version)
+    assert (backend.files.folder, backend.files.sums) == (first.files.folder, first.files.sums)
+    servers[0].faults.extend(["", "restart"])
+    loads = servers[0].loads
+    other = VllmRollout(synced.policy, backend, temperature=0.8, lengths=ExpectedLengths())
+    assert tokens(again(other)) == tokens(undisturbed)
+    again(other)
+    assert servers[0].loads == loads + 1 and servers[0].weights == first.version
+
+
+def test_what_a_killed_run_left_behind_goes_at_the_first_sync(servers, tmp_path):
+    (tmp_path / "weights" / "sync-7-dead").mkdir(parents=True)
+    rollout = engine(servers, tmp_path)
+    rollout.sync()
+    assert [one.name for one in (tmp_path / "weights").iterdir()] == [rollout.backend.version]
+    real = rollout.policy.model.named_parameters
+
+    def broken():
+        yield next(iter(real()))
+        raise RuntimeError("lost on the way")
+
+    rollout.policy.model.named_parameters = broken
+    with pytest.raises(InputError, match="lost on the way"):
+        rollout.sync()
+    assert len(list((tmp_path / "weights").iterdir())) == 1, "half of a sync was left behind"
+    rollout.close()
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_folder_that_servers_do_not_see(servers, tmp_path):
+    rollout = engine(servers, tmp_path)
+    servers[0].siri_load = lambda folder: {"unseen": True}
+    with pytest.raises(
+        InputError, match=rf"{servers[0].url} does not see .*sync-1.*; name a folder .*--rollout-sync-dir"
+    ):
+        rollout.sync()
+
+
+def test_a_stranger_at_the_address(servers, tmp_path):
+    """Any other web server, two models, or one without figures to tell a hang by: one clear line each."""
+    from aiohttp import web
+
+    async def two(_):
+        return web.json_response({"data": [{"id": "a"}, {"id": "b"}]})
+
+    async def none(_):
+        return web.Response(text="")
+
+    for place, handler, message in (
+        ("_info", two, "does not answer as vLLM does .KeyError: 'vllm_config'"),
+        ("_models", two, "does not answer as vLLM does .ValueError: too many values"),
+        ("_metrics", none, "does not count its tokens; start it without --disable-log-stats"),
+    ):
+        odd = FakeServer.__new__(FakeServer)
+        setattr(odd, place, handler)
+        odd.__init__()
+        try:
+            with pytest.raises(InputError, match=message):
+                engine([odd], tmp_path)
+        finally:
+            odd.stop()
+
+
+def test_the_version_at_an_address_that_is_no_web_server():
+    """A dry run asks for it; it must not end in a traceback."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def greet():
+            connection, _ = listening.accept()
+            connection.recv(100)
+            connection.sendall(b"SSH-2.0-hello\r\n")
+            connection.close()
+
+        threading.Thread(target=greet, daemon=True).start()
+        assert version_of(f"http://127.0.0.1:{listening.getsockname()[1]}") is None
+    assert version_of("http://127.0.0.1:99999") is None

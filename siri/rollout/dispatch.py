@@ -158,7 +158,7 @@ class Dispatch:
         """Ends in ServerLost when the server has jobs and samples nothing for the time-out."""
         timeout = self.engine.options.timeout_s
         pause = min(5.0, timeout / 4)
-        made, since = -1.0, perf_counter()
+        made, since = None, perf_counter()
         while True:
             await asyncio.sleep(pause)
             with suppress(TimeoutError):

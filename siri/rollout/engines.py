@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -82,7 +83,10 @@ def vllm_options(config: Any, engines: int, *, folder: Path | None, context: int
     else:
         caps, batch = [config.cap], MOST_SEQUENCES * engines
     longest = max(CONTEXT, config.max_prompt_tokens + max(caps))
-    sync_dir = getattr(config, "rollout_sync_dir", "")
+    sync_dir = folder / "rollout-weights" if folder else None
+    if shared := getattr(config, "rollout_sync_dir", ""):
+        own = str((folder or Path()).absolute())  # two runs may share the folder that servers see
+        sync_dir = Path(shared) / f"{Path(own).name}-{crc32(own.encode()):08x}"
     return VllmOptions(
         model=str(_folder(config.model)),
         context=min(longest, context),
@@ -90,7 +94,7 @@ def vllm_options(config: Any, engines: int, *, folder: Path | None, context: int
         memory=config.rollout_memory,
         servers=tuple(url.rstrip("/") for url in config.rollout_servers),
         sync=getattr(config, "rollout_sync", default.rollout_sync),
-        sync_dir=Path(sync_dir) if sync_dir else folder / "rollout-weights" if folder else None,
+        sync_dir=sync_dir,
         timeout_s=config.rollout_timeout_s,
         sync_timeout_s=getattr(config, "rollout_sync_timeout_s", default.rollout_sync_timeout_s),
     )

@@ -99,8 +99,7 @@ class ServedEngine(ServerApi):
             self.files.write(weights, version)
             self.do(lambda session: self._give(session))
         else:
-            for _ in weights:  # rank 0 needs this rank's shards
-                pass
+            self.files.expect(weights, version)  # rank 0 needs this rank's shards
         if self.ranks.main and all(server.fault for server in self.servers):
             raise InputError(f"weight {version} reached no rollout server: {self._faults()}")
 
@@ -128,6 +127,11 @@ class ServedEngine(ServerApi):
             session, server, "siri_load", str(self.files.folder), timeout=self.options.sync_timeout_s
         )
         for there in found:
+            if there.get("unseen"):
+                raise InputError(
+                    f"rollout server {server.url} does not see {self.files.folder}; name a folder that trainer and "
+                    "servers see with --rollout-sync-dir"
+                )
             if there["damaged"]:
                 raise InputError(
                     f"weight {self.version}: tensor {there['damaged'][0]} reached {server.url} damaged; see "
@@ -136,10 +140,12 @@ class ServedEngine(ServerApi):
         await self.settle(session, server, found, self.files.sums)
 
     async def settle(self, session: Any, server: Server, found: list[Any], sent: dict[str, list[int]]) -> None:
-        """Compare what the server holds with what was sent, and clear its prefix cache."""
+        """Compare what the server holds with what was sent, clear its prefix cache, and only then name the weights:
+        a server that is lost on the way is given all of it again before it samples."""
         if len(found) == 1 and (names := differing(sent, found[0])):  # tensor-parallel workers hold parts
             raise InputError(f"weight {self.version}: {server.url} does not hold what was sent: {', '.join(names[:3])}")
         await self.clear_cache(session, server)
+        await self.rpc(session, server, "siri_mark", self.version, timeout=self.options.sync_timeout_s)
 
     # --- servers ---
 

@@ -11,8 +11,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
 
 import torch
 
@@ -71,12 +73,10 @@ class Server:
 
 def version_of(url: str) -> str | None:
     """Version of the vLLM that answers there; None if nothing does."""
-    from urllib.request import urlopen
-
     try:
-        with urlopen(f"{url}/version", timeout=5) as answer:
+        with build_opener(ProxyHandler({})).open(f"{url}/version", timeout=5) as answer:
             return json.loads(answer.read())["version"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -88,7 +88,9 @@ class ServerApi:
 
     async def clear_cache(self, session: Any, server: Server) -> None:
         """Drop the keys and values of prompts seen with other weights."""
-        cleared = await self.ask(session, server, "POST", "/reset_prefix_cache", timeout=self.options.timeout_s)
+        # what still runs there, for another rank or for nobody since its connection broke, is computed again
+        path = "/reset_prefix_cache?reset_running_requests=true"
+        cleared = await self.ask(session, server, "POST", path, timeout=self.options.timeout_s)
         if not cleared["success"]:
             raise BadAnswer("it kept its prefix cache, which holds keys of old weights")
 
@@ -127,8 +129,9 @@ class ServerApi:
             raise BadAnswer(f"cut after {len(tokens)} tokens under a cap of {job.max_tokens}")
         return Completion(tokens, logp, reason == "length")
 
-    async def tokens_made(self, session: Any, server: Server, timeout: float) -> float:
-        """How many tokens the server has sampled since it started."""
+    async def tokens_made(self, session: Any, server: Server, timeout: float) -> float | None:
+        """How many tokens the server has sampled since it started; None if it does not say. TimeoutError is the
+        caller's."""
         import aiohttp
 
         try:
@@ -139,10 +142,19 @@ class ServerApi:
         except (aiohttp.ClientError, OSError) as error:
             raise ServerLost(f"no connection ({first_line(error) or type(error).__name__})") from None
         found = re.findall(r"^vllm:generation_tokens_total(?:\{.*\})? (\S+)", text, re.MULTILINE)
-        return sum(map(float, found))
+        return sum(map(float, found)) if found else None
 
     async def check(self, session: Any, server: Server) -> None:
-        """Refuse a server that samples anything else than the trainer's model would."""
+        """Refuse a server that samples anything else than the trainer's model would. BadAnswer for one that answers as
+        no vLLM does."""
+        try:
+            await self._check(session, server)
+        except TimeoutError:
+            raise ServerLost(f"no answer to /metrics within {self.options.timeout_s:g} s") from None
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise BadAnswer(f"it does not answer as vLLM does ({type(error).__name__}: {first_line(error)})") from None
+
+    async def _check(self, session: Any, server: Server) -> None:
         timeout = self.options.timeout_s
         check_version((await self.ask(session, server, "GET", "/version", timeout=timeout))["version"], server.url)
         info = await self.ask(session, server, "GET", "/server_info?config_format=json", timeout=timeout)
@@ -172,6 +184,10 @@ class ServerApi:
         server.workers = len(about)
         server.most = config["scheduler_config"]["max_num_seqs"]
         server.weight_transfer = (config.get("weight_transfer_config") or {}).get("backend")
+        if await self.tokens_made(session, server, timeout) is None:
+            raise InputError(
+                f"rollout server {server.url} does not count its tokens; start it without --disable-log-stats"
+            )
 
     async def held(self, session: Any, server: Server) -> str | None:
         """Version of the weights that the server's workers hold; None if there is none, or not one."""
@@ -267,7 +283,7 @@ class NcclTransfer:
         if failed:
             raise InputError(f"weight {version}: the NCCL transfer failed: {first_line(failed[0])}") from failed[0]
         if ranks.main:
-            self._everywhere("siri_mark", version, check=True)
+            self._everywhere("siri_present", check=True)
 
     def _counted(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         self.sums = {}
@@ -276,12 +292,12 @@ class NcclTransfer:
                 self.sums[name] = [bit_sum(tensor), tensor.numel()]
             yield name, tensor
 
-    def _everywhere(self, method: str, argument: str, *, check: bool = False) -> None:
+    def _everywhere(self, method: str, *arguments: str, check: bool = False) -> None:
         engine = self.engine
 
         async def work(session: Any) -> None:
             for server in [one for one in engine.servers if not one.fault]:
-                found = await engine.rpc(session, server, method, argument, timeout=engine.options.sync_timeout_s)
+                found = await engine.rpc(session, server, method, *arguments, timeout=engine.options.sync_timeout_s)
                 if check:
                     await engine.settle(session, server, found, self.sums)
 

@@ -16,7 +16,8 @@ FILE_BYTES = 2 * 2**30
 
 
 class FileTransfer:
-    """Weights of the last sync in `root`/VERSION: complete or not there."""
+    """Weights of the last sync in `root`/VERSION: complete or not there. The folder `root` is this run's own: what it
+    holds before the first sync was left behind by a process that was killed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -27,8 +28,9 @@ class FileTransfer:
         """Write the tensors and their checksums, then drop what the sync before has written."""
         from safetensors.torch import save_file
 
+        if self.folder is None:
+            shutil.rmtree(self.root, ignore_errors=True)
         part = self.root / f".{version}.part"
-        shutil.rmtree(part, ignore_errors=True)
         self.sums, files, held, size = {}, [], {}, 0
         try:
             part.mkdir(parents=True)
@@ -52,13 +54,20 @@ class FileTransfer:
             part.rename(final)
         except OSError as error:
             raise InputError(f"{self.root}: weights cannot be written there ({error.strerror or error})") from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder = final
+
+    def expect(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
+        """Go through what rank 0 writes: any rank may have to give a restarted server the files, and to check them."""
+        self.folder = self.root / version
+        self.sums = {name: [bit_sum(tensor), tensor.numel()] for name, tensor in weights}
 
     def close(self) -> None:
         """Remove the weights."""
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):  # somebody else's files are there
+        with suppress(OSError):
             self.root.rmdir()

@@ -96,11 +96,16 @@ class SyncWorker:
         )
 
     def siri_load(self: Any, folder: str) -> str:
-        """Load the weights in `folder`; the version is this worker's only once every tensor is in place."""
+        """Load the weights in `folder`. They have no name until `siri_mark` gives them one, unless they were in place
+        already: several ranks may find a restarted server."""
         from safetensors import safe_open
 
-        self.siri_loaded = None
+        if not (Path(folder) / MANIFEST).exists():
+            return json.dumps({"unseen": True})
         manifest = json.loads((Path(folder) / MANIFEST).read_text())
+        if getattr(self, "siri_loaded", None) == manifest["version"]:
+            return json.dumps({"damaged": [], **present(self)})
+        self.siri_loaded = None
 
         def tensors() -> Iterator[tuple[str, torch.Tensor]]:
             for file in manifest["files"]:
@@ -110,14 +115,17 @@ class SyncWorker:
 
         arrived = load(self, tensors())
         damaged = sorted(name for name, sums in manifest["sums"].items() if arrived.get(name) != sums)
-        if not damaged:
-            self.siri_loaded = manifest["version"]
         return json.dumps({"damaged": damaged, **present(self)})
 
     def siri_mark(self: Any, version: str) -> str:
-        """Name the weights that came another way (NCCL); "" takes the name off before they change."""
+        """Name the weights in place, once they were compared and the cache of older ones is gone; "" takes the name
+        off before they change."""
         self.siri_loaded = version or None
-        return json.dumps(present(self) if version else {})
+        return json.dumps(self.siri_loaded)
+
+    def siri_present(self: Any) -> str:
+        """Checksums of the weights that came another way (NCCL)."""
+        return json.dumps(present(self))
 
     def siri_version(self: Any) -> str:
         """The version of the weights in place; null after a restart or a sync that did not end."""

@@ -114,7 +114,7 @@ def test_nccl_reaches_every_worker_of_every_server(transfer):
         "/start_weight_update",
         "/update_weights",
         "/finish_weight_update",
-        "siri_mark",
+        "siri_present",
         "settle",
     ]
     calls.clear()
