@@ -5,6 +5,7 @@ import os
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,9 @@ from siri.errors import InputError
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
+PATIENCE = timedelta(hours=2)
+"""Longest wait of a rank for another, which may be sampling long responses or downloading the model; torch's 10 minutes
+for NCCL would end such runs. A rank that dies is noticed by its closed connections, and torchrun ends the others."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ran
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     nodes = size // here
     if nodes == 1 or across_nodes:
         mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))

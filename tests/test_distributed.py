@@ -254,6 +254,25 @@ def test_what_runs_without_a_backward_leaves_the_parameters_sharded(sharded):
     assert len(sharded["left"]) > 2 and all(sharded["left"].values()), sharded["left"]
 
 
+@pytest.mark.parametrize(("kind", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
+def test_ranks_are_patient_with_one_that_samples_or_downloads(kind, backend, monkeypatch):
+    """The longest of them wait, in collectives of all ranks, for more than the 10 minutes that torch gives NCCL."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    joined = []
+
+    def join(*arguments, **options):
+        joined.append((arguments, options))
+        raise InterruptedError
+
+    monkeypatch.setattr(dist, "init_process_group", join)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with pytest.raises(InterruptedError):
+        join_ranks(torch.device(kind))
+    assert joined[0][0] == (backend,) and joined[0][1]["timeout"].total_seconds() >= 3600
+
+
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m", "siri", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
