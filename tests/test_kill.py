@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.torture,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a run in /proc"),
 ]
-OPTIONS = ["train", "demo", "--steps", "10", "--cycle", "4", "--prompts-per-step", "4", "--group-size", "4"]
+OPTIONS = ["train", "demo", "--steps", "8", "--cycle", "4", "--prompts-per-step", "4", "--group-size", "4"]
 OPTIONS += ["--mini-batch-prompts", "2", "--eval-data", "siri:demo/heldout.jsonl", "siri:demo/train.jsonl"]
 OPTIONS += ["--eval-problems", "12", "--save-every", "1", "--quiet"]
 KILLS = {1: 3, 2: 2}
@@ -98,7 +98,7 @@ def test_a_supervisor_starts_and_continues(tmp_path, calm, fault):
     while not codes or codes[-1] != 0:
         assert len(codes) < 12
         process = start(folder, OPTIONS)
-        if len(codes) < 3:
+        if len(codes) < 2:
             time.sleep(draw.uniform(0.3, 0.6) * whole)
             process.send_signal(draw.choice([signal.SIGTERM, signal.SIGINT]))
         codes.append(finish(process, timeout=120))

@@ -54,7 +54,7 @@ class Watch:
 
 
 def test_soak(tmp_path, torture, fault):
-    steps, kills = (2000, 12) if torture else (240, 2)
+    steps, kills = (2000, 12) if torture else (120, 1)
     options = [*OPTIONS, "--steps", str(steps)]
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"
     process = start(calm, options)
