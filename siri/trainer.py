@@ -1,5 +1,6 @@
 """`train()`: schedule -> rollout -> reward -> advantages -> packing -> loss -> step -> log -> evaluate -> save."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     health.streaks |= run.state.get("health", {})
     saver = Saver(run.checkpoints, keep=config.keep_checkpoints, keep_every=config.keep_every, ranks=ranks)
 
-    with rewards, TrainProgress(config.steps, run.start, quiet) as progress, Stop() as stop:
+    with closing(engine), rewards, TrainProgress(config.steps, run.start, quiet) as progress, Stop() as stop:
         logger = make_logger(config.logger if ranks.main else "none", run_dir, config.to_json())
         ranks.on_main(lambda: try_reward(config, rewards, prompts))
         ranks.on_main(run.create)  # nothing is written before all that may be bad input was tried
@@ -243,7 +244,6 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         if saved != done:
             saver.save(done, policy, optimizer, state, name=schedule.milestone(done))
         saver.wait()
-    engine.close()
     logger.close()
     if ranks.main and done:  # a signal before the first step leaves nothing to draw
         write_report(run_dir)

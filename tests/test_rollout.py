@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+import siri.trainer
 from siri.attention import PackedLayout
+from siri.cli import main
+from siri.errors import InputError
 from siri.model import packed_hidden
-from siri.rollout import Request
+from siri.rollout import Request, engines
 from siri.rollout.local import LocalRollout
 from tests.tiny import VOCAB, tiny_policy
 
@@ -84,3 +87,25 @@ def test_frequencies_match_the_distribution():
     freedom = int(likely.sum())
     assert freedom > 20
     assert statistic < freedom + 6 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_an_engine_is_closed_when_a_command_fails(command, tmp_path, monkeypatch, capsys):
+    """Weights that lie in files for servers would stay behind."""
+    closed = []
+
+    class Failing(LocalRollout):
+        def sync(self):
+            raise InputError("no weights today")
+
+        def close(self):
+            closed.append(True)
+
+    monkeypatch.setattr(siri.trainer, "make_engine", lambda config, policy, **_: Failing(policy, cache_tokens=9))
+    monkeypatch.setattr(engines, "make_engine", lambda config, policy, **_: Failing(policy, cache_tokens=9))
+    arguments = {
+        "train": ["train", "demo", "--run-dir", str(tmp_path / "run")],
+        "eval": ["eval", "siri:demo/model", "--data", "siri:demo/heldout.jsonl", "--template", "plain", "--cap", "9"],
+    }
+    assert main(arguments[command]) == 2
+    assert closed and "no weights today" in capsys.readouterr().err

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM
 from siri.checkpoint import export, restore
 from siri.distributed import ALONE, Ranks, full, join_ranks, shard
 from siri.errors import InputError
+from siri.rollout import Request
+from siri.rollout.local import LocalRollout
+from siri.rollout.proof import fixed_prompts, gap
 from siri.timing import Stopwatch
 from siri.update import update_policy
 from siri.vocab import HeadCut, cut_head
@@ -54,6 +57,7 @@ def worker(rank: int, world: int, port: int, results, folder) -> None:
         if rank == 0:
             results["hybrid", tied] = learnt
     results["parts", rank] = parts(hybrid)
+    results["gap", rank] = fingerprint(hybrid)
     held = saved(hybrid, folder)
     if rank == 0:
         results["saved"] = held
@@ -71,6 +75,18 @@ def parts(ranks: Ranks) -> tuple:
     assert torch.equal(full(weight.detach()), whole)
     assert torch.equal(weight.to_local(), whole[HeadCut.of(ranks).rows(97)])
     return tuple(weight.to_local().shape), len(managed), HeadCut.of(ranks).first
+
+
+def fingerprint(ranks: Ranks) -> float:
+    """How far the answers that a whole model scored are from what the cut one says of them, at most."""
+    policy = tiny_policy(vocab_size=97)
+    answers = [
+        (prompt, one, 1.0)
+        for prompt in fixed_prompts(policy)
+        for one in LocalRollout(policy, cache_tokens=999).generate([Request(prompt, 9)], temperature=1.0, seed=1)[0]
+    ]
+    shard(policy.model, ranks, compute_dtype=torch.float32, vocab_parallel=True)
+    return gap(policy, answers).max
 
 
 def saved(ranks: Ranks, folder) -> dict[str, torch.Tensor]:
@@ -109,6 +125,10 @@ def test_a_cut_head_learns_the_same(cut, number):
         assert two["tokens"] == one["tokens"], "each token counts once, though every rank sees it"
         for name in ("loss", "grad_norm", "entropy", "approx_kl", "ratio_max", "mismatch_k3"):
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+
+
+def test_a_rollout_engine_is_compared_with_a_cut_head(cut):
+    assert all(cut["gap", rank] < 1e-4 for rank in range(4))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from siri.attention import PackedLayout
+from siri.distributed import full
 from siri.model import Policy, packed_hidden
 from siri.rollout import Completion
 
@@ -58,6 +59,7 @@ def _log_softmax(model, ids: list[int], start: int, temperature: float) -> torch
     """Log-probs [L, V], fp32, of the tokens from `start` on."""
     ids_N = torch.tensor(ids, device=model.lm_head.weight.device)
     hidden_LD = packed_hidden(model, ids_N, PackedLayout.of([len(ids)], ids_N.device))[start - 1 : -1]
-    bias = None if model.lm_head.bias is None else model.lm_head.bias.to(hidden_LD.dtype)
-    logits_LV = torch.nn.functional.linear(hidden_LD, model.lm_head.weight.to(hidden_LD.dtype), bias)
+    bias = None if model.lm_head.bias is None else full(model.lm_head.bias.to(hidden_LD.dtype))
+    # whole already, but for a head that vocab_parallel has cut
+    logits_LV = torch.nn.functional.linear(hidden_LD, full(model.lm_head.weight.to(hidden_LD.dtype)), bias)
     return torch.log_softmax(logits_LV.float() / temperature, dim=-1)
