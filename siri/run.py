@@ -84,6 +84,9 @@ class RunFolder:
             )
         if self.checkpoint:
             self.state = read_state(self.checkpoint)
+            missing = set(range(self.start)) - {row["step"] for row in self.metrics.rows()}
+            if missing:
+                self.notes.append(f"{self.metrics.path}: {len(missing)} of {self.start} steps have no row")
 
     @property
     def start(self) -> int:

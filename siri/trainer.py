@@ -159,6 +159,10 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                     except Interrupted:  # nothing of this step has happened; a resumed run samples the same
                         stopped = True
                         break
+                    except RuntimeError as error:
+                        if "probability tensor" not in str(error):  # torch's words for NaN among what it samples from
+                            raise
+                        raise InputError(blown_up(run.checkpoints, step)) from None
                     engine.sleep()
                 with watch("train"):
                     if memory:
@@ -290,6 +294,15 @@ def plan_token_budget(config: Config, *, longest: int) -> int:
             "--token-budget or lower --l-max"
         )
     return config.token_budget
+
+
+def blown_up(folder: Path, step: int) -> str:
+    """What to do about weights that sample nothing but NaN."""
+    found = [path.name for path in checkpoint.checkpoints(folder)]
+    return (
+        f"step {step}: the model's probabilities are not finite, the weights have blown up; lower --lr or --grad-clip "
+        f"and start again, or delete the checkpoints after the last good one ({', '.join(found) or 'there is none'})"
+    )
 
 
 def due(done: int, every: int) -> bool:
