@@ -409,3 +409,23 @@ def test_the_version_at_an_address_that_is_no_web_server():
         threading.Thread(target=greet, daemon=True).start()
         assert version_of(f"http://127.0.0.1:{listening.getsockname()[1]}") is None
     assert version_of("http://127.0.0.1:99999") is None
+
+
+def test_a_failed_sync_still_goes_through_all_tensors(synced, monkeypatch):
+    """Gathering a tensor takes every rank: one that stopped at the first would leave the others waiting."""
+    seen = []
+
+    def counted(policy, dtype):
+        for name, tensor in weights(policy, dtype):
+            seen.append(name)
+            yield name, tensor
+
+    def load(stream, version):
+        next(stream)
+        raise RuntimeError("the engine fell over")
+
+    monkeypatch.setattr("siri.rollout.vllm.weights", counted)
+    monkeypatch.setattr(synced.backend, "load", load)
+    with pytest.raises(InputError, match=r"weight sync-2-.* failed: the engine fell over"):
+        synced.sync()
+    assert seen == [name for name, _ in synced.policy.model.named_parameters()]

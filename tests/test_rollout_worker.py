@@ -1,13 +1,16 @@
 """Checksums that add up over fused tensors, and the sums of the gap between engine and trainer."""
 
+import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from siri.distributed import ALONE
 from siri.mismatch import Mismatch
-from siri.rollout.worker import bit_sum, differing, expected
+from siri.rollout.transfer import FileTransfer
+from siri.rollout.worker import SyncWorker, bit_sum, differing, expected
 
 
 def test_checksums_add_up_over_parts_and_ignore_padding():
@@ -50,3 +53,43 @@ def test_mismatch_is_that_of_the_counted_tokens():
     assert metrics["mismatch_abs_mean"] == pytest.approx((0.5 + 0 + 2 + 0.9) / 4)
     assert metrics["mismatch_outside_fraction"] == pytest.approx(2 / 4), "exp(-2) < 0.5 and exp(0.9) > 2"
     assert math.isnan(Mismatch(0.5, 2.0, torch.device("cpu")).metrics(ALONE)["mismatch_abs_mean"])
+
+
+class Inside(SyncWorker):
+    """A worker whose model is two layers, with vLLM's runner reduced to what a sync asks of it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.reloads = 0
+
+        def reload_weights(*, weights_iterator):
+            self.reloads += 1
+            with torch.no_grad():
+                for name, tensor in weights_iterator:
+                    model.get_parameter(name).copy_(tensor)
+
+        self.model_runner = SimpleNamespace(reload_weights=reload_weights, get_model=lambda: model)
+
+
+def test_a_worker_names_its_weights_only_when_told_and_loads_them_once(tmp_path):
+    trained, model = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2))
+    files, worker = FileTransfer(tmp_path / "weights"), Inside(model)
+    assert json.loads(worker.siri_load(str(tmp_path / "elsewhere"))) == {"unseen": True} and not worker.reloads
+    files.write(iter(trained.named_parameters()), "v1")
+    found = json.loads(worker.siri_load(str(files.folder)))
+    assert found["damaged"] == [] and differing(files.sums, found) == []
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), model.parameters(), strict=True))
+    assert json.loads(worker.siri_version()) is None, "nobody has compared them yet"
+    worker.siri_mark("v1")
+    assert json.loads(worker.siri_version()) == "v1"
+    assert json.loads(worker.siri_load(str(files.folder))) == found and worker.reloads == 1
+    files.write(iter(trained.named_parameters()), "v2")
+    (shard,) = files.folder.glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 64
+    shard.write_bytes(data)
+    found = json.loads(worker.siri_load(str(files.folder)))
+    assert len(found["damaged"]) == 1 and differing(files.sums, found) == found["damaged"]
+    assert json.loads(worker.siri_version()) is None, "the weights before are gone"
+    worker.siri_mark("v2")
+    worker.siri_mark("")
+    assert json.loads(worker.siri_version()) is None and json.loads(worker.siri_present())["sums"] == found["sums"]

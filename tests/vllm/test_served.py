@@ -11,6 +11,10 @@ from siri.rollout import Request
 from tests.vllm.checks import TEMPERATURE, assert_current, assert_follows, make, requests
 
 
+untied_only = pytest.mark.parametrize("server", [False], indirect=True, ids=["untied"])
+tied_only = pytest.mark.parametrize("server", [True], indirect=True, ids=["tied"])
+
+
 def served(server, folder, **settings):
     settings = {"rollout_timeout_s": 60.0, **settings}
     return make(server.model, folder, rollout_servers=(server.url,), **settings)
@@ -30,6 +34,7 @@ def test_samples_follows_and_is_found_out(server, tmp_path):
     assert not (tmp_path / "rollout-weights").exists()
 
 
+@untied_only
 def test_damaged_files_are_named(server, tmp_path):
     policy, engine = served(server, tmp_path)
     engine.sync()
@@ -51,6 +56,7 @@ def test_damaged_files_are_named(server, tmp_path):
     engine.close()
 
 
+@untied_only
 def test_another_model_is_refused(server, models, tmp_path):
     from tests.tiny import save_tiny
 
@@ -61,9 +67,6 @@ def test_another_model_is_refused(server, models, tmp_path):
 
 
 # --- faults ---
-
-
-tied_only = pytest.mark.parametrize("server", [True], indirect=True, ids=["tied"])
 
 
 def long_requests() -> list[Request]:
@@ -86,7 +89,7 @@ def generate_and(engine, act, after: int = 3) -> list:
 
 @tied_only
 def test_killed_and_started_again_in_the_middle_of_a_rollout(server, tmp_path):
-    policy, engine = served(server, tmp_path, l_max=140, rollout_timeout_s=100.0)
+    policy, engine = served(server, tmp_path, l_max=140, rollout_timeout_s=300.0)
     engine.sync()
     alone = engine.generate(long_requests(), temperature=1.0, seed=2)
 
@@ -147,7 +150,4 @@ def test_killed_in_the_middle_of_a_sync_and_gone_for_good(server, tmp_path):
     with pytest.raises(InputError, match=rf"no rollout server is left \({server.url}: no connection .*use --resume"):
         engine.generate(long_requests(), temperature=1.0, seed=2)
     assert time.monotonic() - began < 20
-    server.start()
-    engine.sync()
-    assert_current(policy, engine)
-    engine.close()
+    engine.close()  # that a sync finds a server again is tested with the stand-in, which starts in no time
