@@ -77,14 +77,15 @@ class Config:
     """How weights reach the servers: nccl = vLLM's weight transfer; files = safetensors in rollout_sync_dir; auto =
     nccl where the trainer has GPUs and every server was started for it."""
     rollout_sync_dir: str = ""
-    """Folder that trainer and servers see, for weights as files; empty = rollout-weights in the run folder."""
+    """Folder that trainer and servers see, for weights as files, each run's in a folder of its own; empty =
+    rollout-weights in the run folder."""
     rollout_timeout_s: float = 120.0
     """Seconds without a new token after which a server counts as hanging, and for which a lost one is waited for."""
     rollout_sync_timeout_s: float = 600.0
     """Seconds that a server has to take over the weights."""
     rollout_tolerance: float | Auto = "auto"
     """Mean gap of log-probs, nats, up to which an engine's answers prove that it holds the trainer's weights; auto =
-    0.001 in fp32 and 0.1 in bf16."""
+    0.001 in fp32 and 0.1 in 16 bits."""
     rollout_tokens: int | Auto = "auto"
     """Room for keys and values in the embedded engine, in tokens; as many rows run at once as fit at the step's cap."""
 

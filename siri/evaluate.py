@@ -1,6 +1,7 @@
 """Evaluation at a given cap: accuracy (avg@k), pass@k, response tokens, truncation, and the efficiency score."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -185,8 +186,9 @@ def run_evaluation(source: str, options: Any) -> None:
             )
         check_context(policy, prompts.longest, options.cap)
     settings = SimpleNamespace(**{**asdict(options), "model": source})
+    kept = options.out or f"siri-eval-{os.getpid()}"  # evaluations side by side must not share a folder
     # weights that leave for vLLM need not lie on its GPU as well
-    engine = make_engine(settings, policy, device=device, folder=Path(f"{options.out}.weights") if vllm else None)
+    engine = make_engine(settings, policy, device=device, folder=Path(f"{kept}.weights") if vllm else None)
     partial = Partial(Path(f"{options.out}.partial.jsonl") if options.out else None, source, options)
     pool = RewardPool(
         options.reward, workers=options.reward_workers, timeout_s=options.reward_timeout_s, think=options.think

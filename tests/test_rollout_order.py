@@ -144,3 +144,13 @@ def test_lengths_file_is_json_lines(tmp_path):
     lengths = ExpectedLengths(tmp_path / "l.jsonl")
     lengths.record(lengths.row([[1]], [2.04]))
     assert list(json.loads((tmp_path / "l.jsonl").read_text()).values()) == [2.0]
+
+
+def test_runs_that_share_a_folder_for_weights_do_not_share_what_is_in_it(tmp_path):
+    config = Config(model="m", rollout_servers=("http://a:1",), rollout_sync_dir=str(tmp_path / "shared"))
+    runs = [tmp_path / "one" / "run", tmp_path / "two" / "run"]
+    own = [engines.vllm_options(config, 1, folder=run, context=99999).sync_dir for run in runs]
+    assert own[0] != own[1] and {one.parent for one in own} == {tmp_path / "shared"}
+    assert own[0] == engines.vllm_options(config, 8, folder=runs[0], context=99999).sync_dir, (
+        "a resumed run's is the same"
+    )

@@ -358,6 +358,10 @@ def test_what_a_killed_run_left_behind_goes_at_the_first_sync(servers, tmp_path)
     assert len(list((tmp_path / "weights").iterdir())) == 1, "half of a sync was left behind"
     rollout.close()
     assert not (tmp_path / "weights").exists()
+    deep = engine(servers, tmp_path, sync_dir=tmp_path / "figures.json.weights" / "rollout-weights")
+    deep.sync()
+    deep.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_servers_do_not_see(servers, tmp_path):

@@ -23,6 +23,8 @@ class FileTransfer:
         self.root = root.absolute()
         self.folder: Path | None = None
         self.sums: Sums = {}
+        self.made: list[Path] = []
+        """Folders that were not there before, the innermost first."""
 
     def write(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
         """Write the tensors and their checksums, then drop what the sync before has written."""
@@ -30,6 +32,7 @@ class FileTransfer:
 
         if self.folder is None:
             shutil.rmtree(self.root, ignore_errors=True)
+            self.made = [one for one in (self.root, *self.root.parents) if not one.exists()]
         part = self.root / f".{version}.part"
         self.sums, files, held, size = {}, [], {}, 0
         try:
@@ -69,5 +72,6 @@ class FileTransfer:
         """Remove the weights."""
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):
-            self.root.rmdir()
+        for folder in self.made:
+            with suppress(OSError):
+                folder.rmdir()

@@ -10,7 +10,6 @@ from siri.errors import InputError
 from siri.rollout import Request
 from tests.vllm.checks import TEMPERATURE, assert_current, assert_follows, make, requests
 
-
 untied_only = pytest.mark.parametrize("server", [False], indirect=True, ids=["untied"])
 tied_only = pytest.mark.parametrize("server", [True], indirect=True, ids=["tied"])
 
