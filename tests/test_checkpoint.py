@@ -27,6 +27,7 @@ from siri.model import load_policy
 from tests.saving import file_of, save_now, tensors
 from tests.tiny import bpe_tokenizer, save_tiny
 
+pytestmark = pytest.mark.torture
 IDS = torch.tensor([[5, 9, 30, 31, 8, 77]])
 
 
