@@ -48,6 +48,27 @@ def test_matches_the_reference(name, dtype):
     assert_same(result, gradients, expected, expected_gradients, dtype)
 
 
+CLIPS = ("clip_low_fraction", "clip_high_fraction")
+BRANCHES = {
+    "clip": ({}, CLIPS),
+    "dual": ({"dual_clip": 1.3}, (*CLIPS, "dual_clip_fraction")),
+    "tis": ({"importance": "tis", "importance_cap": 1.2}, ("importance_clipped_fraction",)),
+    "icepop": ({"importance": "icepop", "importance_low": 0.7}, ("importance_clipped_fraction",)),
+    "cispo": ({"loss": "cispo"}, CLIPS),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_every_branch_of_the_loss_is_taken(name):
+    """By some tokens and not by others; a comparison in which a clip never acts compares nothing."""
+    options, fractions = BRANCHES[name]
+    case = make_case(300, lengths=(48,), d=8, vocab=11, spread=0.5, per_token=True)
+    result, gradients = run(linear_grpo_loss, case, impl="fallback", **options)
+    expected, expected_gradients = run(reference_loss, case, upcast=True, **options)
+    assert all(0 < float(expected.metrics[fraction]) < 1 for fraction in fractions), expected.metrics
+    assert_same(result, gradients, expected, expected_gradients, torch.float32)
+
+
 def test_the_torch_path_and_the_triton_path_agree():
     case = small_case(70)
     for options in ({}, {"entropy_coef": 0.1, "importance": "icepop"}, {"loss": "cispo"}):
