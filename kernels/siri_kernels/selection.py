@@ -36,8 +36,9 @@ def choose(
     like: hidden [N, D] with its weight [V, D] and what else makes logits, or logits [N, V] alone, for which there is no
     GEMM. "auto" is torch on the CPU and in fp64; anchored on AUTO_ARCHS for bf16, D a multiple of 8 (TMA wants rows of
     16 bytes) and V from MIN_VOCAB on; else the fallback. It never depends on N, so that all passes of a step agree.
-    "triton" means the fallback; "anchored" takes it, too, for other dtypes than bf16: E could leave the range of fp16,
-    and fp32 is not made for tensor cores.
+    "triton" is "auto" without torch: it raises where that would take torch, and takes the fallback in the interpreter.
+    "anchored" takes the fallback, too, for other dtypes than bf16: E could leave the range of fp16, and fp32 is not
+    made for tensor cores.
 
     The first time that the anchored GEMM would run on a GPU with a head of some kind, `self_check` tries it there,
     which compiles and synchronises. If it fails, "auto" warns and takes the fallback as long as the process lives;
@@ -53,10 +54,10 @@ def choose(
         raise ValueError(f"impl={impl!r} computes in fp32; use impl='torch' for fp64")
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"impl={impl!r} needs CUDA tensors, got {like.device}; use impl='torch' or 'auto'")
-    if impl in ("triton", "fallback") or weight is None or like.dtype != torch.bfloat16:
+    if impl == "fallback" or weight is None or like.dtype != torch.bfloat16:
         return "fallback"
     if not on_gpu:
-        return "anchored"
+        return "anchored" if impl == "anchored" else "fallback"
     head = (isinstance(temperature, Tensor), bias is not None, softcap is not None, logit_dtype == "bf16")
     return on_gpu_of(impl, like.device.index, int(like.shape[1]), int(weight.shape[0]), head, group_name(group))
 
@@ -65,13 +66,13 @@ def choose(
 def on_gpu_of(
     impl: str, index: int, d_model: int, vocab: int, head: tuple[bool, bool, bool, bool], group: str | None
 ) -> str:
-    """ "anchored" or "fallback" for impl "anchored" or "auto"."""
+    """ "anchored" or "fallback" for impl "anchored", "auto" or "triton"."""
     from siri_kernels import self_check
     from siri_kernels.anchored_plans import capability
 
     device = torch.device("cuda", index)
     # a shard's size differs between ranks, and they all must choose the same
-    if impl == "auto" and not suits(capability(device), d_model, vocab if group is None else None):
+    if impl != "anchored" and not suits(capability(device), d_model, vocab if group is None else None):
         return "fallback"
     fault = self_check.fault(device, d_model, vocab, head, group)
     if fault is None:
@@ -79,7 +80,7 @@ def on_gpu_of(
     where = f"{device} ({torch.cuda.get_device_name(device)})"
     if impl == "anchored":
         raise ValueError(f"impl='anchored' does not work on {where}: {fault}; use impl='auto' or 'fallback'")
-    line = f"siri_kernels: the anchored GEMM does not work on {where}, impl='auto' takes the fallback: {fault}"
+    line = f"siri_kernels: the anchored GEMM does not work on {where}, impl={impl!r} takes the fallback: {fault}"
     if line not in _warned:
         _warned.add(line)
         warnings.warn(line, RuntimeWarning, stacklevel=4)

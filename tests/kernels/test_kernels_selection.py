@@ -84,6 +84,13 @@ def test_what_is_asked_for(gpu, impl):
         choose("anchor", named(5, 66))
 
 
+def test_triton_is_the_best_there_is(gpu):
+    like, weight = named(5, 1536), named(151_936, 1536)
+    assert choose("triton", like, weight) == choose("auto", like, weight) == "anchored"
+    gpu.arch = 80
+    assert choose("triton", like, weight) == "fallback"
+
+
 def test_every_kind_of_head_is_tried_once_per_device(gpu):
     like, weight, one = named(5, 1536), named(151_936, 1536), torch.ones(5)
     for _ in range(3):
