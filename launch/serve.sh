@@ -11,7 +11,8 @@ MODEL=${1:?name the model that is trained}
 shift
 GPUS=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c . || true)}
 [ "$GPUS" -gt 0 ] || { echo "serve.sh: no GPU here; set GPUS" >&2; exit 2; }
-trap 'trap - TERM; kill 0' EXIT INT TERM
+set -m  # a process group for each server, so that they end with this script and nobody else does
+trap 'trap - EXIT; kill -- $(jobs -p | sed s/^/-/) 2>/dev/null; exit 0' EXIT HUP INT TERM
 for ((gpu = 0; gpu < GPUS; gpu++)); do
     while true; do
         CUDA_VISIBLE_DEVICES=$gpu VLLM_SERVER_DEV_MODE=1 vllm serve "$MODEL" --port $((${PORT:-8000} + gpu)) \

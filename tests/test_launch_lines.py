@@ -92,7 +92,7 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
     """Run with a stand-in for vllm that notes how it was called."""
     calls = tmp_path / "calls"
     (tmp_path / "vllm").write_text(
-        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $VLLM_SERVER_DEV_MODE $*" >> {calls}\nexec sleep 60\n'
+        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $VLLM_SERVER_DEV_MODE $* pid=$$" >> {calls}\nexec sleep 60\n'
     )
     (tmp_path / "vllm").chmod(0o755)
     words = expanded(next(line for line in lines() if "serve.sh" in line))
@@ -104,8 +104,16 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
                 break
             subprocess.run(["sleep", "0.1"], check=True)
     finally:
-        os.killpg(running.pid, 15)
+        running.terminate()  # the script alone: it has to end its servers
         running.wait()
+    for pid in re.findall(r"pid=(\d+)", calls.read_text()):
+        for _ in range(100):
+            state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout
+            if not state or state.startswith("Z"):
+                break
+            subprocess.run(["sleep", "0.1"], check=True)
+        else:
+            raise AssertionError("a server outlived the script")
     made = sorted(calls.read_text().splitlines())
     assert [line.split()[:2] for line in made] == [["0", "1"], ["1", "1"]]
     for gpu, line in enumerate(made):
