@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from siri.cli import main
-from siri.compare import curve_of_row
+from siri.compare import compare, curve_of_row
+from siri.compare_text import tables
 from siri.config import Config
 from siri.demo.warmup import TASKS
 from siri.errors import InputError
@@ -267,6 +268,13 @@ def test_committed_studies_are_well_formed(path):
     assert all(found), "results.jsonl holds every pair under the configuration of the study file"
     assert len({one["model_sha256"] for one in found}) == 1, "one base for all"
     assert study.results.stat().st_size < 2**20
+    # what people read is what the results say
+    assert tables(study_curves(study)) in (path.parent / "table.md").read_text()
+    readme = (path.parent / "README.md").read_text()
+    _, rows = compare(study_curves(study))
+    for one in rows:
+        for figure in (one.accuracy.text(100), one.tokens.text(), one.area.text(digits=3)):
+            assert f"| {figure} |" in readme, (one.arm, figure)
 
 
 def test_missing_sweeps_are_named_when_only_drawing(tmp_path):
