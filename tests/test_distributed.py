@@ -19,6 +19,7 @@ from siri_kernels import chunked
 from siri import cli
 from siri.checkpoint import whole_moments
 from siri.distributed import ALONE, Ranks, full, join_ranks, shard
+from siri.model import checkpoint_activations
 from siri.timing import Stopwatch
 from siri.update import update_policy
 from tests.test_update import config, make_samples
@@ -37,6 +38,7 @@ def train(
     policy = tiny_policy(tie_word_embeddings=tied, vocab_size=vocab)
     if ranks.size > 1:
         shard(policy.model, ranks, compute_dtype=torch.float32, vocab_parallel=settings.vocab_parallel)
+    checkpoint_activations(policy.model, settings.checkpointing)
     # eps keeps Adam from blowing up the rounding of gradients that are nearly zero
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2, eps=1e-3)
     metrics = []
@@ -60,6 +62,7 @@ def train(
 
 def join(rank: int, world: int, port: int) -> Ranks:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    os.environ["LOCAL_WORLD_SIZE"] = str(world)  # all on one node
     os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     torch.set_num_threads(1)
     return join_ranks(torch.device("cpu"))[0]
@@ -83,6 +86,10 @@ def worker(rank: int, world: int, port: int, results) -> None:
     learnt = train(hybrid, "token_mean", 60)
     if rank == 0:
         results["hybrid"] = learnt
+    for level in ("selective", "full"):
+        learnt = train(hybrid, "token_mean", 60, checkpointing=level)
+        if rank == 0:
+            results[level] = learnt
     few = make_samples(0, count=2)  # fewer sequences than ranks: two of them run one masked token
     policy = tiny_policy()
     shard(policy.model, everybody, compute_dtype=torch.float32)
@@ -234,6 +241,12 @@ def test_tied_embeddings(sharded):
 
 def test_sharded_inside_nodes_and_replicated_across(sharded):
     assert_same(sharded["hybrid"][0], train(ALONE, "token_mean", 10**6)[0])
+
+
+@pytest.mark.parametrize("level", ["selective", "full"])
+def test_activations_computed_anew_in_a_sharded_model_are_the_same(sharded, level):
+    for name, value in sharded["hybrid"][0].items():
+        assert torch.equal(sharded[level][0][name], value), name
 
 
 def test_more_ranks_than_sequences(sharded):
