@@ -45,7 +45,11 @@ def pareto_chart(curves: Sequence[Curve], *, narrow: bool = False) -> "Figure | 
         return None
     reference = next(iter(arms.values()))
     points = [
-        ("base", estimate([c.base["tokens_mean"] for c in curves]), estimate([c.base["accuracy"] for c in curves]))
+        (
+            "base",
+            estimate([c.base["tokens_mean"] for c in reference]),
+            estimate([c.base["accuracy"] for c in reference]),
+        )
     ]
     colours = [LIGHT["ink"]]
     low = last_low(reference)
