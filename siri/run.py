@@ -105,11 +105,19 @@ class RunFolder:
 
     def measured(self, done: int) -> list[dict[str, Any]]:
         """The figures of the benchmarks that an evaluation after `done` steps had finished when it was cut short."""
-        return [row["figures"] for row in self.partial.rows() if row.get("step") == done]
+        return [row["figures"] for row in self.partial.rows() if self._goes_on(row, done)]
 
     def keep_measured(self, done: int, figures: Any) -> None:
         """Note the figures of one more benchmark of the evaluation after `done` steps."""
-        self.partial.append({"step": done, "figures": asdict(figures)})
+        self.partial.append({"step": done, "how": self._how(), "figures": asdict(figures)})
+
+    def _how(self) -> dict[str, Any]:
+        """What is measured, and how: a run that continues may measure something else (`FREE`)."""
+        return {key: value for key, value in self.config.to_json().items() if key.startswith("eval_")}
+
+    def _goes_on(self, row: dict[str, Any], done: int) -> bool:
+        """Whether a row of eval_partial.jsonl is a part of the evaluation after `done` steps."""
+        return row.get("step") == done and row.get("how") == self._how() and "figures" in row
 
     def create(self) -> None:
         """Write config.json, and drop what will be written again: rows of the logs, and damaged checkpoints."""
@@ -127,7 +135,7 @@ class RunFolder:
         self.metrics.truncate(self.start)
         self.evals.truncate(keep=lambda row: row["step"] <= self.start)
         MetricsLog(self.path / "health.jsonl").truncate(self.start)
-        self.partial.truncate(keep=lambda row: row.get("step") == self.start and "figures" in row)
+        self.partial.truncate(keep=lambda row: self._goes_on(row, self.start))
         self.plans.truncate(self.start)
         discard_after(self.checkpoints, self.start)
 

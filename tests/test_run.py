@@ -1,6 +1,7 @@
 """The run folder: whose it is, what is read from it, and where an evaluation in progress goes on."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -9,6 +10,7 @@ import pytest
 from siri import cli, trainer
 from siri.config import Config
 from siri.errors import InputError
+from siri.evaluate import Evaluation
 from siri.run import RunFolder
 from tests.test_trainer import SMALL, rows
 
@@ -53,6 +55,26 @@ def test_an_evaluation_goes_on_at_the_benchmark_it_was_at(tmp_path, monkeypatch)
     train(tmp_path / "cut", *options, "--resume")
     assert len(calls) == 1, "only the benchmark that was missing"
     assert rows(tmp_path / "cut", "eval") == rows(tmp_path / "calm", "eval")
+
+
+def test_an_evaluation_that_is_measured_otherwise_begins_anew(tmp_path):
+    """Settings of the evaluation may change when a run continues; a benchmark that was measured by the old ones must
+    not count for the new ones, or pass for another benchmark."""
+    shares = dict.fromkeys(("accuracy", "reward_mean", "truncation_rate"), 0.5)
+    lengths = dict.fromkeys(("tokens_mean", "tokens_right_mean", "tokens_wrong_mean"), 3.0)
+    counts = dict.fromkeys(("cap", "problems", "samples", "left_out", "reward_timeouts", "reward_errors"), 2)
+    figures = Evaluation(pass_at_k={"1": 0.5}, **shares, **lengths, **counts)
+    config = replace(CONFIG, eval_data=("a", "b"), eval_problems=8)
+    path = tmp_path / "run"
+    first = RunFolder(path, config, "demo", "never")
+    first.create()
+    first.keep_measured(0, figures)
+    del first
+    for changed in ({"eval_data": ("b", "a")}, {"eval_problems": 4}, {"eval_samples": 3}, {"eval_temperature": 0.1}):
+        assert RunFolder(path, replace(config, **changed), "demo", "must").measured(0) == [], changed
+    again = RunFolder(path, config, "demo", "must")
+    again.create()
+    assert again.measured(0) == [asdict(figures)] and again.measured(1) == []
 
 
 def test_rows_that_are_missing_are_told(tmp_path, capsys):
