@@ -1,5 +1,6 @@
 """The commands of siri. Only what a command needs is imported, so that help is instant."""
 
+import errno
 import json
 import os
 import sys
@@ -294,6 +295,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # siri train --help | head; what is left in the buffer must not be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a disk may fill wherever something is written
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        way_out = "make room or make the folder writable, then give the same command again (a run with --resume)"
+        print(f"siri: {error.filename or 'a file'}: {error.strerror}; {way_out}", file=sys.stderr, flush=True)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

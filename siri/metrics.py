@@ -82,17 +82,23 @@ class MetricsLog:
         self._checked = False
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write `row` as one line and flush it. NaN and infinities become null; floats round-trip exactly."""
+        """Write `row` as one line and flush it. NaN and infinities become null; floats round-trip exactly. InputError
+        where it cannot be written, as on a full disk."""
         line = json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n"
-        if not self._checked:
-            self.truncate(keep=lambda row: True)  # the new row must start on a line of its own
-            self._checked = True
-        with open(self.path, "ab") as file:
-            # one write call: a kill leaves the line whole, absent or torn at the end, never mixed with another
-            file.write(line.encode())
-            file.flush()
-            if self.fsync:
-                os.fsync(file.fileno())
+        try:
+            if not self._checked:
+                self.truncate(keep=lambda row: True)  # the new row must start on a line of its own
+                self._checked = True
+            with open(self.path, "ab") as file:
+                # one write call: a kill leaves the line whole, absent or torn at the end, never mixed with another
+                file.write(line.encode())
+                file.flush()
+                if self.fsync:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            self._checked = False  # it may have left a torn line
+            way_out = "make room or make it writable, then continue (a run with --resume)"
+            raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); {way_out}") from None
 
     def truncate(self, step: int | None = None, *, keep: Callable[[dict], bool] | None = None) -> int:
         """Drop the rows that a resumed run will write again, and a torn last line; returns how many rows went.

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, exit codes, one line for bad input and nothing left behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -293,3 +294,17 @@ def test_the_reader_may_go_away(arguments):
     os.close(writing)
     # rich, which prints what the doctor finds, leaves with 1
     assert done.stderr == "" and done.returncode == (1 if arguments == "doctor" else 141)
+
+
+def test_a_disk_that_fills_anywhere_is_one_line(monkeypatch, capsys):
+    def fails(_arguments):
+        raise OSError(number, os.strerror(number), "report.html")
+
+    monkeypatch.setitem(COMMANDS, "report", fails)
+    for number in (errno.ENOSPC, errno.EROFS):
+        assert main(["report", "run"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith(f"siri: report.html: {os.strerror(number)}; make room")
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        main(["report", "run"])

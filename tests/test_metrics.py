@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,21 @@ def test_a_kill_while_truncating_leaves_the_old_file(tmp_path, monkeypatch):
         MetricsLog(path).truncate(1)
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def test_a_row_that_does_not_fit_is_one_line_and_costs_no_other(tmp_path):
+    """A quota stands for a full disk."""
+    log = MetricsLog(tmp_path / "m.jsonl", fsync=True)
+    log.append({"step": 0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, hard))
+    try:
+        with pytest.raises(InputError, match=r"m\.jsonl: cannot be written \(File too large\); make room"):
+            log.append({"step": 1, "long": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.append({"step": 1})
+    assert log.rows() == [{"step": 0}, {"step": 1}]
 
 
 def test_truncate_with_nothing_to_do_leaves_the_bytes(tmp_path):
