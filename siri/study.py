@@ -188,7 +188,7 @@ def read_study(path: str | Path) -> Study:
     recipe = text["recipe"]
     if recipe.endswith(".toml"):
         recipe = str(path.parent / recipe)
-    sweeps = {name: _sweep(path, name, dict(table)) for name, table in text.get("sweeps", {}).items()}
+    sweeps = {name: _sweep(path, name, table) for name, table in text.get("sweeps", {}).items()}
     study = Study(
         path=path,
         recipe=recipe,
@@ -202,9 +202,15 @@ def read_study(path: str | Path) -> Study:
         if both := sorted(set(sweep.seeds) & set(study.seeds)):
             raise InputError(f"{path}: sweep {name} shares seeds {both} with the comparison; give it others")
     first = {name: sweeps[arm.sweep].values[0] for name, arm in study.arms.items() if arm.sweep}
+    caps: dict[int, str] = {}
     for pairs in (study.sweep_pairs(None), study.arm_pairs(None, first)):
-        for _ in pairs:  # every arm's configuration is checked before anything runs
-            pass
+        for pair in pairs:  # every arm's configuration is checked before anything runs
+            if not pair.config.eval_data:
+                raise InputError(f"{path}: {pair.arm} has no eval_data; a study compares evaluations")
+            caps.setdefault(pair.config.eval_cap or pair.config.length_schedule().longest, pair.arm)
+    if len(caps) > 1:
+        found = ", ".join(f"{arm} at {cap}" for cap, arm in caps.items())
+        raise InputError(f"{path}: arms are evaluated at different caps ({found}); set one eval_cap in [common]")
     return study
 
 
@@ -219,7 +225,7 @@ def _arm(path: Path, name: str, table: Any, sweeps: Mapping[str, Sweep]) -> Arm:
         raise InputError(f"{path}: arm {name} is {table!r}; write [arms.{name}] and its settings below")
     settings = dict(table)
     sweep = settings.pop("sweep", None)
-    if sweep is not None and sweep not in sweeps:
+    if sweep is not None and (not isinstance(sweep, str) or sweep not in sweeps):
         raise InputError(f"{path}: arm {name} names the sweep {sweep!r}; there are {sorted(sweeps)}")
     choose = settings.pop("choose", "accuracy") if sweep else "accuracy"
     if choose not in CHOICES:
@@ -228,10 +234,15 @@ def _arm(path: Path, name: str, table: Any, sweeps: Mapping[str, Sweep]) -> Arm:
     return Arm(settings, sweep, choose)
 
 
-def _sweep(path: Path, name: str, table: dict[str, Any]) -> Sweep:
-    for key in ("key", "values", "seeds"):
+def _sweep(path: Path, name: str, table: Any) -> Sweep:
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: sweep {name} is {table!r}; write [sweeps.{name}] and its settings below")
+    table = dict(table)
+    for key, kind in (("key", str), ("values", list), ("seeds", list)):
         if not table.get(key):
             raise InputError(f"{path}: sweep {name} lacks {key}")
+        if not isinstance(table[key], kind):
+            raise InputError(f"{path}: sweep {name}: {key} is {table[key]!r}; it must be a {kind.__name__}")
     key, values, seeds = table.pop("key"), tuple(table.pop("values")), _seeds(path, table.pop("seeds"))
     check_keys([key, *table], Config, f"{path}, sweep {name}", "siri train")
     return Sweep(key, values, seeds, table)
@@ -245,8 +256,11 @@ def _reasoner(path: Path, table: dict[str, Any]) -> Reasoner:
     except TypeError:
         allowed = ", ".join(field.name for field in fields(Reasoner))
         raise InputError(f"{path}: [reasoner] holds {', '.join(table)}; it takes {allowed}") from None
-    if reasoner.task not in TASKS:
+    if not isinstance(reasoner.task, str) or reasoner.task not in TASKS:
         raise InputError(f"{path}: reasoner's task is {reasoner.task!r}; it must be one of {', '.join(TASKS)}")
+    for key, kind in (("steps", int), ("seed", int), ("device", str)):
+        if type(value := getattr(reasoner, key)) is not kind:
+            raise InputError(f"{path}: reasoner's {key} is {value!r}; it must be a {kind.__name__}")
     return reasoner
 
 

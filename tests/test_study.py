@@ -29,6 +29,7 @@ seeds = [0, 1]
 [common]
 l_max = 24
 l_min = 12
+eval_cap = 24
 cycle = 2
 steps = 2
 eval_every = 1
@@ -112,6 +113,15 @@ def test_pairs_are_seed_by_seed_and_hold_what_the_arms_change(tmp_path):
         (("[common]", '[reasoner]\ntask = "chess"\n[common]'), "task is 'chess'"),
         (("[common]", '[reasoner]\ntask = "settle"\nsize = 3\n[common]'), "[reasoner] holds task, size"),
         (("[arms.siri]", "[arms.siri"), "not valid TOML"),
+        (("values = [20, 24]", "values = 20"), "values is 20; it must be a list"),
+        (("values = [20, 24]", 'values = "ab"'), "values is 'ab'; it must be a list"),
+        (('key = "l_max"', 'key = ["l_max"]'), "key is ['l_max']; it must be a str"),
+        (('sweep = "cap"', 'sweep = ["cap"]'), "names the sweep ['cap']"),
+        (("[sweeps.cap]", "[sweeps]\nother = 3\n[sweeps.cap]"), "sweep other is 3"),
+        (("[common]", "[reasoner]\ntask = []\n[common]"), "task is []"),
+        (("[common]", '[reasoner]\ntask = "settle"\nsteps = "x"\n[common]'), "steps is 'x'"),
+        (("[arms.siri]", "[arms.siri]\neval_data = []"), "siri has no eval_data"),
+        (("eval_cap = 24", ""), "evaluated at different caps (cap=20 at 20, cap=24 at 24); set one eval_cap"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_the_key(tmp_path, change, says, capsys):
