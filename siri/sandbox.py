@@ -39,6 +39,7 @@ _ARCH_X86_64 = 0xC000003E
 _DENIED_X86_64 = (
     *(41, 42, 49, 50, 53),  # socket, connect, bind, listen, socketpair
     *(57, 58, 59, 322, 62, 200, 234, 424, 434),  # fork, vfork, execve(at), kill, tkill, tgkill, pidfd_*
+    *(129, 297),  # rt_sigqueueinfo, rt_tgsigqueueinfo: signals, too
     *(
         101,
         310,
