@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from siri.attention import choose
-from siri.checkpoint import read_state, verify
+from siri.checkpoint import load_weights, read_state, verify
 from siri.config import Config
+from siri.distributed import full, join_ranks, leave_ranks, shard
 from siri.errors import InputError
-from siri.model import checkpoint_activations, load_policy, pick_device
+from siri.liger import apply_liger
+from siri.model import allocate, checkpoint_activations, load_policy, pick_device
 from siri.timing import Stopwatch
 from siri.update import MicroBatch, Sample, policy_loss
 
@@ -51,7 +53,16 @@ def replay(folder: Path, device: str = "auto") -> Replay:
         plan, old_logps = bundle["plan"], bundle["old_logps"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder}: written by another version of siri ({error})") from None
-    policy = load_policy(str(folder.absolute()), pick_device(device))
+    # as the trainer does: on a GPU the layers compute in bf16 and perhaps in Liger's kernels
+    ranks, where = join_ranks(pick_device(device))
+    if ranks.size > 1:
+        raise InputError("siri replay runs on one process; start it without torchrun")
+    policy = load_policy(str(folder.absolute()), where, weights=not ranks.sharded)
+    apply_liger(policy.model, config.liger, where)
+    if ranks.sharded:
+        shard(policy.model, ranks, compute_dtype=torch.bfloat16 if where.type == "cuda" else torch.float32)
+        allocate(policy.model, where)
+        load_weights(folder, policy, ranks=ranks)
     checkpoint_activations(policy.model, config.checkpointing)
     torch.set_num_threads(bundle["threads"])  # how many share a sum decides its last bit
     torch.set_rng_state(torch.frombuffer(bytearray.fromhex(bundle["rng"]["torch"]), dtype=torch.uint8))
@@ -77,7 +88,7 @@ def replay(folder: Path, device: str = "auto") -> Replay:
             if size > largest:
                 worst, largest = f"micro-step {number} of rank {rank}: samples {step[rank]}", size
         shares.append(total.item())
-    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip)
+    norm = full(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip))
     recorded = (float(bundle["loss"]), float(bundle["grad_norm"]))
     return Replay(bundle["step"], bundle["cases"], recorded, (sum(shares), norm.item()), worst)
 
@@ -85,6 +96,7 @@ def replay(folder: Path, device: str = "auto") -> Replay:
 def run_replay(folder: Path) -> int:
     """Print a replay; 0 if the loss is the same bit for bit, else 1."""
     found = replay(folder)
+    leave_ranks()
     print(f"step {found.step}: {', '.join(f'{case} {value}' for case, value in found.cases.items())}")
     for name, one, two in zip(("loss", "grad norm"), found.recorded, found.replayed, strict=True):
         print(f"{name:9}  recorded {one!r}  replayed {two!r}")

@@ -1,6 +1,10 @@
 """Numbers that go wrong: found in the step, dealt with by rule, kept as a bundle that replays bit for bit."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -134,6 +138,13 @@ def test_a_bundle_replays_bit_for_bit(tmp_path, monkeypatch, capsys, fault):
     assert cli.main(["replay", str(bundle)]) == 0
     out = capsys.readouterr().out
     assert "the same, bit for bit" in out and "largest    micro-step" in out
+    # sharded over one process, as on a GPU
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    meeting = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    again = [sys.executable, "-m", "siri", "replay", str(bundle)]
+    sharded = subprocess.run(again, env={**os.environ, **meeting}, capture_output=True, text=True, timeout=300)
+    assert sharded.returncode == 0 and "the same, bit for bit" in sharded.stdout, sharded.stderr
     changed = json.loads((bundle / "state.json").read_text())
     changed["bundle"]["samples"][0]["response_ids"][0] += 1
     (bundle / "state.json").write_text(json.dumps(changed))
