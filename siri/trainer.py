@@ -1,6 +1,6 @@
 """`train()`: schedule -> rollout -> reward -> advantages -> packing -> loss -> step -> log -> evaluate -> save."""
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,9 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     quiet = quiet or not ranks.main
     run = ranks.on_main(lambda: RunFolder(run_dir, config, recipe, resume))
     if run.finished():
+        if ranks.main and not (run_dir / "report.html").exists():  # a kill came before it
+            with suppress(OSError):
+                write_report(run_dir)
         if not quiet:
             print_closing(run_dir)
         return DONE

@@ -77,6 +77,17 @@ def test_an_evaluation_that_is_measured_otherwise_begins_anew(tmp_path):
     assert again.measured(0) == [asdict(figures)] and again.measured(1) == []
 
 
+def test_a_kill_before_the_report_does_not_cost_it(tmp_path):
+    train(tmp_path / "run", "--steps", "2")  # without one, as `train` here has it
+    assert not (tmp_path / "run" / "report.html").exists()
+    for _ in range(2):
+        with patch("siri.trainer.write_report", wraps=trainer.write_report) as wrote:
+            command = ["train", "demo", *SMALL, "--quiet", "--steps", "2", "--auto-resume"]
+            assert cli.main([*command, "--run-dir", str(tmp_path / "run")]) == 0
+        assert (tmp_path / "run" / "report.html").exists()
+    wrote.assert_not_called()
+
+
 def test_rows_that_are_missing_are_told(tmp_path, capsys):
     train(tmp_path / "run", "--steps", "2", "--save-every", "1")
     log = tmp_path / "run" / "metrics.jsonl"
