@@ -100,7 +100,7 @@ def run_folder(data: bytes) -> None:
 
 
 def checkpoint(data: bytes) -> None:
-    """A checkpoint's manifest or state, or a file of tensors whose checksum was made to fit."""
+    """A checkpoint's manifest, state or config: what is wrong is said in words."""
     from siri.checkpoint import MANIFEST, newest_good, verify
 
     steps = folder() / "checkpoints"
