@@ -61,14 +61,13 @@ def finish(part: Path, final: Path, listing: dict[str, Any], name: str | None) -
     for path in [part / MANIFEST, *(path for path in part.iterdir() if path.is_dir()), part]:
         _fsync(path)
     remove(final)  # only ever a damaged one of the same step
-    part.rename(final)
-    _fsync(final.parent)
-    if name:
+    if name:  # first: of a kill between the two a name without a checkpoint is left, and not one without its name
         link = final.parent / f".{name}.part"
         remove(link)
         link.symlink_to(final.name)
         link.replace(final.parent / name)
-        _fsync(final.parent)
+    part.rename(final)
+    _fsync(final.parent)
 
 
 def remove(path: Path) -> None:

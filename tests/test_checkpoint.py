@@ -17,6 +17,7 @@ from siri.checkpoint import (
     checkpoints,
     discard_after,
     export,
+    finish,
     newest_good,
     prune,
     restore,
@@ -204,6 +205,26 @@ def test_saving_again_replaces(tmp_path, subject):
     assert save(tmp_path, *subject, 4, name="siri-low-1") == path
     assert verify(path) is None and verify(tmp_path / "siri-low-1") is None
     assert (tmp_path / "siri-low-1").readlink() == Path(path.name), "relative, so that the run folder can move"
+
+
+def test_a_kill_around_the_rename_leaves_no_checkpoint_without_its_name(tmp_path, subject, monkeypatch):
+    rename = Path.rename
+    for step, after in ((1, False), (2, True)):
+        part, final = tmp_path / f".{step}.part", tmp_path / f"step_{step:06d}"
+        shutil.copytree(save(tmp_path / "elsewhere", *subject, step), part)
+        listing = json.loads((part / MANIFEST).read_text())
+
+        def killed(self, target, after=after):
+            if after:
+                rename(self, target)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Path, "rename", killed)
+            finish(part, final, listing, f"siri-low-{step}")
+    discard_after(tmp_path, 2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_000002"]
+    assert verify(tmp_path / "siri-low-2") is None and not (tmp_path / "siri-low-1").is_symlink()
 
 
 def test_prune_keeps_the_newest_the_named_and_every_so_many(tmp_path, subject):
