@@ -10,7 +10,6 @@ from statistics import fmean, median
 from typing import Any
 
 from siri.charts import draw, pareto_chart, training_chart
-from siri.dynamics import length_lag, phase_cells
 from siri.metrics import RunRecord, read_run, write_atomic
 from siri.page import PAGE, style
 from siri.progress import (
@@ -244,6 +243,8 @@ def _packing_alt(run: RunRecord) -> str:
 
 def _dynamics(run: RunRecord) -> str:
     """What section 4 of the paper looks at, by phase and cycle; empty for a run whose cap does not go up and down."""
+    from siri.dynamics import length_lag, phase_cells
+
     headings, lines = phase_cells(run.metrics)
     if len(lines) < 2:
         return ""
