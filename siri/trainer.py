@@ -251,10 +251,12 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
         if saved != done:
             saver.save(done, policy, optimizer, state, name=schedule.milestone(done))
         saver.wait()
-    logger.close()
-    if ranks.main and done:  # a signal before the first step leaves nothing to draw
-        write_report(run_dir)
-    ranks.gather(None)  # all leave together: torchrun ends the others once one has left with 75
+        logger.close()
+        if ranks.main and done:  # a signal before the first step leaves nothing to draw
+            write_report(run_dir)
+        # all leave together: torchrun ends the others once one has left with 75. And within this block, because vLLM
+        # takes the process group down with its engine
+        ranks.gather(None)
     if stopped:
         if not quiet:
             print(f"stopped at step {done}, state saved; continue with --resume")
