@@ -28,6 +28,7 @@ import numpy as np
 import records
 import torch
 from kernel_peers import installed
+from model_sizes import MODELS
 from siri_kernels import grpo_loss
 
 from siri.config import Config
@@ -39,27 +40,6 @@ from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.timing import Stopwatch, model_flops_utilisation
 from siri.update import Sample, update_policy
 
-MODELS = {
-    "1.5b": {
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 131_072,
-    },
-    "tiny": {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "vocab_size": 211,
-        "max_position_embeddings": 512,
-    },
-}
-"""Values of the published config.json of DeepSeek-R1-Distill-Qwen-1.5B, and a toy of the same make"""
 COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False, "use_sliding_window": False}
 CAPS = {"1.5b": (16_384, 8192), "tiny": (96, 48)}
 SEQUENCES = {"1.5b": 48, "tiny": 8}

@@ -25,28 +25,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import records
 import torch
+from model_sizes import MODELS
 from torch import Tensor
 
-MODELS = {
-    "1.5b": {
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 32_768,
-    },
-    "tiny": {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "vocab_size": 503,
-        "max_position_embeddings": 512,
-    },
-}
 BATCH = {"1.5b": (8, 512, 4096), "tiny": (8, 6, 24)}
 """sequences, prompt and completion length; the longest completion has all of it, the median 0.45"""
 GROUP = 4

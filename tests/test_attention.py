@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from siri import attention
 from siri.attention import PackedLayout, varlen_attention
 from siri.errors import InputError
+from tests.synchronisations import Synchronisations
 
 CPU = torch.device("cpu")
 PACKS = [[5, 300, 1, 140], [128, 128, 256], [1], [127, 2, 400, 3, 3, 129]]
@@ -176,26 +176,6 @@ def test_the_arguments_for_torch_varlen_are_those_of_this_torch():
     lengths = PACKS[0]
     with pytest.raises(NotImplementedError, match="_flash_attention_forward"):
         varlen_attention(*pack(lengths, dtype=torch.bfloat16), PackedLayout.of(lengths, backend="varlen"), scale=0.3)
-
-
-class Synchronisations(TorchDispatchMode):
-    """Lists the operators that would make a GPU's host wait."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function)
-        by_mask = "aten.index" in name and any(
-            isinstance(i, torch.Tensor) and i.dtype == torch.bool
-            for a in args
-            if isinstance(a, list | tuple)
-            for i in a
-        )
-        if by_mask or any(part in name for part in ("_local_scalar", "nonzero", "masked_select", "is_nonzero")):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flash2"])
