@@ -2,7 +2,7 @@
 #   make demo   train the tiny reasoner with SIRI on this machine and draw the report
 #   make test   run all tests          make lint   ruff check and format
 #   make test-vllm   the tests with a real vLLM, on the CPU, in .venv-vllm (3.4 GB)
-#   make torture   what breaks a run, at length: kills, full disks, hostile answers and files; an hour or so
+#   make torture   what breaks a run, at length: kills, full disks, hostile answers and files; long
 #   make bench  microbenchmarks        make clean  remove .venv* and caches (runs/ stays)
 
 # the first Python from 3.11 to 3.13 that works, 3.11 preferred: torch's CPU build is found there without a detour

@@ -1,8 +1,8 @@
 """The anchored GEMM tried on a small problem before its first use on a GPU.
 
 Static checks and the interpreter cannot see what a driver, a compiler version or a new GPU does to it. So a process
-tries every kind of head once per device, against fp64 in plain torch: a few seconds to compile, one synchronisation,
-no random state touched. A kernel that hangs or destroys the CUDA context is beyond it.
+tries every kind of head once per device, against fp64 in plain torch: it compiles and synchronises, and touches no
+random state. A kernel that hangs or destroys the CUDA context is beyond it.
 """
 
 from __future__ import annotations
