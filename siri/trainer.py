@@ -144,6 +144,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
 
         warned = False
         done, last, saved = run.start, run.trained(), run.start
+        owed: str | None = None  # the name of the last save, until it is known to be there
         state = {"sampler": sampler.state(), "train_tokens": train_tokens, "health": dict(health.streaks)}
         try:
             measure(run.start)
@@ -224,6 +225,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
                 saver.give_up(fault)
             if fault:
                 progress.note(f"warning: a checkpoint could not be saved ({fault}); trying again")
+                milestone = milestone or owed  # a step or so late is better than never
             if (
                 fault
                 or milestone
@@ -234,7 +236,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
             ):
                 with watch("save"):  # goes into the row of the next step, as does eval
                     saver.save(done, policy, optimizer, state, name=milestone)
-                    saved = done
+                    saved, owed = done, milestone
             if ill:
                 saver.wait()
                 raise InputError(f"stopped after step {step}: {ill}; the state is saved, siri replay shows the update")

@@ -258,6 +258,24 @@ def run(folder: Path, *arguments: str) -> int:
         return cli.main(["train", "demo", *SMALL, *arguments, "--save-every", "1", "--run-dir", str(folder)])
 
 
+def test_a_phase_whose_save_failed_has_its_name_at_the_next(tmp_path, monkeypatch):
+    write, lost = saver.write_pieces, []
+
+    def fails_at_four(folder, *rest, **options):
+        if "step_000004" in str(folder):
+            lost.append(folder)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(folder, *rest, **options)
+
+    monkeypatch.setattr(saver, "write_pieces", fails_at_four)
+    with patch("siri.trainer.write_report"):
+        options = ["--cycle", "8", "--steps", "8", "--save-every", "100", "--run-dir", str(tmp_path / "run"), "--quiet"]
+        assert cli.main(["train", "demo", *SMALL, *options]) == 0
+    assert lost, "the compression ends after four steps"
+    named = tmp_path / "run" / "checkpoints" / "siri-low-1"
+    assert "step_000005" <= named.resolve().name <= "step_000007" and verify(named) is None
+
+
 def test_a_run_outlives_two_failed_saves_and_ends_at_the_third(tmp_path, monkeypatch, capsys, fault):
     write, failing = saver.write_pieces, []
 
