@@ -31,7 +31,7 @@ from kernel_peers import installed
 from model_sizes import MODELS
 from siri_kernels import grpo_loss
 
-from siri.config import Config
+from siri.config.sections import Config
 from siri.cost import training_flops
 from siri.distributed import Ranks, full, join_ranks, leave_ranks, shard
 from siri.memory import LEVELS, kept_and_redone

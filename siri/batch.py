@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from siri.advantages import group_advantages, zero_variance
-from siri.config import Config
+from siri.config.sections import Config
 from siri.data import PromptSet, Sampler
 from siri.distributed import ALONE, Arrays, Ranks
 from siri.model import Policy

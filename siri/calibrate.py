@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siri.config import Config, resolve
+from siri.config.sections import Config, resolve
 from siri.cost import forward_flops
 from siri.errors import InputError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from siri.config import Config, check_rollout, load_recipe, nearest, parse, recipe_names, resolve
+from siri.config.sections import Config, check_rollout, load_recipe, nearest, parse, recipe_names, resolve
 from siri.errors import InputError
 
 ALIKE_S = 5

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from siri.attention import choose as choose_attention
-from siri.config import Config
+from siri.config.sections import Config
 from siri.cost import read_cost_ratio
 from siri.data import load_prompts
 from siri.model import check_context, load_policy, pick_device

@@ -29,7 +29,7 @@ from siri_kernels import merge_metrics
 from siri.distributed import ALONE, Ranks
 from siri.errors import InputError
 from siri.metrics import MetricsLog
-from siri.rules import DEFAULTS, read_rules
+from siri.config.rules import DEFAULTS, read_rules
 
 
 @dataclass(frozen=True)

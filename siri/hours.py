@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from siri.config import Config
+from siri.config.sections import Config
 from siri.cost import training_flops
 from siri.plan import MemoryPlan, caps
 

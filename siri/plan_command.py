@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from siri.config import Config, resolve
+from siri.config.sections import Config, resolve
 from siri.errors import InputError
 from siri.hours import (
     DECODE_SHARE,

@@ -9,7 +9,7 @@ import torch
 
 from siri.attention import choose
 from siri.checkpoint import load_weights, read_state, verify
-from siri.config import Config
+from siri.config.sections import Config
 from siri.distributed import full, join_ranks, leave_ranks, shard
 from siri.errors import InputError
 from siri.liger import apply_liger

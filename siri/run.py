@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from siri.checkpoint import discard_after, newest_good, read_state
-from siri.config import Config
+from siri.config.sections import Config
 from siri.errors import InputError, parse_json
 from siri.metrics import MetricsLog, write_atomic
 

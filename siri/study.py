@@ -34,7 +34,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from siri.config import Config, check_keys, from_settings, load_recipe
+from siri.config.sections import Config, check_keys, from_settings, load_recipe
 from siri.errors import InputError
 from siri.metrics import MetricsLog, efficiency_score, read_jsonl
 

@@ -10,7 +10,7 @@ import torch
 from siri import checkpoint
 from siri.attention import choose
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
-from siri.config import Config
+from siri.config.sections import Config
 from siri.cost import read_cost_ratio, sequence_cost
 from siri.data import PromptSet, Sampler, load_prompts, resolve_path
 from siri.distributed import Ranks, join_ranks, shard

@@ -14,7 +14,7 @@ import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
 from siri.attention import PackedLayout, choose
-from siri.config import Config
+from siri.config.sections import Config
 from siri.cost import sequence_cost, training_flops
 from siri.distributed import ALONE, Arrays, Ranks, full
 from siri.health import Attempt

@@ -65,7 +65,7 @@ def _tokenizer():
 def recipe(data: bytes) -> None:
     """A recipe, resolved to a configuration."""
     from siri.cli import TrainOptions
-    from siri.config import Config, fields, resolve
+    from siri.config.sections import Config, fields, resolve
 
     def load() -> None:
         options = resolve(str(_file("recipe.toml", data)), TrainOptions, ["--model", "m", "--data", "d"])
@@ -77,7 +77,7 @@ def recipe(data: bytes) -> None:
 
 def run_folder(data: bytes) -> None:
     """config.json, metrics.jsonl, eval.jsonl of a run that is resumed, and the report's reading of them."""
-    from siri.config import Config
+    from siri.config.sections import Config
     from siri.metrics import read_run
     from siri.run import RunFolder
 
@@ -128,7 +128,7 @@ def seeds() -> dict[str, list[bytes]]:
     import pyarrow
     import pyarrow.parquet
 
-    from siri.config import Config
+    from siri.config.sections import Config
 
     rows = [{"problem": "1+1 =", "answer": "2"}, {"problem": "2+2 =", "answer": "4"}]
     verl = [{"prompt": [{"role": "user", "content": "hi"}], "reward_model": {"ground_truth": ["1/2", "0.5"]}}]

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from siri.cli import COMMANDS
-from siri.config import Config, recipe_names
+from siri.config.sections import Config, recipe_names
 
 PAGE = Path(__file__).parent.parent / "docs" / "paper.md"
 KEYS = {field.name for field in fields(Config)}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from siri.config import Config
+from siri.config.sections import Config
 from tests import fuzz_targets
 
 pytestmark = pytest.mark.torture

@@ -14,7 +14,7 @@ import torch
 from siri import cli, replay, trainer, update
 from siri.checkpoint import newest_good
 from siri.errors import InputError
-from siri.rules import DEFAULTS, read_rules
+from siri.config.rules import DEFAULTS, read_rules
 from tests.test_trainer import SMALL, reproducible, rows
 
 pytestmark = pytest.mark.torture

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siri.config import Config
+from siri.config.sections import Config
 from siri.distributed import Ranks
 from siri.errors import InputError
 from siri.memory import RESERVE, embedded_cache_tokens

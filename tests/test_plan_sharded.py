@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from siri.attention import PackedLayout
-from siri.config import Config
+from siri.config.sections import Config
 from siri.distributed import join_ranks, shard
 from siri.model import packed_hidden
 from siri.plan import Machine, memory_plan

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siri.batch import deal
-from siri.config import Config
+from siri.config.sections import Config
 from siri.distributed import Ranks
 from siri.errors import InputError
 from siri.rollout import engines

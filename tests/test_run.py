@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 
 from siri import cli, trainer
-from siri.config import Config
+from siri.config.sections import Config
 from siri.errors import InputError
 from siri.evaluate import Evaluation
 from siri.run import RunFolder

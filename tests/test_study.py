@@ -14,7 +14,7 @@ import pytest
 from siri.cli import main
 from siri.compare import compare, curve_of_row
 from siri.compare_text import tables
-from siri.config import Config
+from siri.config.sections import Config
 from siri.demo.warmup import TASKS
 from siri.errors import InputError
 from siri.study import MACHINE_KEYS, Study, choose, find, finished, learning_settings, read_study

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import siri.update
-from siri.config import Config
+from siri.config.sections import Config
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.timing import Stopwatch

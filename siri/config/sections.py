@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from siri.errors import InputError
-from siri.rules import read_rules
+from siri.config.rules import read_rules
 from siri.schedule import Kind, LengthSchedule
 
 Auto = Literal["auto"]
