@@ -11,7 +11,7 @@ import torch
 
 from siri.advantages import group_advantages, zero_variance
 from siri.config.sections import Config
-from siri.data import PromptSet, Sampler
+from siri.data.problems import PromptSet, Sampler
 from siri.distributed import ALONE, Arrays, Ranks
 from siri.model import Policy
 from siri.rewards import kimi_length_rewards

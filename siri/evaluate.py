@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from siri.data import PromptSet, load_prompts
+from siri.data.problems import PromptSet, load_prompts
 from siri.distributed import ALONE, Ranks
 from siri.errors import InputError
 from siri.metrics import MetricsLog, efficiency_score

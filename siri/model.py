@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from siri import attention
 from siri.attention import PackedLayout
-from siri.data import resolve_path
+from siri.data.problems import resolve_path
 from siri.errors import InputError, first_line
 
 T = TypeVar("T")

@@ -330,7 +330,7 @@ def load_model_config(source: str) -> Any:
     it can be had from neither."""
     from transformers import AutoConfig
 
-    from siri.data import resolve_path
+    from siri.data.problems import resolve_path
 
     try:
         return AutoConfig.from_pretrained(resolve_path(source))

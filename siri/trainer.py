@@ -12,7 +12,7 @@ from siri.attention import choose
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config.sections import Config
 from siri.cost import read_cost_ratio, sequence_cost
-from siri.data import PromptSet, Sampler, load_prompts, resolve_path
+from siri.data.problems import PromptSet, Sampler, load_prompts, resolve_path
 from siri.distributed import Ranks, join_ranks, shard
 from siri.dynamics import Dynamics
 from siri.errors import InputError

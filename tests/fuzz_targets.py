@@ -46,7 +46,7 @@ def _file(name: str, data: bytes) -> Path:
 
 def problems(data: bytes, suffix: str) -> None:
     """Problems from a file, and their prompts as tokens."""
-    from siri.data import load_problems, render_prompts
+    from siri.data.problems import load_problems, render_prompts
 
     def load() -> None:
         found = load_problems(_file(f"problems.{suffix}", data))
@@ -151,7 +151,7 @@ def main(name: str, seconds: int) -> None:
     with atheris.instrument_imports(include=["siri", "tomllib", "json"]):
         import siri.checkpoint
         import siri.cli
-        import siri.data
+        import siri.data.problems
         import siri.run  # noqa: F401
 
     corpus = folder() / "corpus"

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siri.data import Problem, load_problems, render_prompts, resolve_path
+from siri.data.problems import Problem, load_problems, render_prompts, resolve_path
 from siri.errors import InputError
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
@@ -291,7 +291,7 @@ def test_unknown_kind_of_source(tmp_path):
 
 
 def test_hub_unreachable():
-    code = "from siri.data import load_problems\nload_problems('org/unreachable')"
+    code = "from siri.data.problems import load_problems\nload_problems('org/unreachable')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     last = run.stderr.strip().splitlines()[-1]

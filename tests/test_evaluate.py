@@ -9,7 +9,7 @@ import pytest
 
 from siri import evaluate as evaluation
 from siri.cli import main
-from siri.data import PromptSet
+from siri.data.problems import PromptSet
 from siri.errors import InputError
 from siri.evaluate import Evaluation, average, efficiency_score, evaluate, pass_at_k
 from siri.progress import effects

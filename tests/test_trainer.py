@@ -20,7 +20,7 @@ import torch
 import siri
 from siri.cli import main
 from siri.config.sections import load_recipe
-from siri.data import load_problems
+from siri.data.problems import load_problems
 from tests.saving import file_of, tensors
 from tests.tiny import bpe_tokenizer, save_tiny
 

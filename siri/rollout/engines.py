@@ -101,6 +101,6 @@ def vllm_options(config: Any, engines: int, *, folder: Path | None, context: int
 
 
 def _folder(model: str) -> Any:
-    from siri.data import resolve_path
+    from siri.data.problems import resolve_path
 
     return resolve_path(model)

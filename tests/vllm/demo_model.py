@@ -16,7 +16,7 @@ def widen(folder: Path) -> Path:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from siri.data import resolve_path
+    from siri.data.problems import resolve_path
 
     source = str(resolve_path("siri:demo/model"))
     config = AutoConfig.from_pretrained(source)
