@@ -166,7 +166,7 @@ def run_evaluation(source: str, options: Any) -> None:
     from siri.batch import derive_seed
     from siri.metrics import write_atomic
     from siri.model import check_context, load_policy, pick_device
-    from siri.reward_pool import RewardPool
+    from siri.rewards.pool import RewardPool
     from siri.rollout.engines import choose, make_engine
 
     base = _read_results(options.base, options) if options.base else None

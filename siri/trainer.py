@@ -25,7 +25,7 @@ from siri.offload import HostAdamW
 from siri.plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
-from siri.reward_pool import RewardPool
+from siri.rewards.pool import RewardPool
 from siri.rollout.engines import make_engine
 from siri.run import Resume, RunFolder
 from siri.saver import MAX_FAILURES, Saver

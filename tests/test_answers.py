@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from siri.answers import last_boxed, same_answer
+from siri.rewards.answers import last_boxed, same_answer
 from siri.rewards import math_reward
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import siri.reward_pool
+import siri.rewards.pool
 from siri.errors import InputError
-from siri.reward_pool import RewardPool
+from siri.rewards.pool import RewardPool
 from siri.rewards import math_reward
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -58,7 +58,7 @@ def test_warm_pool_is_fast():
 
 
 def test_exact_starts_no_process(monkeypatch):
-    monkeypatch.setattr(siri.reward_pool.subprocess, "Popen", None)
+    monkeypatch.setattr(siri.rewards.pool.subprocess, "Popen", None)
     with RewardPool("exact", workers=4) as pool:
         assert pool.score(["</think>b", "b"], ["b", "b"]).rewards == [1.0, 0.0]
 
@@ -105,7 +105,7 @@ def test_math_workers_cannot_take_all_memory():
     with RewardPool("math", workers=1) as pool:
         limits = Path(f"/proc/{pool._pool[0].process.pid}/limits").read_text()
     [line] = [line for line in limits.splitlines() if line.startswith("Max address space")]
-    assert int(line.split()[3]) <= siri.reward_pool.MATH_MEMORY_BYTES
+    assert int(line.split()[3]) <= siri.rewards.pool.MATH_MEMORY_BYTES
 
 
 @on_linux
@@ -126,7 +126,7 @@ def test_no_process_outlives_the_pool(my_reward, tmp_path):
 @pytest.mark.parametrize("response", ["1", "hang", "hang with the lock"])
 def test_no_process_outlives_a_killed_run(my_reward, response):
     code = f"""
-        from siri.reward_pool import RewardPool
+        from siri.rewards.pool import RewardPool
         with RewardPool({my_reward!r}, workers=2, timeout_s=1.0) as pool:
             pool.score(["1"], [""])
             print(*(worker.process.pid for worker in pool._pool), flush=True)
@@ -142,7 +142,7 @@ def test_no_process_outlives_a_killed_run(my_reward, response):
     run.wait()
     run.stdout.close()
     assert len(pids) == 2
-    wait_until(lambda: not any(map(is_running, pids)), 1.0 + siri.reward_pool.ORPHAN_GRACE_S + 3.0)
+    wait_until(lambda: not any(map(is_running, pids)), 1.0 + siri.rewards.pool.ORPHAN_GRACE_S + 3.0)
 
 
 @on_linux
@@ -166,7 +166,7 @@ def test_an_interrupted_batch_does_not_leak_into_the_next(my_reward, monkeypatch
 
 def test_a_main_module_without_guard_is_not_run_again(my_reward):
     Path("my_main.py").write_text(
-        "from siri.reward_pool import RewardPool\n"
+        "from siri.rewards.pool import RewardPool\n"
         "print('started')\n"
         f"with RewardPool({my_reward!r}, workers=2) as pool:\n"
         "    print(pool.score(['1', '22'], ['', '']).rewards)\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from siri.errors import InputError
-from siri.reward_pool import RewardPool
+from siri.rewards.pool import RewardPool
 from siri.rewards import exact_reward, kimi_length_rewards, math_reward, resolve_reward
 
 # ---------------------------------------------------------------- what is graded
@@ -45,7 +45,7 @@ def test_any_of_several_answers_will_do(reward):
 
 
 def test_rewards_import_nothing_heavy():
-    code = "import sys, siri.rewards, siri.reward_pool; print([m for m in sys.modules if m in sys.argv])"
+    code = "import sys, siri.rewards, siri.rewards.pool; print([m for m in sys.modules if m in sys.argv])"
     heavy = ["torch", "sympy", "math_verify", "numpy", "transformers", "datasets"]
     run = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from siri import answers
-from siri.reward_pool import MAX_ERROR_CHARS, RewardPool
+from siri.rewards import answers
+from siri.rewards.pool import MAX_ERROR_CHARS, RewardPool
 from siri.rewards import math_reward
 from tests.mutants import BOMBS, GOOD, attacks, mutants
 
@@ -210,7 +210,7 @@ def test_what_a_grader_can_no_longer_do(tmp_path, layers, fault):
         (tmp_path / name / "there").touch()
     code = f"""
 import ctypes, json, os, socket, subprocess, sys, sympy
-from siri import sandbox
+from siri.rewards import sandbox
 probes = {{{", ".join(f"{name!r}: lambda: {probe}" for name, probe in PROBES.items())}}}
 holds = {{"all": sandbox.shut_in, "seccomp": sandbox._filter_system_calls, "none": lambda: True}}[{layers!r}]()
 sandbox.limit_memory(2 << 30) if {layers!r} == "all" else None

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from siri.data.problems import load_problems
-from siri.reward_pool import RewardPool
+from siri.rewards.pool import RewardPool
 
 FILES = ("aime24.json", "amc83.json", "math500.json", "math_train.json")
 ROWS = 8087

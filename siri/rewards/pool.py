@@ -1,6 +1,6 @@
 """Rewards in killable worker processes: a response that hangs or crashes its grader costs one zero, not the run.
 
-The workers of the built-in math reward, which read what a model wrote, are shut in as well (see `siri.sandbox`): no
+The workers of the built-in math reward, which read what a model wrote, are shut in as well (see `siri.rewards.sandbox`): no
 network, no programs, no writing, no evaluation of text. A function of the user's is the user's: it keeps its freedom,
 and is only killed when it takes too long (or too much memory, if a limit is given).
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 
-from siri import sandbox
+from siri.rewards import sandbox
 from siri.errors import InputError
 from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward
 
@@ -43,7 +43,7 @@ MAX_FAILED_STARTS = 5
 
 _WORKER = (
     "import json, sys; path, *arguments = json.loads(sys.argv[1]); sys.path[:] = path; "
-    "from siri.reward_pool import worker_main; worker_main(*arguments)"
+    "from siri.rewards.pool import worker_main; worker_main(*arguments)"
 )
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from siri.answers import last_boxed, same_answer
+from siri.rewards.answers import last_boxed, same_answer
 from siri.errors import InputError
 
 END_OF_THINKING = "</think>"
@@ -33,7 +33,7 @@ def math_reward(response: str, answer: str, *, think: bool = True) -> float:
     The cap is the sampler's (arXiv 2509.25176): a response cut inside its thinking has nothing to grade. `answer` is
     LaTeX or plain text, or a JSON list of strings of which any will do. With `think=False` everything is graded.
     Nothing is executed, but the symbolic comparison of a hostile response can take for ever: a training run calls this
-    through `siri.reward_pool.RewardPool`, which can kill it.
+    through `siri.rewards.pool.RewardPool`, which can kill it.
     """
     text = final_text(response, think)
     boxed = last_boxed(text) if text else None
