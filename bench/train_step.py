@@ -33,11 +33,11 @@ from siri_kernels import grpo_loss
 
 from siri.config.sections import Config
 from siri.cost import training_flops
-from siri.distributed import Ranks, full, join_ranks, leave_ranks, shard
+from siri.runtime.ranks import Ranks, full, join_ranks, leave_ranks, shard
 from siri.memory import LEVELS, kept_and_redone
 from siri.model import Policy, allocate, checkpoint_activations
 from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
-from siri.timing import Stopwatch, model_flops_utilisation
+from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation
 from siri.update import Sample, update_policy
 
 COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False, "use_sliding_window": False}

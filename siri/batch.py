@@ -12,13 +12,13 @@ import torch
 from siri.advantages import group_advantages, zero_variance
 from siri.config.sections import Config
 from siri.data.problems import PromptSet, Sampler
-from siri.distributed import ALONE, Arrays, Ranks
+from siri.runtime.ranks import ALONE, Arrays, Ranks
 from siri.model import Policy
 from siri.rewards import kimi_length_rewards
 from siri.rollout import Completion, Request, Rollout
 from siri.rollout.order import spread
-from siri.signals import Stop
-from siri.timing import Stopwatch
+from siri.runtime.signals import Stop
+from siri.runtime.stopwatch import Stopwatch
 from siri.update import Sample
 
 

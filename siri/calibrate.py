@@ -96,7 +96,7 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
     from siri.liger import apply_liger
     from siri.model import ARCHITECTURES, checkpoint_activations, pick_device
     from siri.plan import load_model_config
-    from siri.timing import Stopwatch
+    from siri.runtime.stopwatch import Stopwatch
     from siri.update import policy_loss
 
     device = pick_device(config.device)

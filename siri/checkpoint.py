@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from siri.distributed import ALONE, Ranks, fill
+from siri.runtime.ranks import ALONE, Ranks, fill
 from siri.errors import InputError, first_line, parse_json
 from siri.model import Policy
 from siri.pieces import make_moments, moments_of, names_in, read_pieces, read_whole, weights_of

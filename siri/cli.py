@@ -126,7 +126,7 @@ def train_command(arguments: list[str]) -> int:
     for key in ("model", "data"):
         if not getattr(config, key):
             raise InputError(f"{key} is not set; give --{key}")
-    from siri.distributed import leave_ranks, recorded
+    from siri.runtime.ranks import leave_ranks, recorded
     from siri.paper import expand
     from siri.trainer import train
 

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from siri.data.problems import PromptSet, load_prompts
-from siri.distributed import ALONE, Ranks
+from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
 from siri.metrics import MetricsLog, efficiency_score
 from siri.model import Policy
 from siri.rollout import Progress, Request, Rollout
-from siri.signals import Stop
+from siri.runtime.signals import Stop
 
 PORTION = 2048
 """Responses after which `siri eval` puts down what it has: enough to fill an engine, minutes to lose."""

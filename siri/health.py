@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from siri_kernels import merge_metrics
 
-from siri.distributed import ALONE, Ranks
+from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
 from siri.metrics import MetricsLog
 from siri.config.rules import DEFAULTS, read_rules

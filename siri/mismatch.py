@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from siri.distributed import Ranks
+from siri.runtime.ranks import Ranks
 
 BOUND = 20.0
 """Log ratios are clamped to +-20, as in the loss."""

@@ -10,11 +10,11 @@ import torch
 from siri.attention import choose
 from siri.checkpoint import load_weights, read_state, verify
 from siri.config.sections import Config
-from siri.distributed import full, join_ranks, leave_ranks, shard
+from siri.runtime.ranks import full, join_ranks, leave_ranks, shard
 from siri.errors import InputError
 from siri.liger import apply_liger
 from siri.model import allocate, checkpoint_activations, load_policy, pick_device
-from siri.timing import Stopwatch
+from siri.runtime.stopwatch import Stopwatch
 from siri.update import MicroBatch, Sample, policy_loss
 
 

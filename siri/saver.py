@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from siri import checkpoint
 from siri.checkpoint import OPTIMIZER, STATE, WEIGHTS
-from siri.distributed import ALONE, Ranks
+from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError, first_line
 from siri.model import Policy
 from siri.pieces import Piece, moments_of, weights_of, write_pieces

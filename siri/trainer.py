@@ -13,7 +13,7 @@ from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config.sections import Config
 from siri.cost import read_cost_ratio, sequence_cost
 from siri.data.problems import PromptSet, Sampler, load_prompts, resolve_path
-from siri.distributed import Ranks, join_ranks, shard
+from siri.runtime.ranks import Ranks, join_ranks, shard
 from siri.dynamics import Dynamics
 from siri.errors import InputError
 from siri.evaluate import Evaluation, average, evaluate
@@ -29,9 +29,9 @@ from siri.rewards.pool import RewardPool
 from siri.rollout.engines import make_engine
 from siri.run import Resume, RunFolder
 from siri.saver import MAX_FAILURES, Saver
-from siri.signals import Interrupted, Stop
+from siri.runtime.signals import Interrupted, Stop
 from siri.step_plan import StepTimes
-from siri.timing import Stopwatch, model_flops_utilisation, profiled
+from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled
 from siri.update import update_policy
 
 DONE, STOPPED = 0, 75

@@ -16,13 +16,13 @@ from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_met
 from siri.attention import PackedLayout, choose
 from siri.config.sections import Config
 from siri.cost import sequence_cost, training_flops
-from siri.distributed import ALONE, Arrays, Ranks, full
+from siri.runtime.ranks import ALONE, Arrays, Ranks, full
 from siri.health import Attempt
 from siri.mismatch import Mismatch
 from siri.model import Policy, packed_hidden
 from siri.packing import Cost, Plan, pack
 from siri.step_plan import StepPlan
-from siri.timing import Stopwatch
+from siri.runtime.stopwatch import Stopwatch
 from siri.vocab import HeadCut, gather_rows
 
 ALWAYS = ("entropy_mean", "clip_low_fraction", "clip_high_fraction", "approx_kl", "ratio_max")

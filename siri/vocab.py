@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from siri.distributed import Ranks
+from siri.runtime.ranks import Ranks
 from siri.errors import InputError
 
 

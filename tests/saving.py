@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from siri.checkpoint import whole_moments, whole_weights
-from siri.distributed import ALONE
+from siri.runtime.ranks import ALONE
 from siri.saver import Saver
 
 

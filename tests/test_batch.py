@@ -11,9 +11,9 @@ from siri.advantages import group_advantages
 from siri.batch import Group, collect, from_arrays, make_samples, rollout_metrics, soft_penalty, to_arrays
 from siri.config.sections import Config
 from siri.data.problems import PromptSet, Sampler
-from siri.distributed import Ranks, _from_bytes, _to_bytes
+from siri.runtime.ranks import Ranks, _from_bytes, _to_bytes
 from siri.rollout import Completion
-from siri.timing import Stopwatch
+from siri.runtime.stopwatch import Stopwatch
 
 
 def config(**settings) -> Config:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import train_step
 from train_step import CAPS, MODELS, Setup, draw, goals_of, measure, packed_plan, padded_plan, predicted_bytes
 
-from siri.distributed import ALONE
+from siri.runtime.ranks import ALONE
 
 BENCH = Path(__file__).parents[1] / "bench"
 

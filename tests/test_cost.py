@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from siri.cost import forward_flops, read_cost_ratio, sequence_cost, training_flops
 from siri.errors import InputError
 from siri.packing import R1_DISTILL_LINEAR, R1_DISTILL_QUADRATIC
-from siri.timing import Stopwatch
+from siri.runtime.stopwatch import Stopwatch
 from siri.update import update_policy
 from tests.test_update import config, make_samples
 from tests.tiny import tiny_model, tiny_policy

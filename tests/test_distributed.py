@@ -18,9 +18,9 @@ from siri_kernels import chunked
 
 from siri import cli
 from siri.checkpoint import whole_moments
-from siri.distributed import ALONE, Ranks, full, join_ranks, shard
+from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.model import checkpoint_activations
-from siri.timing import Stopwatch
+from siri.runtime.stopwatch import Stopwatch
 from siri.update import update_policy
 from tests.test_update import config, make_samples
 from tests.tiny import save_tiny, tiny_policy

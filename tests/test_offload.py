@@ -8,9 +8,9 @@ import torch.distributed as dist
 
 from siri import offload
 from siri.checkpoint import restore
-from siri.distributed import ALONE, full, shard
+from siri.runtime.ranks import ALONE, full, shard
 from siri.offload import HostAdamW
-from siri.timing import Stopwatch
+from siri.runtime.stopwatch import Stopwatch
 from siri.update import update_policy
 from tests.saving import save_now
 from tests.test_distributed import join, spawn

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from siri.config.sections import Config
-from siri.distributed import Ranks
+from siri.runtime.ranks import Ranks
 from siri.errors import InputError
 from siri.memory import RESERVE, embedded_cache_tokens
 from siri.plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine, update_peak

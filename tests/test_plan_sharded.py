@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from siri.attention import PackedLayout
 from siri.config.sections import Config
-from siri.distributed import join_ranks, shard
+from siri.runtime.ranks import join_ranks, shard
 from siri.model import packed_hidden
 from siri.plan import Machine, memory_plan
 from tests.test_distributed import join, spawn, train

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from siri.batch import deal
 from siri.config.sections import Config
-from siri.distributed import Ranks
+from siri.runtime.ranks import Ranks
 from siri.errors import InputError
 from siri.rollout import engines
 from siri.rollout.order import ExpectedLengths, longest_first, sequences_in_flight, spread

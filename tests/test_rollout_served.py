@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siri.distributed import Ranks
+from siri.runtime.ranks import Ranks
 from siri.errors import InputError
 from siri.rollout import Completion, Request
 from siri.rollout.dispatch import TRIES
@@ -21,7 +21,7 @@ from siri.rollout.order import ExpectedLengths
 from siri.rollout.proof import ANSWER_TOKENS
 from siri.rollout.served import LAUNCH, REQUIRED, version_of
 from siri.rollout.vllm import Job, VllmOptions, VllmRollout, weights
-from siri.signals import Interrupted, Stop
+from siri.runtime.signals import Interrupted, Stop
 from tests.fake_server import FakeServer
 from tests.tiny import tiny_policy
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siri.distributed import ALONE
+from siri.runtime.ranks import ALONE
 from siri.mismatch import Mismatch
 from siri.rollout.transfer import FileTransfer
 from siri.rollout.worker import SyncWorker, bit_sum, differing, expected

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from siri import cli, saver
 from siri.checkpoint import checkpoints, discard_after, newest_good, restore, verify
-from siri.distributed import ALONE, Ranks, full, shard
+from siri.runtime.ranks import ALONE, Ranks, full, shard
 from siri.errors import InputError
 from siri.offload import HostAdamW
 from siri.saver import MAX_FAILURES, Saver

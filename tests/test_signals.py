@@ -9,7 +9,7 @@ import time
 import pytest
 
 from siri.checkpoint import newest_good
-from siri.signals import Interrupted, Stop
+from siri.runtime.signals import Interrupted, Stop
 from tests.processes import finish, start
 
 pytestmark = pytest.mark.torture

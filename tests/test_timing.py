@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from siri.timing import Stopwatch, model_flops_utilisation, profiled
+from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled
 
 
 def test_parts_add_up_nest_and_start_again():

@@ -10,7 +10,7 @@ import siri.update
 from siri.config.sections import Config
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
-from siri.timing import Stopwatch
+from siri.runtime.stopwatch import Stopwatch
 from siri.update import MicroBatch, Sample, loss_denominator, policy_loss, update_policy
 from tests.tiny import VOCAB, tiny_policy
 

@@ -9,12 +9,12 @@ from siri_kernels import chunked
 from transformers import AutoModelForCausalLM
 
 from siri.checkpoint import export, restore
-from siri.distributed import ALONE, Ranks, full, join_ranks, shard
+from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.errors import InputError
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.rollout.proof import fixed_prompts, gap
-from siri.timing import Stopwatch
+from siri.runtime.stopwatch import Stopwatch
 from siri.update import update_policy
 from siri.vocab import HeadCut, cut_head
 from tests.saving import save_now

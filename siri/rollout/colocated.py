@@ -18,7 +18,7 @@ from siri.errors import InputError, first_line
 from siri.rollout import Completion, Progress
 from siri.rollout.vllm import Job, Ran, VllmOptions
 from siri.rollout.worker import differing, load, present
-from siri.signals import Interrupted
+from siri.runtime.signals import Interrupted
 
 CPU_CACHE_BYTES = 2**27
 """Keys and values on a CPU, where this mode is there for tests: a CPU has no memory that could be lent to and fro."""

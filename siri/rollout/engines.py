@@ -7,7 +7,7 @@ from zlib import crc32
 import torch
 
 from siri.config.sections import Config
-from siri.distributed import ALONE, Ranks
+from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
 from siri.model import Policy
 from siri.rollout import Rollout

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from siri.distributed import ALONE, Ranks
+from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
 from siri.model import Policy
 from siri.rollout import Completion, Progress

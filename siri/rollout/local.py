@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from siri.distributed import full
+from siri.runtime.ranks import full
 from siri.memory import embedded_cache_tokens
 from siri.model import Policy, allocate, load_policy
 from siri.rollout import Completion, Progress, Request

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from siri.attention import PackedLayout
-from siri.distributed import full
+from siri.runtime.ranks import full
 from siri.model import Policy, packed_hidden
 from siri.rollout import Completion
 

@@ -18,7 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import torch
 
-from siri.distributed import Ranks
+from siri.runtime.ranks import Ranks
 from siri.errors import InputError, first_line
 from siri.model import Policy
 from siri.rollout import Completion

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from siri.distributed import ALONE, Ranks, full
+from siri.runtime.ranks import ALONE, Ranks, full
 from siri.errors import InputError, first_line
 from siri.model import Policy
 from siri.rollout import Completion, Progress, Request

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siri.distributed import ALONE
+from siri.runtime.ranks import ALONE
 from siri.model import load_policy
 from siri.rollout.served import Fan, NcclTransfer, weight_source
 from siri.rollout.vllm import SUPPORTED, check_version, installed, weights

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from siri.distributed import ALONE, Ranks
+from siri.runtime.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 
