@@ -35,7 +35,7 @@ from siri.config.sections import Config
 from siri.cost import training_flops
 from siri.runtime.ranks import Ranks, full, join_ranks, leave_ranks, shard
 from siri.memory import LEVELS, kept_and_redone
-from siri.model import Policy, allocate, checkpoint_activations
+from siri.model.policy import Policy, allocate, checkpoint_activations
 from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation
 from siri.update import Sample, update_policy
@@ -84,8 +84,8 @@ def build(size: str, device: torch.device) -> Setup:
     """The model with random weights, sharded on a GPU as `siri train` shards it."""
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from siri import attention
-    from siri.liger import apply_liger
+    from siri.model import attention
+    from siri.model.liger import apply_liger
 
     ranks, device = join_ranks(device)
     config = Qwen2Config(**MODELS[size], **COMMON)

@@ -13,7 +13,7 @@ from siri.advantages import group_advantages, zero_variance
 from siri.config.sections import Config
 from siri.data.problems import PromptSet, Sampler
 from siri.runtime.ranks import ALONE, Arrays, Ranks
-from siri.model import Policy
+from siri.model.policy import Policy
 from siri.rewards import kimi_length_rewards
 from siri.rollout import Completion, Request, Rollout
 from siri.rollout.order import spread

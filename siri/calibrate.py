@@ -92,9 +92,9 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
     """Measure the ratio on this machine; returns what the file holds: cost_ratio, what was timed, and with what."""
     import torch
 
-    from siri.attention import choose
-    from siri.liger import apply_liger
-    from siri.model import ARCHITECTURES, checkpoint_activations, pick_device
+    from siri.model.attention import choose
+    from siri.model.liger import apply_liger
+    from siri.model.policy import ARCHITECTURES, checkpoint_activations, pick_device
     from siri.plan import load_model_config
     from siri.runtime.stopwatch import Stopwatch
     from siri.update import policy_loss
@@ -164,7 +164,7 @@ def _random_model(model_config: Any, device: "torch.device") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from siri import attention
+    from siri.model import attention
 
     with torch.device(device):
         return AutoModelForCausalLM.from_config(

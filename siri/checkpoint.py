@@ -22,7 +22,7 @@ import torch
 
 from siri.runtime.ranks import ALONE, Ranks, fill
 from siri.errors import InputError, first_line, parse_json
-from siri.model import Policy
+from siri.model.policy import Policy
 from siri.pieces import make_moments, moments_of, names_in, read_pieces, read_whole, weights_of
 
 MANIFEST = "manifest.json"

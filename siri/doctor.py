@@ -215,7 +215,7 @@ def _attention() -> list[Finding]:
         return []
     import torch
 
-    from siri.attention import candidates, fault
+    from siri.model.attention import candidates, fault
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     findings = []

@@ -142,7 +142,7 @@ def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout:
     the engine; empty = `rollout_engine`. Raises InputError for an architecture that cannot be trained, or figures that
     make no sense. The totals are predictions, not yet checked on a GPU.
     """
-    from siri.model import ARCHITECTURES
+    from siri.model.policy import ARCHITECTURES
 
     if model_config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -180,7 +180,7 @@ def _moments(
 ) -> dict[str, int]:
     visiting = 0
     if config.optimizer_offload:
-        from siri.offload import CHUNK_BYTES
+        from siri.model.offload import CHUNK_BYTES
 
         largest = max(2 * sharded_bytes({name: shape}, shards) for name, shape in parameter_shapes(c).items())
         visiting = 3 * max(CHUNK_BYTES, largest) // 2  # moments, and AdamW's square roots of half of them

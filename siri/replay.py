@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from siri.attention import choose
+from siri.model.attention import choose
 from siri.checkpoint import load_weights, read_state, verify
 from siri.config.sections import Config
 from siri.runtime.ranks import full, join_ranks, leave_ranks, shard
 from siri.errors import InputError
-from siri.liger import apply_liger
-from siri.model import allocate, checkpoint_activations, load_policy, pick_device
+from siri.model.liger import apply_liger
+from siri.model.policy import allocate, checkpoint_activations, load_policy, pick_device
 from siri.runtime.stopwatch import Stopwatch
 from siri.update import MicroBatch, Sample, policy_loss
 

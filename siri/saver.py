@@ -14,7 +14,7 @@ from siri import checkpoint
 from siri.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError, first_line
-from siri.model import Policy
+from siri.model.policy import Policy
 from siri.pieces import Piece, moments_of, weights_of, write_pieces
 
 MAX_FAILURES = 3

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from siri import checkpoint
-from siri.attention import choose
+from siri.model.attention import choose
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config.sections import Config
 from siri.cost import read_cost_ratio, sequence_cost
@@ -18,10 +18,10 @@ from siri.dynamics import Dynamics
 from siri.errors import InputError
 from siri.evaluate import Evaluation, average, evaluate
 from siri.health import Health
-from siri.liger import apply_liger
+from siri.model.liger import apply_liger
 from siri.loggers import make_logger
-from siri.model import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
-from siri.offload import HostAdamW
+from siri.model.policy import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
+from siri.model.offload import HostAdamW
 from siri.plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report

@@ -11,7 +11,7 @@ import torch
 from aiohttp import web
 from safetensors.torch import load_file
 
-from siri.model import Policy
+from siri.model.policy import Policy
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.rollout.worker import MANIFEST, bit_sum

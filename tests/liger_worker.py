@@ -21,9 +21,9 @@ def main() -> None:
     interpreter._implicit_cvt = with_floats
     from liger_kernel.ops import rms_norm
 
-    from siri.attention import PackedLayout
-    from siri.liger import swap
-    from siri.model import packed_hidden
+    from siri.model.attention import PackedLayout
+    from siri.model.liger import swap
+    from siri.model.policy import packed_hidden
     from tests.tiny import VOCAB, tiny_model
 
     rms_norm.rsqrt = lambda x: tl.rsqrt(x)  # it takes libdevice's, which the interpreter lacks

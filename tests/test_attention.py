@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from siri import attention
-from siri.attention import PackedLayout, varlen_attention
+from siri.model import attention
+from siri.model.attention import PackedLayout, varlen_attention
 from siri.errors import InputError
 from tests.synchronisations import Synchronisations
 
@@ -306,7 +306,7 @@ def test_selective_checkpointing_keeps_the_result_of_each_backend():
     """By the name of the operator, as torch and flash-attn register it."""
     from torch.utils.checkpoint import CheckpointPolicy
 
-    from siri.model import _keep_attention
+    from siri.model.policy import _keep_attention
 
     kept = ["flash_attn::_flash_attn_varlen_forward", "flash_attn_3::_flash_attn_forward", "torch_attn::_varlen_attn"]
     kept += ["aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_cudnn_attention"]

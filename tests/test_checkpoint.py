@@ -24,7 +24,7 @@ from siri.checkpoint import (
     verify,
 )
 from siri.errors import InputError
-from siri.model import load_policy
+from siri.model.policy import load_policy
 from tests.saving import file_of, save_now, tensors
 from tests.tiny import bpe_tokenizer, save_tiny
 

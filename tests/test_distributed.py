@@ -19,7 +19,7 @@ from siri_kernels import chunked
 from siri import cli
 from siri.checkpoint import whole_moments
 from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
-from siri.model import checkpoint_activations
+from siri.model.policy import checkpoint_activations
 from siri.runtime.stopwatch import Stopwatch
 from siri.update import update_policy
 from tests.test_update import config, make_samples

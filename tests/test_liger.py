@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from siri import liger
-from siri.attention import PackedLayout
+from siri.model import liger
+from siri.model.attention import PackedLayout
 from siri.errors import InputError
-from siri.liger import apply_liger, swap
-from siri.model import packed_hidden
+from siri.model.liger import apply_liger, swap
+from siri.model.policy import packed_hidden
 from tests.tiny import VOCAB, tiny_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -6,7 +6,7 @@ from math import prod
 import pytest
 import torch
 
-from siri.attention import PackedLayout
+from siri.model.attention import PackedLayout
 from siri.memory import (
     LEVELS,
     head_bytes,
@@ -16,7 +16,7 @@ from siri.memory import (
     sharded_bytes,
     update_moments,
 )
-from siri.model import checkpoint_activations, packed_hidden
+from siri.model.policy import checkpoint_activations, packed_hidden
 from tests.tiny import tiny_model
 
 VARIANTS = {

@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 
-from siri.attention import PackedLayout, varlen_attention
+from siri.model.attention import PackedLayout, varlen_attention
 from siri.errors import InputError
-from siri.model import checkpoint_activations, load_policy, packed_hidden
+from siri.model.policy import checkpoint_activations, load_policy, packed_hidden
 from tests.tiny import VOCAB, save_tiny, tiny_model
 
 CPU = torch.device("cpu")

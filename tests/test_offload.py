@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from siri import offload
+from siri.model import offload
 from siri.checkpoint import restore
 from siri.runtime.ranks import ALONE, full, shard
-from siri.offload import HostAdamW
+from siri.model.offload import HostAdamW
 from siri.runtime.stopwatch import Stopwatch
 from siri.update import update_policy
 from tests.saving import save_now

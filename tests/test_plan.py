@@ -159,7 +159,7 @@ def test_gradients_stay_whole_until_the_last_micro_step(small):
 
 
 def test_offloaded_moments_only_visit(small):
-    from siri.offload import CHUNK_BYTES
+    from siri.model.offload import CHUNK_BYTES
 
     config = Config(checkpointing="full", optimizer_offload=True)
     plan, held = plan_of(small, config), plan_of(small)

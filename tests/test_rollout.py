@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import siri.trainer
-from siri.attention import PackedLayout
+from siri.model.attention import PackedLayout
 from siri.cli import main
 from siri.errors import InputError
-from siri.model import packed_hidden
+from siri.model.policy import packed_hidden
 from siri.rollout import Request, engines
 from siri.rollout.local import LocalRollout
 from tests.tiny import VOCAB, tiny_policy

@@ -17,7 +17,7 @@ from siri import cli, saver
 from siri.checkpoint import checkpoints, discard_after, newest_good, restore, verify
 from siri.runtime.ranks import ALONE, Ranks, full, shard
 from siri.errors import InputError
-from siri.offload import HostAdamW
+from siri.model.offload import HostAdamW
 from siri.saver import MAX_FAILURES, Saver
 from tests.saving import save_now, tensors
 from tests.test_distributed import join, spawn

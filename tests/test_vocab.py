@@ -16,7 +16,7 @@ from siri.rollout.local import LocalRollout
 from siri.rollout.proof import fixed_prompts, gap
 from siri.runtime.stopwatch import Stopwatch
 from siri.update import update_policy
-from siri.vocab import HeadCut, cut_head
+from siri.model.split_head import HeadCut, cut_head
 from tests.saving import save_now
 from tests.test_distributed import assert_same, join, spawn, train
 from tests.test_update import config, make_samples

@@ -11,7 +11,7 @@ def tiny_model(kind: str = "qwen2", *, dtype: torch.dtype = torch.float32, seed:
     """A 2-layer model with grouped queries and a vocabulary of 96."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from siri import attention
+    from siri.model import attention
 
     settings = {
         "vocab_size": VOCAB,
@@ -75,7 +75,7 @@ def bpe_tokenizer(texts: list[str], size: int = 600):
 
 
 def tiny_policy(kind: str = "qwen2", **options):
-    from siri.model import make_policy
+    from siri.model.policy import make_policy
 
     return make_policy(tiny_model(kind, **options), word_tokenizer())
 

@@ -9,7 +9,7 @@ import torch
 from siri.config.sections import Config
 from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
-from siri.model import Policy
+from siri.model.policy import Policy
 from siri.rollout import Rollout
 from siri.rollout.order import ExpectedLengths
 from siri.rollout.vllm import MOST_SEQUENCES, VllmOptions, VllmRollout, check_version, installed

@@ -16,7 +16,7 @@ import torch
 
 from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
-from siri.model import Policy
+from siri.model.policy import Policy
 from siri.rollout import Completion, Progress
 from siri.rollout.dispatch import BadAnswer, Dispatch, ServerLost
 from siri.rollout.served import LAUNCH, NcclTransfer, Server, ServerApi

@@ -7,7 +7,7 @@ import torch
 
 from siri.runtime.ranks import full
 from siri.memory import embedded_cache_tokens
-from siri.model import Policy, allocate, load_policy
+from siri.model.policy import Policy, allocate, load_policy
 from siri.rollout import Completion, Progress, Request
 
 SHRINK_AT = 0.75

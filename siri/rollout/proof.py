@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from siri.attention import PackedLayout
+from siri.model.attention import PackedLayout
 from siri.runtime.ranks import full
-from siri.model import Policy, packed_hidden
+from siri.model.policy import Policy, packed_hidden
 from siri.rollout import Completion
 
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 2, 24, 32

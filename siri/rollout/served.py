@@ -20,7 +20,7 @@ import torch
 
 from siri.runtime.ranks import Ranks
 from siri.errors import InputError, first_line
-from siri.model import Policy
+from siri.model.policy import Policy
 from siri.rollout import Completion
 from siri.rollout.dispatch import BadAnswer, ServerLost
 from siri.rollout.vllm import Job, VllmOptions, check_version

@@ -190,7 +190,7 @@ def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_paralle
     """Shard a transformers model over the ranks in place: each decoder layer by itself, the rest in the root.
 
     Master weights and the reduction of gradients stay fp32; layers are gathered and computed in `compute_dtype`. With
-    vocab_parallel an untied head is not gathered (see `siri.vocab`). Afterwards `model.run_inside(function, *args)`
+    vocab_parallel an untied head is not gathered (see `siri.model.split_head`). Afterwards `model.run_inside(function, *args)`
     calls function(model, *args) with the root's parameters gathered.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -201,7 +201,7 @@ def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_paralle
         fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
     ignored = None
     if vocab_parallel:
-        from siri.vocab import cut_head
+        from siri.model.split_head import cut_head
 
         ignored = cut_head(model, ranks)
     fully_shard(model, mesh=ranks.mesh, mp_policy=policy, ignored_params=ignored)

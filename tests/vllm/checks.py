@@ -8,7 +8,7 @@ import torch
 
 from siri.config.sections import Config
 from siri.errors import InputError
-from siri.model import Policy, load_policy
+from siri.model.policy import Policy, load_policy
 from siri.rollout import Request
 from siri.rollout.engines import make_engine
 
@@ -68,7 +68,7 @@ def step(policy: Policy, lr: float = 2e-2) -> None:
 
 
 def _layout(ids: torch.Tensor):
-    from siri.attention import PackedLayout
+    from siri.model.attention import PackedLayout
 
     return PackedLayout.of([ids.shape[1]])
 
