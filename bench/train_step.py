@@ -32,7 +32,7 @@ from model_sizes import MODELS
 from siri_kernels import grpo_loss
 
 from siri.config.sections import Config
-from siri.cost import training_flops
+from siri.packing.flops import training_flops
 from siri.runtime.ranks import Ranks, full, join_ranks, leave_ranks, shard
 from siri.memory import LEVELS, kept_and_redone
 from siri.model.policy import Policy, allocate, checkpoint_activations

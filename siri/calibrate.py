@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siri.config.sections import Config, resolve
-from siri.cost import forward_flops
+from siri.packing.flops import forward_flops
 from siri.errors import InputError
 
 if TYPE_CHECKING:

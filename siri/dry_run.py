@@ -9,7 +9,7 @@ import torch
 
 from siri.model.attention import choose as choose_attention
 from siri.config.sections import Config
-from siri.cost import read_cost_ratio
+from siri.packing.flops import read_cost_ratio
 from siri.data.problems import load_prompts
 from siri.model.policy import check_context, load_policy, pick_device
 from siri.plan import Machine, memory_plan

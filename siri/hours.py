@@ -1,6 +1,6 @@
 """GPU-hours of a run before it starts: the cost model's FLOPs and tokens over rates that are ASSUMED, not measured.
 
-    training  model FLOPs (`siri.cost.training_flops`) / (GPUs x data sheet peak x assumed MFU)
+    training  model FLOPs (`siri.packing.flops.training_flops`) / (GPUs x data sheet peak x assumed MFU)
     rollout   response tokens / (GPUs x assumed tokens/s of a GPU)
 
 Without a figure for the latter, decoding is taken to read the weights, and the keys and values of all responses in
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from siri.config.sections import Config
-from siri.cost import training_flops
+from siri.packing.flops import training_flops
 from siri.plan import MemoryPlan, caps
 
 MEDIAN_SHARE, SIGMA = 0.45, 0.7

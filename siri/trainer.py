@@ -11,7 +11,7 @@ from siri import checkpoint
 from siri.model.attention import choose
 from siri.batch import collect, derive_seed, make_samples, rollout_metrics
 from siri.config.sections import Config
-from siri.cost import read_cost_ratio, sequence_cost
+from siri.packing.flops import read_cost_ratio, sequence_cost
 from siri.data.problems import PromptSet, Sampler, load_prompts, resolve_path
 from siri.runtime.ranks import Ranks, join_ranks, shard
 from siri.dynamics import Dynamics
@@ -30,7 +30,7 @@ from siri.rollout.engines import make_engine
 from siri.run import Resume, RunFolder
 from siri.saver import MAX_FAILURES, Saver
 from siri.runtime.signals import Interrupted, Stop
-from siri.step_plan import StepTimes
+from siri.packing.step_plan import StepTimes
 from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled
 from siri.update import update_policy
 

@@ -15,13 +15,13 @@ from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_met
 
 from siri.model.attention import PackedLayout, choose
 from siri.config.sections import Config
-from siri.cost import sequence_cost, training_flops
+from siri.packing.flops import sequence_cost, training_flops
 from siri.runtime.ranks import ALONE, Arrays, Ranks, full
 from siri.health import Attempt
 from siri.mismatch import Mismatch
 from siri.model.policy import Policy, packed_hidden
 from siri.packing import Cost, Plan, pack
-from siri.step_plan import StepPlan
+from siri.packing.step_plan import StepPlan
 from siri.runtime.stopwatch import Stopwatch
 from siri.model.split_head import HeadCut, gather_rows
 

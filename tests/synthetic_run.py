@@ -9,7 +9,7 @@ import numpy as np
 from siri.metrics import MetricsLog
 from siri.packing import pack
 from siri.schedule import LengthSchedule
-from siri.step_plan import StepPlan, StepTimes
+from siri.packing.step_plan import StepPlan, StepTimes
 
 DEMO = {
     "steps": 120,

@@ -8,7 +8,7 @@ import torch
 from siri import calibrate
 from siri.calibrate import fit_ratio, pack_times
 from siri.cli import main
-from siri.cost import forward_flops, read_cost_ratio
+from siri.packing.flops import forward_flops, read_cost_ratio
 from siri.errors import InputError
 from tests.tiny import save_tiny, tiny_model
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from siri.config.sections import Config
-from siri.cost import training_flops
+from siri.packing.flops import training_flops
 from siri.errors import InputError
 from siri.hours import PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours
 from siri.plan import Machine, memory_plan

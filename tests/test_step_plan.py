@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from siri.cost import sequence_cost
+from siri.packing.flops import sequence_cost
 from siri.packing import pack
 from siri.plan import load_model_config
-from siri.step_plan import StepPlan, StepTimes
+from siri.packing.step_plan import StepPlan, StepTimes
 from tests.test_trainer import rows, train
 
 
