@@ -4,7 +4,7 @@
 length (median 0.45 of the cap, sigma 0.7, cut at the cap): tokens/s, model FLOPs utilisation, peak memory beside what
 `siri.plan` predicts, and the share of the head.
 
-siri packed          `siri.update`: lock-step packing, packed attention, fused head and loss
+siri packed          `siri.train.learner`: lock-step packing, packed attention, fused head and loss
 padded full logits   transformers as it comes: all responses right-padded to the longest of the batch, logits in memory
 padded TRL chunked   the same padding, with TRL's chunked log-probs of the response tokens only
 
@@ -38,7 +38,7 @@ from siri.memory import LEVELS, kept_and_redone
 from siri.model.policy import Policy, allocate, checkpoint_activations
 from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation
-from siri.update import Sample, update_policy
+from siri.train.learner import Sample, update_policy
 
 COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False, "use_sliding_window": False}
 CAPS = {"1.5b": (16_384, 8192), "tiny": (96, 48)}
@@ -144,7 +144,7 @@ def predicted_bytes(setup: Setup, tokens: int, checkpointing: str) -> int:
 
 
 def packed(setup: Setup, samples: list[Sample], budget: int, config: Config) -> Callable[[Stopwatch], dict]:
-    """A step by `siri.update`; returns its norm and its largest micro-step."""
+    """A step by `siri.train.learner`; returns its norm and its largest micro-step."""
 
     def step(watch: Stopwatch) -> dict:
         metrics = update_policy(

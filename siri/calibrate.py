@@ -23,7 +23,7 @@ from siri.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from siri.update import MicroBatch
+    from siri.train.learner import MicroBatch
 
 SHARES = (1 / 16, 1 / 4, 1 / 2, 1)
 """Lengths that are timed, as shares of the longest prompt and cap."""
@@ -97,7 +97,7 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
     from siri.model.policy import ARCHITECTURES, checkpoint_activations, pick_device
     from siri.plan import load_model_config
     from siri.runtime.stopwatch import Stopwatch
-    from siri.update import policy_loss
+    from siri.train.learner import policy_loss
 
     device = pick_device(config.device)
     model_config = load_model_config(config.model)
@@ -174,7 +174,7 @@ def _random_model(model_config: Any, device: "torch.device") -> Any:
 
 def _pack(model_config: Any, sequences: int, length: int, device: "torch.device", backend: str) -> "MicroBatch":
     """Responses after prompts of one token, random, and all with a gradient."""
-    from siri.update import MicroBatch, Sample
+    from siri.train.learner import MicroBatch, Sample
 
     draw = np.random.default_rng(length)
     ids = draw.integers(0, model_config.vocab_size, (sequences, length)).tolist()

@@ -128,7 +128,7 @@ def train_command(arguments: list[str]) -> int:
             raise InputError(f"{key} is not set; give --{key}")
     from siri.runtime.ranks import leave_ranks, recorded
     from siri.paper import expand
-    from siri.trainer import train
+    from siri.train.loop import train
 
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
     run_dir = Path(options.run_dir or f"runs/{name}")
@@ -150,7 +150,7 @@ def eval_command(arguments: list[str]) -> int:
     options = parse(EvalOptions, arguments[1:], prog="siri eval MODEL")
     if not options.data:
         raise InputError("siri eval needs problems; give --data FILE ..., or --data paper for the paper's four sets")
-    from siri.evaluate import run_evaluation
+    from siri.train.evaluate import run_evaluation
     from siri.paper import expand
 
     run_evaluation(arguments[0], replace(options, data=expand(options.data)))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from siri.compare import ArmRow, Curve, Levels, by_arm, compare, estimate
-from siri.dynamics import COLUMNS, by_phase, length_lag
+from siri.train.dynamics import COLUMNS, by_phase, length_lag
 
 
 def tables(curves: Sequence[Curve], reference: str = "") -> str:

@@ -16,7 +16,7 @@ from siri.plan import Machine, memory_plan
 from siri.rollout.engines import choose, vllm_options
 from siri.rollout.vllm import check_version, installed
 from siri.run import Resume, RunFolder
-from siri.trainer import plan_token_budget
+from siri.train.loop import plan_token_budget
 
 
 def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> int:

@@ -31,7 +31,7 @@ from siri.memory import (
 )
 
 AUTO_BUDGET = 36864
-"""What token_budget = auto is on a GPU at least; see `siri.trainer.plan_token_budget`."""
+"""What token_budget = auto is on a GPU at least; see `siri.train.loop.plan_token_budget`."""
 MOST_GPUS = 128
 """More are not suggested."""
 VLLM_WORKSPACE = 2 * 10**9

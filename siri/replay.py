@@ -15,7 +15,7 @@ from siri.errors import InputError
 from siri.model.liger import apply_liger
 from siri.model.policy import allocate, checkpoint_activations, load_policy, pick_device
 from siri.runtime.stopwatch import Stopwatch
-from siri.update import MicroBatch, Sample, policy_loss
+from siri.train.learner import MicroBatch, Sample, policy_loss
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def _work(connection: Connection, runs: Path, threads: int) -> None:
 def run_pair(pair: Pair, runs: Path) -> dict[str, Any] | None:
     """Train one pair in its folder under `runs` and return its row of results.jsonl; None if a signal stopped it."""
     from siri.data.problems import resolve_path
-    from siri.trainer import STOPPED, train
+    from siri.train.loop import STOPPED, train
 
     run_dir = runs / f"{pair.name}-{pair.config_hash}"
     continued = run_dir.exists()

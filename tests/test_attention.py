@@ -321,7 +321,7 @@ def test_selective_checkpointing_keeps_the_result_of_each_backend():
 
 def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
     """From the setting to each layer: the stand-in attends for whole models, with the numbers of sdpa."""
-    from siri import update
+    from siri.train import learner as update
     from siri.runtime.stopwatch import Stopwatch
     from tests.test_update import config, make_samples
     from tests.tiny import tiny_policy

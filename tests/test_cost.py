@@ -10,7 +10,7 @@ from siri.packing.flops import forward_flops, read_cost_ratio, sequence_cost, tr
 from siri.errors import InputError
 from siri.packing import R1_DISTILL_LINEAR, R1_DISTILL_QUADRATIC
 from siri.runtime.stopwatch import Stopwatch
-from siri.update import update_policy
+from siri.train.learner import update_policy
 from tests.test_update import config, make_samples
 from tests.tiny import tiny_model, tiny_policy
 

@@ -21,7 +21,7 @@ from siri.checkpoint import whole_moments
 from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.model.policy import checkpoint_activations
 from siri.runtime.stopwatch import Stopwatch
-from siri.update import update_policy
+from siri.train.learner import update_policy
 from tests.test_update import config, make_samples
 from tests.tiny import save_tiny, tiny_policy
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from siri.dynamics import Dynamics, WordCounter, by_phase, length_lag, phase_cells, repetition_rate
+from siri.train.dynamics import Dynamics, WordCounter, by_phase, length_lag, phase_cells, repetition_rate
 from siri.rollout import Completion
 
 VOCAB = {

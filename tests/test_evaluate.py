@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from siri import evaluate as evaluation
+from siri.train import evaluate as evaluation
 from siri.cli import main
 from siri.data.problems import PromptSet
 from siri.errors import InputError
-from siri.evaluate import Evaluation, average, efficiency_score, evaluate, pass_at_k
+from siri.train.evaluate import Evaluation, average, efficiency_score, evaluate, pass_at_k
 from siri.progress import effects
 from siri.rollout import Completion
 from tests.tiny import save_tiny

@@ -11,7 +11,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from siri import cli, replay, trainer, update
+from siri.train import loop as trainer
+from siri.train import learner as update
+from siri import cli, replay
 from siri.checkpoint import newest_good
 from siri.errors import InputError
 from siri.config.rules import DEFAULTS, read_rules
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.torture
 
 def train(folder: Path, *arguments: str, expect: int = 0) -> list[dict]:
     command = ["train", "demo", *SMALL, "--eval-problems", "2", *arguments, "--run-dir", str(folder)]
-    with patch("siri.trainer.write_report"):
+    with patch("siri.train.loop.write_report"):
         assert cli.main(command) == expect
     return rows(folder)
 

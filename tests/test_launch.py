@@ -87,8 +87,8 @@ def test_two_nodes_train_a_dead_rank_ends_both_and_one_rank_alone_goes_on(tmp_pa
 BROKEN_RANK = """
 import os
 if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_ERROR_FILE"):
-    import siri.update
-    whole, calls = siri.update.update_policy, []
+    import siri.train.learner
+    whole, calls = siri.train.learner.update_policy, []
 
     def update_policy(*arguments, **options):
         calls.append(1)
@@ -96,7 +96,7 @@ if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_ERROR_FILE"):
             raise RuntimeError("out of luck")
         return whole(*arguments, **options)
 
-    siri.update.update_policy = update_policy
+    siri.train.learner.update_policy = update_policy
 """
 
 

@@ -11,7 +11,7 @@ from siri.checkpoint import restore
 from siri.runtime.ranks import ALONE, full, shard
 from siri.model.offload import HostAdamW
 from siri.runtime.stopwatch import Stopwatch
-from siri.update import update_policy
+from siri.train.learner import update_policy
 from tests.saving import save_now
 from tests.test_distributed import join, spawn
 from tests.test_update import config, make_samples

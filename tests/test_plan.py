@@ -13,7 +13,7 @@ from siri.memory import RESERVE, embedded_cache_tokens
 from siri.plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine, update_peak
 from siri.plan_command import find_gpu, print_plan, run_plan
 from siri.rollout.local import held_bytes
-from siri.trainer import _plan_memory
+from siri.train.loop import _plan_memory
 from tests.test_memory import R1_1_5B, R1_7B, VARIANTS, qwen2
 from tests.tiny import save_tiny, tiny_model, tiny_policy
 

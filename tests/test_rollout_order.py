@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siri.batch import deal
+from siri.train.collect import deal
 from siri.config.sections import Config
 from siri.runtime.ranks import Ranks
 from siri.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from siri.runtime.ranks import ALONE
-from siri.mismatch import Mismatch
+from siri.train.mismatch import Mismatch
 from siri.rollout.transfer import FileTransfer
 from siri.rollout.worker import SyncWorker, bit_sum, differing, expected
 

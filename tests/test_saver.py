@@ -254,7 +254,7 @@ def test_any_number_of_ranks_writes_what_any_other_reads(tmp_path, fault):
 
 
 def run(folder: Path, *arguments: str) -> int:
-    with patch("siri.trainer.write_report"):
+    with patch("siri.train.loop.write_report"):
         return cli.main(["train", "demo", *SMALL, *arguments, "--save-every", "1", "--run-dir", str(folder)])
 
 
@@ -268,7 +268,7 @@ def test_a_phase_whose_save_failed_has_its_name_at_the_next(tmp_path, monkeypatc
         write(folder, *rest, **options)
 
     monkeypatch.setattr(saver, "write_pieces", fails_at_four)
-    with patch("siri.trainer.write_report"):
+    with patch("siri.train.loop.write_report"):
         options = ["--cycle", "8", "--steps", "8", "--save-every", "100", "--run-dir", str(tmp_path / "run"), "--quiet"]
         assert cli.main(["train", "demo", *SMALL, *options]) == 0
     assert lost, "the compression ends after four steps"

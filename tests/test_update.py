@@ -6,12 +6,12 @@ import random
 import pytest
 import torch
 
-import siri.update
+import siri.train.learner
 from siri.config.sections import Config
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.runtime.stopwatch import Stopwatch
-from siri.update import MicroBatch, Sample, loss_denominator, policy_loss, update_policy
+from siri.train.learner import MicroBatch, Sample, loss_denominator, policy_loss, update_policy
 from tests.tiny import VOCAB, tiny_policy
 
 CPU = torch.device("cpu")
@@ -132,14 +132,14 @@ def test_the_plan_tells_the_head_which_rows_have_gradients(monkeypatch, bonus):
     """On the host, sequence by sequence; and no pass for old log-probs but those of later mini-batches, before any
     step."""
     events, calls, step = [], [], torch.optim.SGD.step
-    for name, function in (("loss", siri.update.linear_grpo_loss), ("score", siri.update.linear_logprob)):
+    for name, function in (("loss", siri.train.learner.linear_grpo_loss), ("score", siri.train.learner.linear_logprob)):
 
         def recorded(*args, name=name, function=function, **options):
             events.append(name)
             calls.append((name, args, options))
             return function(*args, **options)
 
-        monkeypatch.setattr(siri.update, function.__name__, recorded)
+        monkeypatch.setattr(siri.train.learner, function.__name__, recorded)
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *args: events.append("step") or step(*args))
     settings = config(loss="gspo", score_all=True, entropy_coef=bonus)
     updated([make_samples(3), make_samples(4)], settings, 150)

@@ -15,7 +15,7 @@ from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.rollout.proof import fixed_prompts, gap
 from siri.runtime.stopwatch import Stopwatch
-from siri.update import update_policy
+from siri.train.learner import update_policy
 from siri.model.split_head import HeadCut, cut_head
 from tests.saving import save_now
 from tests.test_distributed import assert_same, join, spawn, train

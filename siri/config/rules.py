@@ -1,4 +1,4 @@
-"""Rules about numbers that go wrong (see `siri.health`), read without anything heavy."""
+"""Rules about numbers that go wrong (see `siri.train.judge`), read without anything heavy."""
 
 import re
 from collections.abc import Sequence

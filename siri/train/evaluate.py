@@ -163,7 +163,7 @@ def run_evaluation(source: str, options: Any) -> None:
     from rich.progress import MofNCompleteColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    from siri.batch import derive_seed
+    from siri.train.collect import derive_seed
     from siri.metrics import write_atomic
     from siri.model.policy import check_context, load_policy, pick_device
     from siri.rewards.pool import RewardPool

@@ -9,15 +9,15 @@ import torch
 
 from siri import checkpoint
 from siri.model.attention import choose
-from siri.batch import collect, derive_seed, make_samples, rollout_metrics
+from siri.train.collect import collect, derive_seed, make_samples, rollout_metrics
 from siri.config.sections import Config
 from siri.packing.flops import read_cost_ratio, sequence_cost
 from siri.data.problems import PromptSet, Sampler, load_prompts, resolve_path
 from siri.runtime.ranks import Ranks, join_ranks, shard
-from siri.dynamics import Dynamics
+from siri.train.dynamics import Dynamics
 from siri.errors import InputError
-from siri.evaluate import Evaluation, average, evaluate
-from siri.health import Health
+from siri.train.evaluate import Evaluation, average, evaluate
+from siri.train.judge import Health
 from siri.model.liger import apply_liger
 from siri.loggers import make_logger
 from siri.model.policy import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
@@ -32,7 +32,7 @@ from siri.saver import MAX_FAILURES, Saver
 from siri.runtime.signals import Interrupted, Stop
 from siri.packing.step_plan import StepTimes
 from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled
-from siri.update import update_policy
+from siri.train.learner import update_policy
 
 DONE, STOPPED = 0, 75
 """Exit codes: trained to the end; stopped by a signal with the state saved."""

@@ -17,8 +17,8 @@ from siri.model.attention import PackedLayout, choose
 from siri.config.sections import Config
 from siri.packing.flops import sequence_cost, training_flops
 from siri.runtime.ranks import ALONE, Arrays, Ranks, full
-from siri.health import Attempt
-from siri.mismatch import Mismatch
+from siri.train.judge import Attempt
+from siri.train.mismatch import Mismatch
 from siri.model.policy import Policy, packed_hidden
 from siri.packing import Cost, Plan, pack
 from siri.packing.step_plan import StepPlan

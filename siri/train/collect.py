@@ -19,7 +19,7 @@ from siri.rollout import Completion, Request, Rollout
 from siri.rollout.order import spread
 from siri.runtime.signals import Stop
 from siri.runtime.stopwatch import Stopwatch
-from siri.update import Sample
+from siri.train.learner import Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from siri.batch import Group
+    from siri.train.collect import Group
 
 BACKTRACKING = ("wait", "hold on")
 """Words that follow the cap in the paper."""
