@@ -314,7 +314,7 @@ def plot(source: str | Path, target: str | Path = "") -> Path:
         InputError: no such record, nothing in it to draw, or a folder that cannot be written.
     """
     from siri.charts import draw
-    from siri.metrics import write_atomic
+    from siri.store.jsonl import write_atomic
 
     record = read_record(source)
     picture = draw(ratio_chart, record)

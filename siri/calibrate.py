@@ -184,7 +184,7 @@ def _pack(model_config: Any, sequences: int, length: int, device: "torch.device"
 
 def run_calibrate(arguments: list[str]) -> int:
     """`siri bench calibrate RECIPE [--KEY VALUE ...]`: measure, write the file, and say how to use it."""
-    from siri.metrics import write_atomic
+    from siri.store.jsonl import write_atomic
 
     recipe = arguments[0]
     options = resolve(recipe, CalibrateOptions, arguments[1:], prog=f"siri bench calibrate {recipe}")

@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from siri.labels import place_labels
-from siri.metrics import RunRecord
+from siri.store.jsonl import RunRecord
 from siri.progress import effects, is_milestone, percent, tokens
 
 if TYPE_CHECKING:

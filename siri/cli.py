@@ -211,7 +211,7 @@ def compare_command(arguments: list[str]) -> int:
 
 def export_command(arguments: list[str]) -> int:
     source, target = _positional(arguments, "siri export CHECKPOINT FOLDER")
-    from siri.checkpoint import export
+    from siri.store.checkpoint import export
 
     print(export(Path(source), Path(target)))
     return 0

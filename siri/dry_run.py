@@ -15,7 +15,7 @@ from siri.model.policy import check_context, load_policy, pick_device
 from siri.plan import Machine, memory_plan
 from siri.rollout.engines import choose, vllm_options
 from siri.rollout.vllm import check_version, installed
-from siri.run import Resume, RunFolder
+from siri.store.run_folder import Resume, RunFolder
 from siri.train.loop import plan_token_budget
 
 

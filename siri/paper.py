@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from siri.errors import InputError
-from siri.metrics import efficiency_score
+from siri.store.jsonl import efficiency_score
 
 BENCHMARKS = {
     "AIME24": ("HuggingFaceH4/aime_2024@train", r"aime(20)?24", 30),

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from siri.metrics import efficiency_score, read_run
+from siri.store.jsonl import efficiency_score, read_run
 
 PHASE_STYLE = {"compression": "blue", "expansion": "dark_orange"}
 MISSING = "-"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from siri.model.attention import choose
-from siri.checkpoint import load_weights, read_state, verify
+from siri.store.checkpoint import load_weights, read_state, verify
 from siri.config.sections import Config
 from siri.runtime.ranks import full, join_ranks, leave_ranks, shard
 from siri.errors import InputError

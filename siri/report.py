@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from siri.charts import draw, pareto_chart, training_chart
-from siri.metrics import RunRecord, read_run, write_atomic
+from siri.store.jsonl import RunRecord, read_run, write_atomic
 from siri.page import PAGE, style
 from siri.progress import (
     HEADINGS,

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from siri.charts import LIGHT
-from siri.metrics import RunRecord
+from siri.store.jsonl import RunRecord
 from siri.progress import percent
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from typing import Any
 
 from siri.config.sections import Config, check_keys, from_settings, load_recipe
 from siri.errors import InputError
-from siri.metrics import MetricsLog, efficiency_score, read_jsonl
+from siri.store.jsonl import MetricsLog, efficiency_score, read_jsonl
 
 CHOICES = ("accuracy", "score")
 MACHINE_KEYS = {"token_budget", "checkpointing", "shard_across_nodes", "device", "reward_workers"}

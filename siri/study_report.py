@@ -8,7 +8,7 @@ from pathlib import Path
 from siri.compare import Curve, curve_of_row, curves_of_runs
 from siri.compare_text import tables
 from siri.errors import InputError
-from siri.metrics import write_atomic
+from siri.store.jsonl import write_atomic
 from siri.study import Study, choose, find, finished, read_study
 
 PICTURES = ("pareto", "steps", "training_tokens")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from siri.errors import InputError
-from siri.metrics import read_run
+from siri.store.jsonl import read_run
 from siri.study import Pair, Reasoner, Study, append, choose, find, finished
 
 STEP_KEYS = ("cap", "response_tokens_mean", "accuracy", "truncation_rate", "entropy", "zero_variance_groups")

@@ -78,8 +78,8 @@ def recipe(data: bytes) -> None:
 def run_folder(data: bytes) -> None:
     """config.json, metrics.jsonl, eval.jsonl of a run that is resumed, and the report's reading of them."""
     from siri.config.sections import Config
-    from siri.metrics import read_run
-    from siri.run import RunFolder
+    from siri.store.jsonl import read_run
+    from siri.store.run_folder import RunFolder
 
     which = ("config.json", "metrics.jsonl", "eval.jsonl")[len(data) % 3]
     run = folder() / "run"
@@ -101,7 +101,7 @@ def run_folder(data: bytes) -> None:
 
 def checkpoint(data: bytes) -> None:
     """A checkpoint's manifest, state or config: what is wrong is said in words."""
-    from siri.checkpoint import MANIFEST, newest_good, verify
+    from siri.store.checkpoint import MANIFEST, newest_good, verify
 
     steps = folder() / "checkpoints"
     shutil.rmtree(steps, ignore_errors=True)
@@ -149,10 +149,10 @@ def main(name: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["siri", "tomllib", "json"]):
-        import siri.checkpoint
+        import siri.store.checkpoint
         import siri.cli
         import siri.data.problems
-        import siri.run  # noqa: F401
+        import siri.store.run_folder  # noqa: F401
 
     corpus = folder() / "corpus"
     corpus.mkdir()

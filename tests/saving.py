@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from siri.checkpoint import whole_moments, whole_weights
+from siri.store.checkpoint import whole_moments, whole_weights
 from siri.runtime.ranks import ALONE
-from siri.saver import Saver
+from siri.store.saver import Saver
 
 
 def save_now(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from siri.metrics import MetricsLog
+from siri.store.jsonl import MetricsLog
 from siri.packing import pack
 from siri.schedule import LengthSchedule
 from siri.packing.step_plan import StepPlan, StepTimes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from siri.checkpoint import (
+from siri.store.checkpoint import (
     MANIFEST,
     OPTIMIZER,
     STATE,

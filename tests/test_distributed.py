@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from siri_kernels import chunked
 
 from siri import cli
-from siri.checkpoint import whole_moments
+from siri.store.checkpoint import whole_moments
 from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.model.policy import checkpoint_activations
 from siri.runtime.stopwatch import Stopwatch

@@ -14,7 +14,7 @@ import torch
 from siri.train import loop as trainer
 from siri.train import learner as update
 from siri import cli, replay
-from siri.checkpoint import newest_good
+from siri.store.checkpoint import newest_good
 from siri.errors import InputError
 from siri.config.rules import DEFAULTS, read_rules
 from tests.test_trainer import SMALL, reproducible, rows

@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from siri import cli
-from siri.checkpoint import newest_good, steps_done
+from siri.store.checkpoint import newest_good, steps_done
 
 SETTINGS = ["demo", "--eval-problems", "8", "--prompts-per-step", "4", "--save-every", "1"]
 NODE = Path(__file__).parent.parent / "launch" / "node.sh"

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from siri.errors import InputError
-from siri.loggers import LOGGERS, make_logger
+from siri.store.loggers import LOGGERS, make_logger
 
 ROW = {"step": 3, "phase": "compression", "cap": 64, "loss": 0.1, "entropy": float("nan"), "zero_variance_groups": 2}
 EVAL = {"step": 30, "name": "siri-low-1", "cap": 96, "accuracy": 0.75, "pass_at_k": {"1": 0.75, "8": 0.9}}

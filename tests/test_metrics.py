@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siri.errors import InputError
-from siri.metrics import MetricsLog, read_jsonl, read_run
+from siri.store.jsonl import MetricsLog, read_jsonl, read_run
 
 ROW = {"step": 3, "phase": "compression", "cap": 64, "loss": 0.1, "entropy": float("nan"), "zero_variance_groups": 2}
 EVAL = {"step": 30, "name": "siri-low-1", "cap": 96, "accuracy": 0.75, "pass_at_k": {"1": 0.75, "8": 0.9}}
@@ -20,7 +20,7 @@ EVAL = {"step": 30, "name": "siri-low-1", "cap": 96, "accuracy": 0.75, "pass_at_
 
 def test_imports_are_light():
     code = (
-        "import sys, time; t = time.process_time(); import siri.metrics, siri.progress, siri.report, siri.doctor;"
+        "import sys, time; t = time.process_time(); import siri.store.jsonl, siri.progress, siri.report, siri.doctor;"
         "print(time.process_time() - t, *{'torch', 'matplotlib', 'numpy', 'transformers'} & set(sys.modules))"
     )
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
@@ -151,7 +151,7 @@ def test_a_kill_while_truncating_leaves_the_old_file(tmp_path, monkeypatch):
         assert json.loads(Path(source).read_text()) == {"step": 0}, "the new file must be whole before it is moved"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("siri.metrics.os.replace", killed)
+    monkeypatch.setattr("siri.store.jsonl.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         MetricsLog(path).truncate(1)
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n'

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from siri.model import offload
-from siri.checkpoint import restore
+from siri.store.checkpoint import restore
 from siri.runtime.ranks import ALONE, full, shard
 from siri.model.offload import HostAdamW
 from siri.runtime.stopwatch import Stopwatch

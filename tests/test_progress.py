@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from siri.errors import InputError
-from siri.metrics import read_run
+from siri.store.jsonl import read_run
 from siri.progress import (
     TrainProgress,
     closing_table,

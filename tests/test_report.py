@@ -12,7 +12,7 @@ from PIL import Image
 
 from siri import charts
 from siri.errors import InputError
-from siri.metrics import MetricsLog, read_run
+from siri.store.jsonl import MetricsLog, read_run
 from siri.progress import effect_cells, effects
 from siri.report import write_report
 from tests.synthetic_run import LARGE, make_run

@@ -12,7 +12,7 @@ from siri import cli
 from siri.config.sections import Config
 from siri.errors import InputError
 from siri.train.evaluate import Evaluation
-from siri.run import RunFolder
+from siri.store.run_folder import RunFolder
 from tests.test_trainer import SMALL, rows
 
 CONFIG = Config(model="m", data="d")

@@ -13,12 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from siri import cli, saver
-from siri.checkpoint import checkpoints, discard_after, newest_good, restore, verify
+from siri.store import saver
+from siri import cli
+from siri.store.checkpoint import checkpoints, discard_after, newest_good, restore, verify
 from siri.runtime.ranks import ALONE, Ranks, full, shard
 from siri.errors import InputError
 from siri.model.offload import HostAdamW
-from siri.saver import MAX_FAILURES, Saver
+from siri.store.saver import MAX_FAILURES, Saver
 from tests.saving import save_now, tensors
 from tests.test_distributed import join, spawn
 from tests.test_trainer import SMALL

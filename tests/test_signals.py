@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from siri.checkpoint import newest_good
+from siri.store.checkpoint import newest_good
 from siri.runtime.signals import Interrupted, Stop
 from tests.processes import finish, start
 
@@ -116,7 +116,8 @@ def test_the_second_signal_ends_it_at_once(tmp_path, first, second, fault):
     folder = tmp_path / "run"
     stuck = """
 import sys, time
-from siri import cli, saver
+from siri.store import saver
+from siri import cli
 def write(*args, **options):
     print("saving", flush=True)
     time.sleep(600)

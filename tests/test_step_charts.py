@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from siri import charts
-from siri.metrics import MetricsLog, read_run
+from siri.store.jsonl import MetricsLog, read_run
 from siri.step_charts import PARTS, chosen_plans, parts_of, plan_chart, time_chart
 from tests.synthetic_run import make_run
 

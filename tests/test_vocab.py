@@ -8,7 +8,7 @@ import torch.distributed as dist
 from siri_kernels import chunked
 from transformers import AutoModelForCausalLM
 
-from siri.checkpoint import export, restore
+from siri.store.checkpoint import export, restore
 from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.errors import InputError
 from siri.rollout import Request

@@ -76,7 +76,7 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
-    from siri.checkpoint import is_checkpoint, load_weights, verify
+    from siri.store.checkpoint import is_checkpoint, load_weights, verify
 
     folder = str(resolve_path(source))
     if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():

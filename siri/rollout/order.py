@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from siri.metrics import MetricsLog, read_jsonl
+from siri.store.jsonl import MetricsLog, read_jsonl
 
 
 class ExpectedLengths:

@@ -13,7 +13,7 @@ from typing import Any
 from siri.data.problems import PromptSet, load_prompts
 from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
-from siri.metrics import MetricsLog, efficiency_score
+from siri.store.jsonl import MetricsLog, efficiency_score
 from siri.model.policy import Policy
 from siri.rollout import Progress, Request, Rollout
 from siri.runtime.signals import Stop
@@ -164,7 +164,7 @@ def run_evaluation(source: str, options: Any) -> None:
     from rich.progress import Progress as Bar
 
     from siri.train.collect import derive_seed
-    from siri.metrics import write_atomic
+    from siri.store.jsonl import write_atomic
     from siri.model.policy import check_context, load_policy, pick_device
     from siri.rewards.pool import RewardPool
     from siri.rollout.engines import choose, make_engine

@@ -28,7 +28,7 @@ from siri_kernels import merge_metrics
 
 from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
-from siri.metrics import MetricsLog
+from siri.store.jsonl import MetricsLog
 from siri.config.rules import DEFAULTS, read_rules
 
 
@@ -55,7 +55,7 @@ class Health:
     """Judges each optimizer step of a run. Every rank has one and makes the same calls, and comes to the same end."""
 
     def __init__(self, config: Any, folder: Path, policy: Any, optimizer: Any, *, ranks: Ranks = ALONE):
-        from siri.saver import Saver
+        from siri.store.saver import Saver
 
         self.config, self.policy, self.optimizer, self.ranks = config, policy, optimizer, ranks
         self.rules = read_rules(config.health)

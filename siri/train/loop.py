@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from siri import checkpoint
+from siri.store import checkpoint
 from siri.model.attention import choose
 from siri.train.collect import collect, derive_seed, make_samples, rollout_metrics
 from siri.config.sections import Config
@@ -19,7 +19,7 @@ from siri.errors import InputError
 from siri.train.evaluate import Evaluation, average, evaluate
 from siri.train.judge import Health
 from siri.model.liger import apply_liger
-from siri.loggers import make_logger
+from siri.store.loggers import make_logger
 from siri.model.policy import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
 from siri.model.offload import HostAdamW
 from siri.plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
@@ -27,8 +27,8 @@ from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.rewards.pool import RewardPool
 from siri.rollout.engines import make_engine
-from siri.run import Resume, RunFolder
-from siri.saver import MAX_FAILURES, Saver
+from siri.store.run_folder import Resume, RunFolder
+from siri.store.saver import MAX_FAILURES, Saver
 from siri.runtime.signals import Interrupted, Stop
 from siri.packing.step_plan import StepTimes
 from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from siri.errors import InputError
-from siri.metrics import plain, write_atomic
+from siri.store.jsonl import plain, write_atomic
 
 LOGGERS = ("none", "tensorboard", "wandb", "trackio")
 INSTALL_LOGGERS = "pip install -e ./kernels -e '.[loggers]'"

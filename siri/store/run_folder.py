@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from siri.checkpoint import discard_after, newest_good, read_state
+from siri.store.checkpoint import discard_after, newest_good, read_state
 from siri.config.sections import Config
 from siri.errors import InputError, parse_json
-from siri.metrics import MetricsLog, write_atomic
+from siri.store.jsonl import MetricsLog, write_atomic
 
 Resume = Literal["never", "must", "auto"]
 

@@ -1,4 +1,4 @@
-"""What a run records: JSON lines that survive a crash; `siri.loggers` mirrors them elsewhere.
+"""What a run records: JSON lines that survive a crash; `siri.store.loggers` mirrors them elsewhere.
 
 `metrics.jsonl` holds one object a training step, `eval.jsonl` one object an evaluation. Both are plain appends: a
 process killed in the middle of a write leaves at most one torn last line; reading ignores it, the next write drops it.

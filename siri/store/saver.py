@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from siri import checkpoint
-from siri.checkpoint import OPTIMIZER, STATE, WEIGHTS
+from siri.store import checkpoint
+from siri.store.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError, first_line
 from siri.model.policy import Policy
-from siri.pieces import Piece, moments_of, weights_of, write_pieces
+from siri.store.shards import Piece, moments_of, weights_of, write_pieces
 
 MAX_FAILURES = 3
 """So many saves that fail one after the other end the run."""
