@@ -2,7 +2,7 @@
 
 `python bench/train_step.py [--size tiny|1.5b] [--out FILE]` measures at each cap of the size, on responses of lognormal
 length (median 0.45 of the cap, sigma 0.7, cut at the cap): tokens/s, model FLOPs utilisation, peak memory beside what
-`siri.plan` predicts, and the share of the head.
+`siri.planning.memory_plan` predicts, and the share of the head.
 
 siri packed          `siri.train.learner`: lock-step packing, packed attention, fused head and loss
 padded full logits   transformers as it comes: all responses right-padded to the longest of the batch, logits in memory
@@ -34,9 +34,9 @@ from siri_kernels import grpo_loss
 from siri.config.sections import Config
 from siri.packing.flops import training_flops
 from siri.runtime.ranks import Ranks, full, join_ranks, leave_ranks, shard
-from siri.memory import LEVELS, kept_and_redone
+from siri.planning.formulas import LEVELS, kept_and_redone
 from siri.model.policy import Policy, allocate, checkpoint_activations
-from siri.plan import Machine, MemoryPlan, memory_plan, update_peak
+from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation
 from siri.train.learner import Sample, update_policy
 

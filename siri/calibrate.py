@@ -95,7 +95,7 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
     from siri.model.attention import choose
     from siri.model.liger import apply_liger
     from siri.model.policy import ARCHITECTURES, checkpoint_activations, pick_device
-    from siri.plan import load_model_config
+    from siri.planning.memory_plan import load_model_config
     from siri.runtime.stopwatch import Stopwatch
     from siri.train.learner import policy_loss
 

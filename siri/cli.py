@@ -158,7 +158,7 @@ def eval_command(arguments: list[str]) -> int:
 
 
 def plan_command(arguments: list[str]) -> int:
-    from siri.plan_command import PlanOptions, run_plan
+    from siri.planning.tables import PlanOptions, run_plan
 
     if arguments and arguments[0] in ("--help", "-h"):
         parse(PlanOptions, ["--help"], prog="siri plan RECIPE")

@@ -12,7 +12,7 @@ from siri.config.sections import Config
 from siri.packing.flops import read_cost_ratio
 from siri.data.problems import load_prompts
 from siri.model.policy import check_context, load_policy, pick_device
-from siri.plan import Machine, memory_plan
+from siri.planning.memory_plan import Machine, memory_plan
 from siri.rollout.engines import choose, vllm_options
 from siri.rollout.vllm import check_version, installed
 from siri.store.run_folder import Resume, RunFolder
@@ -85,7 +85,7 @@ def engine_lines(config: Config, mode: str, ranks: int, context: int, run_dir: P
 
 
 def _print(config: Config, lines: list[str], plan: Any, gpu: bool) -> None:
-    from siri.plan_command import print_plan
+    from siri.planning.tables import print_plan
 
     print(f"{config.model} would be trained.")
     for line in lines:

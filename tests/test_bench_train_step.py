@@ -88,7 +88,7 @@ def test_plans_at_real_sizes():
 def test_the_prediction_is_that_of_the_plan():
     """What the trainer would print, without the rollout engine's weights, which this program does not hold."""
     from siri.config.sections import Config
-    from siri.plan import Machine, memory_plan, update_peak
+    from siri.planning.memory_plan import Machine, memory_plan, update_peak
 
     setup = planned(141 * 10**9)
     config = Config(token_budget=24_576, checkpointing="none", max_prompt_tokens=128)

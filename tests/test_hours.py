@@ -8,9 +8,9 @@ import pytest
 from siri.config.sections import Config
 from siri.packing.flops import training_flops
 from siri.errors import InputError
-from siri.hours import PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours
-from siri.plan import Machine, memory_plan
-from siri.plan_command import run_plan
+from siri.planning.hours import PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours
+from siri.planning.memory_plan import Machine, memory_plan
+from siri.planning.tables import run_plan
 from tests.test_memory import R1_1_5B, R1_7B, qwen2
 from tests.tiny import save_tiny
 

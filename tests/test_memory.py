@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from siri.model.attention import PackedLayout
-from siri.memory import (
+from siri.planning.formulas import (
     LEVELS,
     head_bytes,
     kept_and_redone,

@@ -9,9 +9,9 @@ import torch
 from siri.config.sections import Config
 from siri.runtime.ranks import Ranks
 from siri.errors import InputError
-from siri.memory import RESERVE, embedded_cache_tokens
-from siri.plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine, update_peak
-from siri.plan_command import find_gpu, print_plan, run_plan
+from siri.planning.formulas import RESERVE, embedded_cache_tokens
+from siri.planning.memory_plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine, update_peak
+from siri.planning.tables import find_gpu, print_plan, run_plan
 from siri.rollout.local import held_bytes
 from siri.train.loop import _plan_memory
 from tests.test_memory import R1_1_5B, R1_7B, VARIANTS, qwen2
@@ -198,11 +198,11 @@ def test_vllm_takes_its_share_while_it_samples_and_none_in_the_update(small):
 
 
 def test_the_engine_of_a_configuration(monkeypatch):
-    monkeypatch.setattr("siri.plan.find_spec", lambda name: None)
+    monkeypatch.setattr("siri.planning.memory_plan.find_spec", lambda name: None)
     assert rollout_engine(Config()) == rollout_engine(Config(rollout="local")) == "local"
     assert rollout_engine(Config(rollout="vllm")) == "colocated"
     assert rollout_engine(Config(rollout_servers=("http://a:1",))) == "served"
-    monkeypatch.setattr("siri.plan.find_spec", lambda name: name == "vllm")
+    monkeypatch.setattr("siri.planning.memory_plan.find_spec", lambda name: name == "vllm")
     assert rollout_engine(Config()) == "colocated"
 
 

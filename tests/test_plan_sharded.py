@@ -10,7 +10,7 @@ from siri.model.attention import PackedLayout
 from siri.config.sections import Config
 from siri.runtime.ranks import join_ranks, shard
 from siri.model.policy import packed_hidden
-from siri.plan import Machine, memory_plan
+from siri.planning.memory_plan import Machine, memory_plan
 from tests.test_distributed import join, spawn, train
 from tests.tiny import tiny_model, tiny_policy
 

@@ -7,7 +7,7 @@ import pytest
 
 from siri.packing.flops import sequence_cost
 from siri.packing import pack
-from siri.plan import load_model_config
+from siri.planning.memory_plan import load_model_config
 from siri.packing.step_plan import StepPlan, StepTimes
 from tests.test_trainer import rows, train
 

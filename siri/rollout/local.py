@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from siri.runtime.ranks import full
-from siri.memory import embedded_cache_tokens
+from siri.planning.formulas import embedded_cache_tokens
 from siri.model.policy import Policy, allocate, load_policy
 from siri.rollout import Completion, Progress, Request
 

@@ -22,7 +22,7 @@ from siri.model.liger import apply_liger
 from siri.store.loggers import make_logger
 from siri.model.policy import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
 from siri.model.offload import HostAdamW
-from siri.plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
+from siri.planning.memory_plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
 from siri.progress import TrainProgress, print_closing
 from siri.report import write_report
 from siri.rewards.pool import RewardPool
@@ -271,7 +271,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
 
 def _plan_memory(config: Config, policy: Policy, ranks: Ranks, quiet: bool) -> MemoryPlan:
     """Print what the run will need of a GPU's memory."""
-    from siri.plan_command import print_plan
+    from siri.planning.tables import print_plan
     from siri.rollout import engines
 
     gpu = torch.cuda.get_device_properties(policy.device)

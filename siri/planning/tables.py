@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from siri.config.sections import Config, resolve
 from siri.errors import InputError
-from siri.hours import (
+from siri.planning.hours import (
     DECODE_SHARE,
     MEDIAN_SHARE,
     PROMPT_TOKENS,
@@ -13,8 +13,8 @@ from siri.hours import (
     RunHours,
     run_hours,
 )
-from siri.memory import RESERVE
-from siri.plan import Machine, MemoryPlan, load_model_config, memory_plan
+from siri.planning.formulas import RESERVE
+from siri.planning.memory_plan import Machine, MemoryPlan, load_model_config, memory_plan
 
 
 @dataclass(frozen=True)

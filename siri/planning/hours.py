@@ -17,7 +17,7 @@ import numpy as np
 
 from siri.config.sections import Config
 from siri.packing.flops import training_flops
-from siri.plan import MemoryPlan, caps
+from siri.planning.memory_plan import MemoryPlan, caps
 
 MEDIAN_SHARE, SIGMA = 0.45, 0.7
 """Assumed lengths of responses: lognormal, this share of the cap in the median, cut at the cap."""
