@@ -287,7 +287,7 @@ def _is_ours(impl: str) -> bool:
 
 
 def _light(name: str) -> str:
-    from siri.charts import LIGHT
+    from siri.report.charts import LIGHT
 
     return LIGHT[name]
 
@@ -313,7 +313,7 @@ def plot(source: str | Path, target: str | Path = "") -> Path:
     Raises:
         InputError: no such record, nothing in it to draw, or a folder that cannot be written.
     """
-    from siri.charts import draw
+    from siri.report.charts import draw
     from siri.store.jsonl import write_atomic
 
     record = read_record(source)

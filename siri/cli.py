@@ -127,7 +127,7 @@ def train_command(arguments: list[str]) -> int:
         if not getattr(config, key):
             raise InputError(f"{key} is not set; give --{key}")
     from siri.runtime.ranks import leave_ranks, recorded
-    from siri.paper import expand
+    from siri.report.paper import expand
     from siri.train.loop import train
 
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
@@ -151,7 +151,7 @@ def eval_command(arguments: list[str]) -> int:
     if not options.data:
         raise InputError("siri eval needs problems; give --data FILE ..., or --data paper for the paper's four sets")
     from siri.train.evaluate import run_evaluation
-    from siri.paper import expand
+    from siri.report.paper import expand
 
     run_evaluation(arguments[0], replace(options, data=expand(options.data)))
     return 0
@@ -171,14 +171,14 @@ def report_command(arguments: list[str]) -> int:
     if "--paper" in arguments:
         return _paper_command([argument for argument in arguments if argument != "--paper"])
     (run,) = _positional(arguments, "siri report RUN")
-    from siri.report import write_report
+    from siri.report.html import write_report
 
     print(write_report(Path(run)))
     return 0
 
 
 def _paper_command(arguments: list[str]) -> int:
-    from siri.paper import PaperOptions, print_paper
+    from siri.report.paper import PaperOptions, print_paper
 
     files = [argument for argument in arguments if argument.endswith(".json")]
     options = parse(PaperOptions, [one for one in arguments if one not in files], prog="siri report --paper")

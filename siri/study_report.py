@@ -98,7 +98,7 @@ def write_comparison(curves: Sequence[Curve], folder: Path | None, *, reference:
     """The table as Markdown; with a folder, also table.md and the pictures in it."""
     text = tables(curves, reference)
     if folder:
-        from siri.charts import draw
+        from siri.report.charts import draw
         from siri.study_charts import pareto_chart, steps_chart, training_tokens_chart
 
         folder.mkdir(exist_ok=True)

@@ -111,7 +111,7 @@ def test_no_lag_without_a_moving_cap_or_without_a_response_to_it():
 
 
 def test_the_report_shows_phases_and_lag(tmp_path):
-    from siri.report import write_report
+    from siri.report.html import write_report
     from tests.synthetic_run import make_run
 
     text = write_report(make_run(tmp_path / "run")).read_text()

@@ -12,7 +12,7 @@ from siri.cli import main
 from siri.data.problems import PromptSet
 from siri.errors import InputError
 from siri.train.evaluate import Evaluation, average, efficiency_score, evaluate, pass_at_k
-from siri.progress import effects
+from siri.report.terminal import effects
 from siri.rollout import Completion
 from tests.tiny import save_tiny
 
@@ -69,7 +69,7 @@ def test_efficiency_score_of_the_base_and_beyond():
 
 
 def test_the_closing_table_has_the_same_score():
-    """siri.progress works on rows of eval.jsonl; both have to mean the same."""
+    """siri.report.terminal works on rows of eval.jsonl; both have to mean the same."""
     for size, _, figures, _ in PRINTED:
         rows = [
             {

@@ -6,7 +6,7 @@ import pytest
 
 from siri.cli import main
 from siri.errors import InputError
-from siri.paper import (
+from siri.report.paper import (
     BENCHMARKS,
     PROTOCOL,
     SCORES,

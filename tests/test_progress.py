@@ -6,7 +6,7 @@ from rich.console import Console
 
 from siri.errors import InputError
 from siri.store.jsonl import read_run
-from siri.progress import (
+from siri.report.terminal import (
     TrainProgress,
     closing_table,
     compact,

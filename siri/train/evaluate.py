@@ -289,7 +289,7 @@ class Partial:
 def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
     from rich.table import Table
 
-    from siri.progress import percent
+    from siri.report.terminal import percent
 
     figures = row["benchmarks"]
     best = max(next(iter(figures.values()))["pass_at_k"], key=int)

@@ -23,8 +23,8 @@ from siri.store.loggers import make_logger
 from siri.model.policy import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
 from siri.model.offload import HostAdamW
 from siri.planning.memory_plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
-from siri.progress import TrainProgress, print_closing
-from siri.report import write_report
+from siri.report.terminal import TrainProgress, print_closing
+from siri.report.html import write_report
 from siri.rewards.pool import RewardPool
 from siri.rollout.engines import make_engine
 from siri.store.run_folder import Resume, RunFolder

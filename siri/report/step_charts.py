@@ -1,6 +1,6 @@
 """The two pictures of a step: where its time goes, and how its sequences were dealt to ranks and micro-steps.
 
-Same style and colours as `siri.charts`, whose `draw` makes the files. matplotlib is imported on first use.
+Same style and colours as `siri.report.charts`, whose `draw` makes the files. matplotlib is imported on first use.
 """
 
 import math
@@ -9,9 +9,9 @@ from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from siri.charts import LIGHT
+from siri.report.charts import LIGHT
 from siri.store.jsonl import RunRecord
-from siri.progress import percent
+from siri.report.terminal import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

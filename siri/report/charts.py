@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-from siri.labels import place_labels
+from siri.report.labels import place_labels
 from siri.store.jsonl import RunRecord
-from siri.progress import effects, is_milestone, percent, tokens
+from siri.report.terminal import effects, is_milestone, percent, tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from siri.charts import draw, pareto_chart, training_chart
+from siri.report.charts import draw, pareto_chart, training_chart
 from siri.store.jsonl import RunRecord, read_run, write_atomic
-from siri.page import PAGE, style
-from siri.progress import (
+from siri.report.page import PAGE, style
+from siri.report.terminal import (
     HEADINGS,
     Effect,
     caption,
@@ -24,7 +24,7 @@ from siri.progress import (
     tokens,
     verdict,
 )
-from siri.step_charts import chosen_plans, parts_of, plan_chart, time_chart
+from siri.report.step_charts import chosen_plans, parts_of, plan_chart, time_chart
 
 MINUS = "\N{MINUS SIGN}"
 FACTS = (

@@ -1,6 +1,6 @@
 """The frame of `report.html`: markup around the body, and the style, light and dark."""
 
-from siri.charts import DARK, LIGHT
+from siri.report.charts import DARK, LIGHT
 
 
 def style() -> str:
