@@ -189,7 +189,7 @@ def _paper_command(arguments: list[str]) -> int:
 
 
 def study_command(arguments: list[str]) -> int:
-    from siri.study_report import StudyOptions, run_study
+    from siri.study.report import StudyOptions, run_study
 
     if arguments and arguments[0] in ("--help", "-h"):
         parse(StudyOptions, ["--help"], prog="siri study STUDY.toml")
@@ -199,7 +199,7 @@ def study_command(arguments: list[str]) -> int:
 
 
 def compare_command(arguments: list[str]) -> int:
-    from siri.study_report import CompareOptions, run_compare
+    from siri.study.report import CompareOptions, run_compare
 
     if arguments and arguments[0] in ("--help", "-h"):
         parse(CompareOptions, ["--help"], prog="siri compare RUN RUN ...")

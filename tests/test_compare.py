@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from siri.compare import (
+from siri.study.compare import (
     Curve,
     accuracy_after,
     accuracy_within,
@@ -16,7 +16,7 @@ from siri.compare import (
     shared_steps,
     tokens_reaching,
 )
-from siri.compare_text import tables
+from siri.study.tables import tables
 from siri.errors import InputError
 
 

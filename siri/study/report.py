@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from siri.compare import Curve, curve_of_row, curves_of_runs
-from siri.compare_text import tables
+from siri.study.compare import Curve, curve_of_row, curves_of_runs
+from siri.study.tables import tables
 from siri.errors import InputError
 from siri.store.jsonl import write_atomic
-from siri.study import Study, choose, find, finished, read_study
+from siri.study.study import Study, choose, find, finished, read_study
 
 PICTURES = ("pareto", "steps", "training_tokens")
 
@@ -45,7 +45,7 @@ class CompareOptions:
 
 def run_study(path: str, options: StudyOptions) -> int:
     """`siri study`: run what is missing, then write table.md and the pictures beside the study file; the exit code."""
-    from siri.study_run import Stopped, run_pairs
+    from siri.study.runner import Stopped, run_pairs
 
     study = read_study(path)
     if not options.draw:
@@ -99,7 +99,7 @@ def write_comparison(curves: Sequence[Curve], folder: Path | None, *, reference:
     text = tables(curves, reference)
     if folder:
         from siri.report.charts import draw
-        from siri.study_charts import pareto_chart, steps_chart, training_tokens_chart
+        from siri.study.charts import pareto_chart, steps_chart, training_tokens_chart
 
         folder.mkdir(exist_ok=True)
         write_atomic(folder / "table.md", (f"{head}\n\n" if head else "").encode() + text.encode())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from siri.compare import ArmRow, Curve, Levels, by_arm, compare, estimate
+from siri.study.compare import ArmRow, Curve, Levels, by_arm, compare, estimate
 from siri.train.dynamics import COLUMNS, by_phase, length_lag
 
 

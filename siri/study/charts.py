@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from siri.report.charts import LIGHT
-from siri.compare import Curve, Estimate, by_arm, estimate
+from siri.study.compare import Curve, Estimate, by_arm, estimate
 from siri.report.labels import place_labels
 
 if TYPE_CHECKING:
