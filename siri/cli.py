@@ -134,7 +134,7 @@ def train_command(arguments: list[str]) -> int:
     run_dir = Path(options.run_dir or f"runs/{name}")
     config = replace(config, eval_data=expand(config.eval_data))
     if options.dry_run:
-        from siri.dry_run import dry_run
+        from siri.commands.dry_run import dry_run
 
         return dry_run(config, run_dir, recipe=name, resume=resume)
     code = recorded(lambda: train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet))
@@ -219,27 +219,27 @@ def export_command(arguments: list[str]) -> int:
 
 def replay_command(arguments: list[str]) -> int:
     (bundle,) = _positional(arguments, "siri replay BUNDLE")
-    from siri.replay import run_replay
+    from siri.commands.replay import run_replay
 
     return run_replay(Path(bundle))
 
 
 def bench_command(arguments: list[str]) -> int:
     if arguments[:1] == ["calibrate"]:
-        from siri.calibrate import CalibrateOptions, run_calibrate
+        from siri.commands.calibrate import CalibrateOptions, run_calibrate
 
         if arguments[1:] and arguments[1] in ("--help", "-h"):
             parse(CalibrateOptions, ["--help"], prog="siri bench calibrate RECIPE")
         if not arguments[1:] or arguments[1].startswith("-"):
             raise InputError(f"siri bench calibrate needs a recipe: {', '.join(recipe_names())}, or a .toml file")
         return run_calibrate(arguments[1:])
-    from siri.bench import BenchOptions, run_bench
+    from siri.commands.bench import BenchOptions, run_bench
 
     return run_bench(parse(BenchOptions, arguments, prog="siri bench"))
 
 
 def doctor_command(arguments: list[str]) -> int:
-    from siri.doctor import collect, run_doctor
+    from siri.commands.doctor import collect, run_doctor
 
     if arguments == ["--json"]:
         print(json.dumps(collect(), indent=1))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from siri.bench import Record, plot, ratio_chart, read_record, regressions
+from siri.commands.bench import Record, plot, ratio_chart, read_record, regressions
 from siri.cli import main
 from siri.errors import InputError
 

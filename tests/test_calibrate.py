@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from siri import calibrate
-from siri.calibrate import fit_ratio, pack_times
+from siri.commands import calibrate
+from siri.commands.calibrate import fit_ratio, pack_times
 from siri.cli import main
 from siri.packing.flops import forward_flops, read_cost_ratio
 from siri.errors import InputError

@@ -12,7 +12,7 @@ import torch
 from packaging.requirements import Requirement
 
 import siri
-from siri import doctor
+from siri.commands import doctor
 
 
 def by_name():
@@ -21,7 +21,7 @@ def by_name():
 
 def test_run_prints_everything_within_five_seconds_and_without_heavy_imports():
     code = (
-        "import sys, time; from siri.doctor import run_doctor; code = run_doctor();"
+        "import sys, time; from siri.commands.doctor import run_doctor; code = run_doctor();"
         "print('seconds', time.process_time(), 'code', code);"
         "print('heavy', *{'transformers', 'datasets', 'matplotlib', 'vllm', 'math_verify', 'wandb'} & set(sys.modules))"
     )
@@ -138,7 +138,7 @@ def test_extras_agree_with_the_package():
     sources = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "doctor.py")
     for extra in doctor.EXTRAS:
         imported = re.search(rf"(import|from)\s+(torch\.utils\.)?{extra.module}\b", sources) is not None
-        assert imported == extra.used, f"siri/doctor.py says used={extra.used} of {extra.package}"
+        assert imported == extra.used, f"siri/commands/doctor.py says used={extra.used} of {extra.package}"
 
 
 class Card:

@@ -13,7 +13,8 @@ import torch
 
 from siri.train import loop as trainer
 from siri.train import learner as update
-from siri import cli, replay
+from siri.commands import replay
+from siri import cli
 from siri.store.checkpoint import newest_good
 from siri.errors import InputError
 from siri.config.rules import DEFAULTS, read_rules

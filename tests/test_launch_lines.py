@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from siri import dry_run as dry
+from siri.commands import dry_run as dry
 from siri.cli import main
 from siri.rollout.served import LAUNCH, REQUIRED
 from tests.tiny import save_tiny

@@ -48,7 +48,7 @@ def test_the_table_of_goals(record):
 
 
 def test_siri_bench_reads_it(record, tmp_path, capsys, monkeypatch):
-    from siri.bench import compare, read_record
+    from siri.commands.bench import compare, read_record
     from siri.cli import main
 
     found = read_record(record)
