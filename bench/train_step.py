@@ -32,11 +32,11 @@ from model_sizes import MODELS
 from siri_kernels import grpo_loss
 
 from siri.config.sections import Config
-from siri.packing.flops import training_flops
-from siri.runtime.ranks import Ranks, full, join_ranks, leave_ranks, shard
-from siri.planning.formulas import LEVELS, kept_and_redone
 from siri.model.policy import Policy, allocate, checkpoint_activations
+from siri.packing.flops import training_flops
+from siri.planning.formulas import LEVELS, kept_and_redone
 from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
+from siri.runtime.ranks import Ranks, full, join_ranks, leave_ranks, shard
 from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation
 from siri.train.learner import Sample, update_policy
 

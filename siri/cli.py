@@ -126,8 +126,8 @@ def train_command(arguments: list[str]) -> int:
     for key in ("model", "data"):
         if not getattr(config, key):
             raise InputError(f"{key} is not set; give --{key}")
-    from siri.runtime.ranks import leave_ranks, recorded
     from siri.report.paper import expand
+    from siri.runtime.ranks import leave_ranks, recorded
     from siri.train.loop import train
 
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
@@ -150,8 +150,8 @@ def eval_command(arguments: list[str]) -> int:
     options = parse(EvalOptions, arguments[1:], prog="siri eval MODEL")
     if not options.data:
         raise InputError("siri eval needs problems; give --data FILE ..., or --data paper for the paper's four sets")
-    from siri.train.evaluate import run_evaluation
     from siri.report.paper import expand
+    from siri.train.evaluate import run_evaluation
 
     run_evaluation(arguments[0], replace(options, data=expand(options.data)))
     return 0

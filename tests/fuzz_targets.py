@@ -149,9 +149,9 @@ def main(name: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["siri", "tomllib", "json"]):
-        import siri.store.checkpoint
         import siri.cli
         import siri.data.problems
+        import siri.store.checkpoint
         import siri.store.run_folder  # noqa: F401
 
     corpus = folder() / "corpus"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from siri.store.checkpoint import whole_moments, whole_weights
 from siri.runtime.ranks import ALONE
+from siri.store.checkpoint import whole_moments, whole_weights
 from siri.store.saver import Saver
 
 

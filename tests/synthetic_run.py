@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from siri.store.jsonl import MetricsLog
 from siri.packing import pack
-from siri.schedule import LengthSchedule
 from siri.packing.step_plan import StepPlan, StepTimes
+from siri.schedule import LengthSchedule
+from siri.store.jsonl import MetricsLog
 
 DEMO = {
     "steps": 120,

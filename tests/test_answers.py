@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from siri.rewards.answers import last_boxed, same_answer
 from siri.rewards import math_reward
+from siri.rewards.answers import last_boxed, same_answer
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from siri.errors import InputError
 from siri.model import attention
 from siri.model.attention import PackedLayout, varlen_attention
-from siri.errors import InputError
 from tests.synchronisations import Synchronisations
 
 CPU = torch.device("cpu")
@@ -321,8 +321,8 @@ def test_selective_checkpointing_keeps_the_result_of_each_backend():
 
 def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
     """From the setting to each layer: the stand-in attends for whole models, with the numbers of sdpa."""
-    from siri.train import learner as update
     from siri.runtime.stopwatch import Stopwatch
+    from siri.train import learner as update
     from tests.test_update import config, make_samples
     from tests.tiny import tiny_policy
 

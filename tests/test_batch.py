@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from siri.advantages import group_advantages
-from siri.train.collect import Group, collect, from_arrays, make_samples, rollout_metrics, soft_penalty, to_arrays
 from siri.config.sections import Config
 from siri.data.problems import PromptSet, Sampler
-from siri.runtime.ranks import Ranks, _from_bytes, _to_bytes
 from siri.rollout import Completion
+from siri.runtime.ranks import Ranks, _from_bytes, _to_bytes
 from siri.runtime.stopwatch import Stopwatch
+from siri.train.collect import Group, collect, from_arrays, make_samples, rollout_metrics, soft_penalty, to_arrays
 
 
 def config(**settings) -> Config:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from siri.commands.bench import Record, plot, ratio_chart, read_record, regressions
 from siri.cli import main
+from siri.commands.bench import Record, plot, ratio_chart, read_record, regressions
 from siri.errors import InputError
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from siri.cli import main
 from siri.commands import calibrate
 from siri.commands.calibrate import fit_ratio, pack_times
-from siri.cli import main
-from siri.packing.flops import forward_flops, read_cost_ratio
 from siri.errors import InputError
+from siri.packing.flops import forward_flops, read_cost_ratio
 from tests.tiny import save_tiny, tiny_model
 
 PACKS = [(16, 64), (4, 256), (1, 1024)]

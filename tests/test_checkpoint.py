@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from siri.errors import InputError
+from siri.model.policy import load_policy
 from siri.store.checkpoint import (
     MANIFEST,
     OPTIMIZER,
@@ -23,8 +25,6 @@ from siri.store.checkpoint import (
     restore,
     verify,
 )
-from siri.errors import InputError
-from siri.model.policy import load_policy
 from tests.saving import file_of, save_now, tensors
 from tests.tiny import bpe_tokenizer, save_tiny
 

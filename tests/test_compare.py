@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from siri.errors import InputError
 from siri.study.compare import (
     Curve,
     accuracy_after,
@@ -17,7 +18,6 @@ from siri.study.compare import (
     tokens_reaching,
 )
 from siri.study.tables import tables
-from siri.errors import InputError
 
 
 def curve(points, arm="a", seed=0, cap=100, names=None, steps=None) -> Curve:

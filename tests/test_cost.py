@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from siri.packing.flops import forward_flops, read_cost_ratio, sequence_cost, training_flops
 from siri.errors import InputError
 from siri.packing import R1_DISTILL_LINEAR, R1_DISTILL_QUADRATIC
+from siri.packing.flops import forward_flops, read_cost_ratio, sequence_cost, training_flops
 from siri.runtime.stopwatch import Stopwatch
 from siri.train.learner import update_policy
 from tests.test_update import config, make_samples

@@ -17,10 +17,10 @@ import torch.multiprocessing as mp
 from siri_kernels import chunked
 
 from siri import cli
-from siri.store.checkpoint import whole_moments
-from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.model.policy import checkpoint_activations
+from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.runtime.stopwatch import Stopwatch
+from siri.store.checkpoint import whole_moments
 from siri.train.learner import update_policy
 from tests.test_update import config, make_samples
 from tests.tiny import save_tiny, tiny_policy

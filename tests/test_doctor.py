@@ -121,7 +121,9 @@ def test_attention_backends_and_why_not(monkeypatch):
     assert findings["attention=auto"]["found"] == "sdpa"
     assert findings["flash2"]["found"] == "no" and "no backward on cpu" in findings["flash2"]["note"]
     assert findings["sdpa"]["found"] == "yes"
-    monkeypatch.setattr("siri.model.attention.fault", lambda backend, *rest: "" if backend == "sdpa" else "it is broken")
+    monkeypatch.setattr(
+        "siri.model.attention.fault", lambda backend, *rest: "" if backend == "sdpa" else "it is broken"
+    )
     assert by_name()["varlen"]["note"] == "it is broken"
 
 

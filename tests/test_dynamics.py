@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from siri.train.dynamics import Dynamics, WordCounter, by_phase, length_lag, phase_cells, repetition_rate
 from siri.rollout import Completion
+from siri.train.dynamics import Dynamics, WordCounter, by_phase, length_lag, phase_cells, repetition_rate
 
 VOCAB = {
     "Wait": 0,

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from siri.train import evaluate as evaluation
 from siri.cli import main
 from siri.data.problems import PromptSet
 from siri.errors import InputError
-from siri.train.evaluate import Evaluation, average, efficiency_score, evaluate, pass_at_k
 from siri.report.terminal import effects
 from siri.rollout import Completion
+from siri.train import evaluate as evaluation
+from siri.train.evaluate import Evaluation, average, efficiency_score, evaluate, pass_at_k
 from tests.tiny import save_tiny
 
 # the paper's table 1: (accuracy %, mean tokens) on AIME24, AIME25, AMC, MATH500, and the printed score

@@ -11,13 +11,13 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from siri.train import loop as trainer
-from siri.train import learner as update
-from siri.commands import replay
 from siri import cli
-from siri.store.checkpoint import newest_good
-from siri.errors import InputError
+from siri.commands import replay
 from siri.config.rules import DEFAULTS, read_rules
+from siri.errors import InputError
+from siri.store.checkpoint import newest_good
+from siri.train import learner as update
+from siri.train import loop as trainer
 from tests.test_trainer import SMALL, reproducible, rows
 
 pytestmark = pytest.mark.torture

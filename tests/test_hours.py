@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from siri.config.sections import Config
-from siri.packing.flops import training_flops
 from siri.errors import InputError
+from siri.packing.flops import training_flops
 from siri.planning.hours import PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours
 from siri.planning.memory_plan import Machine, memory_plan
 from siri.planning.tables import run_plan

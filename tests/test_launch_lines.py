@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from siri.commands import dry_run as dry
 from siri.cli import main
+from siri.commands import dry_run as dry
 from siri.rollout.served import LAUNCH, REQUIRED
 from tests.tiny import save_tiny
 

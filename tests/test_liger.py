@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from siri.errors import InputError
 from siri.model import liger
 from siri.model.attention import PackedLayout
-from siri.errors import InputError
 from siri.model.liger import apply_liger, swap
 from siri.model.policy import packed_hidden
 from tests.tiny import VOCAB, tiny_model

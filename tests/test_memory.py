@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from siri.model.attention import PackedLayout
+from siri.model.policy import checkpoint_activations, packed_hidden
 from siri.planning.formulas import (
     LEVELS,
     head_bytes,
@@ -16,7 +17,6 @@ from siri.planning.formulas import (
     sharded_bytes,
     update_moments,
 )
-from siri.model.policy import checkpoint_activations, packed_hidden
 from tests.tiny import tiny_model
 
 VARIANTS = {

@@ -20,7 +20,8 @@ EVAL = {"step": 30, "name": "siri-low-1", "cap": 96, "accuracy": 0.75, "pass_at_
 
 def test_imports_are_light():
     code = (
-        "import sys, time; t = time.process_time(); import siri.store.jsonl, siri.report.terminal, siri.report.html, siri.commands.doctor;"
+        "import sys, time; t = time.process_time();"
+        "import siri.store.jsonl, siri.report.terminal, siri.report.html, siri.commands.doctor;"
         "print(time.process_time() - t, *{'torch', 'matplotlib', 'numpy', 'transformers'} & set(sys.modules))"
     )
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]

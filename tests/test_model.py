@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from siri.model.attention import PackedLayout, varlen_attention
 from siri.errors import InputError
+from siri.model.attention import PackedLayout, varlen_attention
 from siri.model.policy import checkpoint_activations, load_policy, packed_hidden
 from tests.tiny import VOCAB, save_tiny, tiny_model
 

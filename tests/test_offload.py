@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 
 from siri.model import offload
-from siri.store.checkpoint import restore
-from siri.runtime.ranks import ALONE, full, shard
 from siri.model.offload import HostAdamW
+from siri.runtime.ranks import ALONE, full, shard
 from siri.runtime.stopwatch import Stopwatch
+from siri.store.checkpoint import restore
 from siri.train.learner import update_policy
 from tests.saving import save_now
 from tests.test_distributed import join, spawn

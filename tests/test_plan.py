@@ -7,12 +7,19 @@ import pytest
 import torch
 
 from siri.config.sections import Config
-from siri.runtime.ranks import Ranks
 from siri.errors import InputError
 from siri.planning.formulas import RESERVE, embedded_cache_tokens
-from siri.planning.memory_plan import VLLM_WORKSPACE, Machine, load_model_config, memory_plan, rollout_engine, update_peak
+from siri.planning.memory_plan import (
+    VLLM_WORKSPACE,
+    Machine,
+    load_model_config,
+    memory_plan,
+    rollout_engine,
+    update_peak,
+)
 from siri.planning.tables import find_gpu, print_plan, run_plan
 from siri.rollout.local import held_bytes
+from siri.runtime.ranks import Ranks
 from siri.train.loop import _plan_memory
 from tests.test_memory import R1_1_5B, R1_7B, VARIANTS, qwen2
 from tests.tiny import save_tiny, tiny_model, tiny_policy

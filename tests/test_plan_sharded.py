@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from siri.model.attention import PackedLayout
 from siri.config.sections import Config
-from siri.runtime.ranks import join_ranks, shard
+from siri.model.attention import PackedLayout
 from siri.model.policy import packed_hidden
 from siri.planning.memory_plan import Machine, memory_plan
+from siri.runtime.ranks import join_ranks, shard
 from tests.test_distributed import join, spawn, train
 from tests.tiny import tiny_model, tiny_policy
 

@@ -5,7 +5,6 @@ import pytest
 from rich.console import Console
 
 from siri.errors import InputError
-from siri.store.jsonl import read_run
 from siri.report.terminal import (
     TrainProgress,
     closing_table,
@@ -18,6 +17,7 @@ from siri.report.terminal import (
     tokens,
     verdict,
 )
+from siri.store.jsonl import read_run
 from tests.synthetic_run import make_run
 
 

@@ -10,11 +10,11 @@ from itertools import combinations
 import pytest
 from PIL import Image
 
-from siri.report import charts
 from siri.errors import InputError
-from siri.store.jsonl import MetricsLog, read_run
-from siri.report.terminal import effect_cells, effects
+from siri.report import charts
 from siri.report.html import write_report
+from siri.report.terminal import effect_cells, effects
+from siri.store.jsonl import MetricsLog, read_run
 from tests.synthetic_run import LARGE, make_run
 
 PICTURES = ("report.html", "training.png", "pareto.png", "time.png", "packing.png")

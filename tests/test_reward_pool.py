@@ -12,8 +12,8 @@ import pytest
 
 import siri.rewards.pool
 from siri.errors import InputError
-from siri.rewards.pool import RewardPool
 from siri.rewards import math_reward
+from siri.rewards.pool import RewardPool
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

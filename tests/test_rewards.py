@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from siri.errors import InputError
-from siri.rewards.pool import RewardPool
 from siri.rewards import exact_reward, kimi_length_rewards, math_reward, resolve_reward
+from siri.rewards.pool import RewardPool
 
 # ---------------------------------------------------------------- what is graded
 

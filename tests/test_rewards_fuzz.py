@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from siri.rewards import answers
+from siri.rewards import answers, math_reward
 from siri.rewards.pool import MAX_ERROR_CHARS, RewardPool
-from siri.rewards import math_reward
 from tests.mutants import BOMBS, GOOD, attacks, mutants
 
 pytestmark = pytest.mark.torture

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import siri.train.loop
-from siri.model.attention import PackedLayout
 from siri.cli import main
 from siri.errors import InputError
+from siri.model.attention import PackedLayout
 from siri.model.policy import packed_hidden
 from siri.rollout import Request, engines
 from siri.rollout.local import LocalRollout

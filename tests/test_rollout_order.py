@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siri.train.collect import deal
 from siri.config.sections import Config
-from siri.runtime.ranks import Ranks
 from siri.errors import InputError
 from siri.rollout import engines
 from siri.rollout.order import ExpectedLengths, longest_first, sequences_in_flight, spread
+from siri.runtime.ranks import Ranks
+from siri.train.collect import deal
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import rollout_order

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siri.runtime.ranks import Ranks
 from siri.errors import InputError
 from siri.rollout import Completion, Request
 from siri.rollout.dispatch import TRIES
@@ -21,6 +20,7 @@ from siri.rollout.order import ExpectedLengths
 from siri.rollout.proof import ANSWER_TOKENS
 from siri.rollout.served import LAUNCH, REQUIRED, version_of
 from siri.rollout.vllm import Job, VllmOptions, VllmRollout, weights
+from siri.runtime.ranks import Ranks
 from siri.runtime.signals import Interrupted, Stop
 from tests.fake_server import FakeServer
 from tests.tiny import tiny_policy

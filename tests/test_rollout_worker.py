@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siri.runtime.ranks import ALONE
-from siri.train.mismatch import Mismatch
 from siri.rollout.transfer import FileTransfer
 from siri.rollout.worker import SyncWorker, bit_sum, differing, expected
+from siri.runtime.ranks import ALONE
+from siri.train.mismatch import Mismatch
 
 
 def test_checksums_add_up_over_parts_and_ignore_padding():

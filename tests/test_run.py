@@ -7,12 +7,12 @@ from unittest.mock import patch
 
 import pytest
 
-from siri.train import loop as trainer
 from siri import cli
 from siri.config.sections import Config
 from siri.errors import InputError
-from siri.train.evaluate import Evaluation
 from siri.store.run_folder import RunFolder
+from siri.train import loop as trainer
+from siri.train.evaluate import Evaluation
 from tests.test_trainer import SMALL, rows
 
 CONFIG = Config(model="m", data="d")

@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from siri.store import saver
 from siri import cli
-from siri.store.checkpoint import checkpoints, discard_after, newest_good, restore, verify
-from siri.runtime.ranks import ALONE, Ranks, full, shard
 from siri.errors import InputError
 from siri.model.offload import HostAdamW
+from siri.runtime.ranks import ALONE, Ranks, full, shard
+from siri.store import saver
+from siri.store.checkpoint import checkpoints, discard_after, newest_good, restore, verify
 from siri.store.saver import MAX_FAILURES, Saver
 from tests.saving import save_now, tensors
 from tests.test_distributed import join, spawn

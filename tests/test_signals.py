@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from siri.store.checkpoint import newest_good
 from siri.runtime.signals import Interrupted, Stop
+from siri.store.checkpoint import newest_good
 from tests.processes import finish, start
 
 pytestmark = pytest.mark.torture

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from siri.report import charts
-from siri.store.jsonl import MetricsLog, read_run
 from siri.report.step_charts import PARTS, chosen_plans, parts_of, plan_chart, time_chart
+from siri.store.jsonl import MetricsLog, read_run
 from tests.synthetic_run import make_run
 
 ROW = {"step": 0, "step_time_s": 10.0, "rollout_s": 5.0, "reward_s": 1.5, "plan_s": 0.25, "old_logp_s": 0.5}

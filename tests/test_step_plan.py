@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from siri.packing.flops import sequence_cost
 from siri.packing import pack
-from siri.planning.memory_plan import load_model_config
+from siri.packing.flops import sequence_cost
 from siri.packing.step_plan import StepPlan, StepTimes
+from siri.planning.memory_plan import load_model_config
 from tests.test_trainer import rows, train
 
 

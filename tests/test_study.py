@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from siri.cli import main
-from siri.study.compare import compare, curve_of_row
-from siri.study.tables import tables
 from siri.config.sections import Config
 from siri.demo.warmup import TASKS
 from siri.errors import InputError
-from siri.study.study import MACHINE_KEYS, Study, choose, find, finished, learning_settings, read_study
+from siri.study.compare import compare, curve_of_row
 from siri.study.report import study_curves
+from siri.study.study import MACHINE_KEYS, Study, choose, find, finished, learning_settings, read_study
+from siri.study.tables import tables
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = sorted((ROOT / "studies").glob("*/*.toml"))

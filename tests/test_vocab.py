@@ -8,15 +8,15 @@ import torch.distributed as dist
 from siri_kernels import chunked
 from transformers import AutoModelForCausalLM
 
-from siri.store.checkpoint import export, restore
-from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.errors import InputError
+from siri.model.split_head import HeadCut, cut_head
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.rollout.proof import fixed_prompts, gap
+from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
 from siri.runtime.stopwatch import Stopwatch
+from siri.store.checkpoint import export, restore
 from siri.train.learner import update_policy
-from siri.model.split_head import HeadCut, cut_head
 from tests.saving import save_now
 from tests.test_distributed import assert_same, join, spawn, train
 from tests.test_update import config, make_samples

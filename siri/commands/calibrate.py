@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siri.config.sections import Config, resolve
-from siri.packing.flops import forward_flops
 from siri.errors import InputError
+from siri.packing.flops import forward_flops
 
 if TYPE_CHECKING:
     import torch

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from siri.model.attention import choose as choose_attention
 from siri.config.sections import Config
-from siri.packing.flops import read_cost_ratio
 from siri.data.problems import load_prompts
+from siri.model.attention import choose as choose_attention
 from siri.model.policy import check_context, load_policy, pick_device
+from siri.packing.flops import read_cost_ratio
 from siri.planning.memory_plan import Machine, memory_plan
 from siri.rollout.engines import choose, vllm_options
 from siri.rollout.vllm import check_version, installed

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from siri.model.attention import choose
-from siri.store.checkpoint import load_weights, read_state, verify
 from siri.config.sections import Config
-from siri.runtime.ranks import full, join_ranks, leave_ranks, shard
 from siri.errors import InputError
+from siri.model.attention import choose
 from siri.model.liger import apply_liger
 from siri.model.policy import allocate, checkpoint_activations, load_policy, pick_device
+from siri.runtime.ranks import full, join_ranks, leave_ranks, shard
 from siri.runtime.stopwatch import Stopwatch
+from siri.store.checkpoint import load_weights, read_state, verify
 from siri.train.learner import MicroBatch, Sample, policy_loss
 
 

@@ -16,8 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from siri.errors import InputError
 from siri.config.rules import read_rules
+from siri.errors import InputError
 from siri.schedule import Kind, LengthSchedule
 
 Auto = Literal["auto"]
@@ -197,7 +197,7 @@ class Config:
     """Step (from 0) of which a torch profiler trace is written to the run folder; -1 = none."""
     health: tuple[str, ...] = ()
     """What is done about numbers that go wrong, as case=action or case=action:K (the run ends at the K-th step in a
-    row). Cases: nonfinite, ratio, entropy, reward, variance, truncation; actions: off, warn, skip (siri.train.judge)."""
+    row). Cases: nonfinite, ratio, entropy, reward, variance, truncation; actions: off, warn, skip (`judge`)."""
     ratio_limit: float = 1000.0
     """Probability ratio of a token above which the case `ratio` is there."""
     entropy_floor: float = 0.001

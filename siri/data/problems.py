@@ -381,7 +381,7 @@ class PromptSet:
 
 
 def load_prompts(source: str | Path, tokenizer, config, *, limit: int = 0) -> PromptSet:
-    """`load_problems` and `render_prompts` with the settings of a `siri.config.sections.Config`; `limit` > 0 keeps the first."""
+    """`load_problems` and `render_prompts` with the settings of a `siri.config.Config`; `limit` > 0 keeps the first."""
     found = load_problems(source, prompt_key=config.prompt_key, answer_key=config.answer_key)
     ids, problems, too_long = render_prompts(
         found.problems[: limit or None],

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from siri.model import attention
-from siri.model.attention import PackedLayout
 from siri.data.problems import resolve_path
 from siri.errors import InputError, first_line
+from siri.model import attention
+from siri.model.attention import PackedLayout
 
 T = TypeVar("T")
 

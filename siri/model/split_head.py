@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from siri.runtime.ranks import Ranks
 from siri.errors import InputError
+from siri.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """`siri plan`: what a run needs of each GPU's memory, before it starts.
 
 Weights, gradients and optimizer state are counted from the model's shapes and are exact. Activations, the totals and
-the verdict are predictions that have NOT been checked on a GPU yet; the formulas are in `siri.planning.formulas`, the command in
-`siri.planning.tables`, the hours in `siri.planning.hours`.
+the verdict are predictions that have NOT been checked on a GPU yet; the formulas are in `formulas`, the hours in
+`hours`, both beside this file.
 
 The plan is that of the sharded trainer (torchrun) with the rollout engine that it would take:
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from siri.config.sections import Config, resolve
 from siri.errors import InputError
+from siri.planning.formulas import RESERVE
 from siri.planning.hours import (
     DECODE_SHARE,
     MEDIAN_SHARE,
@@ -13,7 +14,6 @@ from siri.planning.hours import (
     RunHours,
     run_hours,
 )
-from siri.planning.formulas import RESERVE
 from siri.planning.memory_plan import Machine, MemoryPlan, load_model_config, memory_plan
 
 

@@ -10,8 +10,8 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from siri.report.labels import place_labels
-from siri.store.jsonl import RunRecord
 from siri.report.terminal import effects, is_milestone, percent, tokens
+from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from statistics import fmean, median
 from typing import Any
 
 from siri.report.charts import draw, pareto_chart, training_chart
-from siri.store.jsonl import RunRecord, read_run, write_atomic
 from siri.report.page import PAGE, style
+from siri.report.step_charts import chosen_plans, parts_of, plan_chart, time_chart
 from siri.report.terminal import (
     HEADINGS,
     Effect,
@@ -24,7 +24,7 @@ from siri.report.terminal import (
     tokens,
     verdict,
 )
-from siri.report.step_charts import chosen_plans, parts_of, plan_chart, time_chart
+from siri.store.jsonl import RunRecord, read_run, write_atomic
 
 MINUS = "\N{MINUS SIGN}"
 FACTS = (

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from siri.report.charts import LIGHT
-from siri.store.jsonl import RunRecord
 from siri.report.terminal import percent
+from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

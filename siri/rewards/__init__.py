@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from siri.rewards.answers import last_boxed, same_answer
 from siri.errors import InputError
+from siri.rewards.answers import last_boxed, same_answer
 
 END_OF_THINKING = "</think>"
 
@@ -47,7 +47,7 @@ def exact_reward(response: str, answer: str, *, think: bool = True) -> float:
 
 
 def accepted_answers(answer: str) -> list[str]:
-    """The alternatives in a JSON list of strings, which is how `siri.data.problems` keeps several; else `answer` alone."""
+    """The alternatives in a JSON list of strings, which is how `siri.data` keeps several; else `answer` alone."""
     if answer.lstrip().startswith('["'):
         try:
             found = json.loads(answer)

@@ -1,6 +1,6 @@
 """Rewards in killable worker processes: a response that hangs or crashes its grader costs one zero, not the run.
 
-The workers of the built-in math reward, which read what a model wrote, are shut in as well (see `siri.rewards.sandbox`): no
+The workers of the built-in math reward, which read what a model wrote, are shut in as well (see `sandbox`): no
 network, no programs, no writing, no evaluation of text. A function of the user's is the user's: it keeps its freedom,
 and is only killed when it takes too long (or too much memory, if a limit is given).
 
@@ -25,9 +25,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 
-from siri.rewards import sandbox
 from siri.errors import InputError
-from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward
+from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward, sandbox
 
 # A worker imports math-verify, or whatever the user's module does; on a busy machine that may take a while.
 START_TIMEOUT_S = 120.0

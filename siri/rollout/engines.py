@@ -7,12 +7,12 @@ from zlib import crc32
 import torch
 
 from siri.config.sections import Config
-from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
 from siri.model.policy import Policy
 from siri.rollout import Rollout
 from siri.rollout.order import ExpectedLengths
 from siri.rollout.vllm import MOST_SEQUENCES, VllmOptions, VllmRollout, check_version, installed
+from siri.runtime.ranks import ALONE, Ranks
 
 CONTEXT = 64
 """Least context of an engine, tokens: the prompts of a fingerprint have to fit."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
 from siri.model.policy import Policy
 from siri.rollout import Completion, Progress
@@ -23,6 +22,7 @@ from siri.rollout.served import LAUNCH, NcclTransfer, Server, ServerApi
 from siri.rollout.transfer import FileTransfer
 from siri.rollout.vllm import Job, Ran, VllmOptions, check_version, installed
 from siri.rollout.worker import differing
+from siri.runtime.ranks import ALONE, Ranks
 
 log = logging.getLogger("siri.rollout")
 

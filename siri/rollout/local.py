@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from siri.runtime.ranks import full
-from siri.planning.formulas import embedded_cache_tokens
 from siri.model.policy import Policy, allocate, load_policy
+from siri.planning.formulas import embedded_cache_tokens
 from siri.rollout import Completion, Progress, Request
+from siri.runtime.ranks import full
 
 SHRINK_AT = 0.75
 """Finished rows leave the batch once only so large a share still runs; dropping each at once would copy the cache at

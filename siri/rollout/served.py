@@ -18,13 +18,13 @@ from urllib.request import ProxyHandler, build_opener
 
 import torch
 
-from siri.runtime.ranks import Ranks
 from siri.errors import InputError, first_line
 from siri.model.policy import Policy
 from siri.rollout import Completion
 from siri.rollout.dispatch import BadAnswer, ServerLost
 from siri.rollout.vllm import Job, VllmOptions, check_version
 from siri.rollout.worker import Sums, bit_sum
+from siri.runtime.ranks import Ranks
 
 LAUNCH = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm "

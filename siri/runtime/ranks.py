@@ -190,8 +190,8 @@ def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_paralle
     """Shard a transformers model over the ranks in place: each decoder layer by itself, the rest in the root.
 
     Master weights and the reduction of gradients stay fp32; layers are gathered and computed in `compute_dtype`. With
-    vocab_parallel an untied head is not gathered (see `siri.model.split_head`). Afterwards `model.run_inside(function, *args)`
-    calls function(model, *args) with the root's parameters gathered.
+    vocab_parallel an untied head is not gathered (see `siri.model.split_head`). Afterwards
+    `model.run_inside(function, *args)` calls function(model, *args) with the root's parameters gathered.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 

@@ -71,7 +71,7 @@ def profiled(trace: Path | None) -> Iterator[None]:
 
 
 def model_flops_utilisation(flops: float, seconds: float, gpus: int, device: torch.device) -> float | None:
-    """Share of the GPUs' bf16 peak that training reached: model FLOPs (see `siri.packing.flops.training_flops`) / (seconds x
+    """Share of the GPUs' bf16 peak that training reached: model FLOPs (see `siri.packing.flops`) / (seconds x
     GPUs x peak). None where the peak is not known, as on a CPU."""
     if device.type != "cuda":
         return None

@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, verified when read, and enough to continue as if nothing had happened.
 
-A checkpoint is a folder `step_NNNNNN`: `weights/` and `optimizer/` as safetensors, one file a rank (see `siri.store.shards`),
+A checkpoint is a folder `step_NNNNNN`: `weights/` and `optimizer/` as safetensors, one file a rank (see `shards`),
 the model's config and tokenizer, and state.json. manifest.json lists the size and SHA-256 of every file, and nothing
 that it does not list is read. Nothing is pickled. Ends of phases get a name beside: `siri-low-2` is a link to the
 step's folder. `siri.store.saver` writes them.
@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from siri.runtime.ranks import ALONE, Ranks, fill
 from siri.errors import InputError, first_line, parse_json
 from siri.model.policy import Policy
+from siri.runtime.ranks import ALONE, Ranks, fill
 from siri.store.shards import make_moments, moments_of, names_in, read_pieces, read_whole, weights_of
 
 MANIFEST = "manifest.json"

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from siri.store import checkpoint
-from siri.store.checkpoint import OPTIMIZER, STATE, WEIGHTS
-from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError, first_line
 from siri.model.policy import Policy
+from siri.runtime.ranks import ALONE, Ranks
+from siri.store import checkpoint
+from siri.store.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from siri.store.shards import Piece, moments_of, weights_of, write_pieces
 
 MAX_FAILURES = 3

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from siri.model.policy import Policy
 from siri.model.offload import MOMENTS, HostAdamW
+from siri.model.policy import Policy
 
 
 @dataclass(frozen=True, eq=False)

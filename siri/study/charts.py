@@ -1,7 +1,7 @@
 """The pictures of a comparison: arms between accuracy and length, and every arm over steps or training tokens.
 
-Same style and colours as `siri.report.charts`, whose `draw` makes the files: blue is a response length or an arm whose cap
-oscillates, orange one whose cap does not. Bars and bands are 95 % intervals over seeds. matplotlib is imported on first
+Same style and colours as `siri.report.charts`, whose `draw` makes the files: blue is a response length or an arm whose
+cap oscillates, orange one whose cap does not. Bars and bands are 95 % intervals over seeds. matplotlib is imported on first
 use.
 """
 
@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from siri.report.charts import LIGHT
-from siri.study.compare import Curve, Estimate, by_arm, estimate
 from siri.report.labels import place_labels
+from siri.study.compare import Curve, Estimate, by_arm, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from siri.study.compare import Curve, curve_of_row, curves_of_runs
-from siri.study.tables import tables
 from siri.errors import InputError
 from siri.store.jsonl import write_atomic
+from siri.study.compare import Curve, curve_of_row, curves_of_runs
 from siri.study.study import Study, choose, find, finished, read_study
+from siri.study.tables import tables
 
 PICTURES = ("pareto", "steps", "training_tokens")
 

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import siri
 from siri.errors import InputError
 from siri.store.jsonl import read_run
 from siri.study.study import Pair, Reasoner, Study, append, choose, find, finished
@@ -232,7 +233,7 @@ def _cpu_seconds() -> float:
 def _commit() -> str | None:
     """The commit of the checkout that this package runs from, with -dirty if siri/ or kernels/ differ from it; None
     outside of one."""
-    root = Path(__file__).parent.parent
+    root = Path(siri.__file__).parent.parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout

@@ -12,11 +12,11 @@ import torch
 from siri.advantages import group_advantages, zero_variance
 from siri.config.sections import Config
 from siri.data.problems import PromptSet, Sampler
-from siri.runtime.ranks import ALONE, Arrays, Ranks
 from siri.model.policy import Policy
 from siri.rewards import kimi_length_rewards
 from siri.rollout import Completion, Request, Rollout
 from siri.rollout.order import spread
+from siri.runtime.ranks import ALONE, Arrays, Ranks
 from siri.runtime.signals import Stop
 from siri.runtime.stopwatch import Stopwatch
 from siri.train.learner import Sample

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from siri.data.problems import PromptSet, load_prompts
-from siri.runtime.ranks import ALONE, Ranks
 from siri.errors import InputError
-from siri.store.jsonl import MetricsLog, efficiency_score
 from siri.model.policy import Policy
 from siri.rollout import Progress, Request, Rollout
+from siri.runtime.ranks import ALONE, Ranks
 from siri.runtime.signals import Stop
+from siri.store.jsonl import MetricsLog, efficiency_score
 
 PORTION = 2048
 """Responses after which `siri eval` puts down what it has: enough to fill an engine, minutes to lose."""
@@ -163,11 +163,11 @@ def run_evaluation(source: str, options: Any) -> None:
     from rich.progress import MofNCompleteColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    from siri.train.collect import derive_seed
-    from siri.store.jsonl import write_atomic
     from siri.model.policy import check_context, load_policy, pick_device
     from siri.rewards.pool import RewardPool
     from siri.rollout.engines import choose, make_engine
+    from siri.store.jsonl import write_atomic
+    from siri.train.collect import derive_seed
 
     base = _read_results(options.base, options) if options.base else None
     if options.out and not Path(options.out).absolute().parent.is_dir():

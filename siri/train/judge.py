@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from siri_kernels import merge_metrics
 
-from siri.runtime.ranks import ALONE, Ranks
-from siri.errors import InputError
-from siri.store.jsonl import MetricsLog
 from siri.config.rules import DEFAULTS, read_rules
+from siri.errors import InputError
+from siri.runtime.ranks import ALONE, Ranks
+from siri.store.jsonl import MetricsLog
 
 
 @dataclass(frozen=True)

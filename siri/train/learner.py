@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
-from siri.model.attention import PackedLayout, choose
 from siri.config.sections import Config
+from siri.model.attention import PackedLayout, choose
+from siri.model.policy import Policy, packed_hidden
+from siri.model.split_head import HeadCut, gather_rows
+from siri.packing import Cost, Plan, pack
 from siri.packing.flops import sequence_cost, training_flops
+from siri.packing.step_plan import StepPlan
 from siri.runtime.ranks import ALONE, Arrays, Ranks, full
+from siri.runtime.stopwatch import Stopwatch
 from siri.train.judge import Attempt
 from siri.train.mismatch import Mismatch
-from siri.model.policy import Policy, packed_hidden
-from siri.packing import Cost, Plan, pack
-from siri.packing.step_plan import StepPlan
-from siri.runtime.stopwatch import Stopwatch
-from siri.model.split_head import HeadCut, gather_rows
 
 ALWAYS = ("entropy_mean", "clip_low_fraction", "clip_high_fraction", "approx_kl", "ratio_max")
 """Metrics that every step has, null where nothing was trained on."""
@@ -48,7 +48,7 @@ class Sample:
 class MicroBatch:
     """Sequences laid end to end, [N] tokens, and what the loss needs of their R response tokens and S sequences.
 
-    Where the head is cut over several ranks (`siri.model.split_head`), the loss needs that of the tokens of all of them."""
+    Where the head is cut over several ranks (`split_head`), the loss needs that of the tokens of all of them."""
 
     input_ids_N: torch.Tensor
     layout: PackedLayout

@@ -7,31 +7,31 @@ from typing import Any
 
 import torch
 
-from siri.store import checkpoint
-from siri.model.attention import choose
-from siri.train.collect import collect, derive_seed, make_samples, rollout_metrics
 from siri.config.sections import Config
-from siri.packing.flops import read_cost_ratio, sequence_cost
 from siri.data.problems import PromptSet, Sampler, load_prompts, resolve_path
-from siri.runtime.ranks import Ranks, join_ranks, shard
-from siri.train.dynamics import Dynamics
 from siri.errors import InputError
-from siri.train.evaluate import Evaluation, average, evaluate
-from siri.train.judge import Health
+from siri.model.attention import choose
 from siri.model.liger import apply_liger
-from siri.store.loggers import make_logger
-from siri.model.policy import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
 from siri.model.offload import HostAdamW
+from siri.model.policy import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
+from siri.packing.flops import read_cost_ratio, sequence_cost
+from siri.packing.step_plan import StepTimes
 from siri.planning.memory_plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
-from siri.report.terminal import TrainProgress, print_closing
 from siri.report.html import write_report
+from siri.report.terminal import TrainProgress, print_closing
 from siri.rewards.pool import RewardPool
 from siri.rollout.engines import make_engine
+from siri.runtime.ranks import Ranks, join_ranks, shard
+from siri.runtime.signals import Interrupted, Stop
+from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled
+from siri.store import checkpoint
+from siri.store.loggers import make_logger
 from siri.store.run_folder import Resume, RunFolder
 from siri.store.saver import MAX_FAILURES, Saver
-from siri.runtime.signals import Interrupted, Stop
-from siri.packing.step_plan import StepTimes
-from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled
+from siri.train.collect import collect, derive_seed, make_samples, rollout_metrics
+from siri.train.dynamics import Dynamics
+from siri.train.evaluate import Evaluation, average, evaluate
+from siri.train.judge import Health
 from siri.train.learner import update_policy
 
 DONE, STOPPED = 0, 75

@@ -48,8 +48,8 @@ def test_the_table_of_goals(record):
 
 
 def test_siri_bench_reads_it(record, tmp_path, capsys, monkeypatch):
-    from siri.commands.bench import compare, read_record
     from siri.cli import main
+    from siri.commands.bench import compare, read_record
 
     found = read_record(record)
     assert ("forward_backward", "tiny", "siri") in found.rows and "G2.tiny" in found.goals

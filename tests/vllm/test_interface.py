@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siri.runtime.ranks import ALONE
 from siri.model.policy import load_policy
 from siri.rollout.served import Fan, NcclTransfer, weight_source
 from siri.rollout.vllm import SUPPORTED, check_version, installed, weights
+from siri.runtime.ranks import ALONE
 from tests.vllm.server import ROOT
 
 
