@@ -4,7 +4,8 @@ installed and runs on this machine.
 `heads` are functions of (hidden [N, D], weight [V, D], target_ids [N]) -> (logp [N], entropy [N] or None),
 differentiable; `readers` the same of logits [N, V]. `losses` and `logit_losses` are whole losses, for packages that
 give no log-probs.
-Each is held to fp64 in `tests/test_bench_kernels.py` where it runs on a CPU, and on every machine before it is timed.
+Each is held to fp64 in `tests/bench/test_bench_kernels.py` where it runs on a CPU, and on every machine before it is
+timed.
 """
 
 from __future__ import annotations

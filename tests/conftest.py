@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.torture", "tests.user_rewards"]
+pytest_plugins = ["tests.support.torture", "tests.support.user_rewards"]
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """The pictures of a comparison: arms between accuracy and length, and every arm over steps or training tokens.
 
 Same style and colours as `siri.report.charts`, whose `draw` makes the files: blue is a response length or an arm whose
-cap oscillates, orange one whose cap does not. Bars and bands are 95 % intervals over seeds. matplotlib is imported on first
-use.
+cap oscillates, orange one whose cap does not. Bars and bands are 95 % intervals over seeds. matplotlib is imported on
+first use.
 """
 
 import math

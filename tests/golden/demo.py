@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests.processes import command, lasting
+from tests.support.processes import command, lasting
 
 GOLDEN = Path(__file__).parent / "demo.json"
 OPTIONS = ["train", "demo", "--steps", "20", "--cycle", "20", "--eval-problems", "256", "--seed", "0", "--quiet"]

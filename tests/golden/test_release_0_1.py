@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden.demo import GOLDEN, environment
-from tests.processes import lasting
+from tests.support.processes import lasting
 
 RUN = Path(__file__).parent / "run_0.1.0"
 OPTIONS = [

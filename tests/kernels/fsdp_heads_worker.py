@@ -17,7 +17,7 @@ from siri_kernels.integrations import _common, transformers
 from siri_kernels.integrations.trl import LossCall, add_fused_lm_head
 from trl.trainer.utils import add_fused_lm_head as add_trls_head
 
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.25])
 

@@ -8,7 +8,7 @@ from siri_kernels import linear_grpo_loss
 from siri_kernels.integrations._common import padded_grpo_loss, padded_logprob, rows_with_gradient
 from torch import nn
 
-tests_tiny = pytest.importorskip("tests.tiny", reason="transformers is not installed")
+tests_tiny = pytest.importorskip("tests.support.tiny", reason="transformers is not installed")
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -10,7 +10,7 @@ from integration_cases import Stubs, fresh, installed, pretend_installed
 from kernel_cases import relative
 from torch import nn
 
-tests_tiny = pytest.importorskip("tests.tiny", reason="transformers is not installed")
+tests_tiny = pytest.importorskip("tests.support.tiny", reason="transformers is not installed")
 
 
 class PublishedActor(nn.Module):

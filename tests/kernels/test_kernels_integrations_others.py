@@ -26,7 +26,7 @@ from integration_cases import (
 from kernel_cases import relative
 from torch import nn
 
-tests_tiny = pytest.importorskip("tests.tiny", reason="transformers is not installed")
+tests_tiny = pytest.importorskip("tests.support.tiny", reason="transformers is not installed")
 
 IN_ONE_LINE = ("verl", "openrlhf", "prime_rl", "transformers", "trl")
 

@@ -17,7 +17,7 @@ from siri_kernels.integrations.trl import FusedGRPO, FusedGRPOTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from tests.tiny import word_tokenizer
+from tests.support.tiny import word_tokenizer
 
 STEPS = 5
 FUSED = {  # TRL's settings that linear_grpo_loss has

@@ -9,7 +9,7 @@ import torch
 from kernel_cases import make_case
 from siri_kernels import linear_grpo_loss, linear_logprob, ops_grpo, ops_logprob
 
-from tests.synchronisations import Synchronisations
+from tests.support.synchronisations import Synchronisations
 
 
 @pytest.fixture

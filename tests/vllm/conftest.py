@@ -19,7 +19,7 @@ os.environ.update(CPU)
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Folders of tiny Qwen2 models, by whether embedding and head are tied. vLLM's CPU attention needs heads of 32."""
-    from tests.tiny import save_tiny
+    from tests.support.tiny import save_tiny
 
     root = tmp_path_factory.mktemp("models")
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}

@@ -57,7 +57,7 @@ def test_damaged_files_are_named(server, tmp_path):
 
 @untied_only
 def test_another_model_is_refused(server, models, tmp_path):
-    from tests.tiny import save_tiny
+    from tests.support.tiny import save_tiny
 
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 80}
     other = save_tiny(tmp_path / "other", tie_word_embeddings=False, **shape)

@@ -1,0 +1,162 @@
+"""Two nodes on one machine: the launch script, its rendezvous, and what happens when a rank dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from siri import cli
+from siri.store.checkpoint import newest_good, steps_done
+
+SETTINGS = ["demo", "--eval-problems", "8", "--prompts-per-step", "4", "--save-every", "1"]
+NODE = Path(__file__).parents[2] / "launch" / "node.sh"
+
+
+def start_nodes(run: Path, meeting: dist.TCPStore, *options: str) -> list[subprocess.Popen]:
+    environment = {
+        **os.environ,
+        "NODES": "2",
+        "HEAD": "127.0.0.1",
+        "PORT": str(meeting.port),
+        "GPUS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = [str(NODE), *SETTINGS, "--run-dir", str(run), *options]
+    return [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        for _ in range(2)
+    ]
+
+
+def workers(node: subprocess.Popen) -> list[int]:
+    """The processes that train on a node."""
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(node.pid)], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if "siri train" in line or "-m siri" in line]
+
+
+@pytest.fixture
+def nodes():
+    running: list[subprocess.Popen] = []
+    yield running
+    for node in running:
+        if node.poll() is None:
+            os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+
+def test_two_nodes_train_a_dead_rank_ends_both_and_one_rank_alone_goes_on(tmp_path, nodes):
+    run = tmp_path / "run"
+    # torchrun meets at a store that is there already, so no other process can take the port before it does
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    nodes += start_nodes(run, meeting, "--steps", "500")
+    deadline = time.monotonic() + 240
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 2:
+        assert all(node.poll() is None for node in nodes), [node.communicate()[1][-1500:] for node in nodes]
+        assert time.monotonic() < deadline, "no second step in four minutes"
+        time.sleep(0.5)
+    victim = workers(nodes[1])[0]
+    os.kill(victim, signal.SIGKILL)
+    died = time.monotonic()
+    outputs = [node.communicate(timeout=120) for node in nodes]
+    assert time.monotonic() - died < 60, "all ranks leave within a minute"
+    assert all(node.returncode not in (0, None) for node in nodes)
+    assert "Signal 9 (SIGKILL)" in outputs[1][1] and f"pid: {victim}" in outputs[1][1].replace(
+        "pid        :", "pid:"
+    ).replace("  ", " ")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    saved, damaged = newest_good(run / "checkpoints")
+    assert saved is not None and not damaged, "what was saved before is still there"
+
+    steps = steps_done(saved) + 1
+    arguments = ["train", *SETTINGS, "--run-dir", str(run), "--steps", str(steps), "--resume", "--quiet"]
+    assert cli.main(arguments) == 0
+    again = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in again] == list(range(steps)) and again[:-1] == rows[: steps - 1]
+
+
+BROKEN_RANK = """
+import os
+if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_ERROR_FILE"):
+    import siri.train.learner
+    whole, calls = siri.train.learner.update_policy, []
+
+    def update_policy(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of luck")
+        return whole(*arguments, **options)
+
+    siri.train.learner.update_policy = update_policy
+"""
+
+
+def test_a_rank_that_raises_ends_the_job_with_its_name_and_traceback(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BROKEN_RANK)  # Python runs it at the start of every process
+    paths = [str(tmp_path), str(NODE.parent.parent), str(NODE.parent.parent / "kernels")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "siri", "train"]
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [*command, *SETTINGS, "--run-dir", str(run), "--steps", "500"], env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 240
+        while not (run / "metrics.jsonl").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        began = time.monotonic()  # the first step is done, the second fails
+        told = process.communicate(timeout=120)[1]
+        assert time.monotonic() - began < 60, "all ranks leave within a minute"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode not in (0, None)
+    summary = told[told.index("Root Cause") :]
+    assert "rank      : 1" in summary and "RuntimeError: out of luck" in summary
+    assert "in train" in summary and "update_policy" in summary, "the traceback leads to the place"
+
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$(basename "$0") $* NODES=$NODES HEAD=$HEAD WAIT=$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" >> "$CALLS"
+case "$(basename "$0")" in
+    scontrol) echo node7; echo node8 ;;
+    srun) [ "$1" = --kill-on-bad-exit=1 ] && shift; exec "$@" ;;
+esac
+"""
+
+
+def test_the_slurm_job_starts_the_same_line_on_every_node(tmp_path):
+    """With stand-ins for Slurm's commands and for python: what torchrun is given, and how long it waits on SIGTERM."""
+    for name in ("scontrol", "srun", "python"):
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("NODES", "HEAD", "PORT")},
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "GPUS": "8",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "41",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_SUBMIT_DIR": str(NODE.parent.parent),
+    }
+    command = ["bash", str(NODE.parent / "slurm.sbatch"), "siri-7b", "--run-dir", "/shared/run"]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    asked, started, run = (tmp_path / "calls").read_text().splitlines()
+    assert asked.startswith("scontrol show hostnames node[7-8]")
+    assert started.startswith("srun --kill-on-bad-exit=1 "), "a node that fails takes the others along"
+    assert "--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node7:29500 --rdzv-id 41" in run
+    assert "-m siri train siri-7b --run-dir /shared/run --auto-resume" in run
+    grace = int(NODE.with_name("slurm.sbatch").read_text().split("--signal=TERM@")[1].split()[0])
+    assert 30 < int(run.split("WAIT=")[1]) < grace, "killed by torchrun before Slurm does it, and not much before"

@@ -1,0 +1,200 @@
+"""A stand-in for `vllm serve`: the routes that SIRI uses, tokens from a real tiny model, and faults on demand."""
+
+import asyncio
+import json
+import threading
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from aiohttp import web
+from safetensors.torch import load_file
+
+from siri.model.policy import Policy
+from siri.rollout import Request
+from siri.rollout.local import LocalRollout
+from siri.rollout.worker import MANIFEST, bit_sum
+from tests.support.tiny import tiny_policy
+
+CONFIG = {
+    "model_config": {
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "override_generation_config": {},
+        "quantization": None,
+        "logits_processors": None,
+    },
+    "cache_config": {"cache_dtype": "auto"},
+    "parallel_config": {"data_parallel_size": 1, "worker_extension_cls": "siri.rollout.worker.SyncWorker"},
+    "scheduler_config": {"max_num_seqs": 8},
+    "speculative_config": None,
+    "watermark_config": None,
+    "lora_config": None,
+    "weight_transfer_config": None,
+}
+
+
+class FakeServer:
+    """Runs in a thread. `faults` holds what the next completions do: "500", "hang", "cut", "short", "reset", "abort",
+    "html", "other model", "die" (and stay dead) or "restart" (weights lost, connection lost)."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy or tiny_policy(seed=7)  # weights of its own, until it is given others
+        self.engine = LocalRollout(self.policy, cache_tokens=10**6)
+        self.config = json.loads(json.dumps(CONFIG))
+        self.version_string, self.max_model_len = "0.32.0", 512
+        self.weights: str | None = None
+        self.faults: deque[str] = deque()
+        self.load_faults: deque[str] = deque()
+        self.asked: list[dict] = []
+        self.served = self.made = self.running = self.most_running = 0
+        self.loads = self.resets = 0
+        self.reset_faults: deque[str] = deque()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.port = 0
+        self.start()
+
+    # --- life ---
+
+    def start(self) -> None:
+        async def begin() -> None:
+            app = web.Application()
+            for verb, path, handler in (
+                ("GET", "/version", self._version),
+                ("GET", "/server_info", self._info),
+                ("GET", "/v1/models", self._models),
+                ("GET", "/metrics", self._metrics),
+                ("POST", "/collective_rpc", self._rpc),
+                ("POST", "/reset_prefix_cache", self._reset),
+                ("POST", "/v1/completions", self._complete),
+            ):
+                app.router.add_route(verb, path, handler)
+            self.runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+            await self.runner.setup()
+            site = web.TCPSite(self.runner, "127.0.0.1", self.port)
+            await site.start()
+            self.port = site._server.sockets[0].getsockname()[1]
+
+        asyncio.run_coroutine_threadsafe(begin(), self.loop).result(10)
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(10)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    # --- routes ---
+
+    async def _version(self, _):
+        return web.json_response({"version": self.version_string})
+
+    async def _info(self, _):
+        return web.json_response({"vllm_config": self.config})
+
+    async def _models(self, _):
+        return web.json_response({"data": [{"id": "tiny", "max_model_len": self.max_model_len}]})
+
+    async def _metrics(self, _):
+        return web.Response(text=f'vllm:generation_tokens_total{{engine="0"}} {float(self.made)}\n')
+
+    async def _reset(self, request):
+        assert request.query["reset_running_requests"] == "true"
+        if self.reset_faults and self.reset_faults.popleft():
+            return web.Response(status=500, text="busy")
+        self.resets += 1
+        return web.json_response({"success": True})
+
+    async def _rpc(self, request):
+        body = await request.json()
+        result = getattr(self, body["method"])(*body["args"])
+        if result == "crash":
+            request.transport.close()
+        return web.json_response({"results": [json.dumps(result)]})
+
+    def siri_about(self):
+        config = self.policy.model.config.to_dict()
+        return {"model": config, "dtype": "float32", "cache_tokens": 4096, "version": self.weights}
+
+    def siri_version(self):
+        return self.weights
+
+    def siri_load(self, folder: str):
+        if not Path(folder).exists():
+            return {"unseen": True}
+        self.loads += 1
+        fault = self.load_faults.popleft() if self.load_faults else ""
+        self.weights = None
+        manifest = json.loads((Path(folder) / MANIFEST).read_text())
+        if fault == "crash":
+            return "crash"
+        tensors = {
+            name: tensor for file in manifest["files"] for name, tensor in load_file(Path(folder) / file).items()
+        }
+        state = dict(self.policy.model.named_parameters())
+        if fault != "stale":
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    state[name].copy_(tensor)
+        shown = tensors if fault == "stale" else state  # a stale engine that even lies about it
+        if fault == "wrong":
+            with torch.no_grad():
+                state["model.norm.weight"][0] += 1
+        sums = {name: [bit_sum(tensor), tensor.numel()] for name, tensor in shown.items()}
+        return {"damaged": [], "sums": sums, "fused": {}}
+
+    def siri_mark(self, version: str):
+        self.weights = version or None
+
+    async def _complete(self, request):
+        body = await request.json()
+        self.asked.append(body)
+        fault = self.faults.popleft() if self.faults else ""
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            if fault == "500":
+                return web.Response(status=500, text="out of memory")
+            if fault == "400":
+                return web.json_response({"error": {"message": "no such field"}}, status=400)
+            if fault == "hang":
+                await asyncio.sleep(60)
+            if fault in ("reset", "die", "restart"):
+                if fault == "restart":
+                    self.weights = None
+                if fault == "die":
+                    self.dying = asyncio.ensure_future(self.runner.cleanup())
+                request.transport.abort()
+                return web.Response()
+            await asyncio.sleep(0.01)
+            return await self._answer(request, body, fault)
+        finally:
+            self.running -= 1
+
+    async def _answer(self, request, body, fault: str):
+        self.engine.policy = replace(self.policy, stop_ids=frozenset(body["stop_token_ids"]))
+        one = self.engine.generate(
+            [Request(body["prompt"], body["max_tokens"])], temperature=body["temperature"], seed=body["seed"]
+        )[0][0]
+        tokens, logp, reason = one.token_ids, one.logp, "length" if one.truncated else "stop"
+        self.made += len(tokens)
+        self.served += 1
+        if fault == "abort":
+            reason = "abort"
+        if fault == "short":
+            logp = logp[:-1]
+        answer = {
+            "model": "another" if fault == "other model" else "tiny",
+            "choices": [{"token_ids": tokens, "logprobs": {"token_logprobs": logp}, "finish_reason": reason}],
+            "usage": {"completion_tokens": len(tokens)},
+        }
+        text = "<html>proxy</html>" if fault == "html" else json.dumps(answer)
+        if fault != "cut":
+            return web.Response(text=text, content_type="application/json")
+        response = web.StreamResponse(headers={"Content-Length": str(len(text))})
+        await response.prepare(request)
+        await response.write(text[: len(text) // 2].encode())
+        request.transport.abort()
+        return response

@@ -1,0 +1,97 @@
+"""The plan's weights, gradients and moments against the tensors of FSDP2, two replicas of two shards over gloo."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from siri.config.sections import Config
+from siri.model.attention import PackedLayout
+from siri.model.policy import packed_hidden
+from siri.planning.memory_plan import Machine, memory_plan
+from siri.runtime.ranks import join_ranks, shard
+from tests.runs.test_distributed import join, spawn, train
+from tests.support.tiny import tiny_model, tiny_policy
+
+VOCAB = 97  # cut unevenly
+
+
+def local_bytes(tensors) -> int:
+    return sum((one.to_local() if hasattr(one, "to_local") else one).nbytes for one in tensors if one is not None)
+
+
+def accumulated(model) -> list[torch.Tensor]:
+    """The gradients that FSDP2 holds back from a reduction."""
+    states = [module._get_fsdp_state() for module in model.modules() if hasattr(module, "_get_fsdp_state")]
+    groups = [group for s in states for group in getattr(s, "_fsdp_param_groups", None) or [s._fsdp_param_group]]
+    held = [one.unsharded_accumulated_grad for group in groups if group for one in group.fsdp_params]
+    return [one for one in held if one is not None]
+
+
+def backward(policy) -> None:
+    def loss(model):
+        ids = torch.arange(3, 19)
+        hidden = packed_hidden(model, ids, PackedLayout.of([9, 7]))
+        return (hidden @ model.lm_head.weight.T.to(hidden.dtype)).float().logsumexp(-1).sum()
+
+    policy.run(loss).backward()
+
+
+def measure(hybrid) -> dict[str, int]:
+    policy = tiny_policy(vocab_size=VOCAB)
+    shard(policy.model, hybrid, compute_dtype=torch.bfloat16)
+    parameters = list(policy.model.parameters())
+    optimizer = torch.optim.AdamW(parameters)
+    policy.model.set_requires_gradient_sync(False)
+    backward(policy)
+    found = {"whole": sum(one.nbytes for one in accumulated(policy.model))}
+    found["shards before"] = local_bytes(one.grad for one in parameters)
+    policy.model.set_requires_gradient_sync(True)
+    backward(policy)
+    found["left"] = sum(one.nbytes for one in accumulated(policy.model))
+    optimizer.step()
+    found["weights"] = local_bytes(parameters)
+    found["gradients"] = local_bytes(one.grad for one in parameters)
+    states = optimizer.state.values()
+    found["optimizer"] = local_bytes(state[name] for state in states for name in ("exp_avg", "exp_avg_sq"))
+    optimizer.zero_grad()
+    policy.model.set_requires_gradient_sync(True)
+    policy.model.set_requires_all_reduce(False)
+    backward(policy)
+    found["whole, synced"] = sum(one.nbytes for one in accumulated(policy.model))
+    return found
+
+
+def worker(rank: int, world: int, port: int, results) -> None:
+    join(rank, world, port)
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    hybrid, _ = join_ranks(torch.device("cpu"))
+    found = measure(hybrid)
+    often, _ = train(hybrid, "token_mean", 60, sync_every_micro_step=True)
+    once, _ = train(hybrid, "token_mean", 60)
+    if rank == 0:
+        results["bytes"], results["often"], results["once"] = found, often, once
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    return spawn(worker, 4)
+
+
+def test_bytes_of_the_first_rank_are_those_of_the_plan(sharded):
+    found = sharded["bytes"]
+    config = Config(l_max=64, l_min=32, max_prompt_tokens=8, token_budget=100)
+    plan = memory_plan(tiny_model(vocab_size=VOCAB).config, config, Machine(4, 10**9, gpus_per_node=2), rollout="local")
+    assert plan.shards == 2
+    assert found["weights"] == plan.weights
+    assert found["gradients"] == plan.gradients
+    assert found["optimizer"] == plan.optimizer
+    assert found["whole"] - plan.gradients == plan.accumulated > 0, "whole in fp32, though the compute is in bf16"
+    assert found["shards before"] == found["left"] == found["whole, synced"] == 0
+
+
+def test_reducing_every_micro_step_changes_no_parameter(sharded):
+    for name, value in sharded["once"].items():
+        torch.testing.assert_close(sharded["often"][name], value, rtol=0, atol=1e-6, msg=name)
