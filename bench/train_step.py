@@ -31,7 +31,7 @@ from kernel_peers import installed
 from model_sizes import MODELS
 from siri_kernels import grpo_loss
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.model.policy import Policy, allocate, checkpoint_activations
 from siri.packing.flops import training_flops
 from siri.planning.formulas import LEVELS, kept_and_redone

@@ -10,7 +10,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from siri.config.sections import Config, check_rollout, load_recipe, nearest, parse, recipe_names, resolve
+from siri.config.parse import nearest, parse
+from siri.config.recipe import load_recipe, recipe_names, resolve
+from siri.config.sections import Config, check_rollout
 from siri.errors import InputError
 
 ALIKE_S = 5

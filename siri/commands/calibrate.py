@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siri.config.sections import Config, resolve
+from siri.config import Config
+from siri.config.recipe import resolve
 from siri.errors import InputError
 from siri.packing.flops import forward_flops
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from siri.config.sections import Config
-from siri.data.problems import load_prompts
+from siri.config import Config
+from siri.data.prompts import load_prompts
 from siri.model.attention import choose as choose_attention
 from siri.model.policy import check_context, load_policy, pick_device
 from siri.packing.flops import read_cost_ratio

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.model.attention import choose
 from siri.model.liger import apply_liger

@@ -3,17 +3,10 @@
 A key has one name everywhere: `l_max` in TOML and in config.json is `--l-max` on the command line.
 """
 
-import contextlib
-import difflib
-import io
 import json
 import math
 import re
-import tomllib
 from dataclasses import asdict, dataclass, fields
-from importlib.resources import files
-from itertools import groupby
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from siri.config.rules import read_rules
@@ -285,111 +278,3 @@ def check_rollout(options: Any) -> None:
         raise InputError(f"rollout_memory is {options.rollout_memory}; it must be above 0 and below 1")
     if options.rollout == "vllm" and options.rollout_tokens != "auto":
         raise InputError("rollout_tokens is for the embedded engine; vLLM fills --rollout-memory")
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes in the package."""
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in (files("siri") / "recipes").iterdir()
-        if entry.name.endswith(".toml")
-    )
-
-
-def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Settings of a recipe in the package, or of a TOML file. The key `base` names a recipe to start from; a .toml file
-    there is looked for beside the one that names it. `heirs` are the recipes that start from this one."""
-    if name in heirs or len(heirs) > 20:
-        raise InputError(f"recipe {name}: its base leads back to itself ({' -> '.join((*heirs, name))})")
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"{name}: no such file")
-    elif name in recipe_names():
-        path = files("siri") / "recipes" / f"{name}.toml"
-    else:
-        hint = nearest(name, recipe_names())
-        raise InputError(f"unknown recipe {name!r}{hint}; there are {', '.join(recipe_names())}, or give a .toml file")
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise InputError(f"{path}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    base = settings.pop("base", None)
-    if base is None:
-        return settings
-    if not isinstance(base, str):
-        raise InputError(f"recipe {name}: base is {base!r}; it must be the name of a recipe or a .toml file")
-    if base.endswith(".toml"):
-        base = str(Path(name).parent / base)
-    return {**load_recipe(base, (*heirs, name)), **settings}
-
-
-def resolve(recipe: str, options: type[T], arguments: list[str], *, prog: str = "siri") -> T:
-    """Build `options` (Config or a subclass of it) from a recipe, then the command line's --KEY VALUE pairs."""
-    values = from_settings(load_recipe(recipe), options, f"recipe {recipe}")
-    return parse(options, arguments, default=values, prog=prog)
-
-
-def from_settings(settings: dict[str, Any], options: type[T], where: str) -> T:
-    """Build `options` from keys and values as TOML holds them; `where` is what an InputError names."""
-    check_keys(settings, options, where, "siri train")
-    return parse(options, _as_arguments(where, settings), where=where, prog="siri train")
-
-
-def parse(
-    options: type[T], arguments: list[str], *, default: T | None = None, where: str = "", prog: str = "siri"
-) -> T:
-    """Parse --KEY VALUE pairs into `options` with tyro; a fault is one line of InputError. `where` names the recipe
-    that they come from, whose switches are spelt --KEY True or --KEY False; it is empty for the command line."""
-    import tyro
-
-    keys = [argument.split("=")[0][2:] for argument in arguments if argument.startswith("--") and argument != "--help"]
-    check_keys([key.removeprefix("no-") for key in keys], options, where, prog)
-    printed = io.StringIO()
-    markers = (tyro.conf.FlagConversionOff,) if where else ()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(options, args=arguments, default=default, prog=prog, config=markers)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        # tyro draws a box: a title, then what is wrong, then help, with rules between (of - where UTF-8 is not known).
-        lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).splitlines()[1:]]
-        parts = [" ".join(part) for rule, part in groupby(lines, lambda line: set(line) <= set("─-")) if not rule]
-        message = parts[0].rstrip(" .") if parts else "the options cannot be read"
-        raise InputError(f"{where + ': ' if where else ''}{message}; {prog} --help shows what fits") from None
-
-
-def check_keys(keys: Any, options: type, where: str = "", prog: str = "siri") -> None:
-    """Refuse a key that is no field of `options`, with the nearest name."""
-    known = [field.name for field in fields(options)]
-    for key in keys:
-        if key.replace("-", "_") not in known:
-            hint = nearest(key.replace("-", "_"), known, "--" if not where else "")
-            raise InputError(f"{where + ': ' if where else ''}unknown key {key!r}{hint}; {prog} --help lists all keys")
-
-
-def nearest(name: str, known: list[str], prefix: str = "") -> str:
-    """ ", did you mean X?" for the known name most like `name`, or an empty string."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    shown = close and (prefix + close[0].replace("_", "-") if prefix else close[0])
-    return f", did you mean {shown}?" if close else ""
-
-
-def _as_arguments(where: str, settings: dict[str, Any]) -> list[str]:
-    arguments = []
-    for key, value in settings.items():
-        flag = key.replace("_", "-")
-        if isinstance(value, dict):
-            raise InputError(f"{where}: key {key!r} is a table; recipes are flat")
-        # = keeps a text that starts with a dash from being read as a key
-        arguments += [f"--{flag}", *_flat(value)] if isinstance(value, list) else [f"--{flag}={value}"]
-    return arguments
-
-
-def _flat(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [text for item in value for text in _flat(item)]
-    return [str(value)]

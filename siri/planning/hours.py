@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.packing.flops import training_flops
 from siri.planning.memory_plan import MemoryPlan, caps
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from math import prod
 from typing import Any
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.planning.formulas import (
     LEVELS,

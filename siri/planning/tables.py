@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, fields
 
-from siri.config.sections import Config, resolve
+from siri.config import Config
+from siri.config.recipe import resolve
 from siri.errors import InputError
 from siri.planning.formulas import RESERVE
 from siri.planning.hours import (

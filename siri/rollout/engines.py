@@ -6,7 +6,7 @@ from zlib import crc32
 
 import torch
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.model.policy import Policy
 from siri.rollout import Rollout

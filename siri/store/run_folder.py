@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError, parse_json
 from siri.store.checkpoint import discard_after, newest_good, read_state
 from siri.store.jsonl import MetricsLog, write_atomic

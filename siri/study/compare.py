@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.store.jsonl import efficiency_score, read_run
 

@@ -34,7 +34,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from siri.config.sections import Config, check_keys, from_settings, load_recipe
+from siri.config import Config
+from siri.config.parse import check_keys
+from siri.config.recipe import from_settings, load_recipe
 from siri.errors import InputError
 from siri.store.jsonl import MetricsLog, efficiency_score, read_jsonl
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from siri.advantages import group_advantages, zero_variance
-from siri.config.sections import Config
-from siri.data.problems import PromptSet, Sampler
+from siri.config import Config
+from siri.data.prompts import PromptSet
+from siri.data.sampler import Sampler
 from siri.model.policy import Policy
 from siri.rewards import kimi_length_rewards
 from siri.rollout import Completion, Request, Rollout

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from siri.data.problems import PromptSet, load_prompts
+from siri.data.prompts import PromptSet, load_prompts
 from siri.errors import InputError
 from siri.model.policy import Policy
 from siri.rollout import Progress, Request, Rollout

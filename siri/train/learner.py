@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.model.attention import PackedLayout, choose
 from siri.model.policy import Policy, packed_hidden
 from siri.model.split_head import HeadCut, gather_rows

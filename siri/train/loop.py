@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from siri.config.sections import Config
-from siri.data.problems import PromptSet, Sampler, load_prompts, resolve_path
+from siri.config import Config
+from siri.data.problems import resolve_path
+from siri.data.prompts import PromptSet, load_prompts
+from siri.data.sampler import Sampler
 from siri.errors import InputError
 from siri.model.attention import choose
 from siri.model.liger import apply_liger

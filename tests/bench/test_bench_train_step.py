@@ -87,7 +87,7 @@ def test_plans_at_real_sizes():
 
 def test_the_prediction_is_that_of_the_plan():
     """What the trainer would print, without the rollout engine's weights, which this program does not hold."""
-    from siri.config.sections import Config
+    from siri.config import Config
     from siri.planning.memory_plan import Machine, memory_plan, update_peak
 
     setup = planned(141 * 10**9)

@@ -6,7 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from siri.cli import COMMANDS
-from siri.config.sections import Config, recipe_names
+from siri.config import Config
+from siri.config.recipe import recipe_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
 KEYS = {field.name for field in fields(Config)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from siri.cli import COMMANDS
-from siri.config.sections import recipe_names
+from siri.config.recipe import recipe_names
 
 ROOT = Path(__file__).parents[2]
 

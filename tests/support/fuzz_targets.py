@@ -47,7 +47,8 @@ def _file(name: str, data: bytes) -> Path:
 
 def problems(data: bytes, suffix: str) -> None:
     """Problems from a file, and their prompts as tokens."""
-    from siri.data.problems import load_problems, render_prompts
+    from siri.data.problems import load_problems
+    from siri.data.prompts import render_prompts
 
     def load() -> None:
         found = load_problems(_file(f"problems.{suffix}", data))
@@ -65,8 +66,11 @@ def _tokenizer():
 
 def recipe(data: bytes) -> None:
     """A recipe, resolved to a configuration."""
+    from dataclasses import fields
+
     from siri.cli import TrainOptions
-    from siri.config.sections import Config, fields, resolve
+    from siri.config import Config
+    from siri.config.recipe import resolve
 
     def load() -> None:
         options = resolve(str(_file("recipe.toml", data)), TrainOptions, ["--model", "m", "--data", "d"])
@@ -78,7 +82,7 @@ def recipe(data: bytes) -> None:
 
 def run_folder(data: bytes) -> None:
     """config.json, metrics.jsonl, eval.jsonl of a run that is resumed, and the report's reading of them."""
-    from siri.config.sections import Config
+    from siri.config import Config
     from siri.store.jsonl import read_run
     from siri.store.run_folder import RunFolder
 
@@ -129,7 +133,7 @@ def seeds() -> dict[str, list[bytes]]:
     import pyarrow
     import pyarrow.parquet
 
-    from siri.config.sections import Config
+    from siri.config import Config
 
     rows = [{"problem": "1+1 =", "answer": "2"}, {"problem": "2+2 =", "answer": "4"}]
     verl = [{"prompt": [{"role": "user", "content": "hi"}], "reward_model": {"ground_truth": ["1/2", "0.5"]}}]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.model.policy import Policy, load_policy
 from siri.rollout import Request

@@ -41,7 +41,7 @@ def test_serve_script_is_parsed_by_vllm():
 def test_engine_options_on_a_gpu_are_vllms():
     from vllm.engine.arg_utils import EngineArgs
 
-    from siri.config.sections import Config
+    from siri.config import Config
     from siri.rollout.colocated import engine_options
     from siri.rollout.engines import vllm_options
 

@@ -10,7 +10,8 @@ from importlib.resources import files
 import pytest
 
 from siri.cli import TrainOptions
-from siri.config.sections import Config, load_recipe, recipe_names, resolve
+from siri.config import Config
+from siri.config.recipe import load_recipe, recipe_names, resolve
 from siri.errors import InputError
 
 # the paper's table, and verl's defaults where the paper is silent

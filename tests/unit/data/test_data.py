@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siri.data.problems import Problem, load_problems, render_prompts, resolve_path
+from siri.data.problems import Problem, load_problems, resolve_path
+from siri.data.prompts import render_prompts
 from siri.errors import InputError
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from siri.data.problems import Sampler
+from siri.data.sampler import Sampler
 from siri.errors import InputError
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.packing.flops import training_flops
 from siri.planning.hours import PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.planning.formulas import RESERVE, embedded_cache_tokens
 from siri.planning.memory_plan import (

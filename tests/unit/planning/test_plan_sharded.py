@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.model.attention import PackedLayout
 from siri.model.policy import packed_hidden
 from siri.planning.memory_plan import Machine, memory_plan

@@ -182,7 +182,8 @@ def test_the_papers_pipeline_on_a_tiny_model_and_the_real_problems(tmp_path, dat
 
 
 def test_the_recipes_need_no_editing():
-    from siri.config.sections import Config, resolve
+    from siri.config import Config
+    from siri.config.recipe import resolve
 
     for size, model in (("1.5b", "1.5B"), ("7b", "7B")):
         config = resolve(f"siri-{size}", Config, [])

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.rollout import engines
 from siri.rollout.order import ExpectedLengths, longest_first, sequences_in_flight, spread

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from siri.config.sections import Config
+from siri.config import Config
 from tests.support import fuzz_targets
 
 pytestmark = pytest.mark.torture

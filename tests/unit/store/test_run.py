@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 
 from siri import cli
-from siri.config.sections import Config
+from siri.config import Config
 from siri.errors import InputError
 from siri.store.run_folder import RunFolder
 from siri.train import loop as trainer

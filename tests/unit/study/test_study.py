@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from siri.cli import main
-from siri.config.sections import Config
+from siri.config import Config
 from siri.demo.warmup import TASKS
 from siri.errors import InputError
 from siri.study.compare import compare, curve_of_row

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from siri.advantages import group_advantages
-from siri.config.sections import Config
-from siri.data.problems import PromptSet, Sampler
+from siri.config import Config
+from siri.data.prompts import PromptSet
+from siri.data.sampler import Sampler
 from siri.rollout import Completion
 from siri.runtime.ranks import Ranks, _from_bytes, _to_bytes
 from siri.runtime.stopwatch import Stopwatch

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from siri.cli import main
-from siri.data.problems import PromptSet
+from siri.data.prompts import PromptSet
 from siri.errors import InputError
 from siri.report.terminal import effects
 from siri.rollout import Completion

@@ -19,7 +19,7 @@ import torch
 
 import siri
 from siri.cli import main
-from siri.config.sections import load_recipe
+from siri.config.recipe import load_recipe
 from siri.data.problems import load_problems
 from tests.support.saving import file_of, tensors
 from tests.support.tiny import bpe_tokenizer, save_tiny

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import siri.train.learner
-from siri.config.sections import Config
+from siri.config import Config
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.runtime.stopwatch import Stopwatch

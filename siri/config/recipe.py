@@ -1,0 +1,79 @@
+"""Recipes: settings as TOML, in the package or in a file, each perhaps starting from another."""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from siri.config.parse import check_keys, nearest, parse
+from siri.errors import InputError
+
+T = TypeVar("T")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in (files("siri") / "recipes").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Settings of a recipe in the package, or of a TOML file. The key `base` names a recipe to start from; a .toml file
+    there is looked for beside the one that names it. `heirs` are the recipes that start from this one."""
+    if name in heirs or len(heirs) > 20:
+        raise InputError(f"recipe {name}: its base leads back to itself ({' -> '.join((*heirs, name))})")
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"{name}: no such file")
+    elif name in recipe_names():
+        path = files("siri") / "recipes" / f"{name}.toml"
+    else:
+        hint = nearest(name, recipe_names())
+        raise InputError(f"unknown recipe {name!r}{hint}; there are {', '.join(recipe_names())}, or give a .toml file")
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise InputError(f"recipe {name}: base is {base!r}; it must be the name of a recipe or a .toml file")
+    if base.endswith(".toml"):
+        base = str(Path(name).parent / base)
+    return {**load_recipe(base, (*heirs, name)), **settings}
+
+
+def resolve(recipe: str, options: type[T], arguments: list[str], *, prog: str = "siri") -> T:
+    """Build `options` (Config or a subclass of it) from a recipe, then the command line's --KEY VALUE pairs."""
+    values = from_settings(load_recipe(recipe), options, f"recipe {recipe}")
+    return parse(options, arguments, default=values, prog=prog)
+
+
+def from_settings(settings: dict[str, Any], options: type[T], where: str) -> T:
+    """Build `options` from keys and values as TOML holds them; `where` is what an InputError names."""
+    check_keys(settings, options, where, "siri train")
+    return parse(options, _as_arguments(where, settings), where=where, prog="siri train")
+
+
+def _as_arguments(where: str, settings: dict[str, Any]) -> list[str]:
+    arguments = []
+    for key, value in settings.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, dict):
+            raise InputError(f"{where}: key {key!r} is a table; recipes are flat")
+        # = keeps a text that starts with a dash from being read as a key
+        arguments += [f"--{flag}", *_flat(value)] if isinstance(value, list) else [f"--{flag}={value}"]
+    return arguments
+
+
+def _flat(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [text for item in value for text in _flat(item)]
+    return [str(value)]

@@ -1,0 +1,40 @@
+"""The order of the problems: seeded, endless, and resumable."""
+
+import numpy as np
+
+from siri.errors import InputError
+
+
+class Sampler:
+    """Endless problem indices 0..n-1: each epoch is a permutation seeded by (seed, epoch); none is lost or repeated.
+
+    The whole state is (epoch, cursor, seed); `Sampler(n, **state)` goes on exactly where `state()` was taken.
+    """
+
+    def __init__(self, n: int, seed: int, epoch: int = 0, cursor: int = 0):
+        if n < 1:
+            raise InputError("cannot sample from an empty data set")
+        if seed < 0:
+            raise InputError(f"seed {seed}: must not be negative")
+        if epoch < 0 or not 0 <= cursor < n:
+            raise InputError(f"sampler state (epoch {epoch}, cursor {cursor}) does not fit a data set of {n} problems")
+        self.n, self.seed, self.epoch, self.cursor = n, seed, epoch, cursor
+        self._order = self._permutation()
+
+    def _permutation(self) -> np.ndarray:
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+
+    def take(self, k: int) -> list[int]:
+        """The next `k` indices. A draw that crosses the end of an epoch goes on in the next one."""
+        taken: list[int] = []
+        while len(taken) < k:
+            part = self._order[self.cursor : self.cursor + k - len(taken)]
+            taken += part.tolist()
+            self.cursor += len(part)
+            if self.cursor == self.n:
+                self.epoch, self.cursor = self.epoch + 1, 0
+                self._order = self._permutation()
+        return taken
+
+    def state(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "cursor": self.cursor, "seed": self.seed}
