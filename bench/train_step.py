@@ -35,9 +35,10 @@ from siri.config import Config
 from siri.model.policy import Policy, allocate, checkpoint_activations
 from siri.packing.flops import training_flops
 from siri.planning.formulas import LEVELS, kept_and_redone
+from siri.planning.gpus import model_flops_utilisation
 from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.runtime.ranks import Ranks, full, join_ranks, leave_ranks, shard
-from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation
+from siri.runtime.stopwatch import Stopwatch
 from siri.train.learner import Sample, update_policy
 
 COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False, "use_sliding_window": False}

@@ -12,11 +12,11 @@ from siri.data.prompts import load_prompts
 from siri.model.attention import choose as choose_attention
 from siri.model.policy import check_context, load_policy, pick_device
 from siri.packing.flops import read_cost_ratio
+from siri.planning.budget import token_budget
 from siri.planning.memory_plan import Machine, memory_plan
 from siri.rollout.engines import choose, vllm_options
 from siri.rollout.vllm import check_version, installed
 from siri.store.run_folder import Resume, RunFolder
-from siri.train.loop import plan_token_budget
 
 
 def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> int:
@@ -36,11 +36,13 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     schedule, lines = config.length_schedule(), []
     sources = [(config.data, schedule.longest, 0)]
     sources += [(one, config.eval_cap or schedule.longest, config.eval_problems) for one in config.eval_data]
+    longest = 0
     for source, cap, limit in sources:
         prompts = load_prompts(source, policy.tokenizer, config, limit=limit)
         check_context(policy, prompts.longest, cap)
+        longest = longest or prompts.longest  # of the training problems, which come first
         lines.append(f"{len(prompts.ids):,} problems of {source}, up to {prompts.longest} tokens and a cap of {cap:,}")
-    budget = plan_token_budget(config, longest=config.max_prompt_tokens + schedule.longest)
+    budget = token_budget(config, longest=longest + schedule.longest, on_gpu=device.type == "cuda")
     world, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     # a run on vLLM means GPUs, wherever it is dry
     mode = choose(config, torch.device("cuda" if gpu or config.rollout == "vllm" else "cpu"))

@@ -18,6 +18,7 @@ from typing import Any
 
 from siri.config import Config
 from siri.errors import InputError
+from siri.planning.budget import token_budget
 from siri.planning.formulas import (
     LEVELS,
     RESERVE,
@@ -30,8 +31,6 @@ from siri.planning.formulas import (
     update_moments,
 )
 
-AUTO_BUDGET = 36864
-"""What token_budget = auto is on a GPU at least; see `siri.train.loop.plan_token_budget`."""
 MOST_GPUS = 128
 """More are not suggested."""
 VLLM_WORKSPACE = 2 * 10**9
@@ -155,13 +154,7 @@ def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout:
             f"a GPU of {machine.memory} bytes with a share of {machine.reserve} in reserve cannot be planned"
         )
     longest = config.max_prompt_tokens + config.length_schedule().longest
-    budget = max(2 * longest, AUTO_BUDGET) if config.token_budget == "auto" else config.token_budget
-    if budget < longest:
-        raise InputError(
-            f"token_budget is {budget}, but the longest prompt and cap make {longest} tokens; raise --token-budget or "
-            "lower --l-max"
-        )
-    config = replace(config, token_budget=budget)
+    config = replace(config, token_budget=token_budget(config, longest=longest, on_gpu=True))
     rollout = rollout or rollout_engine(config)
     plan = _predict(model_config, config, machine, rollout)
     return plan if plan.fits else replace(plan, advice=_advice(model_config, plan, longest))

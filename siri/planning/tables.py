@@ -6,6 +6,7 @@ from siri.config import Config
 from siri.config.recipe import resolve
 from siri.errors import InputError
 from siri.planning.formulas import RESERVE
+from siri.planning.gpus import GPUS, Gpu
 from siri.planning.hours import (
     DECODE_SHARE,
     MEDIAN_SHARE,
@@ -17,26 +18,6 @@ from siri.planning.hours import (
 )
 from siri.planning.memory_plan import Machine, MemoryPlan, load_model_config, memory_plan
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """Data sheet of a GPU."""
-
-    memory: int
-    """Bytes."""
-    multiprocessors: int
-    flops: float = 0.0
-    """Dense bf16 peak, FLOP/s; 0 = not known."""
-    bandwidth: float = 0.0
-    """Of the memory, bytes/s; 0 = not known."""
-
-
-GPUS = {
-    "h100": Gpu(80 * 10**9, 132, 989e12, 3.35e12),
-    "h200": Gpu(141 * 10**9, 132, 989e12, 4.8e12),
-    "a100-40": Gpu(40 * 10**9, 108, 312e12, 1.555e12),
-    "a100-80": Gpu(80 * 10**9, 108, 312e12, 2.039e12),
-}
 ENGINES = {
     "local": "the embedded engine",
     "colocated": "vLLM in the training processes",

@@ -8,11 +8,6 @@ from typing import Any
 
 import torch
 
-# Dense bf16 peak of one GPU in FLOP/s, from the vendor's data sheets, by a part of the name that torch reports.
-# The first part that is found counts: PCIe and NVL cards run slower than the SXM modules of the same name.
-PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12, "H200": 989e12, "H100": 989e12}
-PEAK_FLOPS |= {"A100": 312e12, "B200": 2250e12, "L40S": 362e12}
-
 
 class Stopwatch:
     """Seconds of named parts of a step; parts may nest and repeat. On a GPU they are CUDA events, read once at the end
@@ -68,13 +63,3 @@ def profiled(trace: Path | None) -> Iterator[None]:
     with torch.profiler.profile() as profiler:
         yield
     profiler.export_chrome_trace(str(trace))
-
-
-def model_flops_utilisation(flops: float, seconds: float, gpus: int, device: torch.device) -> float | None:
-    """Share of the GPUs' bf16 peak that training reached: model FLOPs (see `siri.packing.flops`) / (seconds x
-    GPUs x peak). None where the peak is not known, as on a CPU."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
-    return None if peak is None else flops / (seconds * gpus * peak)

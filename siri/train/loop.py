@@ -18,14 +18,16 @@ from siri.model.offload import HostAdamW
 from siri.model.policy import Policy, allocate, check_context, checkpoint_activations, load_policy, pick_device
 from siri.packing.flops import read_cost_ratio, sequence_cost
 from siri.packing.step_plan import StepTimes
-from siri.planning.memory_plan import AUTO_BUDGET, Machine, MemoryPlan, memory_plan, update_peak
+from siri.planning.budget import token_budget as plan_token_budget
+from siri.planning.gpus import model_flops_utilisation
+from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.report.html import write_report
 from siri.report.terminal import TrainProgress, print_closing
 from siri.rewards.pool import RewardPool
 from siri.rollout.engines import make_engine
 from siri.runtime.ranks import Ranks, join_ranks, shard
 from siri.runtime.signals import Interrupted, Stop
-from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled
+from siri.runtime.stopwatch import Stopwatch, profiled
 from siri.store import checkpoint
 from siri.store.loggers import make_logger
 from siri.store.run_folder import Resume, RunFolder
@@ -68,7 +70,7 @@ def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never
     check_context(policy, prompts.longest, schedule.longest)
     for problems in held_out:
         check_context(policy, problems.longest, eval_cap)
-    token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest)
+    token_budget = plan_token_budget(config, longest=prompts.longest + schedule.longest, on_gpu=device.type == "cuda")
     if ranks.sharded:
         compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         shard(policy.model, ranks, compute_dtype=compute_dtype, vocab_parallel=config.vocab_parallel)
@@ -290,19 +292,6 @@ def try_reward(config: Config, rewards: RewardPool, prompts: PromptSet) -> None:
     graded = rewards.score([f"</think> \\boxed{{{answer}}}" for answer in gold], gold)
     if graded.errors == len(gold):
         raise InputError(f"reward {config.reward} fails on every answer; the first time with: {rewards.first_error}")
-
-
-def plan_token_budget(config: Config, *, longest: int) -> int:
-    """Tokens of a packed micro-step. auto: room for two of the longest sequences, and 36,864 at least (8,192 on a CPU,
-    where small packs are as quick)."""
-    if config.token_budget == "auto":
-        return max(2 * longest, AUTO_BUDGET if pick_device(config.device).type == "cuda" else 8192)
-    if config.token_budget < longest:
-        raise InputError(
-            f"token_budget is {config.token_budget}, but the longest prompt and cap make {longest} tokens; raise "
-            "--token-budget or lower --l-max"
-        )
-    return config.token_budget
 
 
 def blown_up(folder: Path, step: int) -> str:

@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from siri.runtime.stopwatch import Stopwatch, model_flops_utilisation, profiled
+from siri.planning.gpus import model_flops_utilisation
+from siri.runtime.stopwatch import Stopwatch, profiled
 
 
 def test_parts_add_up_nest_and_start_again():
