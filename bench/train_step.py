@@ -32,14 +32,16 @@ from model_sizes import MODELS
 from siri_kernels import grpo_loss
 
 from siri.config import Config
+from siri.model.fsdp import full, shard
 from siri.model.policy import Policy, allocate, checkpoint_activations
 from siri.packing.flops import training_flops
 from siri.planning.formulas import LEVELS, kept_and_redone
 from siri.planning.gpus import model_flops_utilisation
 from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
-from siri.runtime.ranks import Ranks, full, join_ranks, leave_ranks, shard
+from siri.runtime.ranks import Ranks, join_ranks, leave_ranks
 from siri.runtime.stopwatch import Stopwatch
-from siri.train.learner import Sample, update_policy
+from siri.train.learner import Learner
+from siri.train.samples import Sample
 
 COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False, "use_sliding_window": False}
 CAPS = {"1.5b": (16_384, 8192), "tiny": (96, 48)}
@@ -148,12 +150,10 @@ def packed(setup: Setup, samples: list[Sample], budget: int, config: Config) -> 
     """A step by `siri.train.learner`; returns its norm and its largest micro-step."""
 
     def step(watch: Stopwatch) -> dict:
-        metrics = update_policy(
-            setup.policy, setup.optimizer, [samples], config, token_budget=budget, watch=watch, ranks=setup.ranks
-        )
-        plan = metrics["plan"]
-        largest = max(sum(one) for micro in plan.lengths for one in micro)
-        return {"grad_norm": metrics["grad_norm"], "micro_steps": metrics["micro_steps"], "largest": largest}
+        learner = Learner(setup.policy, setup.optimizer, config, token_budget=budget, watch=watch, ranks=setup.ranks)
+        update = learner.update([samples])
+        largest = max(sum(lengths) for micro_step in update.plan.lengths for lengths in micro_step)
+        return {name: update.metrics[name] for name in ("grad_norm", "micro_steps")} | {"largest": largest}
 
     return step
 

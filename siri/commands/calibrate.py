@@ -8,7 +8,7 @@ with the length is attention's. One process, one device.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -24,7 +24,7 @@ from siri.packing.flops import forward_flops
 if TYPE_CHECKING:
     import torch
 
-    from siri.train.learner import MicroBatch
+    from siri.train.micro_batch import MicroBatch
 
 SHARES = (1 / 16, 1 / 4, 1 / 2, 1)
 """Lengths that are timed, as shares of the longest prompt and cap."""
@@ -93,32 +93,20 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
     """Measure the ratio on this machine; returns what the file holds: cost_ratio, what was timed, and with what."""
     import torch
 
-    from siri.model.attention import choose
-    from siri.model.liger import apply_liger
-    from siri.model.policy import ARCHITECTURES, checkpoint_activations, pick_device
-    from siri.planning.memory_plan import load_model_config
+    from siri.model.policy import pick_device
     from siri.runtime.stopwatch import Stopwatch
     from siri.train.learner import policy_loss
+    from siri.train.setup import prepare
 
     device = pick_device(config.device)
-    model_config = load_model_config(config.model)
-    if model_config.model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise InputError(f"architecture {model_config.model_type!r} cannot be timed; those that train are {known}")
-    if options.layers > model_config.num_hidden_layers:
-        raise InputError(f"layers is {options.layers}, but the model has {model_config.num_hidden_layers}")
-    if options.layers:
-        model_config.num_hidden_layers = options.layers
-        if getattr(model_config, "layer_types", None):
-            model_config.layer_types = model_config.layer_types[: options.layers]
     lengths, tokens = _lengths(config, options)
-    backend = choose(config.attention, device, model_config, config.checkpointing)
     torch.manual_seed(config.seed)
     try:
-        model = _random_model(model_config, device)
-        liger = apply_liger(model, config.liger, device)
-        checkpoint_activations(model, config.checkpointing)
-        packs = [_pack(model_config, tokens // length, length, device, backend) for length in lengths]
+        # one process has all of a head that several would share
+        whole = replace(config, vocab_parallel=False)
+        setup = prepare(whole, device=device, weights="random", layers=options.layers)
+        model, model_config = setup.policy.model, setup.policy.model.config
+        packs = [_pack(model_config, tokens // length, length, device, setup.backend) for length in lengths]
         watch = Stopwatch(device)
 
         def run(pack: "MicroBatch") -> None:
@@ -139,8 +127,8 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "model": config.model,
         "layers": model_config.num_hidden_layers,
-        "attention": backend,
-        "liger": liger,
+        "attention": setup.backend,
+        "liger": setup.liger,
         "checkpointing": config.checkpointing,
         "tokens": tokens,
         "lengths": list(lengths),
@@ -161,21 +149,10 @@ def _lengths(config: Config, options: CalibrateOptions) -> tuple[list[int], int]
     return lengths, tokens
 
 
-def _random_model(model_config: Any, device: "torch.device") -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from siri.model import attention
-
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(
-            model_config, dtype=torch.float32, attn_implementation=attention.register()
-        )
-
-
 def _pack(model_config: Any, sequences: int, length: int, device: "torch.device", backend: str) -> "MicroBatch":
     """Responses after prompts of one token, random, and all with a gradient."""
-    from siri.train.learner import MicroBatch, Sample
+    from siri.train.micro_batch import MicroBatch
+    from siri.train.samples import Sample
 
     draw = np.random.default_rng(length)
     ids = draw.integers(0, model_config.vocab_size, (sequences, length)).tolist()

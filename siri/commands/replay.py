@@ -1,7 +1,7 @@
 """`siri replay BUNDLE`: run the update of a post-mortem again, from its own weights, and say whether it is the same."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,15 @@ import torch
 
 from siri.config import Config
 from siri.errors import InputError
-from siri.model.attention import choose
-from siri.model.liger import apply_liger
-from siri.model.policy import allocate, checkpoint_activations, load_policy, pick_device
-from siri.runtime.ranks import full, join_ranks, leave_ranks, shard
+from siri.model.fsdp import full
+from siri.model.policy import pick_device
+from siri.runtime.ranks import join_ranks, leave_ranks
 from siri.runtime.stopwatch import Stopwatch
-from siri.store.checkpoint import load_weights, read_state, verify
-from siri.train.learner import MicroBatch, Sample, policy_loss
+from siri.store.checkpoint import read_state, verify
+from siri.train.learner import policy_loss
+from siri.train.micro_batch import MicroBatch
+from siri.train.samples import Sample
+from siri.train.setup import prepare
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,16 @@ def replay(folder: Path, device: str = "auto") -> Replay:
         plan, old_logps = bundle["plan"], bundle["old_logps"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder}: written by another version of siri ({error})") from None
-    # as the trainer does: on a GPU the layers compute in bf16 and perhaps in Liger's kernels
     ranks, where = join_ranks(pick_device(device))
     if ranks.size > 1:
         raise InputError("siri replay runs on one process; start it without torchrun")
-    policy = load_policy(str(folder.absolute()), where, weights=not ranks.sharded)
-    apply_liger(policy.model, config.liger, where)
-    if ranks.sharded:
-        shard(policy.model, ranks, compute_dtype=torch.bfloat16 if where.type == "cuda" else torch.float32)
-        allocate(policy.model, where)
-        load_weights(folder, policy, ranks=ranks)
-    checkpoint_activations(policy.model, config.checkpointing)
+    # as the trainer does: on a GPU the layers compute in bf16 and perhaps in Liger's kernels. One process has all of a
+    # head that several shared
+    alone = replace(config, model=str(folder.absolute()), vocab_parallel=False)
+    setup = prepare(alone, device=where, ranks=ranks)
+    policy = setup.policy
     torch.set_num_threads(bundle["threads"])  # how many share a sum decides its last bit
     torch.set_rng_state(torch.frombuffer(bytearray.fromhex(bundle["rng"]["torch"]), dtype=torch.uint8))
-    backend = choose(config.attention, policy.device, policy.model.config, config.checkpointing)
     watch = Stopwatch(policy.device)
     idle = Sample(samples[0].prompt_ids[:1], samples[0].response_ids[:1], [0.0], 0.0, counted=False)
     shares, worst, largest = [], "", -math.inf
@@ -75,7 +73,7 @@ def replay(folder: Path, device: str = "auto") -> Replay:
         for number, step in enumerate(plan):
             members = [samples[index] for index in step[rank]] or [idle]
             micro = MicroBatch.of(
-                members, entropy_bonus=config.entropy_coef != 0, device=policy.device, backend=backend
+                members, entropy_bonus=config.entropy_coef != 0, device=policy.device, backend=setup.backend
             )
             old = old_logps[rank].get(str(number))
             old = None if old is None else torch.tensor(old, dtype=torch.float32, device=policy.device)

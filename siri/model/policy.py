@@ -73,34 +73,14 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     weights False leaves the model on the meta device, without storage, to be sharded before it is filled. Raises
     InputError when there is no model, no tokenizer, or an architecture that was not checked to work packed.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     from siri.store.checkpoint import is_checkpoint, load_weights, verify
 
     folder = str(resolve_path(source))
-    if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():
-        raise InputError(f"model {source}: no such folder; give a folder, or a hub name such as org/model")
     logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"model {source}: {first_line(error)}; give a folder with config.json, or a hub name"
-        ) from None
-    if config.model_type not in ARCHITECTURES:
-        raise InputError(
-            f"model {source}: architecture {config.model_type!r} is not among those checked to train packed "
-            f"({', '.join(ARCHITECTURES)})"
-        )
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        raise InputError(f"model {source}: sliding-window attention is not supported; set use_sliding_window false")
-    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rotary in MOVING_ROPE:
-        raise InputError(
-            f"model {source}: rope_type {rotary!r} turns a token by the length of the longest sequence beside it, so "
-            "packing would change the numbers; set a fixed rope_type (default, linear, yarn, llama3)"
-        )
+    config = _trainable_config(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers raise
@@ -131,6 +111,52 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"model {source}: {first_line(error)}") from None
     return make_policy(model.to(device), tokenizer)
+
+
+def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Policy:
+    """The model of `source` with random weights, fp32, for timing: it needs no more than config.json, and has no
+    tokenizer. layers: how many of them, 0 = all. InputError as `load_policy`."""
+    from transformers import AutoModelForCausalLM
+
+    config = _trainable_config(source)
+    if layers > config.num_hidden_layers:
+        raise InputError(f"layers is {layers}, but the model has {config.num_hidden_layers}")
+    if layers:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.register())
+    return Policy(model, None, frozenset(), config.max_position_embeddings)
+
+
+def _trainable_config(source: str) -> Any:
+    """The configuration of a model that trains packed; InputError names what speaks against it."""
+    from transformers import AutoConfig
+
+    folder = str(resolve_path(source))
+    if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():
+        raise InputError(f"model {source}: no such folder; give a folder, or a hub name such as org/model")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"model {source}: {first_line(error)}; give a folder with config.json, or a hub name"
+        ) from None
+    if config.model_type not in ARCHITECTURES:
+        raise InputError(
+            f"model {source}: architecture {config.model_type!r} is not among those checked to train packed "
+            f"({', '.join(ARCHITECTURES)})"
+        )
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        raise InputError(f"model {source}: sliding-window attention is not supported; set use_sliding_window false")
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotary in MOVING_ROPE:
+        raise InputError(
+            f"model {source}: rope_type {rotary!r} turns a token by the length of the longest sequence beside it, so "
+            "packing would change the numbers; set a fixed rope_type (default, linear, yarn, llama3)"
+        )
+    return config
 
 
 def allocate(model: Any, device: torch.device) -> None:

@@ -77,9 +77,7 @@ def cut_head(model: Any, ranks: Ranks) -> set[torch.nn.Parameter]:
     cut = HeadCut.of(ranks)
     if cut is None:
         return set()
-    vocab = head.weight.shape[0]
-    if -(-vocab // cut.size) * (cut.size - 1) >= vocab:
-        raise InputError(f"vocab_parallel: {vocab} rows of vocabulary leave some of {cut.size} ranks without any")
+    check_parts(model, cut.size)
     if _tied(model):
         return set()
     placements = [*[Replicate()] * (ranks.mesh.ndim - 1), Shard(0)]
@@ -87,6 +85,13 @@ def cut_head(model: Any, ranks: Ranks) -> set[torch.nn.Parameter]:
     rows = distribute_tensor(head.weight.detach(), ranks.mesh, placements, src_data_rank=None)
     head.weight = torch.nn.Parameter(rows)
     return {head.weight}
+
+
+def check_parts(model: Any, parts: int) -> None:
+    """InputError when the vocabulary has too few rows to be cut into so many parts."""
+    vocab = model.lm_head.weight.shape[0]
+    if -(-vocab // parts) * (parts - 1) >= vocab:
+        raise InputError(f"vocab_parallel: {vocab} rows of vocabulary leave some of {parts} ranks without any")
 
 
 def _tied(model: Any) -> bool:

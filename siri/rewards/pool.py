@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -121,6 +122,14 @@ class RewardPool:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def try_gold(self, answers: Sequence[str]) -> None:
+        """Refuse, by InputError, a reward that fails on each of a few gold answers: it would call every response of a
+        run wrong."""
+        gold = answers[:4]
+        graded = self.score([f"</think> \\boxed{{{answer}}}" for answer in gold], gold)
+        if graded.errors == len(gold):
+            raise InputError(f"reward {self.reward} fails on every answer; the first time with: {self.first_error}")
 
     def close(self) -> None:
         """Ends the workers and leaves no process behind. Idle ones may finish what they registered for their exit."""

@@ -26,6 +26,10 @@ class Completion:
     """The cap was reached before the model ended the response."""
 
 
+class NotFinite(Exception):
+    """The model's probabilities are NaN or infinite, so that nothing can be sampled from them."""
+
+
 Progress = Callable[[int], None]
 """Called with the number of responses that have just finished."""
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from siri.model.fsdp import full
 from siri.model.policy import Policy, allocate, load_policy
 from siri.planning.formulas import embedded_cache_tokens
-from siri.rollout import Completion, Progress, Request
-from siri.runtime.ranks import full
+from siri.rollout import Completion, NotFinite, Progress, Request
 
 SHRINK_AT = 0.75
 """Finished rows leave the batch once only so large a share still runs; dropping each at once would copy the cache at
@@ -161,7 +161,12 @@ class LocalRollout:
 def _draw(logits_BV: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One token for each row and its log-probability under the distribution it was drawn from."""
     logp_BV = torch.log_softmax(logits_BV / (temperature or 1.0), dim=-1)
-    token_B1 = torch.multinomial(logp_BV.exp(), 1, generator=generator) if temperature else logp_BV.argmax(-1, True)
+    try:
+        token_B1 = torch.multinomial(logp_BV.exp(), 1, generator=generator) if temperature else logp_BV.argmax(-1, True)
+    except RuntimeError:
+        if bool(logp_BV.isnan().any()):  # a weight that is not finite spreads to every logit of a row
+            raise NotFinite from None
+        raise
     return token_B1[:, 0], logp_BV.gather(1, token_B1)[:, 0]
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from siri.model.attention import PackedLayout
+from siri.model.fsdp import full
 from siri.model.policy import Policy, packed_hidden
 from siri.rollout import Completion
-from siri.runtime.ranks import full
 
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 2, 24, 32
 """Size of a fingerprint: cheap enough for every sync, long enough for every layer and for positions to matter."""

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from siri.errors import InputError, first_line
+from siri.model.fsdp import full
 from siri.model.policy import Policy
 from siri.rollout import Completion, Progress, Request
 from siri.rollout.order import ExpectedLengths, longest_first, sequences_in_flight
 from siri.rollout.proof import ANSWER_TOKENS, Gap, fixed_prompts, gap
-from siri.runtime.ranks import ALONE, Ranks, full
+from siri.runtime.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 

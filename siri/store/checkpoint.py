@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from siri.errors import InputError, first_line, parse_json
+from siri.model.fsdp import fill
 from siri.model.policy import Policy
-from siri.runtime.ranks import ALONE, Ranks, fill
+from siri.runtime.ranks import ALONE, Ranks
 from siri.store.shards import make_moments, moments_of, names_in, read_pieces, read_whole, weights_of
 
 MANIFEST = "manifest.json"

@@ -5,6 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,16 @@ class TrackioLogger(Logger):
 
     def close(self) -> None:
         self._run.finish()
+
+
+def check_logger(kind: str) -> None:
+    """InputError when the package of a logger cannot be imported here; nothing is written."""
+    if kind == "none":
+        return
+    try:
+        import_module({"tensorboard": "torch.utils.tensorboard"}.get(kind, kind))
+    except ImportError:
+        raise _missing(kind) from None
 
 
 def make_logger(kind: str, run_dir: str | Path, config: Mapping[str, Any]) -> Logger:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from siri.advantages import group_advantages, zero_variance
+from siri.advantages import zero_variance
 from siri.config import Config
 from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
@@ -20,7 +20,6 @@ from siri.rollout.order import spread
 from siri.runtime.ranks import ALONE, Arrays, Ranks
 from siri.runtime.signals import Stop
 from siri.runtime.stopwatch import Stopwatch
-from siri.train.learner import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,54 +44,58 @@ def derive_seed(seed: int, *path: int) -> int:
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def collect(
-    config: Config,
-    policy: Policy,
-    engine: Rollout,
-    grader: Any,
-    prompts: PromptSet,
-    sampler: Sampler,
-    *,
-    step: int,
-    cap: int,
-    watch: Stopwatch,
-    ranks: Ranks = ALONE,
-    stop: Stop | None = None,
-) -> list[Group]:
-    """Sample and grade `prompts_per_step` groups under the cap of the step: each rank its share, all get all.
+@dataclass(frozen=True)
+class Collector:
+    """Samples and grades the groups of a step. Every rank has one and makes the same calls."""
 
-    With dynamic sampling, groups whose responses are all right or all wrong (by score, before any length penalty) are
-    replaced by new prompts until enough are found or `dynamic_sampling_rounds` is reached; the dropped ones are
-    returned too, marked as not trained. Raises Interrupted when `stop` asks for it.
-    """
-    stop = Stop() if stop is None else stop
-    groups: list[Group] = []
-    for round_number in range(config.dynamic_sampling_rounds if config.dynamic_sampling else 1):
-        wanted = config.prompts_per_step - sum(group.trained for group in groups)
-        if not wanted:
-            break
-        indices = sampler.take(wanted)
-        dealt = deal(engine, [prompts.ids[index] for index in indices], cap, ranks)
-        indices = [indices[place] for place in dealt[ranks.rank]]
-        requests = [Request(prompts.ids[index], cap, config.group_size) for index in indices]
-        seed = derive_seed(config.seed, 0, step, round_number, *ranks.seed_path)
-        gold = [prompts.answers[index] for index in indices for _ in range(config.group_size)]
+    config: Config
+    policy: Policy
+    engine: Rollout
+    grader: Any
+    prompts: PromptSet
+    sampler: Sampler
+    watch: Stopwatch
+    ranks: Ranks = ALONE
+    stop: Stop = field(default_factory=Stop)
 
-        def sample(requests=requests, seed=seed, gold=gold) -> tuple[list[list[Completion]], Any]:
-            answered = engine.generate(requests, temperature=config.temperature, seed=seed)
-            texts = [policy.decode(completion.token_ids) for completions in answered for completion in completions]
-            with watch("reward"):
-                return answered, grader.score(texts, gold)
+    def collect(self, step: int, cap: int) -> list[Group]:
+        """`prompts_per_step` groups under the cap of the step: each rank samples its share, all get all.
 
-        at_once = ranks.size == 1 or getattr(engine, "by_itself", False)
-        answered, graded = stop.heed(sample, ranks=ranks, at_once=at_once)
-        found = _groups(config, requests, answered, graded, cap)
+        With dynamic sampling, groups whose responses are all right or all wrong (by score, before any length penalty)
+        are replaced by new prompts until enough are there or `dynamic_sampling_rounds` is reached; the dropped ones are
+        returned too, marked as not trained. Raises Interrupted when `stop` asks for it.
+        """
+        config, groups = self.config, []
+        for round_number in range(config.dynamic_sampling_rounds if config.dynamic_sampling else 1):
+            wanted = config.prompts_per_step - sum(group.trained for group in groups)
+            if not wanted:
+                break
+            seed = derive_seed(config.seed, 0, step, round_number, *self.ranks.seed_path)
+            groups += self._round(self.sampler.take(wanted), cap, seed)
+        return groups
+
+    def _round(self, indices: Sequence[int], cap: int, seed: int) -> list[Group]:
+        """The groups of these prompts, in this order."""
+        config, prompts, ranks = self.config, self.prompts, self.ranks
+        dealt = deal(self.engine, [prompts.ids[index] for index in indices], cap, ranks)
+        mine = [indices[place] for place in dealt[ranks.rank]]
+        requests = [Request(prompts.ids[index], cap, config.group_size) for index in mine]
+        gold = [prompts.answers[index] for index in mine for _ in range(config.group_size)]
+
+        def sample() -> tuple[list[list[Completion]], Any]:
+            answered = self.engine.generate(requests, temperature=config.temperature, seed=seed)
+            texts = [self.policy.decode(answer.token_ids) for answers in answered for answer in answers]
+            with self.watch("reward"):
+                return answered, self.grader.score(texts, gold)
+
+        at_once = ranks.size == 1 or getattr(self.engine, "by_itself", False)
+        answered, graded = self.stop.heed(sample, ranks=ranks, at_once=at_once)
+        groups = _groups(config, requests, answered, graded, cap)
         if ranks.size > 1:
-            found = [group for part in ranks.gather_arrays(to_arrays(found)) for group in from_arrays(part)]
-            places = [place for own in dealt for place in own]
-            found = [found[places.index(place)] for place in range(len(found))]  # as the sampler drew them
-        groups += found
-    return groups
+            everybody = [group for arrays in ranks.gather_arrays(to_arrays(groups)) for group in from_arrays(arrays)]
+            places = [place for share in dealt for place in share]
+            groups = [everybody[places.index(place)] for place in range(len(everybody))]  # as the sampler drew them
+        return groups
 
 
 def deal(engine: Rollout, prompts: Sequence[Sequence[int]], cap: int, ranks: Ranks) -> list[list[int]]:
@@ -177,32 +180,6 @@ def soft_penalty(length: int, cap: int, buffer: int) -> float:
     """DAPO's soft overlong penalty: 0 up to cap - buffer tokens, falling to -1 at the cap (arXiv 2503.14476)."""
     buffer = min(buffer, cap)
     return min(-(length - (cap - buffer)) / buffer, 0.0)
-
-
-def make_samples(config: Config, groups: Sequence[Group]) -> list[list[Sample]]:
-    """Mini-batches of samples with their advantages; whole groups, in the order in which they were sampled."""
-    trained = [group for group in groups if group.trained]
-    if not trained:
-        return []
-    rewards_PG = torch.tensor([group.rewards for group in trained], dtype=torch.float64)
-    advantages_PG = group_advantages(rewards_PG, norm=config.advantage_norm)
-    batches = []
-    for start in range(0, len(trained), config.mini_batch_prompts):
-        own = slice(start, start + config.mini_batch_prompts)
-        batches.append(
-            [
-                Sample(
-                    group.prompt_ids,
-                    completion.token_ids,
-                    completion.logp,
-                    advantage,
-                    counted=not (completion.truncated and config.overlong == "mask"),
-                )
-                for group, advantages in zip(trained[own], advantages_PG[own].tolist(), strict=True)
-                for completion, advantage in zip(group.completions, advantages, strict=True)
-            ]
-        )
-    return batches
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:

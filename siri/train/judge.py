@@ -47,11 +47,11 @@ class Attempt:
     loss: float
     """This rank's share."""
     grad_norm: float
-    parts: Sequence[dict[str, torch.Tensor]]
+    rows: Sequence[dict[str, torch.Tensor]]
     """Metrics of this rank's micro-batches."""
 
 
-class Health:
+class Judge:
     """Judges each optimizer step of a run. Every rank has one and makes the same calls, and comes to the same end."""
 
     def __init__(self, config: Any, folder: Path, policy: Any, optimizer: Any, *, ranks: Ranks = ALONE):
@@ -83,17 +83,17 @@ class Health:
         if attempt.number == 0:
             self._whole_batch = set(self._found)
         self._here = set()
-        own = {name: value.item() for name, value in merge_metrics(attempt.parts).items()} if attempt.parts else {}
-        row = [attempt.loss, own.get("ratio_max", math.nan), own.get("entropy_mean", math.nan), own.get("tokens", 0)]
-        rows = [one["row"] for one in self.ranks.gather_arrays({"row": np.array(row, np.float64)})]
-        loss = sum(float(one[0]) for one in rows)
+        mine = {name: value.item() for name, value in merge_metrics(attempt.rows).items()} if attempt.rows else {}
+        row = [attempt.loss, mine.get("ratio_max", math.nan), mine.get("entropy_mean", math.nan), mine.get("tokens", 0)]
+        rows = [arrays["row"] for arrays in self.ranks.gather_arrays({"row": np.array(row, np.float64)})]
+        loss = sum(float(row[0]) for row in rows)
         if not (math.isfinite(loss) and math.isfinite(attempt.grad_norm)):
             self._find("nonfinite", loss if not math.isfinite(loss) else attempt.grad_norm)
-        ratios = [float(one[1]) for one in rows if one[1] > self.config.ratio_limit]
+        ratios = [float(row[1]) for row in rows if row[1] > self.config.ratio_limit]
         if ratios:
             self._find("ratio", max(ratios))
-        counted = [one for one in rows if one[3] > 0]
-        entropy = sum(one[2] * one[3] for one in counted) / sum(one[3] for one in counted) if counted else math.nan
+        counted = [row for row in rows if row[3] > 0]
+        entropy = sum(row[2] * row[3] for row in counted) / sum(row[3] for row in counted) if counted else math.nan
         if entropy < self.config.entropy_floor:
             self._find("entropy", float(entropy))
         if any(not self.streaks[case] and self.rules[case].action != "off" for case in self._found):
@@ -132,8 +132,8 @@ class Health:
         if have >= self.config.bundles or again:
             return
         olds = {str(i): old.float().cpu().numpy() for i, old in enumerate(attempt.old_logps) if old is not None}
-        old_logps = [{key: value.tolist() for key, value in one.items()} for one in self.ranks.gather_arrays(olds)]
-        losses = [float(one["loss"][0]) for one in self.ranks.gather_arrays({"loss": np.array([attempt.loss])})]
+        old_logps = [{key: value.tolist() for key, value in rank.items()} for rank in self.ranks.gather_arrays(olds)]
+        losses = [float(rank["loss"][0]) for rank in self.ranks.gather_arrays({"loss": np.array([attempt.loss])})]
         bundle = {
             "step": self._step,
             "cases": {case: _plain(value) for case, value in self._found.items()},
@@ -145,9 +145,9 @@ class Health:
             "old_logps": old_logps,
             "denominator": attempt.denominator,
             "loss": _plain(loss),
-            "losses": [_plain(one) for one in losses],
+            "losses": [_plain(share) for share in losses],
             "grad_norm": _plain(attempt.grad_norm),
-            "metrics": {name: _plain(value.item()) for name, value in merge_metrics(attempt.parts).items()},
+            "metrics": {name: _plain(value.item()) for name, value in merge_metrics(attempt.rows).items()},
             "rng": random_state(self.policy.device),
             "threads": torch.get_num_threads(),
         }

@@ -87,16 +87,16 @@ def test_two_nodes_train_a_dead_rank_ends_both_and_one_rank_alone_goes_on(tmp_pa
 BROKEN_RANK = """
 import os
 if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_ERROR_FILE"):
-    import siri.train.learner
-    whole, calls = siri.train.learner.update_policy, []
+    from siri.train.learner import Learner
+    whole, calls = Learner.update, []
 
-    def update_policy(*arguments, **options):
+    def update(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("out of luck")
         return whole(*arguments, **options)
 
-    siri.train.learner.update_policy = update_policy
+    Learner.update = update
 """
 
 

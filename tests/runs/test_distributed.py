@@ -17,12 +17,13 @@ import torch.multiprocessing as mp
 from siri_kernels import chunked
 
 from siri import cli
+from siri.model.fsdp import full, shard
 from siri.model.policy import checkpoint_activations
-from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
+from siri.runtime.ranks import ALONE, Ranks, join_ranks
 from siri.runtime.stopwatch import Stopwatch
 from siri.store.checkpoint import whole_moments
-from siri.train.learner import update_policy
 from tests.support.tiny import save_tiny, tiny_policy
+from tests.support.update import update_policy
 from tests.unit.train.test_update import config, make_samples
 
 PATIENCE_S = 420
@@ -329,5 +330,5 @@ def test_bad_input_is_one_line_under_torchrun_too(tmp_path, fault):
     result = torchrun(2, "train", "demo", "--run-dir", str(tmp_path / "run"), *given)
     assert result.returncode != 0
     assert result.stderr.count("siri: ") == 1 and said in result.stderr and "siri (" not in result.stderr
-    assert "trainer.py" not in result.stderr, "torchrun prints a traceback of its own, not ours"
+    assert "loop.py" not in result.stderr, "torchrun prints a traceback of its own, not ours"
     assert not (tmp_path / "run").exists()

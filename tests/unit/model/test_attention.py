@@ -322,8 +322,9 @@ def test_selective_checkpointing_keeps_the_result_of_each_backend():
 def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
     """From the setting to each layer: the stand-in attends for whole models, with the numbers of sdpa."""
     from siri.runtime.stopwatch import Stopwatch
-    from siri.train import learner as update
+    from siri.train import learner
     from tests.support.tiny import tiny_policy
+    from tests.support.update import update_policy
     from tests.unit.train.test_update import config, make_samples
 
     asked, seen = [], Seen()
@@ -342,12 +343,12 @@ def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
     outcomes = []
     for setting in ("sdpa", "flash2"):
         if setting == "flash2":
-            monkeypatch.setattr(update, "choose", chosen)
+            monkeypatch.setattr(learner, "choose", chosen)
         policy = tiny_policy(dtype=torch.float64)
         optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
         settings = config(attention=setting)
         samples = make_samples(1)
-        metrics = update.update_policy(policy, optimizer, [samples], settings, watch=Stopwatch(CPU), token_budget=150)
+        metrics = update_policy(policy, optimizer, [samples], settings, watch=Stopwatch(CPU), token_budget=150)
         outcomes.append([parameter.detach() for parameter in policy.model.parameters()])
     assert asked == [("flash2", CPU, "none")]
     assert len(calls) == metrics["micro_steps"] * 2, "both layers of each micro-step"

@@ -7,14 +7,15 @@ import torch
 import torch.distributed as dist
 
 from siri.model import offload
+from siri.model.fsdp import full, shard
 from siri.model.offload import HostAdamW
-from siri.runtime.ranks import ALONE, full, shard
+from siri.runtime.ranks import ALONE
 from siri.runtime.stopwatch import Stopwatch
 from siri.store.checkpoint import restore
-from siri.train.learner import update_policy
 from tests.runs.test_distributed import join, spawn
 from tests.support.saving import save_now
 from tests.support.tiny import tiny_model, tiny_policy
+from tests.support.update import update_policy
 from tests.unit.train.test_update import config, make_samples
 
 

@@ -9,17 +9,18 @@ from siri_kernels import chunked
 from transformers import AutoModelForCausalLM
 
 from siri.errors import InputError
+from siri.model.fsdp import full, shard
 from siri.model.split_head import HeadCut, cut_head
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.rollout.proof import fixed_prompts, gap
-from siri.runtime.ranks import ALONE, Ranks, full, join_ranks, shard
+from siri.runtime.ranks import ALONE, Ranks, join_ranks
 from siri.runtime.stopwatch import Stopwatch
 from siri.store.checkpoint import export, restore
-from siri.train.learner import update_policy
 from tests.runs.test_distributed import assert_same, join, spawn, train
 from tests.support.saving import save_now
 from tests.support.tiny import tiny_model, tiny_policy
+from tests.support.update import update_policy
 from tests.unit.train.test_update import config, make_samples
 
 CASES = [

@@ -10,8 +10,8 @@ from siri.errors import InputError
 from siri.packing import R1_DISTILL_LINEAR, R1_DISTILL_QUADRATIC
 from siri.packing.flops import forward_flops, read_cost_ratio, sequence_cost, training_flops
 from siri.runtime.stopwatch import Stopwatch
-from siri.train.learner import update_policy
 from tests.support.tiny import tiny_model, tiny_policy
+from tests.support.update import update_policy
 from tests.unit.train.test_update import config, make_samples
 
 

@@ -14,13 +14,12 @@ from siri.planning.memory_plan import (
     Machine,
     load_model_config,
     memory_plan,
-    rollout_engine,
     update_peak,
 )
 from siri.planning.tables import find_gpu, print_plan, run_plan
 from siri.rollout.local import held_bytes
 from siri.runtime.ranks import Ranks
-from siri.train.loop import _plan_memory
+from siri.train.run import plan_memory
 from tests.support.tiny import save_tiny, tiny_model, tiny_policy
 from tests.unit.planning.test_memory import R1_1_5B, R1_7B, VARIANTS, qwen2
 
@@ -205,12 +204,17 @@ def test_vllm_takes_its_share_while_it_samples_and_none_in_the_update(small):
 
 
 def test_the_engine_of_a_configuration(monkeypatch):
-    monkeypatch.setattr("siri.planning.memory_plan.find_spec", lambda name: None)
-    assert rollout_engine(Config()) == rollout_engine(Config(rollout="local")) == "local"
-    assert rollout_engine(Config(rollout="vllm")) == "colocated"
-    assert rollout_engine(Config(rollout_servers=("http://a:1",))) == "served"
-    monkeypatch.setattr("siri.planning.memory_plan.find_spec", lambda name: name == "vllm")
-    assert rollout_engine(Config()) == "colocated"
+    """The plan takes the engine that a run on GPUs would take with the vLLM that is installed, if it is."""
+
+    def engine(**options) -> str:
+        return memory_plan(qwen2(**R1_1_5B), Config(**options), Machine(8, 80 * 10**9)).rollout
+
+    monkeypatch.setattr("siri.rollout.engines.installed", lambda: None)
+    assert engine() == engine(rollout="local") == "local"
+    assert engine(rollout="vllm") == "colocated"
+    assert engine(rollout_servers=("http://a:1",)) == "served"
+    monkeypatch.setattr("siri.rollout.engines.installed", lambda: "0.32.0")
+    assert engine() == "colocated"
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -230,11 +234,11 @@ def test_the_trainer_prints_the_plan_of_its_gpus(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     policy, ranks = tiny_policy(), Ranks(0, 4, SimpleNamespace(shape=(2, 2)))
     config = Config(l_max=64, l_min=32, max_prompt_tokens=8)
-    predicted = _plan_memory(config, policy, ranks, False)
+    predicted = plan_memory(config, policy, ranks, quiet=False)
     assert predicted == plan_of(policy.model.config, config, gpus=4, gpus_per_node=2)
     out = capsys.readouterr().out
     assert "Each of 4 GPUs of 80 GB" in out and "in 2 shards" in out and "It fits." in out
-    assert _plan_memory(config, policy, ranks, True) == predicted and not capsys.readouterr().out
+    assert plan_memory(config, policy, ranks, quiet=True) == predicted and not capsys.readouterr().out
 
 
 def test_the_peak_of_a_step_follows_what_was_packed(small):

@@ -8,9 +8,10 @@ import torch.distributed as dist
 
 from siri.config import Config
 from siri.model.attention import PackedLayout
+from siri.model.fsdp import shard
 from siri.model.policy import packed_hidden
 from siri.planning.memory_plan import Machine, memory_plan
-from siri.runtime.ranks import join_ranks, shard
+from siri.runtime.ranks import join_ranks
 from tests.runs.test_distributed import join, spawn, train
 from tests.support.tiny import tiny_model, tiny_policy
 

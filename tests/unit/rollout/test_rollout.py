@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import siri.train.loop
+import siri.train.run
 from siri.cli import main
 from siri.errors import InputError
 from siri.model.attention import PackedLayout
@@ -101,7 +101,7 @@ def test_an_engine_is_closed_when_a_command_fails(command, tmp_path, monkeypatch
         def close(self):
             closed.append(True)
 
-    monkeypatch.setattr(siri.train.loop, "make_engine", lambda config, policy, **_: Failing(policy, cache_tokens=9))
+    monkeypatch.setattr(siri.train.run, "make_engine", lambda config, policy, **_: Failing(policy, cache_tokens=9))
     monkeypatch.setattr(engines, "make_engine", lambda config, policy, **_: Failing(policy, cache_tokens=9))
     arguments = {
         "train": ["train", "demo", "--run-dir", str(tmp_path / "run")],

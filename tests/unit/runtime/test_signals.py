@@ -84,7 +84,6 @@ def test_a_signal_in_a_long_rollout_saves_what_was_done(tmp_path, fault):
     folder = tmp_path / "run"
     slow = """
 import sys, time
-from siri.train import collect as batch
 from siri import cli
 from siri.rollout.local import LocalRollout
 generate, calls = LocalRollout.generate, []

@@ -10,8 +10,9 @@ import pytest
 from siri import cli
 from siri.config import Config
 from siri.errors import InputError
+from siri.report.html import write_report
 from siri.store.run_folder import RunFolder
-from siri.train import loop as trainer
+from siri.train import evaluations
 from siri.train.evaluate import Evaluation
 from tests.unit.train.test_trainer import SMALL, rows
 
@@ -34,14 +35,14 @@ def test_the_lock_goes_with_its_holder(tmp_path):
 
 
 def train(folder: Path, *arguments: str, expect: int = 0) -> None:
-    with patch("siri.train.loop.write_report"):
+    with patch("siri.train.run.write_report"):
         assert cli.main(["train", "demo", *SMALL, "--quiet", *arguments, "--run-dir", str(folder)]) == expect
 
 
 def test_an_evaluation_goes_on_at_the_benchmark_it_was_at(tmp_path, monkeypatch):
     options = ["--steps", "2", "--eval-data", "siri:demo/heldout.jsonl", "siri:demo/train.jsonl"]
     train(tmp_path / "calm", *options)
-    evaluate, calls = trainer.evaluate, []
+    evaluate, calls = evaluations.evaluate, []
 
     def cut_short(*args, **settings):
         calls.append(1)
@@ -49,7 +50,7 @@ def test_an_evaluation_goes_on_at_the_benchmark_it_was_at(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return evaluate(*args, **settings)
 
-    monkeypatch.setattr(trainer, "evaluate", cut_short)
+    monkeypatch.setattr(evaluations, "evaluate", cut_short)
     train(tmp_path / "cut", *options, expect=130)
     assert len(rows(tmp_path / "cut", "eval")) == 1 and len(rows(tmp_path / "cut", "eval_partial")) >= 1
     calls.clear()
@@ -82,7 +83,7 @@ def test_a_kill_before_the_report_does_not_cost_it(tmp_path):
     train(tmp_path / "run", "--steps", "2")  # without one, as `train` here has it
     assert not (tmp_path / "run" / "report.html").exists()
     for _ in range(2):
-        with patch("siri.train.loop.write_report", wraps=trainer.write_report) as wrote:
+        with patch("siri.train.run.write_report", wraps=write_report) as wrote:
             command = ["train", "demo", *SMALL, "--quiet", "--steps", "2", "--auto-resume"]
             assert cli.main([*command, "--run-dir", str(tmp_path / "run")]) == 0
         assert (tmp_path / "run" / "report.html").exists()
@@ -93,7 +94,7 @@ def test_rows_that_are_missing_are_told(tmp_path, capsys):
     train(tmp_path / "run", "--steps", "2", "--save-every", "1")
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_text(log.read_text().split("\n", 1)[1])
-    with patch("siri.train.loop.write_report"):
+    with patch("siri.train.run.write_report"):
         assert cli.main(["train", "demo", *SMALL, "--steps", "3", "--resume", "--run-dir", str(tmp_path / "run")]) == 0
     assert "metrics.jsonl: 1 of 2 steps have no row" in capsys.readouterr().out
 

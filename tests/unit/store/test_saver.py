@@ -15,8 +15,9 @@ import torch.distributed as dist
 
 from siri import cli
 from siri.errors import InputError
+from siri.model.fsdp import full, shard
 from siri.model.offload import HostAdamW
-from siri.runtime.ranks import ALONE, Ranks, full, shard
+from siri.runtime.ranks import ALONE, Ranks
 from siri.store import saver
 from siri.store.checkpoint import checkpoints, discard_after, newest_good, restore, verify
 from siri.store.saver import MAX_FAILURES, Saver
@@ -255,7 +256,7 @@ def test_any_number_of_ranks_writes_what_any_other_reads(tmp_path, fault):
 
 
 def run(folder: Path, *arguments: str) -> int:
-    with patch("siri.train.loop.write_report"):
+    with patch("siri.train.run.write_report"):
         return cli.main(["train", "demo", *SMALL, *arguments, "--save-every", "1", "--run-dir", str(folder)])
 
 
@@ -269,7 +270,7 @@ def test_a_phase_whose_save_failed_has_its_name_at_the_next(tmp_path, monkeypatc
         write(folder, *rest, **options)
 
     monkeypatch.setattr(saver, "write_pieces", fails_at_four)
-    with patch("siri.train.loop.write_report"):
+    with patch("siri.train.run.write_report"):
         options = ["--cycle", "8", "--steps", "8", "--save-every", "100", "--run-dir", str(tmp_path / "run"), "--quiet"]
         assert cli.main(["train", "demo", *SMALL, *options]) == 0
     assert lost, "the compression ends after four steps"

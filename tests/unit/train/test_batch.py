@@ -14,7 +14,8 @@ from siri.data.sampler import Sampler
 from siri.rollout import Completion
 from siri.runtime.ranks import Ranks, _from_bytes, _to_bytes
 from siri.runtime.stopwatch import Stopwatch
-from siri.train.collect import Group, collect, from_arrays, make_samples, rollout_metrics, soft_penalty, to_arrays
+from siri.train.collect import Collector, Group, from_arrays, rollout_metrics, soft_penalty, to_arrays
+from siri.train.samples import make_samples
 
 
 def config(**settings) -> Config:
@@ -63,19 +64,10 @@ POLICY = SimpleNamespace(decode=lambda ids: "x" * len(ids))
 
 def run(settings: Config, prompts: PromptSet, cap: int = 6, **options):
     engine = FakeEngine()
+    watch = Stopwatch(torch.device("cpu"))
     sampler = Sampler(len(prompts.ids), 0)
-    groups = collect(
-        settings,
-        POLICY,
-        engine,
-        FakeGrader(),
-        prompts,
-        sampler,
-        step=0,
-        cap=cap,
-        watch=Stopwatch(torch.device("cpu")),
-        **options,
-    )
+    collector = Collector(settings, POLICY, engine, FakeGrader(), prompts, sampler, watch, **options)
+    groups = collector.collect(0, cap)
     return groups, engine
 
 

@@ -17,7 +17,7 @@ from siri.config.rules import DEFAULTS, read_rules
 from siri.errors import InputError
 from siri.store.checkpoint import newest_good
 from siri.train import learner as update
-from siri.train import loop as trainer
+from siri.train.run import DONE
 from tests.unit.train.test_trainer import SMALL, reproducible, rows
 
 pytestmark = pytest.mark.torture
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.torture
 
 def train(folder: Path, *arguments: str, expect: int = 0) -> list[dict]:
     command = ["train", "demo", *SMALL, "--eval-problems", "2", *arguments, "--run-dir", str(folder)]
-    with patch("siri.train.loop.write_report"):
+    with patch("siri.train.run.write_report"):
         assert cli.main(command) == expect
     return rows(folder)
 
@@ -167,4 +167,4 @@ def test_watching_changes_nothing(tmp_path):
     on = ["--ratio-limit", "0.01", "--entropy-floor", "99"]
     two = train(tmp_path / "on", "--steps", "2", "--quiet", *on)
     assert reproducible(one) == reproducible(two)
-    assert trainer.DONE == 0
+    assert DONE == 0

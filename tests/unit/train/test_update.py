@@ -11,8 +11,11 @@ from siri.config import Config
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.runtime.stopwatch import Stopwatch
-from siri.train.learner import MicroBatch, Sample, loss_denominator, policy_loss, update_policy
+from siri.train.learner import loss_denominator, policy_loss
+from siri.train.micro_batch import MicroBatch
+from siri.train.samples import Sample
 from tests.support.tiny import VOCAB, tiny_policy
+from tests.support.update import update_policy
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,46 @@
+"""The model sharded over ranks with FSDP2, and its tensors in one piece."""
+
+import types
+from typing import Any
+
+import torch
+
+from siri.model.split_head import cut_head
+from siri.runtime.ranks import Ranks
+
+
+def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_parallel: bool = False) -> None:
+    """Shard a transformers model over the ranks in place: each decoder layer by itself, the rest in the root.
+
+    Master weights and the reduction of gradients stay fp32; layers are gathered and computed in `compute_dtype`. With
+    vocab_parallel an untied head is not gathered (see `siri.model.split_head`). Afterwards
+    `model.run_inside(function, *args)` calls function(model, *args) with the root's parameters gathered.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    # inputs are left as they are: casting would round advantages and log-probs
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
+    ignored = None
+    if vocab_parallel:
+        ignored = cut_head(model, ranks)
+    fully_shard(model, mesh=ranks.mesh, mp_policy=policy, ignored_params=ignored)
+    model.run_inside = types.MethodType(lambda self, function, *args: function(self, *args), model)
+    register_fsdp_forward_method(model, "run_inside")
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor in one piece, on every rank (a collective); any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def fill(target: torch.Tensor, source: torch.Tensor | None) -> None:
+    """Copy `source` into `target`. A sharded target (a collective) takes rank 0's source; other ranks may give None."""
+    if not hasattr(target, "full_tensor"):
+        target.copy_(source)
+        return
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = torch.empty(target.shape, dtype=target.dtype) if source is None else source
+    target.copy_(distribute_tensor(whole.to(target.device), target.device_mesh, target.placements))

@@ -1,0 +1,319 @@
+"""A training run: what it is made of, and what each of its steps consists of."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from siri.config import Config
+from siri.data.sampler import Sampler
+from siri.errors import InputError
+from siri.model.offload import HostAdamW
+from siri.model.policy import Policy
+from siri.packing.step_plan import StepTimes
+from siri.planning.gpus import model_flops_utilisation
+from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
+from siri.report.html import write_report
+from siri.report.terminal import TrainProgress, print_closing
+from siri.rewards.pool import RewardPool
+from siri.rollout import NotFinite
+from siri.rollout.engines import choose, make_engine
+from siri.runtime.ranks import Ranks
+from siri.runtime.signals import Stop
+from siri.runtime.stopwatch import Stopwatch, profiled
+from siri.store import checkpoint
+from siri.store.loggers import Logger, make_logger
+from siri.store.run_folder import RunFolder
+from siri.store.saver import Saver
+from siri.train.collect import Collector, Group, rollout_metrics
+from siri.train.dynamics import Dynamics
+from siri.train.evaluations import Evaluations
+from siri.train.judge import Judge
+from siri.train.learner import Learner, Update
+from siri.train.samples import make_samples
+from siri.train.saves import Agreed, Saves
+from siri.train.setup import prepare, training_sources
+
+DONE, STOPPED = 0, 75
+"""Exit codes: trained to the end; stopped by a signal with the state saved."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of the loop."""
+
+    number: int
+    """From 0."""
+    cap: int
+    """Longest response, tokens."""
+    phase: str
+
+
+class Run:
+    """A run that is ready to go on from `done` steps. Every rank has one and makes the same calls.
+
+    It is made before anything is written; as a context it holds the engine, the graders, the display and the signals.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, ranks: Ranks, device: torch.device, *, quiet: bool) -> None:
+        """Set everything up, from the newest checkpoint if the folder holds one. InputError names what does not fit."""
+        self.config, self.folder, self.ranks, self.device = config, folder, ranks, device
+        self.quiet = quiet or not ranks.main
+        self.schedule = config.length_schedule()
+        later = ranks.sharded and folder.checkpoint is not None
+        setup = self.setup = prepare(
+            config,
+            device=device,
+            ranks=ranks,
+            sources=training_sources(config),
+            weights="later" if later else "read",
+        )
+        self.policy = setup.policy
+        prompts, *held_out = setup.problems
+        self.optimizer = (HostAdamW if config.optimizer_offload else torch.optim.AdamW)(
+            self.policy.model.parameters(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.sampler = Sampler(len(prompts.ids), config.seed)
+        if folder.checkpoint:
+            state = checkpoint.restore(folder.checkpoint, self.policy, self.optimizer, ranks=ranks)
+            self.sampler = Sampler(len(prompts.ids), **state["sampler"])
+        self.engine = make_engine(config, self.policy, ranks=ranks, folder=folder.path)
+        self.watch, self.times, self.stop = Stopwatch(device), StepTimes(), Stop()
+        self.dynamics = Dynamics(self.policy.tokenizer)
+        self.rewards = RewardPool(
+            config.reward,
+            workers=config.reward_workers,
+            timeout_s=config.reward_timeout_s,
+            think=config.think,
+            memory_bytes=int(config.reward_memory_gb * 2**30),
+        )
+        self.judge = Judge(config, folder.path, self.policy, self.optimizer, ranks=ranks)
+        self.judge.streaks |= folder.state.get("health", {})
+        saver = Saver(folder.checkpoints, keep=config.keep_checkpoints, keep_every=config.keep_every, ranks=ranks)
+        self.saves = Saves(saver, config, self.policy, self.optimizer, folder.start)
+        self.collector = Collector(
+            config, self.policy, self.engine, self.rewards, prompts, self.sampler, self.watch, ranks, self.stop
+        )
+        self.learner = Learner(
+            self.policy,
+            self.optimizer,
+            config,
+            token_budget=setup.token_budget,
+            watch=self.watch,
+            ranks=ranks,
+            cost=setup.cost,
+            judge=self.judge,
+        )
+        self.evaluations = Evaluations(
+            config, folder, self.policy, self.engine, self.rewards, held_out, ranks=ranks, stop=self.stop
+        )
+        self.progress, self.logger = TrainProgress(config.steps, folder.start, self.quiet), Logger()
+        self.memory: MemoryPlan | None = None
+        self.done, self.train_tokens = folder.start, folder.state["train_tokens"]
+        self.stopped = False
+        """A signal, here or on another rank, or work that a signal cut short."""
+        self.state = self._state()
+        """What a checkpoint of the last finished step holds beside the weights."""
+        self._warned = False
+        self._context = ExitStack()
+
+    def __enter__(self) -> "Run":
+        with ExitStack() as stack:
+            stack.enter_context(closing(self.engine))
+            for part in (self.rewards, self.progress, self.stop):
+                stack.enter_context(part)
+            self._context = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._context.__exit__(*exception)
+
+    @property
+    def last(self) -> bool:
+        """No step is left."""
+        limit = self.config.train_tokens
+        return self.done >= self.config.steps or bool(limit and self.train_tokens >= limit)
+
+    @property
+    def over(self) -> bool:
+        """There is nothing more to train, or a signal came."""
+        return self.stopped or self.last
+
+    def begin(self) -> None:
+        """Try the reward, write the folder, hand the weights to the engine, and say what there is to say."""
+        config, prompts = self.config, self.setup.problems[0]
+        self.logger = make_logger(config.logger if self.ranks.main else "none", self.folder.path, config.to_json())
+        self.ranks.on_main(lambda: self.rewards.try_gold(prompts.answers))
+        self.ranks.on_main(self.folder.create)
+        self.engine.sync()
+        if self.device.type == "cuda":
+            settled = replace(config, token_budget=self.setup.token_budget, max_prompt_tokens=prompts.longest)
+            self.memory = plan_memory(settled, self.policy, self.ranks, quiet=self.quiet)
+        for line in [*self.folder.notes, *self.engine.notes, *self.setup.notes()]:
+            self.progress.note(line)
+
+    def next_step(self) -> Step:
+        """The step that comes now."""
+        return Step(self.done, self.schedule.cap(self.done), self.schedule.phase(self.done))
+
+    @contextmanager
+    def timed(self, step: Step) -> Iterator[None]:
+        """Measures the step, and profiles it where the configuration asks for it."""
+        name = f"trace_step_{step.number:06d}_rank_{self.ranks.rank}.json"
+        trace = self.folder.path / name if step.number == self.config.profile else None
+        with profiled(trace), self.watch("step_time"):
+            yield
+
+    def collect(self, step: Step) -> list[Group]:
+        """Sample and grade the groups of a step; Interrupted when a signal cut that short."""
+        with self.watch("rollout"):
+            self.engine.wake()
+            try:
+                groups = self.collector.collect(step.number, step.cap)
+            except NotFinite:
+                raise InputError(blown_up(self.folder, step.number)) from None
+            self.engine.sleep()
+        return groups
+
+    def learn(self, step: Step, groups: Sequence[Group]) -> Update:
+        """Update the policy with the groups."""
+        with self.watch("train"):
+            if self.memory:
+                torch.cuda.reset_peak_memory_stats(self.device)  # the peak of the update, not of the rollout
+            self.judge.begin(step.number, groups, self.state["sampler"])
+            update = self.learner.update(make_samples(self.config, groups))
+            if self.memory:
+                update.metrics["memory_peak"] = torch.cuda.max_memory_allocated(self.device)
+        return update
+
+    def sync(self) -> None:
+        """Hand the new weights to the engine."""
+        with self.watch("sync"):
+            self.engine.sync()
+
+    def record(self, step: Step, groups: Sequence[Group], update: Update) -> None:
+        """The one row of the step: in metrics.jsonl, in the logger and on the screen."""
+        row: dict[str, Any] = {"step": step.number, "phase": step.phase, "cap": step.cap}
+        row |= rollout_metrics(groups) | self.dynamics.metrics(groups) | self.engine.metrics() | update.metrics
+        row |= self.times.compare(update.plan, self.watch.laps("forward", "backward"))
+        if self.memory:
+            largest, several = update.plan.largest(self.ranks.rank), update.plan.several
+            row["memory_predicted"] = update_peak(self.policy.model.config, self.memory, largest, several=several)
+        self.train_tokens += row["response_tokens"]
+        row |= {"epoch": self.sampler.epoch, "train_tokens": self.train_tokens} | self.watch.seconds()
+        row["tokens_per_s"] = row["response_tokens"] / row["step_time_s"]
+        row["mfu"] = model_flops_utilisation(update.flops, row["train_s"], self.ranks.size, self.device)
+        self.done, self.state = step.number + 1, self._state()
+        if not self.ranks.main:
+            return
+        self.folder.metrics.append(row)
+        self.logger.log(row, step.number)
+        self.progress.update(row)
+        if row["reward_errors"] and not self._warned:
+            self._warned = True
+            self.progress.note(
+                f"warning: the reward failed on {row['reward_errors']} answers: {self.rewards.first_error}"
+            )
+        self._keep_plan(step, update)
+
+    def agree(self) -> Agreed:
+        """What every rank has to know after an update; the one collective between steps."""
+        notes, ill = self.judge.end()
+        votes = self.ranks.gather((bool(self.stop), *self.saves.saver.failure()))
+        self.stopped = any(asked for asked, *_ in votes)
+        _, fault, failures = votes[0]
+        return Agreed(notes, ill, fault, failures)
+
+    def save_if_due(self, agreed: Agreed) -> None:
+        """Save where that is due. InputError when the judge has seen enough, or when no save succeeds."""
+        for line in agreed.notes:
+            self.progress.note(line)
+        if self.saves.due(self.done, agreed, ends=self.over):
+            if agreed.fault:
+                self.progress.note(f"warning: a checkpoint could not be saved ({agreed.fault}); trying again")
+            with self.watch("save"):  # goes into the row of the next step, as does eval
+                self.saves.save(self.done, self.state, agreed)
+        if agreed.ill:
+            self.saves.saver.wait()
+            raise InputError(
+                f"stopped after step {self.done - 1}: {agreed.ill}; the state is saved, siri replay shows the update"
+            )
+
+    def evaluate_if_due(self) -> None:
+        """Evaluate where that is due; Interrupted when a signal cut that short."""
+        if not self.stopped and self.evaluations.due(self.done, last=self.last):
+            with self.watch("eval"):
+                row = self.evaluations.measure(self.done, last=self.last, train_tokens=self.train_tokens)
+            if self.ranks.main:
+                self.logger.log(row, self.done)
+            figures = f"accuracy {row['accuracy']:.1%}, {row['tokens_mean']:.1f} tokens"
+            self.progress.note(f"step {self.done} {row['name']}: {figures}")
+
+    def leave(self) -> None:
+        """The last save and the report. All ranks leave together: torchrun ends the others once one has left with 75.
+        And before the context ends, because vLLM takes the process group down with its engine."""
+        self.saves.finish(self.done, self.state)
+        self.logger.close()
+        if self.ranks.main and self.done:  # a signal before the first step leaves nothing to draw
+            write_report(self.folder.path)
+        self.ranks.gather(None)
+
+    def closing_words(self) -> int:
+        """Say how it ended; returns the exit code."""
+        if self.stopped:
+            if not self.quiet:
+                print(f"stopped at step {self.done}, state saved; continue with --resume")
+            return STOPPED
+        if not self.quiet:
+            print_closing(self.folder.path)
+            print(f"report: {self.folder.path / 'report.html'}")
+        return DONE
+
+    def _state(self) -> dict[str, Any]:
+        streaks = dict(self.judge.streaks)
+        return {"sampler": self.sampler.state(), "train_tokens": self.train_tokens, "health": streaks}
+
+    def _keep_plan(self, step: Step, update: Update) -> None:
+        """Keep the packing plan of the first step of a process and of the ends of phases, for the picture."""
+        if self.schedule.milestone(self.done) or self.over or step.number == self.folder.start:
+            budget = self.setup.token_budget
+            plan = update.plan.record(step=step.number, phase=step.phase, cap=step.cap, token_budget=budget)
+            self.folder.plans.append(plan)
+
+
+def plan_memory(config: Config, policy: Policy, ranks: Ranks, *, quiet: bool) -> MemoryPlan:
+    """What a run will need of the memory of these GPUs, printed."""
+    from siri.planning.tables import print_plan
+
+    gpu = torch.cuda.get_device_properties(policy.device)
+    here = ranks.mesh.shape[-1]
+    machine = Machine(ranks.size, gpu.total_memory, here, multiprocessors=gpu.multi_processor_count)
+    plan = memory_plan(policy.model.config, config, machine, rollout=choose(config, policy.device))
+    if not quiet:
+        print_plan(plan)
+    return plan
+
+
+def show_finished(folder: RunFolder, ranks: Ranks, *, quiet: bool) -> None:
+    """The closing table of a run that was finished before, and its report, if a kill came before that."""
+    if not ranks.main:
+        return
+    if not (folder.path / "report.html").exists():
+        with suppress(OSError):
+            write_report(folder.path)
+    if not quiet:
+        print_closing(folder.path)
+
+
+def blown_up(folder: RunFolder, step: int) -> str:
+    """What to do about weights that sample nothing but NaN."""
+    names = ", ".join(path.name for path in checkpoint.checkpoints(folder.checkpoints)) or "there is none"
+    return (
+        f"step {step}: the model's probabilities are not finite, the weights have blown up; lower --lr or --grad-clip "
+        f"and start again, or delete the checkpoints after the last good one ({names})"
+    )
