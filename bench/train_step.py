@@ -94,7 +94,8 @@ def build(size: str, device: torch.device) -> Setup:
     config = Qwen2Config(**MODELS[size], **COMMON)
     with torch.device("meta" if ranks.sharded else device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.register())
-    apply_liger(model, "auto", device)
+    for line in apply_liger(model, "auto", device).notes:
+        print(line)
     if ranks.sharded:
         shard(model, ranks, compute_dtype=torch.bfloat16)
         allocate(model, device)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from siri.config import Config
 from siri.config.parse import nearest, parse
 from siri.config.recipe import load_recipe, recipe_names, resolve
-from siri.config.sections import Config, check_rollout
+from siri.config.sections import check_rollout
 from siri.errors import InputError
 
 ALIKE_S = 5

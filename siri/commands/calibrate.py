@@ -105,6 +105,8 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
         # one process has all of a head that several would share
         whole = replace(config, vocab_parallel=False)
         setup = prepare(whole, device=device, weights="random", layers=options.layers)
+        for line in setup.notes():
+            print(line)
         model, model_config = setup.policy.model, setup.policy.model.config
         packs = [_pack(model_config, tokens // length, length, device, setup.backend) for length in lengths]
         watch = Stopwatch(device)
@@ -128,7 +130,7 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
         "model": config.model,
         "layers": model_config.num_hidden_layers,
         "attention": setup.backend,
-        "liger": setup.liger,
+        "liger": bool(setup.liger.parts),
         "checkpointing": config.checkpointing,
         "tokens": tokens,
         "lengths": list(lengths),

@@ -31,6 +31,8 @@ class Replay:
     replayed: tuple[float, float]
     worst: str
     """The micro-batch with the first loss that is not finite, or the largest one."""
+    notes: tuple[str, ...] = ()
+    """What of the settings could not be had here."""
 
     @property
     def same(self) -> bool:
@@ -88,13 +90,15 @@ def replay(folder: Path, device: str = "auto") -> Replay:
         shares.append(total.item())
     norm = full(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip))
     recorded = (float(bundle["loss"]), float(bundle["grad_norm"]))
-    return Replay(bundle["step"], bundle["cases"], recorded, (sum(shares), norm.item()), worst)
+    return Replay(bundle["step"], bundle["cases"], recorded, (sum(shares), norm.item()), worst, tuple(setup.notes()))
 
 
 def run_replay(folder: Path) -> int:
     """Print a replay; 0 if the loss is the same bit for bit, else 1."""
     found = replay(folder)
     leave_ranks()
+    for line in found.notes:
+        print(line)
     print(f"step {found.step}: {', '.join(f'{case} {value}' for case, value in found.cases.items())}")
     for name, one, two in zip(("loss", "grad norm"), found.recorded, found.replayed, strict=True):
         print(f"{name:9}  recorded {one!r}  replayed {two!r}")

@@ -152,7 +152,8 @@ class Config:
     """Attention of packed sequences: flash-attn 4, 3 or 2, torch's varlen or flex, or sdpa over blocks of like length;
     auto = the fastest that works here (see siri doctor)."""
     liger: Literal["auto", "on", "off"] = "auto"
-    """Liger's kernels for RMSNorm, RoPE and SwiGLU; auto = on a GPU where liger-kernel is installed."""
+    """Liger's kernels for RMSNorm, RoPE and SwiGLU; auto = on a GPU where liger-kernel is installed, those that fit the
+    model and the versions here."""
     optimizer_offload: bool = False
     """Keep AdamW's moments in host memory; they visit the device, some parameters at a time, while a step is taken."""
     vocab_parallel: bool = False

@@ -21,7 +21,7 @@ from siri.data.problems import resolve_path
 from siri.data.prompts import PromptSet, load_prompts
 from siri.model import attention
 from siri.model.fsdp import shard
-from siri.model.liger import apply_liger
+from siri.model.liger import Applied, apply_liger
 from siri.model.policy import (
     Policy,
     allocate,
@@ -68,8 +68,8 @@ class Setup:
     policy: Policy
     backend: str
     """Of attention; "" where nothing is trained."""
-    liger: bool
-    """Whether the layers run on Liger's kernels."""
+    liger: Applied
+    """What of the layers runs on Liger's kernels."""
     sources: tuple[Source, ...]
     problems: tuple[PromptSet, ...]
     """One set for each source."""
@@ -79,9 +79,9 @@ class Setup:
     """Of a sequence in the packing plan; None where nothing is planned."""
 
     def notes(self) -> list[str]:
-        """Lines for the user about what was left out of the problems."""
+        """Lines for the user: what of Liger could not be had, and what was left out of the problems."""
         pairs = zip(self.sources, self.problems, strict=True)
-        return [line for source, problems in pairs for line in problems.notes(source.name)]
+        return [*self.liger.notes, *(line for source, problems in pairs for line in problems.notes(source.name))]
 
 
 def prepare(
@@ -107,7 +107,7 @@ def prepare(
         policy = random_policy(config.model, device, layers=layers)
     else:
         policy = load_policy(config.model, device, weights=weights != "none" and not ranks.sharded)
-    backend, liger = "", False
+    backend, liger = "", Applied()
     if training:
         backend = attention.choose(config.attention, device, policy.model.config, config.checkpointing)
         liger = apply_liger(policy.model, config.liger, device)
