@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from siri_kernels import ops_grpo, ops_logprob, reference
+from siri_kernels import reference
 from siri_kernels.api_tokens import as_tensor, detached, fields, result, split_temperature
 from siri_kernels.chunked import budget_bytes, chunk_rows
 from siri_kernels.metrics import GrpoResult
+from siri_kernels.ops import grpo as ops_grpo
+from siri_kernels.ops import logprob as ops_logprob
 from siri_kernels.reference import sequence_ids
 from siri_kernels.selection import choose
 from siri_kernels.sharding import group_name, plan_columns

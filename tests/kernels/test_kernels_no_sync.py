@@ -7,7 +7,9 @@ runtime can show, copies from pageable memory among it, is in `test_kernels_gpu.
 import pytest
 import torch
 from kernel_cases import make_case
-from siri_kernels import linear_grpo_loss, linear_logprob, ops_grpo, ops_logprob
+from siri_kernels import linear_grpo_loss, linear_logprob
+from siri_kernels.ops import grpo as ops_grpo
+from siri_kernels.ops import logprob as ops_logprob
 
 from tests.support.synchronisations import Synchronisations
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from siri_kernels import chunked, gemm
 from siri_kernels.chunked import make_head
-from siri_kernels.ops_grpo import padded
+from siri_kernels.ops.grpo import padded
 from siri_kernels.sharding import Shard, resolve_group
 from siri_kernels.validation import check_values, values_are_checked
 
