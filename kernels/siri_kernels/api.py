@@ -12,13 +12,13 @@ from torch import Tensor
 from siri_kernels import reference
 from siri_kernels.api_tokens import as_tensor, detached, fields, result, split_temperature
 from siri_kernels.chunked import budget_bytes, chunk_rows
+from siri_kernels.loss.tokens import LossSpec, gradient_rows, metric_names, prepare
 from siri_kernels.metrics import GrpoResult
 from siri_kernels.ops import grpo as ops_grpo
 from siri_kernels.ops import logprob as ops_logprob
 from siri_kernels.reference import sequence_ids
 from siri_kernels.selection import choose
 from siri_kernels.sharding import group_name, plan_columns
-from siri_kernels.token_loss import LossSpec, gradient_rows, metric_names, prepare
 from siri_kernels.validation import check_head, check_loss, check_loss_tensors, check_placement, check_values, tensor
 
 

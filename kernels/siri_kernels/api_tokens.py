@@ -7,11 +7,11 @@ from torch import Tensor
 
 from siri_kernels import reference
 from siri_kernels.chunked import compute_dtype
+from siri_kernels.loss.tokens import LossSpec, metric_names
 from siri_kernels.metrics import GrpoResult
 from siri_kernels.ops import grpo as ops_grpo
 from siri_kernels.ops import logprob as ops_logprob
 from siri_kernels.selection import choose
-from siri_kernels.token_loss import LossSpec, metric_names
 from siri_kernels.validation import (
     check_loss,
     check_loss_tensors,

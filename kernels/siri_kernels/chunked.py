@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from siri_kernels import gemm
+from siri_kernels.loss.tokens import LossSpec, Tokens, TorchTally, gradient_rows
 from siri_kernels.rows_torch import FLOOR, Head, TorchRows, column, finish, statistics, target_gradient
 from siri_kernels.sharding import Shard
-from siri_kernels.token_loss import LossSpec, Tokens, TorchTally, gradient_rows
 
 # Bytes of logits buffers per call. On the CPU chunks that stay near the cache are also the fastest.
 BUDGET = {
@@ -109,7 +109,7 @@ def engine(impl: str, *args, anchor: Tensor | None = None, entropy_gradient: boo
 def tally(impl: str, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, size: int):
     if impl == "torch" or spec.loss == "gspo":
         return TorchTally(spec, tokens, logp, entropy, finisher(impl))
-    from siri_kernels.triton_tokens import TritonTally
+    from siri_kernels.loss.triton import TritonTally
 
     return TritonTally(spec, tokens, logp, entropy, n_chunks, size)
 
@@ -119,7 +119,7 @@ def finisher(impl: str):
     the same bits in every operator and an unchanged policy a ratio of exactly 1."""
     if impl == "torch":
         return lambda stats: finish(*stats)
-    from siri_kernels.triton_tokens import finish as triton_finish
+    from siri_kernels.loss.triton import finish as triton_finish
 
     return triton_finish
 

@@ -13,7 +13,7 @@ import os
 import torch
 from torch import Tensor
 
-from siri_kernels.token_loss import LossSpec
+from siri_kernels.loss.tokens import LossSpec
 
 LOSSES = ("grpo", "gspo", "cispo")
 AGGREGATIONS = ("token_mean", "seq_mean", "seq_sum", "seq_mean_fixed")

@@ -10,7 +10,7 @@ import siri_kernels
 import torch
 from kernel_cases import relative
 from siri_kernels import linear_grpo_loss, reference
-from siri_kernels.token_loss import LossSpec, prepare
+from siri_kernels.loss.tokens import LossSpec, prepare
 from torch import nn
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"

@@ -4,9 +4,9 @@ import pytest
 import torch
 from kernel_cases import make_case, relative, run
 from siri_kernels import FusedLMHead, linear_grpo_loss, linear_logprob, logprob_from_logits
+from siri_kernels.loss.tokens import LossSpec
 from siri_kernels.ops import grpo as ops_grpo
 from siri_kernels.ops import logprob as ops_logprob
-from siri_kernels.token_loss import LossSpec
 from torch import nn
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from kernel_cases import assert_same, make_case, relative, run
 from siri_kernels import api, chunked, grpo_loss, linear_grpo_loss, reference
-from siri_kernels.token_loss import segment_sum
+from siri_kernels.loss.tokens import segment_sum
 
 GSPO = {"loss": "gspo", "clip_low": 0.02, "clip_high": 0.03}
 LENGTHS = (9, 0, 31, 1, 24, 17, 3)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from siri_kernels import chunked
 from siri_kernels.chunked import make_head
+from siri_kernels.loss.tokens import LossSpec, coefficients, metric_names, prepare, summarize
 from siri_kernels.sharding import Shard, resolve_group
-from siri_kernels.token_loss import LossSpec, coefficients, metric_names, prepare, summarize
 from siri_kernels.validation import check_values, values_are_checked
 
 

@@ -86,7 +86,7 @@ def test_ragged_lengths(lengths):
 
 
 def test_more_blocks_of_tokens_than_one(monkeypatch):
-    monkeypatch.setattr("siri_kernels.triton_tokens.BLOCK", 16)
+    monkeypatch.setattr("siri_kernels.loss.triton.BLOCK", 16)
     case = make_case(72, lengths=(30, 15), d=4, vocab=9)
     tensors = {k: v for k, v in case.loss_tensors().items() if k != "bias"}
     result, gradients = run(linear_grpo_loss, case, tensors=tensors, impl="fallback")

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from siri_kernels.loss.tokens import LossSpec, Tokens, metric_names
 from siri_kernels.reference import LOG_RATIO_BOUND
-from siri_kernels.token_loss import LossSpec, Tokens, metric_names
 from siri_kernels.triton_rows import INTERPRETED, expm1, log1p
 
 BOUND = tl.constexpr(LOG_RATIO_BOUND)
