@@ -37,7 +37,7 @@ def installed(name: str) -> ModuleType | None:
 
 def kernels_run(device: torch.device) -> bool:
     """Triton kernels run on tensors of this device: on CUDA, or interpreted."""
-    from siri_kernels.triton_rows import INTERPRETED
+    from siri_kernels.rows.kernels import INTERPRETED
 
     return device.type == "cuda" or INTERPRETED
 

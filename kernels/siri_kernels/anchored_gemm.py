@@ -21,7 +21,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from siri_kernels.anchored_plans import Tile, pick_tile, programs_per_device
-from siri_kernels.triton_rows import FLOOR, INTERPRET, narrow, tanh
+from siri_kernels.rows.kernels import FLOOR, INTERPRET, narrow, tanh
 
 
 def stored_width(columns: int) -> int:

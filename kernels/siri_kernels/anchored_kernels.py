@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from siri_kernels.anchored_gemm import Logits
-from siri_kernels.triton_rows import FLOOR, INTERPRETED, expm1, narrow, tanh
+from siri_kernels.rows.kernels import FLOOR, INTERPRETED, expm1, narrow, tanh
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = 1.4426950408889634

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from siri_kernels.triton_rows import INTERPRETED
+from siri_kernels.rows.kernels import INTERPRETED
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from siri_kernels import gemm
 from siri_kernels.loss.tokens import LossSpec, Tokens, TorchTally, gradient_rows
-from siri_kernels.rows_torch import FLOOR, Head, TorchRows, column, finish, statistics, target_gradient
+from siri_kernels.rows.torch import FLOOR, Head, TorchRows, column, finish, statistics, target_gradient
 from siri_kernels.sharding import Shard
 
 # Bytes of logits buffers per call. On the CPU chunks that stay near the cache are also the fastest.
@@ -101,7 +101,7 @@ def engine(impl: str, *args, anchor: Tensor | None = None, entropy_gradient: boo
         from siri_kernels.rows_anchored import AnchoredRows
 
         return AnchoredRows(*args, anchor, entropy_gradient)
-    from siri_kernels.rows_triton import TritonRows
+    from siri_kernels.rows.triton import TritonRows
 
     return TritonRows(*args)
 
@@ -332,7 +332,7 @@ def logits_logprob(
             d.copy_(logits[rows]).mul_(inverse(temperature, rows))  # widened first: the product must not round to bf16
             stats[:, rows] = statistics(d, e, target_ids[rows], Shard(), banned=True)
     else:
-        from siri_kernels.triton_rows import row_stats
+        from siri_kernels.rows.kernels import row_stats
 
         stats = row_stats(unit_stride(logits), target_ids.contiguous(), 1 / temperature, None)
     logp, entropy, log_sum = finish(*stats)
@@ -354,7 +354,7 @@ def logits_logprob_backward(
     n, vocab = logits.shape
     out = torch.empty(n, vocab, dtype=logits.dtype, device=logits.device)
     if impl != "torch":
-        from siri_kernels.triton_rows import dlogits
+        from siri_kernels.rows.kernels import dlogits
 
         logp, entropy, maximum, log_sum = saved
         g, h = g.contiguous(), None if h is None else h.contiguous()

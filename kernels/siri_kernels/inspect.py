@@ -37,7 +37,7 @@ from siri_kernels.anchored_kernels import (
 )
 from siri_kernels.anchored_plans import BUSY_TILES, PLANS, POINTERS, SINGLE_ROWS, Tile
 from siri_kernels.loss.triton import BLOCK, finish_kernel, token_kernel
-from siri_kernels.triton_rows import DLOGITS_BLOCK, STATS_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
+from siri_kernels.rows.kernels import DLOGITS_BLOCK, STATS_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
 
 ARCHS = (80, 90, 100)
 ALIGNED = ("stride", "d_stride", "x_stride", "w_stride", "e_stride", "V", "D")

@@ -17,9 +17,9 @@ from torch import Tensor
 from siri_kernels.anchored_gemm import Logits, exp_gemm, new_partials, stored_width
 from siri_kernels.anchored_kernels import LOG2E, gradient, online_sums, sums, target_logit
 from siri_kernels.anchored_plans import INTERPRETER, SINGLE_ROWS, pick_tile
-from siri_kernels.rows_torch import Head
+from siri_kernels.rows.kernels import INTERPRETED
+from siri_kernels.rows.torch import Head
 from siri_kernels.sharding import Shard, locate
-from siri_kernels.triton_rows import INTERPRETED
 
 LOWEST_ANCHOR = -40.0
 

@@ -76,8 +76,8 @@ def test_recompilation_per_length_under_torch_compile():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recompilation_per_length_on_a_device():
-    from siri_kernels import triton_rows
     from siri_kernels.loss import triton as triton_tokens
+    from siri_kernels.rows import kernels as triton_rows
     from triton.runtime.jit import JITFunction
 
     kernels = [

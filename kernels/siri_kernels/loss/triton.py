@@ -14,7 +14,7 @@ from torch import Tensor
 
 from siri_kernels.loss.tokens import LossSpec, Tokens, metric_names
 from siri_kernels.reference import LOG_RATIO_BOUND
-from siri_kernels.triton_rows import INTERPRETED, expm1, log1p
+from siri_kernels.rows.kernels import INTERPRETED, expm1, log1p
 
 BOUND = tl.constexpr(LOG_RATIO_BOUND)
 COLUMNS = (

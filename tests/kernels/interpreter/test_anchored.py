@@ -13,8 +13,8 @@ import kernel_cases
 from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, exact_problem, make_case, relative, run
 from siri_kernels import anchored_plans as plans
 from siri_kernels import linear_grpo_loss, linear_logprob, reference, rows_anchored
+from siri_kernels.rows.torch import Head, finish
 from siri_kernels.rows_anchored import AnchoredRows
-from siri_kernels.rows_torch import Head, finish
 from siri_kernels.sharding import Shard
 
 BF16 = torch.bfloat16

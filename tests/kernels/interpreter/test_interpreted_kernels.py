@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kernel_cases
 from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, make_case, relative, run
 from siri_kernels import linear_grpo_loss, linear_logprob, logprob_from_logits, reference
-from siri_kernels.triton_rows import dlogits, narrow_view, row_stats
+from siri_kernels.rows.kernels import dlogits, narrow_view, row_stats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HALF = 4e-3  # dlogits, dX in bf16
@@ -139,7 +139,7 @@ def test_rows_of_logits(vocab, dtype):
 
 
 def test_more_vocabulary_than_one_block(monkeypatch):
-    monkeypatch.setattr("siri_kernels.triton_rows.block_size", lambda vocab, largest: 32)
+    monkeypatch.setattr("siri_kernels.rows.kernels.block_size", lambda vocab, largest: 32)
     logits = torch.randn(5, 150) * torch.tensor([[1.0], [30.0], [1e4], [-1e4], [0.0]])
     logits[1] = logits[1].sort().values  # the maximum moves in every block
     target_ids = torch.tensor([149, 0, 70, 31, 32])

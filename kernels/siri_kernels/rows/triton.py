@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from siri_kernels import gemm
-from siri_kernels.rows_torch import Head
+from siri_kernels.rows.kernels import dlogits, narrow_view, row_stats
+from siri_kernels.rows.torch import Head
 from siri_kernels.sharding import Shard
-from siri_kernels.triton_rows import dlogits, narrow_view, row_stats
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
