@@ -98,7 +98,7 @@ def engine(impl: str, *args, anchor: Tensor | None = None, entropy_gradient: boo
     if impl == "torch":
         return TorchRows(*args)
     if impl == "anchored":
-        from siri_kernels.rows_anchored import AnchoredRows
+        from siri_kernels.rows.anchored.rows import AnchoredRows
 
         return AnchoredRows(*args, anchor, entropy_gradient)
     from siri_kernels.rows.triton import TritonRows

@@ -24,8 +24,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from siri_kernels.anchored_gemm import descriptor_kernel, pointer_kernel
-from siri_kernels.anchored_kernels import (
+from siri_kernels.loss.triton import BLOCK, finish_kernel, token_kernel
+from siri_kernels.rows.anchored.gemm import descriptor_kernel, pointer_kernel
+from siri_kernels.rows.anchored.kernels import (
     DEPTH,
     ROWS,
     SUM_ROWS,
@@ -35,8 +36,7 @@ from siri_kernels.anchored_kernels import (
     sums_kernel,
     target_logit_kernel,
 )
-from siri_kernels.anchored_plans import BUSY_TILES, PLANS, POINTERS, SINGLE_ROWS, Tile
-from siri_kernels.loss.triton import BLOCK, finish_kernel, token_kernel
+from siri_kernels.rows.anchored.tiles import BUSY_TILES, PLANS, POINTERS, SINGLE_ROWS, Tile
 from siri_kernels.rows.kernels import DLOGITS_BLOCK, STATS_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
 
 ARCHS = (80, 90, 100)

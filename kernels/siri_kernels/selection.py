@@ -67,8 +67,8 @@ def on_gpu_of(
     impl: str, index: int, d_model: int, vocab: int, head: tuple[bool, bool, bool, bool], group: str | None
 ) -> str:
     """ "anchored" or "fallback" for impl "anchored", "auto" or "triton"."""
-    from siri_kernels import self_check
-    from siri_kernels.anchored_plans import capability
+    from siri_kernels.rows.anchored import self_check
+    from siri_kernels.rows.anchored.tiles import capability
 
     device = torch.device("cuda", index)
     # a shard's size differs between ranks, and they all must choose the same

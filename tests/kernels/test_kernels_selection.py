@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from siri_kernels import anchored_plans, selection, self_check
+from siri_kernels import selection
+from siri_kernels.rows.anchored import self_check
+from siri_kernels.rows.anchored import tiles as anchored_plans
 from siri_kernels.selection import choose
 
 BF16 = torch.bfloat16

@@ -11,10 +11,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import kernel_cases
 from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, exact_problem, make_case, relative, run
-from siri_kernels import anchored_plans as plans
-from siri_kernels import linear_grpo_loss, linear_logprob, reference, rows_anchored
+from siri_kernels import linear_grpo_loss, linear_logprob, reference
+from siri_kernels.rows.anchored import rows as rows_anchored
+from siri_kernels.rows.anchored import tiles as plans
+from siri_kernels.rows.anchored.rows import AnchoredRows
 from siri_kernels.rows.torch import Head, finish
-from siri_kernels.rows_anchored import AnchoredRows
 from siri_kernels.sharding import Shard
 
 BF16 = torch.bfloat16

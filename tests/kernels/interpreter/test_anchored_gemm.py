@@ -9,8 +9,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from kernel_cases import exact_problem
-from siri_kernels import anchored_gemm
-from siri_kernels import anchored_plans as plans
+from siri_kernels.rows.anchored import gemm as anchored_gemm
+from siri_kernels.rows.anchored import tiles as plans
 
 BF16 = torch.bfloat16
 

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from siri_kernels.anchored_plans import Tile, pick_tile, programs_per_device
+from siri_kernels.rows.anchored.tiles import Tile, pick_tile, programs_per_device
 from siri_kernels.rows.kernels import FLOOR, INTERPRET, narrow, tanh
 
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from siri_kernels.anchored_gemm import Logits
+from siri_kernels.rows.anchored.gemm import Logits
 from siri_kernels.rows.kernels import FLOOR, INTERPRETED, expm1, narrow, tanh
 
 LN2 = tl.constexpr(0.6931471805599453)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from siri_kernels.anchored_plans import INTERPRETER, Tile, capability, planned_tile, programs_per_device
+from siri_kernels.rows.anchored.tiles import INTERPRETER, Tile, capability, planned_tile, programs_per_device
 
 # absolute, for logits up to 20; rows of larger ones may err by RELATIVE of their log-prob
 LIMITS = {"log-prob": 1e-4, "entropy": 1e-3, "dX": 1e-2, "dW": 1e-2}

@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from siri_kernels.anchored_gemm import Logits, exp_gemm, new_partials, stored_width
-from siri_kernels.anchored_kernels import LOG2E, gradient, online_sums, sums, target_logit
-from siri_kernels.anchored_plans import INTERPRETER, SINGLE_ROWS, pick_tile
+from siri_kernels.rows.anchored.gemm import Logits, exp_gemm, new_partials, stored_width
+from siri_kernels.rows.anchored.kernels import LOG2E, gradient, online_sums, sums, target_logit
+from siri_kernels.rows.anchored.tiles import INTERPRETER, SINGLE_ROWS, pick_tile
 from siri_kernels.rows.kernels import INTERPRETED
 from siri_kernels.rows.torch import Head
 from siri_kernels.sharding import Shard, locate
