@@ -48,7 +48,7 @@ def test_recompilation_per_length():
     """
     counts = {"n", "N", "T", "L", "rows", "n_rows", "length", "seq_len", "stride", "tokens", "S", "V", "temperature"}
     seen = 0
-    for path in ("triton_rows.py", "triton_tokens.py", "anchored_kernels.py"):
+    for path in ("rows/kernels.py", "loss/triton.py", "rows/anchored/kernels.py"):
         for function in ast.walk(ast.parse((KERNELS / path).read_text())):
             if isinstance(function, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in function.decorator_list):
                 constants = {a.arg for a in function.args.args if a.annotation and "constexpr" in ast.unparse(a)}
@@ -76,13 +76,12 @@ def test_recompilation_per_length_under_torch_compile():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recompilation_per_length_on_a_device():
-    from siri_kernels.loss import triton as triton_tokens
-    from siri_kernels.rows import kernels as triton_rows
+    from siri_kernels.loss import triton as token_kernels
+    from siri_kernels.rows import kernels as row_kernels
     from triton.runtime.jit import JITFunction
 
-    kernels = [
-        k for module in (triton_rows, triton_tokens) for k in vars(module).values() if isinstance(k, JITFunction)
-    ]
+    modules = (row_kernels, token_kernels)
+    kernels = [k for module in modules for k in vars(module).values() if isinstance(k, JITFunction)]
 
     def variants():
         return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())

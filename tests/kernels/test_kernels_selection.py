@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from siri_kernels import selection
-from siri_kernels.rows.anchored import self_check
-from siri_kernels.rows.anchored import tiles as anchored_plans
+from siri_kernels.rows.anchored import self_check, tiles
 from siri_kernels.selection import choose
 
 BF16 = torch.bfloat16
@@ -29,7 +28,7 @@ def gpu(monkeypatch):
         assert choose("anchored", named(9, d_model), named(7, d_model)) == "anchored", "the check needs what it checks"
         return state.fault
 
-    for module in (anchored_plans, self_check):
+    for module in (tiles, self_check):
         monkeypatch.setattr(module, "capability", lambda _: state.arch)
     monkeypatch.setattr(self_check, "verify", verify)
     monkeypatch.setattr(self_check, "_faults", {})
@@ -113,17 +112,17 @@ def test_every_kind_of_head_is_tried_once_per_device(gpu):
 
 def test_another_plan_is_tried_again(gpu):
     like, weight = named(5, 1536), named(151_936, 1536)
-    before = anchored_plans.plan_name()
+    before = tiles.plan_name()
     try:
-        for name in anchored_plans.PLANS:
-            assert anchored_plans.use_plan(name) in anchored_plans.PLANS
+        for name in tiles.PLANS:
+            assert tiles.use_plan(name) in tiles.PLANS
             choose("auto", like, weight)
-            assert anchored_plans.planned_tile(90, 1536, busy=True) == anchored_plans.BUSY_TILES[90]
+            assert tiles.planned_tile(90, 1536, busy=True) == tiles.BUSY_TILES[90]
     finally:
-        anchored_plans.use_plan(before)
-    assert len(gpu.asked) == len(anchored_plans.PLANS) == 3
+        tiles.use_plan(before)
+    assert len(gpu.asked) == len(tiles.PLANS) == 3
     with pytest.raises(ValueError, match="flat, specialized, two-blocks"):
-        anchored_plans.use_plan("fast")
+        tiles.use_plan("fast")
 
 
 def test_a_fault_is_told_once_and_avoided(gpu):
@@ -145,7 +144,7 @@ def test_a_kernel_that_does_not_compile_is_a_fault(monkeypatch):
         raise RuntimeError("PassManager::run failed\nand a page of IR")
 
     monkeypatch.setattr(self_check, "compare", fails)
-    tile = anchored_plans.INTERPRETER[True]
+    tile = tiles.INTERPRETER[True]
     found = self_check.verify(torch.device("cpu"), tile, 64, (False,) * 4, ragged=False)
     assert found == "RuntimeError: PassManager::run failed"
 

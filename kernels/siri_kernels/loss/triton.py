@@ -1,7 +1,7 @@
 """The kernel between the GEMMs: from row statistics to log-prob, entropy, the loss's coefficients and its statistics,
 in one launch.
 
-It is `token_loss` for token-level losses ("grpo", "cispo"), line by line; sequence-level ratios need a reduction in
+It is `loss.tokens` for token-level losses ("grpo", "cispo"), line by line; sequence-level ratios need a reduction in
 between and take the torch version. Every block writes its own partial sums, which are added in a fixed order.
 """
 
@@ -62,7 +62,7 @@ def put_max(P, column: tl.constexpr, counted, x):
 
 @triton.jit
 def finish_rows(maximum, s_off, u_off, target):
-    """logp, entropy and log sum exp(z - maximum), as `rows_torch.finish`; the same bits in every kernel that calls
+    """logp, entropy and log sum exp(z - maximum), as `rows.torch.finish`; the same bits in every kernel that calls
     it."""
     d = target - maximum
     e = tl.exp(d)

@@ -1,7 +1,7 @@
 """Row kernels on logits: statistics in one read, the gradient in one read and one write, in place if the caller likes.
 
 One program per row, fp32 arithmetic whatever the storage, int64 offsets, sizes known at run time only. The formulas are
-those of `rows_torch`. A scalar running maximum per block and per-lane sums: one exponential per logit, one reduction
+those of `rows.torch`. A scalar running maximum per block and per-lane sums: one exponential per logit, one reduction
 across warps per block.
 """
 

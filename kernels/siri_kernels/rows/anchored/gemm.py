@@ -1,7 +1,7 @@
 """The GEMM whose epilogue is the softmax: E = exp(z - b) from the fp32 accumulator, with row offsets b known before.
 
 Logits z = scale * softcap(x W^T + bias) never reach memory. b_i is the target's logit minus an approximate log-prob
-(the anchor), so that E lies near the probabilities and one pass gives their sum; `anchored_rows` has the mathematics.
+(the anchor), so that E lies near the probabilities and one pass gives their sum; `anchored.rows` has the mathematics.
 Everything is in units of log2: u = log2(e) z - b2, E = 2^u. The target's column is left out of E and of the sums.
 
 Two kernels, one epilogue: one that moves tiles by tensor descriptors (TMA on sm_90 and later), and one on plain
