@@ -1,8 +1,7 @@
 """Fused LM head for reinforcement learning: log-prob, entropy and the clipped GRPO loss of packed tokens, without
 materialised logits."""
 
-from siri_kernels.api import linear_grpo_loss, linear_logprob
-from siri_kernels.api_tokens import grpo_loss, logprob_from_logits
+from siri_kernels.api import grpo_loss, linear_grpo_loss, linear_logprob, logprob_from_logits
 from siri_kernels.head import FusedLMHead
 from siri_kernels.metrics import METRIC_REDUCTION, GrpoResult, merge_metrics
 

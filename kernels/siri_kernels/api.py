@@ -6,20 +6,41 @@ ValueError.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Unpack
+
 import torch
 from torch import Tensor
 
 from siri_kernels import reference
-from siri_kernels.api_tokens import as_tensor, detached, fields, result, split_temperature
-from siri_kernels.chunked import budget_bytes, chunk_rows
-from siri_kernels.loss.tokens import LossSpec, gradient_rows, metric_names, prepare
+from siri_kernels.chunked import Needs, budget_bytes, chunk_rows, compute_dtype
+from siri_kernels.loss.spec import LossOptions, LossSettings, checked, metric_names, with_loss_options
+from siri_kernels.loss.tokens import gradient_rows, prepare
 from siri_kernels.metrics import GrpoResult
-from siri_kernels.ops import grpo as ops_grpo
-from siri_kernels.ops import logprob as ops_logprob
+from siri_kernels.ops.grpo import grpo_tokens, linear_grpo
+from siri_kernels.ops.logprob import linear_logprob as logprob_operator
+from siri_kernels.ops.logprob import logits_logprob
+from siri_kernels.ops.settings import (
+    GrpoSettings,
+    HeadSettings,
+    LogitsSettings,
+    LogprobSettings,
+    Placement,
+    TokenSettings,
+)
 from siri_kernels.reference import sequence_ids
 from siri_kernels.selection import choose
 from siri_kernels.sharding import group_name, plan_columns
-from siri_kernels.validation import check_head, check_loss, check_loss_tensors, check_placement, check_values, tensor
+from siri_kernels.validation import (
+    check_head,
+    check_placement,
+    check_temperature,
+    check_values,
+    shape_of,
+    tensor,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def linear_logprob(
@@ -54,31 +75,25 @@ def linear_logprob(
         z_NV = reference.logits(hidden, weight, temperature=temperature, bias=bias, softcap=softcap)
         logp, entropy = reference.logprob_and_entropy(z_NV, target_ids)
     else:
-        scalar, per_row = split_temperature(temperature)
-        budget = budget_bytes("fast", hidden.device)
-        logp, entropy, _, _ = ops_logprob.linear_logprob(
-            hidden,
-            weight,
-            bias,
-            target_ids,
-            None if anchor is None else anchor.detach(),
-            None,
-            per_row,
-            None,
-            scalar,
-            softcap,
-            "fp32",
-            True,
-            budget,
-            0,
-            0,
-            None,
-            impl,
-            frozen,
+        scalar, temperature_N = split_temperature(temperature)
+        rows = logprob_operator(
+            hidden=hidden,
+            weight=weight,
+            bias=bias,
+            target_ids=target_ids,
+            anchor=detached(anchor),
+            keep=None,
+            temperature_N=temperature_N,
+            main_grad=None,
+            settings=LogprobSettings(
+                HeadSettings(scalar, softcap), Placement(impl, budget_bytes("fast", hidden.device)), frozen
+            ),
         )
+        logp, entropy = rows.logp, rows.entropy
     return (logp, entropy) if return_entropy else logp
 
 
+@with_loss_options
 def linear_grpo_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -90,30 +105,21 @@ def linear_grpo_loss(
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     keep: Tensor | None = None,
-    loss: str = "grpo",
-    clip_low: float | None = 0.2,
-    clip_high: float | None = 0.28,
-    dual_clip: float | None = None,
-    importance: str = "none",
-    importance_low: float = 0.5,
-    importance_cap: float = 2.0,
-    aggregation: str = "token_mean",
     denominator: float | Tensor | None = None,
-    fixed_length: float | None = None,
     temperature: float | Tensor = 1.0,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    entropy_coef: float = 0.0,
     forward_all: bool = True,
     memory: str | int = "fast",
     logit_dtype: str = "fp32",
     keep_lengths: Tensor | None = None,
     vocab_start: int = 0,
     vocab_size: int | None = None,
-    group=None,
+    group: ProcessGroup | None = None,
     main_grad: Tensor | None = None,
     impl: str = "auto",
     low_rank: tuple[Tensor, Tensor] | None = None,
+    **options: Unpack[LossOptions],
 ) -> GrpoResult:
     """LM head, log-prob, entropy and the clipped policy loss of a packed batch, in chunks of rows; gradients are formed
     in the forward.
@@ -150,22 +156,9 @@ def linear_grpo_loss(
     backward. Second derivatives do not exist.
     """
     check_head(hidden, weight, target_ids, temperature=temperature, bias=bias, softcap=softcap, logit_dtype=logit_dtype)
-    spec = LossSpec(
-        loss,
-        clip_low,
-        clip_high,
-        dual_clip,
-        importance,
-        importance_low,
-        importance_cap,
-        aggregation,
-        fixed_length,
-        entropy_coef,
-    )
-    check_loss(spec)
-    n, vocab = hidden.shape[0], weight.shape[0]
+    loss, (n, vocab) = checked(options), (hidden.shape[0], weight.shape[0])
     per_token = {"old_logp": old_logp, "rollout_logp": rollout_logp, "mask": mask, "cu_seqlens": cu_seqlens}
-    check_loss_tensors(spec, n, advantages, **per_token, denominator=denominator, like=hidden)
+    loss.check_tensors(n, advantages, **per_token, denominator=denominator, like=hidden)
     check_placement(
         n,
         keep=keep,
@@ -183,13 +176,20 @@ def linear_grpo_loss(
     if low_rank is not None and main_grad is not None:
         raise ValueError("main_grad and low_rank exclude each other: an adapter's gradient goes into its own .grad")
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
-    kind = {"temperature": temperature, "bias": bias, "softcap": softcap, "logit_dtype": logit_dtype}
-    impl = choose(impl, hidden, weight, **kind, group=group)
+    impl = choose(
+        impl,
+        hidden,
+        weight,
+        temperature=temperature,
+        bias=bias,
+        softcap=softcap,
+        logit_dtype=logit_dtype,
+        group=group,
+    )
     if impl == "reference":
         if group is not None or main_grad is not None:
             raise ValueError("impl='reference' has neither vocabulary shards nor main_grad; use impl='torch'")
         check_values(target_ids, vocab, cu_seqlens=cu_seqlens, keep=keep)
-        options = {**spec.__dict__, **per_token, "denominator": denominator, "keep": keep, "forward_all": forward_all}
         return reference.linear_grpo_loss(
             hidden,
             weight,
@@ -199,43 +199,147 @@ def linear_grpo_loss(
             bias=bias,
             softcap=softcap,
             logit_dtype=logit_dtype,
-            **options,
+            keep=keep,
+            forward_all=forward_all,
+            denominator=denominator,
+            **per_token,
+            **vars(loss),
         )
 
-    scalar, per_row = split_temperature(temperature)
-    denominator = as_tensor(denominator, hidden)
-    budget = budget_bytes(memory, hidden.device)
-    head = (scalar, softcap, logit_dtype)
-    columns = plan_columns(group, vocab_start, vocab, vocab_size)
-    placement = (forward_all, budget, vocab_start, columns, group_name(group), impl, frozen)
-    tensors = (advantages, *detached(old_logp, rollout_logp), mask, cu_seqlens)
-    names = metric_names(spec, rollout_logp is not None, True)
+    scalar, temperature_N = split_temperature(temperature)
+    head = HeadSettings(scalar, softcap, logit_dtype)
+    columns, budget = plan_columns(group, vocab_start, vocab, vocab_size), budget_bytes(memory, hidden.device)
+    placement = Placement(impl, budget, forward_all, vocab_start, columns, group_name(group))
+    matrices = {"hidden": hidden, "weight": weight, "bias": bias, "target_ids": target_ids}
+    matrices |= {"temperature_N": temperature_N, "main_grad": main_grad}
+    tokens = {"advantages": advantages, "old_logp": detached(old_logp), "rollout_logp": detached(rollout_logp)}
+    tokens |= {"mask": mask, "cu_seqlens": cu_seqlens, "denominator": as_tensor(denominator, hidden)}
     in_forward = memory != "lean"
-    if loss == "gspo" and in_forward:
+    if loss.loss == "gspo" and in_forward:
         size = chunk_rows(impl, hidden, columns, budget)
-        keep, keep_lengths, in_forward = by_sequence(spec, n, size, advantages, mask, cu_seqlens, keep, keep_lengths)
+        keep, keep_lengths, in_forward = by_sequence(loss, n, size, advantages, mask, cu_seqlens, keep, keep_lengths)
     else:
         keep_lengths = None
-    if not in_forward:
-        # the loss of differentiable log-probs: 8NDV, but no fp32 dW, and coefficients may need every log-prob
-        if keep is None and not forward_all and hidden.device.type == "cpu":
-            keep = found_rows(spec, n, advantages, mask, cu_seqlens)
-        logp, entropy, _, _ = ops_logprob.linear_logprob(
-            hidden, weight, bias, target_ids, tensors[2], keep, per_row, main_grad, *head, *placement
+    names = metric_names(loss, rollout_logp is not None, entropy=True)
+    if in_forward:
+        grad = torch.is_grad_enabled()
+        needs = Needs(*(grad and x is not None and x.requires_grad for x in (hidden, weight, bias)), frozen)
+        out = linear_grpo(
+            **matrices,
+            **tokens,
+            keep=keep,
+            keep_lengths=keep_lengths,
+            settings=GrpoSettings(head, loss, placement, needs),
         )
-        computed = None
-        if keep is not None and not forward_all:
-            computed = torch.zeros_like(logp, dtype=torch.bool).index_fill(0, keep.long(), True)
-        value, metrics, _, _ = ops_grpo.grpo_tokens(logp, entropy, *tensors, computed, denominator, *fields(spec))
-        return result(value, logp, entropy, metrics, names)
-    grad = torch.is_grad_enabled()
-    needs = [grad and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    arguments = (hidden, weight, bias, target_ids, *tensors, keep, per_row, denominator, main_grad, keep_lengths)
-    value, logp, entropy, metrics, *_ = ops_grpo.linear_grpo(*arguments, *head, *fields(spec), *placement, *needs)
-    return result(value, logp, entropy, metrics, names)
+        return result(out.loss, out.logp, out.entropy, out.metrics, names)
+
+    # the loss of differentiable log-probs: 8NDV, but no fp32 dW, and coefficients may need every log-prob
+    if keep is None and not forward_all and hidden.device.type == "cpu":
+        keep = rows_by_value(loss, n, advantages, mask, cu_seqlens)
+    rows = logprob_operator(
+        **matrices, anchor=tokens["rollout_logp"], keep=keep, settings=LogprobSettings(head, placement, frozen)
+    )
+    computed = None
+    if keep is not None and not forward_all:
+        computed = torch.zeros_like(rows.logp, dtype=torch.bool).index_fill(0, keep.long(), True)
+    out = grpo_tokens(logp=rows.logp, entropy=rows.entropy, computed=computed, **tokens, settings=TokenSettings(loss))
+    return result(out.loss, rows.logp, rows.entropy, out.metrics, names)
 
 
-def by_sequence(spec: LossSpec, n: int, size: int, advantages: Tensor, mask, cu_seqlens, keep, keep_lengths):
+def logprob_from_logits(
+    logits: Tensor,
+    target_ids: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    return_entropy: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """log softmax(logits / temperature)[target] of given logits [..., V] and target_ids [...], differentiable; with the
+    entropy on request.
+
+    temperature: a number, or a tensor shaped like target_ids. Computed in fp32 (fp64 for fp64 logits) whatever the
+    dtype of the logits; logits of -inf (banned tokens) are fine. Returns logp [...] in nats.
+    """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() < 2 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must be a float tensor [..., V], got {shape_of(logits)}")
+    tensor("target_ids", target_ids, like=logits, shape=tuple(logits.shape[:-1]), kinds="int")
+    scalar, temperature_N = split_temperature(temperature)
+    shape = target_ids.shape
+    flat, target_ids = logits.reshape(-1, logits.shape[-1]), target_ids.reshape(-1)
+    if temperature_N is not None:
+        tensor("temperature", temperature_N, like=logits, shape=tuple(shape), kinds="float")
+        temperature_N = temperature_N.reshape(-1)
+    check_temperature(scalar, target_ids.numel(), logits)
+    impl = choose(impl, logits)
+    if impl == "reference":
+        check_values(target_ids, flat.shape[1], temperature=temperature_N)
+        wide = flat.to(compute_dtype(flat.dtype))
+        logp, entropy = reference.logprob_and_entropy(
+            wide / (scalar if temperature_N is None else temperature_N.to(wide.dtype)[:, None]), target_ids
+        )
+    else:
+        rows = logits_logprob(
+            logits=flat, target_ids=target_ids, temperature_N=temperature_N, settings=LogitsSettings(impl, scalar)
+        )
+        logp, entropy = rows.logp, rows.entropy
+    return (logp.view(shape), entropy.view(shape)) if return_entropy else logp.view(shape)
+
+
+@with_loss_options
+def grpo_loss(
+    logp: Tensor,
+    old_logp: Tensor | None,
+    advantages: Tensor,
+    *,
+    entropy: Tensor | None = None,
+    rollout_logp: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    **options: Unpack[LossOptions],
+) -> GrpoResult:
+    """`linear_grpo_loss` for log-probs [N] that exist already: the same loss and metrics, differentiable in logp and
+    entropy.
+
+    entropy [N] is needed when entropy_coef is not 0; without it entropy_mean is not among the metrics.
+    """
+    if not isinstance(logp, Tensor) or logp.dim() != 1 or not logp.is_floating_point():
+        raise ValueError(f"logp must be a float tensor [N]; flatten or pack it first, got {shape_of(logp)}")
+    loss = checked(options)
+    per_token = {"old_logp": old_logp, "rollout_logp": rollout_logp, "mask": mask, "cu_seqlens": cu_seqlens}
+    loss.check_tensors(logp.numel(), advantages, **per_token, denominator=denominator, like=logp)
+    if entropy is None and loss.entropy_coef:
+        raise ValueError(
+            "entropy_coef needs the entropy [N]: pass entropy=, from linear_logprob(..., return_entropy=True)"
+        )
+    if entropy is not None:
+        tensor("entropy", entropy, like=logp, shape=tuple(logp.shape), kinds="float")
+    out = grpo_tokens(
+        logp=logp,
+        entropy=entropy,
+        advantages=advantages,
+        old_logp=detached(old_logp),
+        rollout_logp=detached(rollout_logp),
+        mask=mask,
+        cu_seqlens=cu_seqlens,
+        computed=None,
+        denominator=as_tensor(denominator, logp),
+        settings=TokenSettings(loss),
+    )
+    names = metric_names(loss, rollout_logp is not None, entropy is not None)
+    return result(out.loss, logp, entropy, out.metrics, names)
+
+
+def by_sequence(
+    loss: LossSettings,
+    n: int,
+    size: int,
+    advantages: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor,
+    keep: Tensor | None,
+    keep_lengths: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, bool]:
     """keep and keep_lengths for chunks of at most `size` rows that end between sequences, and whether there are such
     chunks: only what is on the host can say so, and nothing in a graph that torch.compile makes for every batch."""
     if (n if keep is None else keep.numel()) <= size:
@@ -243,20 +347,22 @@ def by_sequence(spec: LossSpec, n: int, size: int, advantages: Tensor, mask, cu_
     if torch.compiler.is_compiling():
         return keep, None, False
     if cu_seqlens.device.type == "cpu" and (keep is None or keep_lengths is None):
-        keep = found_rows(spec, n, advantages, mask, cu_seqlens) if keep is None else keep.sort().values
+        keep = rows_by_value(loss, n, advantages, mask, cu_seqlens) if keep is None else keep.sort().values
         keep_lengths = sequence_ids(cu_seqlens, n)[keep].bincount(minlength=cu_seqlens.numel() - 1)
     fits = keep_lengths is not None and max(keep_lengths.tolist(), default=0) <= size
     return keep, keep_lengths if fits else None, fits
 
 
 @torch.compiler.disable
-def found_rows(spec: LossSpec, n: int, advantages: Tensor, mask, cu_seqlens) -> Tensor:
+def rows_by_value(
+    loss: LossSettings, n: int, advantages: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+) -> Tensor:
     """The rows that may have a gradient, on the host; their number depends on values that no graph knows."""
-    options = {"old_logp": None, "rollout_logp": None, "denominator": None, "dtype": torch.float32}
-    return gradient_rows(spec, prepare(spec, n, advantages, mask=mask, cu_seqlens=cu_seqlens, **options))
+    options: dict[str, Any] = {"old_logp": None, "rollout_logp": None, "denominator": None, "dtype": torch.float32}
+    return gradient_rows(loss, prepare(loss, n, advantages, mask=mask, cu_seqlens=cu_seqlens, **options))
 
 
-def with_adapter(hidden: Tensor, weight: Tensor, low_rank) -> tuple[Tensor, Tensor, int]:
+def with_adapter(hidden: Tensor, weight: Tensor, low_rank: Any) -> tuple[Tensor, Tensor, int]:
     """[x, u] and [W, B], so that one GEMM makes x W^T + u B^T, and how many of their columns need no weight
     gradient."""
     if low_rank is None:
@@ -270,3 +376,25 @@ def with_adapter(hidden: Tensor, weight: Tensor, low_rank) -> tuple[Tensor, Tens
     tensor("low_rank[1]", b, like=hidden, shape=(weight.shape[0], rank), kinds="float")
     frozen = 0 if weight.requires_grad else weight.shape[1]
     return torch.cat([hidden, u.to(hidden.dtype)], 1), torch.cat([weight, b.to(weight.dtype)], 1), frozen
+
+
+def split_temperature(temperature: float | Tensor) -> tuple[float, Tensor | None]:
+    return (1.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
+
+
+def detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
+
+
+def as_tensor(denominator: float | Tensor | None, like: Tensor) -> Tensor | None:
+    """A 0-dim tensor; a number is filled in on the device, because copying it there would synchronise."""
+    if denominator is None:
+        return None
+    if isinstance(denominator, Tensor):
+        return denominator.detach().reshape(())
+    return torch.full((), float(denominator), dtype=torch.float64, device=like.device)
+
+
+def result(loss: Tensor, logp: Tensor, entropy: Tensor | None, metrics_M: Tensor, names: list[str]) -> GrpoResult:
+    metrics = dict(zip(names, metrics_M.detach().unbind(), strict=True))
+    return GrpoResult(loss, logp.detach(), detached(entropy), metrics)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from siri_kernels import gemm
-from siri_kernels.loss.tokens import LossSpec, Tokens, TorchTally, gradient_rows
-from siri_kernels.rows.torch import FLOOR, Head, TorchRows, column, finish, statistics, target_gradient
+from siri_kernels.loss.spec import LossSettings
+from siri_kernels.loss.tokens import Tokens, TorchTally, gradient_rows
+from siri_kernels.rows.protocol import Head
+from siri_kernels.rows.torch import FLOOR, TorchRows, column, finish, statistics, target_gradient
 from siri_kernels.sharding import Shard
 
 # Bytes of logits buffers per call. On the CPU chunks that stay near the cache are also the fastest.
@@ -33,13 +35,6 @@ def budget_bytes(memory: str | int, device: torch.device) -> int:
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def make_head(weight, bias, temperature, temperature_N, softcap, logit_dtype) -> Head:
-    """The head from an operator's arguments; temperature_N, when given, wins."""
-    if temperature_N is not None:
-        temperature = temperature_N.to(compute_dtype(weight.dtype))
-    return Head(weight, bias, temperature, softcap, logit_dtype)
 
 
 @dataclass(frozen=True)
@@ -106,12 +101,12 @@ def engine(impl: str, *args, anchor: Tensor | None = None, entropy_gradient: boo
     return TritonRows(*args)
 
 
-def tally(impl: str, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, size: int):
-    if impl == "torch" or spec.loss == "gspo":
-        return TorchTally(spec, tokens, logp, entropy, finisher(impl))
+def tally(impl: str, settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, size: int):
+    if impl == "torch" or settings.loss == "gspo":
+        return TorchTally(settings, tokens, logp, entropy, finisher(impl))
     from siri_kernels.loss.triton import TritonTally
 
-    return TritonTally(spec, tokens, logp, entropy, n_chunks, size)
+    return TritonTally(settings, tokens, logp, entropy, n_chunks, size)
 
 
 def finisher(impl: str):
@@ -159,7 +154,7 @@ def grpo(
     hidden: Tensor,
     head: Head,
     target_ids: Tensor,
-    spec: LossSpec,
+    settings: LossSettings,
     tokens: Tokens,
     *,
     keep: Tensor | None,
@@ -175,7 +170,7 @@ def grpo(
     n, d_model = hidden.shape
     vocab, dtype, device = head.weight.shape[0], compute_dtype(hidden.dtype), hidden.device
     if keep is None and device.type == "cpu":
-        keep = gradient_rows(spec, tokens)
+        keep = gradient_rows(settings, tokens)
     kept, others = split_rows(n, keep, forward_all, device)
     if kept is not None and not forward_all:
         tokens = tokens.restrict(torch.zeros(n, dtype=torch.bool, device=device).index_fill_(0, kept, True))
@@ -189,8 +184,8 @@ def grpo(
     d_hidden = hidden.new_zeros(hidden.shape if needs.hidden else (0,))
     d_weight = torch.zeros((vocab, d_model - needs.frozen) if needs.weight else (0,), dtype=dtype, device=device)
     d_bias = torch.zeros((vocab,) if needs.bias else (0,), dtype=dtype, device=device)
-    count = tally(impl, spec, tokens, logp, entropy, len(pieces), size)
-    options = {"anchor": tokens.rollout_logp, "entropy_gradient": bool(spec.entropy_coef)}
+    count = tally(impl, settings, tokens, logp, entropy, len(pieces), size)
+    options = {"anchor": tokens.rollout_logp, "entropy_gradient": bool(settings.entropy_coef)}
     rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, **options)
     with gemm.surroundings(hidden):
         for rows, backward in pieces:

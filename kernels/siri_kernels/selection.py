@@ -67,7 +67,7 @@ def on_gpu_of(
     impl: str, index: int, d_model: int, vocab: int, head: tuple[bool, bool, bool, bool], group: str | None
 ) -> str:
     """ "anchored" or "fallback" for impl "anchored", "auto" or "triton"."""
-    from siri_kernels.rows.anchored import self_check
+    from siri_kernels import self_check
     from siri_kernels.rows.anchored.tiles import capability
 
     device = torch.device("cuda", index)

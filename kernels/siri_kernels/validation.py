@@ -13,11 +13,6 @@ import os
 import torch
 from torch import Tensor
 
-from siri_kernels.loss.tokens import LossSpec
-
-LOSSES = ("grpo", "gspo", "cispo")
-AGGREGATIONS = ("token_mean", "seq_mean", "seq_sum", "seq_mean_fixed")
-IMPORTANCE = ("none", "tis", "icepop")
 MEMORY = ("fast", "small", "lean")
 LOGIT_DTYPES = ("fp32", "bf16")
 IMPLS = ("auto", "triton", "anchored", "fallback", "torch", "reference")
@@ -95,64 +90,6 @@ def check_temperature(temperature, n: int, like: Tensor) -> None:
         tensor("temperature", temperature, like=like, shape=(n,), kinds="float")
     else:
         number("temperature", temperature, above=0)
-
-
-def check_loss(spec: LossSpec) -> None:
-    one_of("loss", spec.loss, LOSSES)
-    one_of("importance", spec.importance, IMPORTANCE)
-    one_of("aggregation", spec.aggregation, AGGREGATIONS)
-    number("clip_low", spec.clip_low, least=0, optional=True)
-    number("clip_high", spec.clip_high, least=0, optional=True)
-    number("dual_clip", spec.dual_clip, above=1, optional=True)
-    number("importance_low", spec.importance_low, least=0)
-    number("importance_cap", spec.importance_cap, above=0)
-    number("entropy_coef", spec.entropy_coef)
-    number("fixed_length", spec.fixed_length, above=0, optional=True)
-    if spec.importance_low > spec.importance_cap:
-        raise ValueError(
-            f"importance_low={spec.importance_low} is above importance_cap={spec.importance_cap}; swap or widen them"
-        )
-    if spec.dual_clip is not None and spec.loss == "cispo":
-        raise ValueError("dual_clip does not apply to loss='cispo', whose ratio carries no gradient; leave it None")
-    if (spec.aggregation == "seq_mean_fixed") != (spec.fixed_length is not None):
-        raise ValueError("fixed_length goes with aggregation='seq_mean_fixed', and only with it; pass both or neither")
-
-
-def check_loss_tensors(
-    spec: LossSpec, n: int, advantages, *, old_logp, rollout_logp, mask, cu_seqlens, denominator, like: Tensor
-) -> None:
-    if cu_seqlens is None:
-        if spec.loss == "gspo" or spec.aggregation != "token_mean":
-            which = "loss='gspo'" if spec.loss == "gspo" else f"aggregation={spec.aggregation!r}"
-            raise ValueError(f"{which} works on sequences: pass cu_seqlens, int offsets [S+1] from 0 to N")
-    else:
-        tensor("cu_seqlens", cu_seqlens, like=like, kinds="int")
-        if cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0:
-            raise ValueError(f"cu_seqlens must be offsets [S+1] from 0 to N, got shape {list(cu_seqlens.shape)}")
-    tensor("advantages", advantages, like=like, kinds="float")
-    if tuple(advantages.shape) != (n,) and (cu_seqlens is None or tuple(advantages.shape) != (cu_seqlens.numel() - 1,)):
-        hint = (
-            "pass cu_seqlens for one per sequence"
-            if cu_seqlens is None
-            else f"or [{cu_seqlens.numel() - 1}], one per sequence"
-        )
-        raise ValueError(f"advantages must have shape [{n}], one per token, {hint}; got {list(advantages.shape)}")
-    for name, x in (("old_logp", old_logp), ("rollout_logp", rollout_logp)):
-        if x is not None:
-            tensor(name, x, like=like, shape=(n,), kinds="float")
-    if mask is not None:
-        tensor("mask", mask, like=like, shape=(n,), kinds="bool")
-    if spec.importance != "none" and rollout_logp is None:
-        raise ValueError(f"importance={spec.importance!r} corrects for the rollout's log-probs: pass rollout_logp [N]")
-    if isinstance(denominator, Tensor):
-        if denominator.numel() != 1 or denominator.dtype == torch.bool or denominator.is_complex():
-            raise ValueError(f"denominator must be one number, got shape {list(denominator.shape)} {denominator.dtype}")
-        if denominator.device != like.device:
-            raise ValueError(
-                f"denominator is on {denominator.device} and the tokens on {like.device}; move it with .to()"
-            )
-    else:
-        number("denominator", denominator, above=0, optional=True)
 
 
 def check_placement(

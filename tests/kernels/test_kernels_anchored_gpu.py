@@ -5,8 +5,7 @@ import itertools
 import pytest
 import torch
 from kernel_cases import KERNEL_OPTIONS, make_case, relative, run
-from siri_kernels import linear_grpo_loss, linear_logprob, reference
-from siri_kernels.rows.anchored import self_check
+from siri_kernels import linear_grpo_loss, linear_logprob, reference, self_check
 from siri_kernels.rows.anchored.tiles import PLANS, capability, use_plan
 from siri_kernels.selection import choose
 from test_kernels_gpu import HALF, large_case, on_gpu

@@ -10,7 +10,8 @@ import siri_kernels
 import torch
 from kernel_cases import relative
 from siri_kernels import linear_grpo_loss, reference
-from siri_kernels.loss.tokens import LossSpec, prepare
+from siri_kernels.loss.spec import LossOptions, LossSettings
+from siri_kernels.loss.tokens import prepare
 from torch import nn
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"
@@ -55,6 +56,24 @@ def test_names_and_defaults(name):
     found = {n: p.default for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
     assert options.items() <= found.items()
     assert all(found[extra] is None for extra in found.keys() - options.keys()), "an addition changes nothing unasked"
+
+
+def test_the_options_of_the_loss_are_the_same_wherever_they_are_named():
+    """The settings, the keywords that a type checker knows, the reference, and the functions' signatures (above)."""
+    fields = LossSettings.__dataclass_fields__
+    assert {name: field.type for name, field in fields.items()} == {
+        name: hint.__forward_arg__ for name, hint in LossOptions.__annotations__.items()
+    }
+    theirs = inspect.signature(reference.grpo_loss).parameters
+    assert {name: theirs[name].default for name in fields} == {name: field.default for name, field in fields.items()}
+
+
+@pytest.mark.parametrize("function", ["linear_grpo_loss", "grpo_loss"])
+def test_a_keyword_that_is_none(function):
+    x = torch.zeros(3, 3)
+    arguments = {"linear_grpo_loss": (x, x, torch.arange(3), x[0]), "grpo_loss": (x[0], None, x[0])}[function]
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'clip_hihg': the options of the loss are loss, "):
+        getattr(siri_kernels, function)(*arguments, clip_hihg=0.3)
 
 
 def test_the_readmes_example_runs_and_is_right(capsys):
@@ -117,6 +136,6 @@ def test_a_nan_among_the_tokens_is_seen(argument, importance, loss):
 def test_a_divisor_that_nobody_checked(divisor, weight):
     """On CUDA its value is not looked at: nonsense must show, and a batch in which nothing counts must not."""
     options = {"old_logp": None, "rollout_logp": None, "mask": None, "cu_seqlens": None, "dtype": torch.float32}
-    tokens = prepare(LossSpec(), 2, torch.ones(2), denominator=torch.tensor(divisor), **options)
+    tokens = prepare(LossSettings(), 2, torch.ones(2), denominator=torch.tensor(divisor), **options)
     expected = torch.full((2,), weight)
     torch.testing.assert_close(tokens.weight, expected, rtol=0, atol=0, equal_nan=True)

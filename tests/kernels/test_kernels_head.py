@@ -4,9 +4,20 @@ import pytest
 import torch
 from kernel_cases import make_case, relative, run
 from siri_kernels import FusedLMHead, linear_grpo_loss, linear_logprob, logprob_from_logits
-from siri_kernels.loss.tokens import LossSpec
+from siri_kernels.chunked import Needs
+from siri_kernels.loss.spec import LossSettings
 from siri_kernels.ops import grpo as ops_grpo
 from siri_kernels.ops import logprob as ops_logprob
+from siri_kernels.ops.operator import Operator
+from siri_kernels.ops.settings import (
+    GrpoSettings,
+    HeadSettings,
+    LogitsSettings,
+    LogprobBackwardSettings,
+    LogprobSettings,
+    Placement,
+    TokenSettings,
+)
 from torch import nn
 
 
@@ -152,53 +163,79 @@ def test_a_compiled_logprob_has_no_graph_break():
 
 
 def operators():
+    """Every operator and a call of it."""
     case = make_case(4, lengths=(3, 4), d=6, vocab=11)
-    leaves = [x.clone().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
-    spec = [getattr(LossSpec(entropy_coef=0.1), name) for name in LossSpec.__dataclass_fields__]
-    per_token = (case.advantages, case.old_logp, case.rollout_logp, case.mask, case.cu_seqlens)
-    placement = (True, 1 << 20, 0, 0, None, "torch", 0)
-    head = (1.0, None, "fp32")
-    grpo = (
-        *leaves,
-        case.target_ids,
-        *per_token,
-        None,
-        None,
-        None,
-        None,
-        None,
-        *head,
-        *spec,
-        *placement,
-        True,
-        True,
-        True,
-    )
-    logprob = (*leaves, case.target_ids, None, None, None, None, *head, *placement)
-    logp, entropy = (torch.randn(7).requires_grad_() for _ in range(2))
-    saved = ops_logprob.linear_logprob(*(x.detach() if isinstance(x, torch.Tensor) else x for x in logprob))
-    plain = [x.detach() for x in leaves]
-    backward = (torch.ones(7), torch.ones(7), *saved, *plain, case.target_ids, None, None, *head, 1 << 20, 0, None)
-    logits = torch.randn(7, 11, requires_grad=True)
-    rows = ops_logprob.logits_logprob(logits.detach(), case.target_ids, None, 1.0, "torch")
-    rows_backward = (torch.ones(7), None, *rows, logits.detach(), case.target_ids, None, 1.0, "torch")
+    head, placement, loss = HeadSettings(), Placement("torch", budget=1 << 20), LossSettings(entropy_coef=0.1)
+    needs = Needs(hidden=True, weight=True, bias=True)
+    leaves = {name: getattr(case, name).clone().requires_grad_() for name in ("hidden", "weight", "bias")}
+    plain = {name: leaf.detach() for name, leaf in leaves.items()}
+    names = ("advantages", "old_logp", "rollout_logp", "mask", "cu_seqlens")
+    per_token = {**{name: getattr(case, name) for name in names}, "denominator": None}
+    common = {"target_ids": case.target_ids, "temperature_N": None, "keep": None}
+    kept = {**common, "main_grad": None}
+    logprob = {**kept, "anchor": None, "settings": LogprobSettings(head, placement)}
+    rows = ops_logprob.linear_logprob(**plain, **logprob)._asdict()
+    upstream = {"d_logp": torch.ones(7), "d_entropy": torch.ones(7)}
+    logits = {"logits": torch.randn(7, 11, requires_grad=True), "target_ids": case.target_ids, "temperature_N": None}
+    logits["settings"] = LogitsSettings("torch")
+    plain_logits = {**logits, "logits": logits["logits"].detach()}
+    rows_of_logits = ops_logprob.logits_logprob(**plain_logits)._asdict()
+    log_probs = {name: torch.randn(7).requires_grad_() for name in ("logp", "entropy")}
     return {
-        "linear_grpo": (ops_grpo.linear_grpo, grpo),
-        "grpo_tokens": (ops_grpo.grpo_tokens, (logp, entropy, *per_token, None, None, *spec)),
-        "linear_logprob": (ops_logprob.linear_logprob, logprob),
+        "linear_grpo": (
+            ops_grpo.linear_grpo,
+            {**leaves, **kept, **per_token, "keep_lengths": None},
+            GrpoSettings(head, loss, placement, needs),
+        ),
+        "grpo_tokens": (ops_grpo.grpo_tokens, {**log_probs, **per_token, "computed": None}, TokenSettings(loss)),
+        "linear_logprob": (ops_logprob.linear_logprob, {**leaves, **logprob}, logprob["settings"]),
         "linear_logprob_backward": (
             ops_logprob.linear_logprob_backward,
-            (*backward, "torch", 0, False, True, True, True),
+            {**upstream, **rows, **plain, **common},
+            LogprobBackwardSettings(head, placement, needs, fp32_weight=False),
         ),
-        "logits_logprob": (ops_logprob.logits_logprob, (logits, case.target_ids, None, 1.0, "torch")),
-        "logits_logprob_backward": (ops_logprob.logits_logprob_backward, rows_backward),
+        "logits_logprob": (ops_logprob.logits_logprob, logits, logits["settings"]),
+        "logits_logprob_backward": (
+            ops_logprob.logits_logprob_backward,
+            {**upstream, "d_entropy": None, **rows_of_logits, **plain_logits},
+            logits["settings"],
+        ),
     }
 
 
-@pytest.mark.parametrize("name", operators())
+OPERATORS = (
+    "linear_grpo",
+    "grpo_tokens",
+    "linear_logprob",
+    "linear_logprob_backward",
+    "logits_logprob",
+    "logits_logprob_backward",
+)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name):
-    operator, arguments = operators()[name]
-    assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
+    operator, tensors, settings = operators()[name]
+    arguments, options = operator.flat({**tensors, "settings": settings})
+    results = torch.library.opcheck(operator.library_operator, arguments, options)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_every_operator_is_checked():
+    assert set(operators()) == set(OPERATORS)
+    registered = [x for module in (ops_grpo, ops_logprob) for x in vars(module).values() if isinstance(x, Operator)]
+    assert {operator for operator, *_ in operators().values()} == set(registered)
+
+
+def test_an_operator_takes_no_argument_by_its_position():
+    operator, tensors, settings = operators()["grpo_tokens"]
+    misnamed = {**tensors, "logits": tensors["logp"], "settings": settings}
+    del misnamed["logp"]
+    for arguments, options in ((tensors.values(), {"settings": settings}), ((), misnamed)):
+        with pytest.raises(TypeError, match=r"grpo_tokens takes logp, entropy, .* and settings, all by keyword"):
+            operator(*arguments, **options)
+    schema = str(operators()["linear_grpo"][0].library_operator._opoverload._schema)
+    assert "*, float head_temperature, float? head_softcap" in schema and "float? loss_clip_low" in schema, schema
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference"])

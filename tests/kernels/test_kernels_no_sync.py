@@ -8,8 +8,11 @@ import pytest
 import torch
 from kernel_cases import make_case
 from siri_kernels import linear_grpo_loss, linear_logprob
+from siri_kernels.chunked import Needs
 from siri_kernels.ops import grpo as ops_grpo
 from siri_kernels.ops import logprob as ops_logprob
+from siri_kernels.ops.operator import Operator
+from siri_kernels.ops.settings import HeadSettings, LogprobBackwardSettings, LogprobSettings, Placement
 
 from tests.support.synchronisations import Synchronisations
 
@@ -17,13 +20,9 @@ from tests.support.synchronisations import Synchronisations
 @pytest.fixture
 def bare(monkeypatch):
     """The operators without their wrapping, and values unchecked as on CUDA."""
-    for module, names in (
-        (ops_grpo, ("linear_grpo", "grpo_tokens")),
-        (ops_logprob, ("linear_logprob", "linear_logprob_backward")),
-    ):
+    for module in (ops_grpo, ops_logprob):
         monkeypatch.setattr(module, "values_are_checked", lambda _: False)
-        for name in names:
-            monkeypatch.setattr(module, name, torch.no_grad()(getattr(module, name)._init_fn))
+    monkeypatch.setattr(Operator, "__call__", lambda self, **arguments: torch.no_grad()(self.function)(**arguments))
 
 
 @pytest.mark.parametrize("loss", ["grpo", "gspo", "cispo"])
@@ -49,18 +48,19 @@ def test_the_loss_stays_on_the_device(bare, loss, memory, forward_all):
 
 def test_the_backward_of_log_probs_stays_on_the_device(bare):
     case = make_case(2)
-    head = (1.0, None, "fp32")
+    head, placement = HeadSettings(), Placement("torch", budget=4000)
+    tensors = {"hidden": case.hidden, "weight": case.weight, "target_ids": case.target_ids}
+    tensors |= {"bias": None, "temperature_N": None}
     saved = ops_logprob.linear_logprob(
-        *(case.hidden, case.weight, None, case.target_ids, None, None, None, None),
-        *(*head, True, 4000, 0, 0, None, "torch", 0),
+        **tensors, anchor=None, keep=None, main_grad=None, settings=LogprobSettings(head, placement)
     )
-    g = torch.randn(65)
+    g, needs = torch.randn(65), Needs(hidden=True, weight=True, bias=False)
     with Synchronisations() as seen:
         gradients = ops_logprob.linear_logprob_backward(
-            *(g, g, *saved, case.hidden, case.weight, None, case.target_ids, torch.arange(65), None),
-            *(*head, 4000, 0, None, "torch", 0, False, True, True, False),
+            **{**tensors, **saved._asdict(), "d_logp": g, "d_entropy": g, "keep": torch.arange(65)},
+            settings=LogprobBackwardSettings(head, placement, needs, fp32_weight=False),
         )
-    assert seen.found == [] and float(gradients[1].abs().sum()) > 0
+    assert seen.found == [] and float(gradients.d_weight.abs().sum()) > 0
 
 
 def test_the_list_would_show_one(bare):

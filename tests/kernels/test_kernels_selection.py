@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from siri_kernels import selection
-from siri_kernels.rows.anchored import self_check, tiles
+from siri_kernels import selection, self_check
+from siri_kernels.rows.anchored import tiles
 from siri_kernels.selection import choose
 
 BF16 = torch.bfloat16

@@ -77,7 +77,7 @@ def test_chunks_that_end_between_sequences(monkeypatch, given, forward_all, entr
         options["keep_lengths"] = lengths if given == "lengths" else lengths * alive
     if given == "both":  # all that there is on a GPU
         monkeypatch.setattr(api, "sequence_ids", lambda *_: pytest.fail("looked at tensors that may be on a device"))
-    monkeypatch.setattr(api.ops_logprob, "linear_logprob", lambda *_: pytest.fail("went the way of four products"))
+    monkeypatch.setattr(api, "logprob_operator", lambda **_: pytest.fail("went the way of four products"))
     pieces, chunks = [], chunked.chunks
     monkeypatch.setattr(chunked, "chunks", lambda *args: pieces.append(chunks(*args)) or pieces[-1])
     result, gradients = run(linear_grpo_loss, case, **options)

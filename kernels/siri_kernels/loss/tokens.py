@@ -13,32 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from siri_kernels.metrics import METRIC_REDUCTION, mean_metrics
+from siri_kernels.loss.spec import LossSettings
+from siri_kernels.metrics import mean_metrics
 from siri_kernels.reference import LOG_RATIO_BOUND, sequence_ids
-
-
-@dataclass(frozen=True)
-class LossSpec:
-    """The numbers and names of the loss; validated by `validation.check_loss`."""
-
-    loss: str = "grpo"
-    clip_low: float | None = 0.2
-    clip_high: float | None = 0.28
-    dual_clip: float | None = None
-    importance: str = "none"
-    importance_low: float = 0.5
-    importance_cap: float = 2.0
-    aggregation: str = "token_mean"
-    fixed_length: float | None = None
-    entropy_coef: float = 0.0
-
-    @property
-    def ratio_low(self) -> float:
-        return -torch.inf if self.clip_low is None else 1 - self.clip_low
-
-    @property
-    def ratio_high(self) -> float:
-        return torch.inf if self.clip_high is None else 1 + self.clip_high
 
 
 @dataclass(frozen=True)
@@ -82,7 +59,7 @@ def segment_sum(x: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def prepare(
-    spec: LossSpec,
+    settings: LossSettings,
     n: int,
     advantages: Tensor,
     *,
@@ -105,14 +82,14 @@ def prepare(
         if adv.numel() != n:
             adv = adv[seq]
     weight, divisor = m, denominator
-    if spec.aggregation == "token_mean":
+    if settings.aggregation == "token_mean":
         divisor = m.sum() if divisor is None else divisor
     else:
         divisor = torch.full((), float(cu_seqlens.numel() - 1), device=device) if divisor is None else divisor
-        if spec.aggregation == "seq_mean":
+        if settings.aggregation == "seq_mean":
             weight = m / seq_count[seq]
-        elif spec.aggregation == "seq_mean_fixed":
-            weight = m / spec.fixed_length
+        elif settings.aggregation == "seq_mean_fixed":
+            weight = m / settings.fixed_length
     divisor = divisor.to(dtype)
     # nothing counted is a loss of 0; a divisor that is NaN or negative, unchecked on CUDA, must not look like that
     weight = torch.where(divisor == 0, 0.0, weight / torch.where(divisor < 0, torch.nan, divisor))
@@ -134,13 +111,13 @@ class Policy:
     weight: Tensor | None
 
 
-def _policy(spec: LossSpec, tokens: Tokens, logp: Tensor) -> Policy:
+def _policy(settings: LossSettings, tokens: Tokens, logp: Tensor) -> Policy:
     # logp - logp, not 0: a NaN log-prob must stay one
     behaviour = logp if tokens.old_logp is None else tokens.old_logp
     delta = logp - behaviour
     token_log_ratio = delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     log_ratio = token_log_ratio
-    if spec.loss == "gspo":
+    if settings.loss == "gspo":
         delta = (segment_sum(torch.where(tokens.counted, delta, 0.0), tokens.cu_seqlens) / tokens.seq_count)[tokens.seq]
         log_ratio = delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = log_ratio.exp()
@@ -148,59 +125,69 @@ def _policy(spec: LossSpec, tokens: Tokens, logp: Tensor) -> Policy:
     if tokens.rollout_logp is not None:
         log_weight = behaviour - tokens.rollout_logp
         raw_weight = log_weight.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-        if spec.importance == "tis":
-            weight = raw_weight.clamp(max=spec.importance_cap)
-        elif spec.importance == "icepop":
+        if settings.importance == "tis":
+            weight = raw_weight.clamp(max=settings.importance_cap)
+        elif settings.importance == "icepop":
             weight = torch.where(
-                (raw_weight < spec.importance_low) | (raw_weight > spec.importance_cap), 0.0, raw_weight
+                (raw_weight < settings.importance_low) | (raw_weight > settings.importance_cap), 0.0, raw_weight
             )
     inside = ~(delta.abs() > LOG_RATIO_BOUND)
     return Policy(
-        ratio, ratio.clamp(spec.ratio_low, spec.ratio_high), token_log_ratio, inside, log_weight, raw_weight, weight
+        ratio,
+        ratio.clamp(settings.ratio_low, settings.ratio_high),
+        token_log_ratio,
+        inside,
+        log_weight,
+        raw_weight,
+        weight,
     )
 
 
-def coefficients(spec: LossSpec, tokens: Tokens, logp: Tensor) -> tuple[Tensor, Tensor | None]:
+def coefficients(settings: LossSettings, tokens: Tokens, logp: Tensor) -> tuple[Tensor, Tensor | None]:
     """dL/dlogp [N] and dL/dentropy [N] (None when entropy_coef is 0); 0 in rows that do not count."""
-    policy, adv = _policy(spec, tokens, logp), tokens.advantages
-    if spec.loss == "cispo":
+    policy, adv = _policy(settings, tokens, logp), tokens.advantages
+    if settings.loss == "cispo":
         slope = -policy.clipped * adv
     else:
         flat = (
-            ((policy.ratio < spec.ratio_low) & (adv < 0))
-            | ((policy.ratio > spec.ratio_high) & (adv > 0))
+            ((policy.ratio < settings.ratio_low) & (adv < 0))
+            | ((policy.ratio > settings.ratio_high) & (adv > 0))
             | ~policy.inside
         )
-        if spec.dual_clip is not None:
-            flat |= (policy.ratio > spec.dual_clip) & (adv < 0)
+        if settings.dual_clip is not None:
+            flat |= (policy.ratio > settings.dual_clip) & (adv < 0)
         slope = torch.where(flat, 0.0, -policy.ratio * adv)
     if policy.weight is not None:
         slope = slope * policy.weight
     g = torch.where(tokens.counted, tokens.weight * slope, 0.0)
-    if spec.loss == "gspo":
+    if settings.loss == "gspo":
         per_token = (segment_sum(g, tokens.cu_seqlens) / tokens.seq_count)[tokens.seq]
         g = torch.where(tokens.counted, per_token, 0.0)
-    return g, torch.where(tokens.counted, -spec.entropy_coef * tokens.weight, 0.0) if spec.entropy_coef else None
+    return g, torch.where(
+        tokens.counted, -settings.entropy_coef * tokens.weight, 0.0
+    ) if settings.entropy_coef else None
 
 
-def summarize(spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+def summarize(
+    settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss (0-dim) and the metrics of METRIC_REDUCTION."""
-    policy, adv = _policy(spec, tokens, logp), tokens.advantages
-    if spec.loss == "cispo":
+    policy, adv = _policy(settings, tokens, logp), tokens.advantages
+    if settings.loss == "cispo":
         term = -policy.clipped * adv * logp
     else:
         term = torch.maximum(-policy.ratio * adv, -policy.clipped * adv)
-        if spec.dual_clip is not None:
-            term = torch.where(adv < 0, torch.minimum(term, -spec.dual_clip * adv), term)
+        if settings.dual_clip is not None:
+            term = torch.where(adv < 0, torch.minimum(term, -settings.dual_clip * adv), term)
     if policy.weight is not None:
         term = policy.weight * term
-    if spec.entropy_coef:
-        term = term - spec.entropy_coef * entropy
+    if settings.entropy_coef:
+        term = term - settings.entropy_coef * entropy
     loss = torch.where(tokens.counted, tokens.weight * term, 0.0).sum()
 
     per_token = {
-        "clip_low_fraction": (policy.ratio < spec.ratio_low) & (adv < 0),
-        "clip_high_fraction": (policy.ratio > spec.ratio_high) & (adv > 0),
+        "clip_low_fraction": (policy.ratio < settings.ratio_low) & (adv < 0),
+        "clip_high_fraction": (policy.ratio > settings.ratio_high) & (adv > 0),
         "approx_kl": policy.token_log_ratio.expm1() - policy.token_log_ratio,
         "logp_mean": logp,
     }
@@ -208,44 +195,30 @@ def summarize(spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor | No
     if entropy is not None:
         per_token["entropy_mean"] = entropy
         finite = finite & entropy.isfinite()
-    if spec.dual_clip is not None:
-        per_token["dual_clip_fraction"] = (policy.ratio > spec.dual_clip) & (adv < 0)
+    if settings.dual_clip is not None:
+        per_token["dual_clip_fraction"] = (policy.ratio > settings.dual_clip) & (adv < 0)
     maxima = {"ratio_max": policy.ratio}
     if policy.log_weight is not None:
         bounded = policy.log_weight.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         per_token["mismatch_k1"] = -policy.log_weight
         per_token["mismatch_k3"] = bounded.expm1() - bounded
         per_token["importance_mean"] = torch.ones_like(logp) if policy.weight is None else policy.weight
-        if spec.importance != "none":
-            outside = policy.raw_weight > spec.importance_cap
-            if spec.importance == "icepop":
-                outside = outside | (policy.raw_weight < spec.importance_low)
+        if settings.importance != "none":
+            outside = policy.raw_weight > settings.importance_cap
+            if settings.importance == "icepop":
+                outside = outside | (policy.raw_weight < settings.importance_low)
             per_token["importance_clipped_fraction"] = outside
         maxima["mismatch_max"] = policy.log_weight.abs()
     return loss, mean_metrics(per_token, maxima, tokens.counted, ~finite)
 
 
-def metric_names(spec: LossSpec, rollout: bool, entropy: bool) -> list[str]:
-    """Names of the metrics that `summarize` returns, in the order of METRIC_REDUCTION."""
-    absent = set()
-    if spec.dual_clip is None:
-        absent.add("dual_clip_fraction")
-    if not entropy:
-        absent.add("entropy_mean")
-    if not rollout:
-        absent |= {"mismatch_k1", "mismatch_k3", "mismatch_max", "importance_mean"}
-    if spec.importance == "none":
-        absent.add("importance_clipped_fraction")
-    return [name for name in METRIC_REDUCTION if name not in absent]
-
-
-def gradient_rows(spec: LossSpec, tokens: Tokens) -> Tensor:
+def gradient_rows(settings: LossSettings, tokens: Tokens) -> Tensor:
     """Rows whose coefficients can be non-zero, as an int64 index (a host sync on CUDA: for CPU tensors). NaN counts as
     non-zero."""
     possible = tokens.counted
-    if not spec.entropy_coef:
+    if not settings.entropy_coef:
         useful = tokens.counted & (tokens.advantages != 0)
-        if spec.loss == "gspo":  # every counted token of a sequence moves its ratio
+        if settings.loss == "gspo":  # every counted token of a sequence moves its ratio
             useful = segment_sum(useful.to(tokens.weight.dtype), tokens.cu_seqlens)[tokens.seq] > 0
         possible = possible & useful
     return possible.nonzero().squeeze(1)
@@ -254,8 +227,8 @@ def gradient_rows(spec: LossSpec, tokens: Tokens) -> Tensor:
 class TorchTally:
     """Collects the chunks of one call: log-probs and coefficients as they come, loss and metrics at the end."""
 
-    def __init__(self, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor, finish: Callable):
-        self.spec, self.tokens, self.logp, self.entropy, self.finish = spec, tokens, logp, entropy, finish
+    def __init__(self, settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor, finish: Callable):
+        self.settings, self.tokens, self.logp, self.entropy, self.finish = settings, tokens, logp, entropy, finish
 
     def add(self, rows: slice | Tensor, stats: Tensor, backward: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """log-sum, g and h of a chunk [n] from its row statistics [4, n]; g and h None when there is no backward."""
@@ -263,11 +236,11 @@ class TorchTally:
         self.logp[rows], self.entropy[rows] = logp, entropy
         if not backward:
             return log_sum, None, None
-        if self.spec.loss == "gspo":  # chunks end between sequences: the rows of each that is in this one are there
-            g, h = (None if c is None else c[rows] for c in coefficients(self.spec, self.tokens, self.logp))
+        if self.settings.loss == "gspo":  # chunks end between sequences: the rows of each that is in this one are there
+            g, h = (None if c is None else c[rows] for c in coefficients(self.settings, self.tokens, self.logp))
         else:
-            g, h = coefficients(self.spec, self.tokens.select(rows), logp)
+            g, h = coefficients(self.settings, self.tokens.select(rows), logp)
         return log_sum, g, h
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
-        return summarize(self.spec, self.tokens, self.logp, self.entropy)
+        return summarize(self.settings, self.tokens, self.logp, self.entropy)

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from siri_kernels.loss.tokens import LossSpec, Tokens, metric_names
+from siri_kernels.loss.spec import LossSettings, metric_names
+from siri_kernels.loss.tokens import Tokens
 from siri_kernels.reference import LOG_RATIO_BOUND
 from siri_kernels.rows.kernels import INTERPRETED, expm1, log1p
 
@@ -191,8 +192,10 @@ def token_kernel(
 class TritonTally:
     """Collects the chunks of one call: log-probs and coefficients as they come, loss and metrics at the end."""
 
-    def __init__(self, spec: LossSpec, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, chunk_rows: int):
-        self.spec, self.logp, self.entropy = spec, logp, entropy
+    def __init__(
+        self, settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, chunk_rows: int
+    ):
+        self.settings, self.logp, self.entropy = settings, logp, entropy
         self.tokens = tokens.contiguous()
         self.blocks = 0
         capacity = n_chunks * triton.cdiv(max(chunk_rows, 1), BLOCK)
@@ -200,7 +203,7 @@ class TritonTally:
 
     def add(self, rows: slice | Tensor, stats: Tensor, backward: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """log-sum, g, h (None without entropy_coef) of a chunk [n] from its row statistics [4, n]."""
-        spec, tokens, n = self.spec, self.tokens, stats.shape[1]
+        settings, tokens, n = self.settings, self.tokens, stats.shape[1]
         out = torch.empty(3, n, dtype=torch.float32, device=stats.device)
         indexed = isinstance(rows, Tensor)
         blocks = triton.cdiv(n, BLOCK)
@@ -221,23 +224,23 @@ class TritonTally:
             n,
             0 if indexed else rows.start,
             self.blocks,
-            spec.ratio_low,
-            spec.ratio_high,
-            spec.dual_clip or 0.0,
-            spec.importance_low,
-            spec.importance_cap,
-            spec.entropy_coef,
+            settings.ratio_low,
+            settings.ratio_high,
+            settings.dual_clip or 0.0,
+            settings.importance_low,
+            settings.importance_cap,
+            settings.entropy_coef,
             INDEXED=indexed,
             HAS_OLD=tokens.old_logp is not None,
             HAS_ROLLOUT=tokens.rollout_logp is not None,
-            LOSS=LOSS_CODE[spec.loss],
-            IMPORTANCE=IMPORTANCE_CODE[spec.importance],
-            DUAL=spec.dual_clip is not None,
+            LOSS=LOSS_CODE[settings.loss],
+            IMPORTANCE=IMPORTANCE_CODE[settings.importance],
+            DUAL=settings.dual_clip is not None,
             BLOCK=BLOCK,
             num_warps=4,
         )
         self.blocks += blocks
-        return out[0], out[1], out[2] if spec.entropy_coef else None
+        return out[0], out[1], out[2] if settings.entropy_coef else None
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
         sums = self.partials[:, :FIRST_MAXIMUM].sum(0)
@@ -246,6 +249,6 @@ class TritonTally:
         values |= dict(zip(COLUMNS[FIRST_MAXIMUM:], maxima.unbind(), strict=False))
         tokens = values["tokens"]
         counts = ("tokens", "nonfinite_tokens", "ratio_max", "mismatch_max")
-        names = metric_names(self.spec, self.tokens.rollout_logp is not None, True)
+        names = metric_names(self.settings, self.tokens.rollout_logp is not None, True)
         metrics = {name: values[name] if name in counts else values[name] / tokens.clamp(min=1) for name in names}
         return values["loss"], metrics

@@ -1,16 +1,18 @@
-"""The torch.library operators of the loss: opaque to torch.compile, with fake kernels and autograd formulas.
+"""The operators of the loss: from hidden states, and from log-probs that exist."""
 
-Annotations are evaluated by `custom_op`, so this file does without postponed ones.
-"""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from siri_kernels import chunked
-from siri_kernels.chunked import make_head
-from siri_kernels.loss.tokens import LossSpec, coefficients, metric_names, prepare, summarize
-from siri_kernels.sharding import Shard, resolve_group
+from siri_kernels.loss.spec import LossSettings, metric_names
+from siri_kernels.loss.tokens import coefficients, prepare, summarize
+from siri_kernels.ops.operator import operator
+from siri_kernels.ops.settings import GrpoSettings, TokenSettings
 from siri_kernels.validation import check_values, values_are_checked
 
 
@@ -19,12 +21,31 @@ def padded(d_weight: Tensor | None, frozen: int) -> Tensor | None:
     return F.pad(d_weight, (frozen, 0)) if frozen and d_weight is not None else d_weight
 
 
-def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
+def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+    """A gradient times that of the loss, in the dtype of its tensor; None where it was not formed."""
     return None if gradient.numel() == 0 and gradient.dim() == 1 else (gradient * upstream).to(dtype)
 
 
-@torch.library.custom_op("siri_kernels::linear_grpo", mutates_args=())
+def stacked(metrics: dict[str, Tensor], settings: LossSettings, rollout: bool, entropy: bool) -> Tensor:
+    """[M], in the order of `metric_names`."""
+    return torch.stack([metrics[name] for name in metric_names(settings, rollout, entropy)])
+
+
+class Grpo(NamedTuple):
+    """metrics [M] in the order of `metric_names`; gradients of the loss, empty when not needed."""
+
+    loss: Tensor
+    logp: Tensor
+    entropy: Tensor
+    metrics: Tensor
+    d_hidden: Tensor
+    d_weight: Tensor
+    d_bias: Tensor
+
+
+@operator("siri_kernels::linear_grpo")
 def linear_grpo(
+    *,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -39,51 +60,17 @@ def linear_grpo(
     denominator: Tensor | None,
     main_grad: Tensor | None,
     keep_lengths: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logit_dtype: str,
-    loss: str,
-    clip_low: float | None,
-    clip_high: float | None,
-    dual_clip: float | None,
-    importance: str,
-    importance_low: float,
-    importance_cap: float,
-    aggregation: str,
-    fixed_length: float | None,
-    entropy_coef: float,
-    forward_all: bool,
-    budget: int,
-    vocab_start: int,
-    columns: int,
-    group: str | None,
-    impl: str,
-    frozen: int,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """loss, logp [N], entropy [N], metrics [M] (in the order of `metric_names`), and the loss's gradients, empty when
-    not needed."""
+    settings: GrpoSettings,
+) -> Grpo:
+    """The loss of hidden states, its gradients formed on the way."""
+    placement = settings.placement
     if values_are_checked(hidden):
-        vocab = weight.shape[0] if group is None else None
+        vocab = weight.shape[0] if placement.whole else None
         check_values(
             target_ids, vocab, temperature=temperature_N, cu_seqlens=cu_seqlens, keep=keep, denominator=denominator
         )
-    spec = LossSpec(
-        loss,
-        clip_low,
-        clip_high,
-        dual_clip,
-        importance,
-        importance_low,
-        importance_cap,
-        aggregation,
-        fixed_length,
-        entropy_coef,
-    )
     tokens = prepare(
-        spec,
+        settings.loss,
         hidden.shape[0],
         advantages,
         old_logp=old_logp,
@@ -93,83 +80,88 @@ def linear_grpo(
         denominator=denominator,
         dtype=chunked.compute_dtype(hidden.dtype),
     )
-    value, logp, entropy, metrics, d_hidden, d_weight, d_bias = chunked.grpo(
-        impl,
+    loss, logp, entropy, metrics, d_hidden, d_weight, d_bias = chunked.grpo(
+        placement.impl,
         hidden,
-        make_head(weight, bias, temperature, temperature_N, softcap, logit_dtype),
+        settings.head.head(weight, bias, temperature_N),
         target_ids,
-        spec,
+        settings.loss,
         tokens,
         keep=keep,
         keep_lengths=keep_lengths,
-        forward_all=forward_all,
-        budget=budget,
-        shard=Shard(vocab_start, resolve_group(group), columns),
-        needs=chunked.Needs(need_hidden, need_weight, need_bias, frozen),
+        forward_all=placement.forward_all,
+        budget=placement.budget,
+        shard=placement.shard(),
+        needs=settings.needs,
     )
-    names = metric_names(spec, rollout_logp is not None, True)
-    return value, logp, entropy, torch.stack([metrics[name] for name in names]), d_hidden, d_weight, d_bias
+    metrics_M = stacked(metrics, settings.loss, rollout_logp is not None, entropy=True)
+    return Grpo(loss, logp, entropy, metrics_M, d_hidden, d_weight, d_bias)
 
 
 @linear_grpo.register_fake
-def _(
-    hidden,
-    weight,
-    bias,
-    target_ids,
-    advantages,
-    old_logp,
-    rollout_logp,
-    mask,
-    cu_seqlens,
-    keep,
-    temperature_N,
-    denominator,
-    main_grad,
-    keep_lengths,
-    *settings,
-):
-    dtype = chunked.compute_dtype(hidden.dtype)
-    frozen, need_hidden, need_weight, need_bias = settings[-4:]
-    spec = LossSpec(*settings[3:13])
-    new = lambda *shape: hidden.new_empty(shape, dtype=dtype)  # noqa: E731
-    return (
-        new(),
-        new(hidden.shape[0]),
-        new(hidden.shape[0]),
-        new(len(metric_names(spec, rollout_logp is not None, True))),
-        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
-        new(weight.shape[0], weight.shape[1] - frozen) if need_weight else new(0),
-        new(weight.shape[0]) if need_bias else new(0),
+def _(*, hidden: Tensor, weight: Tensor, rollout_logp: Tensor | None, settings: GrpoSettings, **_: Any) -> Grpo:
+    dtype, needs = chunked.compute_dtype(hidden.dtype), settings.needs
+
+    def new(*shape: int) -> Tensor:
+        return hidden.new_empty(shape, dtype=dtype)
+
+    return Grpo(
+        loss=new(),
+        logp=new(hidden.shape[0]),
+        entropy=new(hidden.shape[0]),
+        metrics=new(len(metric_names(settings.loss, rollout_logp is not None, entropy=True))),
+        d_hidden=torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0),
+        d_weight=new(weight.shape[0], weight.shape[1] - needs.frozen) if needs.weight else new(0),
+        d_bias=new(weight.shape[0]) if needs.bias else new(0),
     )
 
 
-def _grpo_context(ctx, inputs, output):
-    ctx.main_grad, ctx.frozen = inputs[12], inputs[-4]
-    ctx.dtypes = (inputs[0].dtype, inputs[1].dtype, None if inputs[2] is None else inputs[2].dtype)
-    ctx.save_for_backward(*output[4:])
-    ctx.n_inputs = len(inputs)
-    ctx.set_materialize_grads(False)
+def _save_grpo(
+    ctx: Any,
+    outputs: Grpo,
+    *,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    main_grad: Tensor | None,
+    settings: GrpoSettings,
+    **_: Any,
+) -> None:
+    ctx.save_for_backward(outputs.d_hidden, outputs.d_weight, outputs.d_bias)
+    ctx.main_grad, ctx.frozen = main_grad, settings.needs.frozen
+    ctx.dtypes = {"hidden": hidden.dtype, "weight": weight.dtype, "bias": None if bias is None else bias.dtype}
 
 
-def _grpo_backward(ctx, upstream, *_):
-    gradients = [None] * ctx.n_inputs
-    if upstream is not None:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        gradients[0] = scaled(d_hidden, upstream, ctx.dtypes[0])
-        if ctx.main_grad is None:
-            gradients[1] = padded(scaled(d_weight, upstream, ctx.dtypes[1]), ctx.frozen)
-        elif ctx.needs_input_grad[1]:
-            ctx.main_grad.addcmul_(d_weight, upstream)
-        gradients[2] = scaled(d_bias, upstream, ctx.dtypes[2])
-    return tuple(gradients)
+def _grpo_backward(ctx: Any, upstream: Any, needed: dict[str, bool]) -> dict[str, Tensor | None]:
+    if upstream.loss is None:
+        return {}
+    d_hidden, d_weight, d_bias = ctx.saved_tensors
+    gradients = {
+        "hidden": scaled(d_hidden, upstream.loss, ctx.dtypes["hidden"]),
+        "bias": scaled(d_bias, upstream.loss, ctx.dtypes["bias"]),
+    }
+    if ctx.main_grad is None:
+        gradients["weight"] = padded(scaled(d_weight, upstream.loss, ctx.dtypes["weight"]), ctx.frozen)
+    elif needed["weight"]:
+        ctx.main_grad.addcmul_(d_weight, upstream.loss)
+    return gradients
 
 
-linear_grpo.register_autograd(_grpo_backward, setup_context=_grpo_context)
+linear_grpo.register_autograd(_grpo_backward, _save_grpo)
 
 
-@torch.library.custom_op("siri_kernels::grpo_tokens", mutates_args=())
+class TokenLoss(NamedTuple):
+    """metrics [M] in the order of `metric_names`; dL/dlogp [N], and dL/dentropy [N], empty without entropy_coef."""
+
+    loss: Tensor
+    metrics: Tensor
+    d_logp: Tensor
+    d_entropy: Tensor
+
+
+@operator("siri_kernels::grpo_tokens")
 def grpo_tokens(
+    *,
     logp: Tensor,
     entropy: Tensor | None,
     advantages: Tensor,
@@ -179,35 +171,14 @@ def grpo_tokens(
     cu_seqlens: Tensor | None,
     computed: Tensor | None,
     denominator: Tensor | None,
-    loss: str,
-    clip_low: float | None,
-    clip_high: float | None,
-    dual_clip: float | None,
-    importance: str,
-    importance_low: float,
-    importance_cap: float,
-    aggregation: str,
-    fixed_length: float | None,
-    entropy_coef: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """loss, metrics [M], dL/dlogp [N] and dL/dentropy [N] (empty without entropy_coef) of given log-probs."""
+    settings: TokenSettings,
+) -> TokenLoss:
+    """The loss of given log-probs [N]; computed [N] bool: the rows that exist."""
     if values_are_checked(logp):
         check_values(logp, None, cu_seqlens=cu_seqlens, denominator=denominator)
-    spec = LossSpec(
-        loss,
-        clip_low,
-        clip_high,
-        dual_clip,
-        importance,
-        importance_low,
-        importance_cap,
-        aggregation,
-        fixed_length,
-        entropy_coef,
-    )
     dtype = chunked.compute_dtype(logp.dtype)
     tokens = prepare(
-        spec,
+        settings.loss,
         logp.numel(),
         advantages,
         old_logp=old_logp,
@@ -220,34 +191,37 @@ def grpo_tokens(
     if computed is not None:
         tokens = tokens.restrict(computed)
     logp, entropy = logp.to(dtype), None if entropy is None else entropy.to(dtype)
-    g, h = coefficients(spec, tokens, logp)
-    value, metrics = summarize(spec, tokens, logp, entropy)
-    names = metric_names(spec, rollout_logp is not None, entropy is not None)
-    return value, torch.stack([metrics[name] for name in names]), g, logp.new_empty(0) if h is None else h
+    g, h = coefficients(settings.loss, tokens, logp)
+    loss, metrics = summarize(settings.loss, tokens, logp, entropy)
+    metrics_M = stacked(metrics, settings.loss, rollout_logp is not None, entropy is not None)
+    return TokenLoss(loss, metrics_M, g, logp.new_empty(0) if h is None else h)
 
 
 @grpo_tokens.register_fake
-def _(logp, entropy, advantages, old_logp, rollout_logp, mask, cu_seqlens, computed, denominator, *settings):
-    spec = LossSpec(*settings)
-    new = lambda *shape: logp.new_empty(shape, dtype=chunked.compute_dtype(logp.dtype))  # noqa: E731
-    names = metric_names(spec, rollout_logp is not None, entropy is not None)
-    return new(), new(len(names)), new(logp.numel()), new(logp.numel() if spec.entropy_coef else 0)
+def _(
+    *, logp: Tensor, entropy: Tensor | None, rollout_logp: Tensor | None, settings: TokenSettings, **_: Any
+) -> TokenLoss:
+    def new(*shape: int) -> Tensor:
+        return logp.new_empty(shape, dtype=chunked.compute_dtype(logp.dtype))
+
+    names = metric_names(settings.loss, rollout_logp is not None, entropy is not None)
+    n = logp.numel()
+    return TokenLoss(new(), new(len(names)), new(n), new(n if settings.loss.entropy_coef else 0))
 
 
-def _tokens_context(ctx, inputs, output):
-    ctx.save_for_backward(output[2], output[3])
-    ctx.dtypes = (inputs[0].dtype, None if inputs[1] is None else inputs[1].dtype)
-    ctx.set_materialize_grads(False)
+def _save_tokens(ctx: Any, outputs: TokenLoss, *, logp: Tensor, entropy: Tensor | None, **_: Any) -> None:
+    ctx.save_for_backward(outputs.d_logp, outputs.d_entropy)
+    ctx.dtypes = {"logp": logp.dtype, "entropy": None if entropy is None else entropy.dtype}
 
 
-def _tokens_backward(ctx, upstream, *_):
-    if upstream is None:
-        return (None,) * 19
+def _tokens_backward(ctx: Any, upstream: Any, needed: dict[str, bool]) -> dict[str, Tensor | None]:
+    if upstream.loss is None:
+        return {}
     g, h = ctx.saved_tensors
-    d_entropy = (
-        (h * upstream).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] and h.numel() == g.numel() and h.numel() else None
-    )
-    return ((g * upstream).to(ctx.dtypes[0]), d_entropy, *(None,) * 17)
+    gradients: dict[str, Tensor | None] = {"logp": (g * upstream.loss).to(ctx.dtypes["logp"])}
+    if needed["entropy"] and h.numel():
+        gradients["entropy"] = (h * upstream.loss).to(ctx.dtypes["entropy"])
+    return gradients
 
 
-grpo_tokens.register_autograd(_tokens_backward, setup_context=_tokens_context)
+grpo_tokens.register_autograd(_tokens_backward, _save_tokens)

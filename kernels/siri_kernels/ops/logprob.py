@@ -1,20 +1,45 @@
-"""The torch.library operators of differentiable log-probs, from hidden states and from logits.
+"""The operators of differentiable log-probs, from hidden states and from logits."""
 
-Annotations are evaluated by `custom_op`, so this file does without postponed ones.
-"""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from siri_kernels import chunked, gemm
-from siri_kernels.chunked import make_head
+from siri_kernels.chunked import Needs
 from siri_kernels.ops.grpo import padded
-from siri_kernels.sharding import Shard, resolve_group
+from siri_kernels.ops.operator import operator
+from siri_kernels.ops.settings import LogitsSettings, LogprobBackwardSettings, LogprobSettings
 from siri_kernels.validation import check_values, values_are_checked
 
 
-@torch.library.custom_op("siri_kernels::linear_logprob", mutates_args=())
+class Logprob(NamedTuple):
+    """Each [N]; maximum and log_sum = log sum exp(z - maximum) are those of the row's logits z."""
+
+    logp: Tensor
+    entropy: Tensor
+    maximum: Tensor
+    log_sum: Tensor
+
+
+def empty_rows(like: Tensor) -> Logprob:
+    n, dtype = like.shape[0], chunked.compute_dtype(like.dtype)
+    return Logprob(*(like.new_empty(n, dtype=dtype) for _ in Logprob._fields))
+
+
+def upstream_of(upstream: Any) -> dict[str, Tensor | None] | None:
+    """dL/dlogp and dL/dentropy [N] for a backward operator; None where there is neither."""
+    if upstream.logp is None and upstream.entropy is None:
+        return None
+    d_logp = torch.zeros_like(upstream.entropy) if upstream.logp is None else upstream.logp
+    return {"d_logp": d_logp, "d_entropy": upstream.entropy}
+
+
+@operator("siri_kernels::linear_logprob")
 def linear_logprob(
+    *,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -23,40 +48,44 @@ def linear_logprob(
     keep: Tensor | None,
     temperature_N: Tensor | None,
     main_grad: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logit_dtype: str,
-    forward_all: bool,
-    budget: int,
-    vocab_start: int,
-    columns: int,
-    group: str | None,
-    impl: str,
-    frozen: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logp, entropy, row maximum and log sum exp(z - maximum), each [N]."""
+    settings: LogprobSettings,
+) -> Logprob:
+    """Of hidden states; main_grad is for the backward."""
+    placement = settings.placement
     if values_are_checked(hidden):
-        check_values(target_ids, weight.shape[0] if group is None else None, temperature=temperature_N, keep=keep)
-    return chunked.logprob(
-        impl,
-        hidden,
-        make_head(weight, bias, temperature, temperature_N, softcap, logit_dtype),
-        target_ids,
-        anchor=anchor,
-        keep=keep,
-        forward_all=forward_all,
-        budget=budget,
-        shard=Shard(vocab_start, resolve_group(group), columns),
+        vocab = weight.shape[0] if placement.whole else None
+        check_values(target_ids, vocab, temperature=temperature_N, keep=keep)
+    return Logprob(
+        *chunked.logprob(
+            placement.impl,
+            hidden,
+            settings.head.head(weight, bias, temperature_N),
+            target_ids,
+            anchor=anchor,
+            keep=keep,
+            forward_all=placement.forward_all,
+            budget=placement.budget,
+            shard=placement.shard(),
+        )
     )
 
 
 @linear_logprob.register_fake
-def _(hidden, *_):
-    return tuple(hidden.new_empty(hidden.shape[0], dtype=chunked.compute_dtype(hidden.dtype)) for _ in range(4))
+def _(*, hidden: Tensor, **_: Any) -> Logprob:
+    return empty_rows(hidden)
 
 
-@torch.library.custom_op("siri_kernels::linear_logprob_backward", mutates_args=())
+class LinearGradients(NamedTuple):
+    """Empty when not needed."""
+
+    d_hidden: Tensor
+    d_weight: Tensor
+    d_bias: Tensor
+
+
+@operator("siri_kernels::linear_logprob_backward")
 def linear_logprob_backward(
+    *,
     d_logp: Tensor,
     d_entropy: Tensor | None,
     logp: Tensor,
@@ -69,103 +98,107 @@ def linear_logprob_backward(
     target_ids: Tensor,
     keep: Tensor | None,
     temperature_N: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logit_dtype: str,
-    budget: int,
-    vocab_start: int,
-    group: str | None,
-    impl: str,
-    frozen: int,
-    fp32_weight: bool,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dX, dW and dbias, empty when not needed; dW in fp32 when it goes into a main_grad."""
-    return chunked.logprob_backward(
-        impl,
-        d_logp,
-        d_entropy,
-        hidden,
-        make_head(weight, bias, temperature, temperature_N, softcap, logit_dtype),
-        target_ids,
-        (logp, entropy, maximum, log_sum),
-        keep=keep,
-        budget=budget,
-        shard=Shard(vocab_start, resolve_group(group)),
-        needs=chunked.Needs(need_hidden, need_weight, need_bias, frozen),
-        weight_dtype=torch.float32 if fp32_weight else weight.dtype,
+    settings: LogprobBackwardSettings,
+) -> LinearGradients:
+    """dX, dW and dbias; dW in fp32 when it goes into a main_grad."""
+    return LinearGradients(
+        *chunked.logprob_backward(
+            settings.placement.impl,
+            d_logp,
+            d_entropy,
+            hidden,
+            settings.head.head(weight, bias, temperature_N),
+            target_ids,
+            (logp, entropy, maximum, log_sum),
+            keep=keep,
+            budget=settings.placement.budget,
+            shard=settings.placement.shard(),
+            needs=settings.needs,
+            weight_dtype=torch.float32 if settings.fp32_weight else weight.dtype,
+        )
     )
 
 
 @linear_logprob_backward.register_fake
-def _(d_logp, d_entropy, logp, entropy, maximum, log_sum, hidden, weight, bias, *settings):
-    frozen, fp32_weight, need_hidden, need_weight, need_bias = settings[-5:]
-    return (
-        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
-        weight.new_empty(
-            weight.shape[0], weight.shape[1] - frozen, dtype=torch.float32 if fp32_weight else weight.dtype
-        )
-        if need_weight
-        else weight.new_empty(0),
-        torch.empty_like(bias) if need_bias else weight.new_empty(0),
+def _(
+    *, hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: LogprobBackwardSettings, **_: Any
+) -> LinearGradients:
+    needs = settings.needs
+    shape = (weight.shape[0], weight.shape[1] - needs.frozen) if needs.weight else (0,)
+    dtype = torch.float32 if settings.fp32_weight and needs.weight else weight.dtype
+    return LinearGradients(
+        d_hidden=torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0),
+        d_weight=weight.new_empty(shape, dtype=dtype),
+        d_bias=torch.empty_like(bias) if needs.bias and bias is not None else weight.new_empty(0),
     )
 
 
-def _logprob_context(ctx, inputs, output):
-    hidden, weight, bias, target_ids, _anchor, keep, temperature_N, main_grad, *settings = inputs
-    ctx.save_for_backward(*output, hidden, weight, bias, target_ids, keep, temperature_N)
-    temperature, softcap, logit_dtype, _forward_all, budget, vocab_start, _columns, group, impl, frozen = settings
-    ctx.settings = (temperature, softcap, logit_dtype, budget, vocab_start, group, impl, frozen)
-    ctx.main_grad = main_grad
-    ctx.set_materialize_grads(False)
+KEPT = ("hidden", "weight", "bias", "target_ids", "keep", "temperature_N")
 
 
-def _logprob_backward(ctx, d_logp, d_entropy, *_):
-    if d_logp is None and d_entropy is None:
-        return (None,) * 18
-    need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-    if d_logp is None:
-        d_logp = torch.zeros_like(d_entropy)
-    into_main = ctx.main_grad is not None and need_weight
-    dx, dw, db = linear_logprob_backward(
-        d_logp, d_entropy, *ctx.saved_tensors, *ctx.settings, into_main, need_hidden, need_weight, need_bias
+def _save_logprob(
+    ctx: Any, outputs: Logprob, *, main_grad: Tensor | None, settings: LogprobSettings, **tensors: Any
+) -> None:
+    ctx.save_for_backward(*outputs, *(tensors[name] for name in KEPT))
+    ctx.settings, ctx.main_grad = settings, main_grad
+
+
+def _logprob_backward(ctx: Any, upstream: Any, needed: dict[str, bool]) -> dict[str, Tensor | None]:
+    of_rows = upstream_of(upstream)
+    if of_rows is None:
+        return {}
+    settings: LogprobSettings = ctx.settings
+    needs = Needs(needed["hidden"], needed["weight"], needed["bias"], settings.frozen)
+    into_main = ctx.main_grad is not None and needs.weight
+    tensors = dict(zip((*Logprob._fields, *KEPT), ctx.saved_tensors, strict=True))
+    found = linear_logprob_backward(
+        **of_rows,
+        **tensors,
+        settings=LogprobBackwardSettings(settings.head, settings.placement, needs, fp32_weight=into_main),
     )
     if into_main:
-        ctx.main_grad.add_(dw)
-    return (
-        dx if need_hidden else None,
-        padded(dw, ctx.settings[-1]) if need_weight and not into_main else None,
-        db if need_bias else None,
-        *(None,) * 15,
-    )
+        ctx.main_grad.add_(found.d_weight)
+    return {
+        "hidden": found.d_hidden if needs.hidden else None,
+        "weight": padded(found.d_weight, needs.frozen) if needs.weight and not into_main else None,
+        "bias": found.d_bias if needs.bias else None,
+    }
 
 
-linear_logprob.register_autograd(_logprob_backward, setup_context=_logprob_context)
+linear_logprob.register_autograd(_logprob_backward, _save_logprob)
 
 
-@torch.library.custom_op("siri_kernels::logits_logprob", mutates_args=())
+def scale_of(settings: LogitsSettings, temperature_N: Tensor | None, logits: Tensor) -> float | Tensor:
+    """The temperature, a number or [N]."""
+    return settings.temperature if temperature_N is None else temperature_N.to(chunked.compute_dtype(logits.dtype))
+
+
+@operator("siri_kernels::logits_logprob")
 def logits_logprob(
-    logits: Tensor, target_ids: Tensor, temperature_N: Tensor | None, temperature: float, impl: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logp, entropy, row maximum and log sum exp(z - maximum), each [N], of logits [N, V]."""
+    *, logits: Tensor, target_ids: Tensor, temperature_N: Tensor | None, settings: LogitsSettings
+) -> Logprob:
+    """Of logits [N, V]."""
     if values_are_checked(logits):
         check_values(target_ids, logits.shape[1], temperature=temperature_N)
-    scale = temperature if temperature_N is None else temperature_N.to(chunked.compute_dtype(logits.dtype))
+    temperature, budget = scale_of(settings, temperature_N, logits), chunked.budget_bytes("fast", logits.device)
     with gemm.surroundings(logits):
-        return chunked.logits_logprob(
-            impl, logits, target_ids, scale, budget=chunked.budget_bytes("fast", logits.device)
-        )
+        return Logprob(*chunked.logits_logprob(settings.impl, logits, target_ids, temperature, budget=budget))
 
 
 @logits_logprob.register_fake
-def _(logits, *_):
-    return tuple(logits.new_empty(logits.shape[0], dtype=chunked.compute_dtype(logits.dtype)) for _ in range(4))
+def _(*, logits: Tensor, **_: Any) -> Logprob:
+    return empty_rows(logits)
 
 
-@torch.library.custom_op("siri_kernels::logits_logprob_backward", mutates_args=())
+class LogitsGradient(NamedTuple):
+    """[N, V]"""
+
+    d_logits: Tensor
+
+
+@operator("siri_kernels::logits_logprob_backward")
 def logits_logprob_backward(
+    *,
     d_logp: Tensor,
     d_entropy: Tensor | None,
     logp: Tensor,
@@ -175,40 +208,44 @@ def logits_logprob_backward(
     logits: Tensor,
     target_ids: Tensor,
     temperature_N: Tensor | None,
-    temperature: float,
-    impl: str,
-) -> Tensor:
-    """dL/dlogits [N, V]."""
-    scale = temperature if temperature_N is None else temperature_N.to(chunked.compute_dtype(logits.dtype))
+    settings: LogitsSettings,
+) -> LogitsGradient:
+    """dL/dlogits."""
+    temperature, budget = scale_of(settings, temperature_N, logits), chunked.budget_bytes("fast", logits.device)
     saved = (logp, entropy, maximum, log_sum)
-    budget = chunked.budget_bytes("fast", logits.device)
     with gemm.surroundings(logits):
-        return chunked.logits_logprob_backward(impl, d_logp, d_entropy, logits, target_ids, scale, saved, budget=budget)
+        return LogitsGradient(
+            chunked.logits_logprob_backward(
+                settings.impl, d_logp, d_entropy, logits, target_ids, temperature, saved, budget=budget
+            )
+        )
 
 
 @logits_logprob_backward.register_fake
-def _(d_logp, d_entropy, logp, entropy, maximum, log_sum, logits, *_):
-    return torch.empty_like(logits)
+def _(*, logits: Tensor, **_: Any) -> LogitsGradient:
+    return LogitsGradient(torch.empty_like(logits))
 
 
-def _logits_context(ctx, inputs, output):
-    logits, target_ids, temperature_N, ctx.temperature, ctx.impl = inputs
-    ctx.save_for_backward(*output, logits, target_ids, temperature_N)
-    ctx.set_materialize_grads(False)
+def _save_logits(
+    ctx: Any,
+    outputs: Logprob,
+    *,
+    logits: Tensor,
+    target_ids: Tensor,
+    temperature_N: Tensor | None,
+    settings: LogitsSettings,
+) -> None:
+    ctx.save_for_backward(*outputs, logits, target_ids, temperature_N)
+    ctx.settings = settings
 
 
-def _logits_backward(ctx, d_logp, d_entropy, *_):
-    if d_logp is None and d_entropy is None:
-        return (None,) * 5
-    if d_logp is None:
-        d_logp = torch.zeros_like(d_entropy)
-    return (
-        logits_logprob_backward(d_logp, d_entropy, *ctx.saved_tensors, ctx.temperature, ctx.impl),
-        None,
-        None,
-        None,
-        None,
-    )
+def _logits_backward(ctx: Any, upstream: Any, needed: dict[str, bool]) -> dict[str, Tensor | None]:
+    of_rows = upstream_of(upstream)
+    if of_rows is None or not needed["logits"]:
+        return {}
+    names = (*Logprob._fields, "logits", "target_ids", "temperature_N")
+    tensors = dict(zip(names, ctx.saved_tensors, strict=True))
+    return {"logits": logits_logprob_backward(**of_rows, **tensors, settings=ctx.settings).d_logits}
 
 
-logits_logprob.register_autograd(_logits_backward, setup_context=_logits_context)
+logits_logprob.register_autograd(_logits_backward, _save_logits)

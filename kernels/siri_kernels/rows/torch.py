@@ -10,37 +10,13 @@ where g = dL/dlogp and h = dL/dH.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
+from siri_kernels.rows.protocol import Head
 from siri_kernels.sharding import Shard, locate
 
 FLOOR = -1e30  # stands in for -inf (a banned token) where 0 * inf would be NaN
-
-
-@dataclass(frozen=True)
-class Head:
-    """An LM head: weight [V, D], bias [V], and what happens to its logits."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    temperature: float | Tensor = 1.0
-    """a number, or [N]"""
-    softcap: float | None = None
-    logit_dtype: str = "fp32"
-
-    def scale(self, rows) -> float | Tensor:
-        """1 / temperature, as a number or as [rows]."""
-        return 1 / self.temperature[rows] if isinstance(self.temperature, Tensor) else 1 / self.temperature
-
-    def widen(self, dtype: torch.dtype) -> Head:
-        """The head in the compute dtype: one copy of a bf16 weight per call, none of an fp32 one."""
-        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
-
-    def slice(self, columns: slice) -> Head:
-        return replace(self, weight=self.weight[columns], bias=None if self.bias is None else self.bias[columns])
 
 
 def column(x) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from siri_kernels import gemm
 from siri_kernels.rows.kernels import dlogits, narrow_view, row_stats
-from siri_kernels.rows.torch import Head
+from siri_kernels.rows.protocol import Head
 from siri_kernels.sharding import Shard
 
 

@@ -15,7 +15,8 @@ from siri_kernels import linear_grpo_loss, linear_logprob, reference
 from siri_kernels.rows.anchored import rows as rows_anchored
 from siri_kernels.rows.anchored import tiles as plans
 from siri_kernels.rows.anchored.rows import AnchoredRows
-from siri_kernels.rows.torch import Head, finish
+from siri_kernels.rows.protocol import Head
+from siri_kernels.rows.torch import finish
 from siri_kernels.sharding import Shard
 
 BF16 = torch.bfloat16

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from siri_kernels import self_check
 from siri_kernels.rows.anchored import rows as rows_anchored
-from siri_kernels.rows.anchored import self_check
 
 
 @pytest.mark.parametrize("head", [(False, False, False, False), (True, True, False, True)], ids=str)

@@ -18,7 +18,7 @@ from siri_kernels.rows.anchored.gemm import Logits, exp_gemm, new_partials, stor
 from siri_kernels.rows.anchored.kernels import LOG2E, gradient, online_sums, sums, target_logit
 from siri_kernels.rows.anchored.tiles import INTERPRETER, SINGLE_ROWS, pick_tile
 from siri_kernels.rows.kernels import INTERPRETED
-from siri_kernels.rows.torch import Head
+from siri_kernels.rows.protocol import Head
 from siri_kernels.sharding import Shard, locate
 
 LOWEST_ANCHOR = -40.0

@@ -9,25 +9,33 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from siri_kernels.chunked import Needs, budget_bytes
+from siri_kernels.loss.spec import LossSettings
+from siri_kernels.ops.grpo import grpo_tokens, linear_grpo
+from siri_kernels.ops.logprob import linear_logprob
+from siri_kernels.ops.settings import GrpoSettings, HeadSettings, LogprobSettings, Placement, TokenSettings
 from siri_kernels.rows.anchored.tiles import INTERPRETER, Tile, capability, planned_tile, programs_per_device
 
 # absolute, for logits up to 20; rows of larger ones may err by RELATIVE of their log-prob
 LIMITS = {"log-prob": 1e-4, "entropy": 1e-3, "dX": 1e-2, "dW": 1e-2}
 RELATIVE = 1e-5
-_faults: dict[tuple, str | None] = {}
-_agreed: dict[tuple, str | None] = {}
+Kind = tuple[bool, bool, bool, bool]
+"""of a head: temperature per row, bias, softcap, rounded logits"""
+_faults: dict[object, str | None] = {}
+_agreed: dict[object, str | None] = {}
 _lock = threading.RLock()
 _checking = False
 
 
-def fault(device: torch.device, d_model: int, vocab: int, head: tuple, group: str | None = None) -> str | None:
+def fault(device: torch.device, d_model: int, vocab: int, head: Kind, group: str | None = None) -> str | None:
     """What is wrong with the anchored GEMM on `device` for heads of this kind, in one line; None = nothing.
 
-    head: temperature per row, bias, softcap, rounded logits. With a group, a fault of one rank is that of all: the
+    With a group, a fault of one rank is that of all: the
     ranks meet in an all-reduce at the group's first use of a kind of head.
     """
     global _checking
@@ -69,7 +77,7 @@ def agree(device: torch.device, own: str | None, group: str) -> str | None:
     return own if own is not None or not faults.item() else "it failed on another rank of the group"
 
 
-def verify(device: torch.device, tile: Tile, d_model: int, head: tuple, *, ragged: bool) -> str | None:
+def verify(device: torch.device, tile: Tile, d_model: int, head: Kind, *, ragged: bool) -> str | None:
     """Compare with fp64: log-probs, entropies and gradients, with E stored, without it, and by vocabulary slices."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -86,45 +94,77 @@ def verify(device: torch.device, tile: Tile, d_model: int, head: tuple, *, ragge
             return f"{type(error).__name__}: {lines[0][:200]}".removesuffix(": ")
 
 
-def compare(device: torch.device, tile: Tile, d_model: int, head: tuple, ragged: bool) -> str | None:
-    from siri_kernels.api import linear_grpo_loss
-
-    leaves, arguments, options = problem(device, tile, d_model, head, ragged)
-
-    def run(dtype: torch.dtype, **settings):
-        copies = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
-        if "bias" in options:
-            settings["bias"] = options["bias"].to(dtype)
-        result = linear_grpo_loss(*copies, *arguments, **{**options, **settings})
-        result.loss.backward()
-        return result, [leaf.grad for leaf in copies]
-
+def compare(device: torch.device, tile: Tile, d_model: int, head: Kind, ragged: bool) -> str | None:
+    leaves, tensors, options = problem(device, tile, d_model, head, ragged)
     for entropy_coef in (0.0, 0.01):
-        exact, gradients = run(torch.float64, impl="torch", entropy_coef=entropy_coef)
+        loss = LossSettings(entropy_coef=entropy_coef)
+        exact = outcome(torch.float64, "torch", loss, leaves, tensors, options)
         if not entropy_coef:  # from now on the anchors of a rollout: near the truth, or not so near
-            options["rollout_logp"] = exact.logp.float() + torch.linspace(-4, 4, len(exact.logp), device=device)
-        stored, *others = (
-            run(torch.bfloat16, impl="anchored", entropy_coef=entropy_coef, memory=memory)
-            for memory in ("fast", "lean")
+            tensors["rollout_logp"] = exact.logp.float() + torch.linspace(-4, 4, len(exact.logp), device=device)
+        stored, lean = (
+            outcome(torch.bfloat16, "anchored", loss, leaves, tensors, options, lean=lean) for lean in (False, True)
         )
-        for result, own in (stored, *others):
+        for mine in (stored, lean):
             off = {
-                "log-prob": ((result.logp - exact.logp).abs() - RELATIVE * exact.logp.abs()).max(),
-                "entropy": (result.entropy - exact.entropy).abs().max(),
-                "dX": (own[0] - gradients[0]).norm() / gradients[0].norm(),
-                "dW": (own[1] - gradients[1]).norm() / gradients[1].norm(),
+                "log-prob": ((mine.logp - exact.logp).abs() - RELATIVE * exact.logp.abs()).max(),
+                "entropy": (mine.entropy - exact.entropy).abs().max(),
+                "dX": (mine.d_hidden - exact.d_hidden).norm() / exact.d_hidden.norm(),
+                "dW": (mine.d_weight - exact.d_weight).norm() / exact.d_weight.norm(),
             }
             for name, limit in LIMITS.items():
                 if not float(off[name]) <= limit:
                     return f"{name} off by {float(off[name]):.1e}, more than {limit:.0e}"
-            if not torch.equal(result.logp, stored[0].logp):
+            if not torch.equal(mine.logp, stored.logp):
                 return "log-probs differ between passes that store E and passes that do not"
     return None
 
 
-def problem(device: torch.device, tile: Tile, d_model: int, head: tuple, ragged: bool) -> tuple[list, list, dict]:
-    """[hidden, weight], [target_ids, advantages] and options: more tiles than programs, a part of a tile of rows, and a
-    few rows out of range, which are redone.
+@dataclass(frozen=True)
+class Outcome:
+    logp: Tensor
+    entropy: Tensor
+    d_hidden: Tensor
+    d_weight: Tensor
+
+
+def outcome(
+    dtype: torch.dtype,
+    impl: str,
+    loss: LossSettings,
+    leaves: tuple[Tensor, Tensor],
+    tensors: dict[str, Tensor | None],
+    head: HeadSettings,
+    *,
+    lean: bool = False,
+) -> Outcome:
+    """The loss and its gradients by the operators themselves, as `linear_grpo_loss` with memory "fast" or "lean"."""
+    hidden, weight = (leaf.detach().to(dtype).requires_grad_() for leaf in leaves)
+    bias = tensors["bias"]
+    given = {name: tensors[name] for name in ("target_ids", "temperature_N")}
+    given |= {"hidden": hidden, "weight": weight, "bias": None if bias is None else bias.to(dtype)}
+    given |= {"keep": None, "main_grad": None}
+    tokens = {name: tensors[name] for name in ("advantages", "rollout_logp")}
+    tokens |= dict.fromkeys(("old_logp", "mask", "cu_seqlens", "denominator"))
+    placement = Placement(impl, budget_bytes("lean" if lean else "fast", hidden.device), columns=weight.shape[0])
+    if lean:
+        rows = linear_logprob(**given, anchor=tensors["rollout_logp"], settings=LogprobSettings(head, placement))
+        value = grpo_tokens(
+            logp=rows.logp, entropy=rows.entropy, computed=None, **tokens, settings=TokenSettings(loss)
+        ).loss
+    else:
+        needs = Needs(hidden=True, weight=True, bias=False)
+        settings = GrpoSettings(head, loss, placement, needs)
+        rows = linear_grpo(**given, **tokens, keep_lengths=None, settings=settings)
+        value = rows.loss
+    d_hidden, d_weight = torch.autograd.grad(value, (hidden, weight))
+    return Outcome(rows.logp.detach(), rows.entropy.detach(), d_hidden, d_weight)
+
+
+def problem(
+    device: torch.device, tile: Tile, d_model: int, head: Kind, ragged: bool
+) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor | None], HeadSettings]:
+    """(hidden, weight), the operators' other tensors and the head: more tiles than programs, a part of a tile of rows,
+    and a few rows out of range, which are redone.
 
     All numbers are small multiples of powers of two, so that logits are exact in fp32 in any order of summation, and
     their rounding to bf16 has one result.
@@ -140,14 +180,18 @@ def problem(device: torch.device, tile: Tile, d_model: int, head: tuple, ragged:
     hidden, weight = steps(n, d_model, size=1 / 8), steps(vocab, d_model, size=1 / 16)
     hidden[::40] *= 32
     target_ids = torch.randint(vocab, (n,), generator=g, device="cpu").to(device)
-    options = {"temperature": torch.linspace(0.5, 1.5, n, device=device) if per_row else 0.75}
-    options |= {"bias": steps(vocab, size=1 / 8)} if biased else {}
-    options |= {"softcap": 20.0} if capped else {}
-    options |= {"logit_dtype": "bf16"} if rounded else {}
-    return [hidden, weight], [target_ids, steps(n, size=1.0)], options
+    tensors: dict[str, Tensor | None] = {
+        "target_ids": target_ids,
+        "temperature_N": torch.linspace(0.5, 1.5, n, device=device) if per_row else None,
+        "bias": steps(vocab, size=1 / 8) if biased else None,
+        "advantages": steps(n, size=1.0),
+        "rollout_logp": None,
+    }
+    settings = HeadSettings(1.0 if per_row else 0.75, 20.0 if capped else None, "bf16" if rounded else "fp32")
+    return (hidden, weight), tensors, settings
 
 
-def interpreted(head: tuple, *, ragged: bool = False) -> str | None:
+def interpreted(head: Kind, *, ragged: bool = False) -> str | None:
     """`verify` with the interpreter's tile."""
     tile = INTERPRETER[True]
     return verify(torch.device("cpu"), tile, tile.depth + 8, head, ragged=ragged)

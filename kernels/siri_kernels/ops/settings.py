@@ -1,0 +1,97 @@
+"""What the operators take beside tensors: one settings object each, made of the parts that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from siri_kernels.chunked import Needs, compute_dtype
+from siri_kernels.loss.spec import LossSettings
+from siri_kernels.rows.protocol import Head
+from siri_kernels.sharding import Shard, resolve_group
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What happens to the logits of an LM head."""
+
+    temperature: float = 1.0
+    """where no tensor [N] is given"""
+    softcap: float | None = None
+    logit_dtype: str = "fp32"
+
+    def head(self, weight: Tensor, bias: Tensor | None, temperature_N: Tensor | None) -> Head:
+        temperature = self.temperature if temperature_N is None else temperature_N.to(compute_dtype(weight.dtype))
+        return Head(weight, bias, temperature, self.softcap, self.logit_dtype)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How and where the work is done; no number of the result is meant to depend on it."""
+
+    impl: str
+    """what `selection.choose` returned"""
+    budget: int
+    """bytes of the logits of a chunk"""
+    forward_all: bool = True
+    """rows outside `keep` get log-probs, too"""
+    vocab_start: int = 0
+    columns: int = 0
+    """what `sharding.plan_columns` returned"""
+    group: str | None = None
+    """name of the process group of the vocabulary's shards"""
+
+    @property
+    def whole(self) -> bool:
+        """This rank holds the whole vocabulary."""
+        return self.group is None
+
+    def shard(self) -> Shard:
+        return Shard(self.vocab_start, resolve_group(self.group), self.columns)
+
+
+@dataclass(frozen=True)
+class GrpoSettings:
+    """Of `linear_grpo`."""
+
+    head: HeadSettings
+    loss: LossSettings
+    placement: Placement
+    needs: Needs
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """Of `grpo_tokens`."""
+
+    loss: LossSettings
+
+
+@dataclass(frozen=True)
+class LogprobSettings:
+    """Of `linear_logprob`."""
+
+    head: HeadSettings
+    placement: Placement
+    frozen: int = 0
+    """leading columns of the weight that have no gradient"""
+
+
+@dataclass(frozen=True)
+class LogprobBackwardSettings:
+    """Of `linear_logprob_backward`."""
+
+    head: HeadSettings
+    placement: Placement
+    needs: Needs
+    fp32_weight: bool
+    """dW in fp32, for a main_grad"""
+
+
+@dataclass(frozen=True)
+class LogitsSettings:
+    """Of `logits_logprob` and its backward."""
+
+    impl: str
+    temperature: float = 1.0
