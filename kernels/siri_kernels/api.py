@@ -6,13 +6,14 @@ ValueError.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, Unpack
 
 import torch
 from torch import Tensor
 
 from siri_kernels import reference
-from siri_kernels.chunked import Needs, budget_bytes, chunk_rows, compute_dtype
+from siri_kernels.chunked import Needs, budget_bytes, chunk_rows, compute_dtype, host_ints
 from siri_kernels.loss.spec import LossOptions, LossSettings, checked, metric_names, with_loss_options
 from siri_kernels.loss.tokens import gradient_rows, prepare
 from siri_kernels.metrics import GrpoResult
@@ -35,12 +36,17 @@ from siri_kernels.validation import (
     check_placement,
     check_temperature,
     check_values,
+    given,
+    is_float_tensor,
+    is_pair,
     shape_of,
     tensor,
 )
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+Arguments = ParamSpec("Arguments")
 
 
 def linear_logprob(
@@ -210,20 +216,27 @@ def linear_grpo_loss(
     head = HeadSettings(scalar, softcap, logit_dtype)
     columns, budget = plan_columns(group, vocab_start, vocab, vocab_size), budget_bytes(memory, hidden.device)
     placement = Placement(impl, budget, forward_all, vocab_start, columns, group_name(group))
-    matrices = {"hidden": hidden, "weight": weight, "bias": bias, "target_ids": target_ids}
+    matrices: dict[str, Any] = {"hidden": hidden, "weight": weight, "bias": bias, "target_ids": target_ids}
     matrices |= {"temperature_N": temperature_N, "main_grad": main_grad}
-    tokens = {"advantages": advantages, "old_logp": detached(old_logp), "rollout_logp": detached(rollout_logp)}
+    tokens: dict[str, Any] = {
+        "advantages": advantages,
+        "old_logp": detached(old_logp),
+        "rollout_logp": detached(rollout_logp),
+    }
     tokens |= {"mask": mask, "cu_seqlens": cu_seqlens, "denominator": as_tensor(denominator, hidden)}
     in_forward = memory != "lean"
     if loss.loss == "gspo" and in_forward:
         size = chunk_rows(impl, hidden, columns, budget)
-        keep, keep_lengths, in_forward = by_sequence(loss, n, size, advantages, mask, cu_seqlens, keep, keep_lengths)
+        keep, keep_lengths, in_forward = by_sequence(
+            loss, n, size, advantages, mask, given(cu_seqlens), keep, keep_lengths
+        )
     else:
         keep_lengths = None
     names = metric_names(loss, rollout_logp is not None, entropy=True)
     if in_forward:
         grad = torch.is_grad_enabled()
-        needs = Needs(*(grad and x is not None and x.requires_grad for x in (hidden, weight, bias)), frozen)
+        needed = (grad and x is not None and x.requires_grad for x in (hidden, weight, bias))
+        needs = Needs(*needed, frozen=frozen)
         out = linear_grpo(
             **matrices,
             **tokens,
@@ -260,7 +273,7 @@ def logprob_from_logits(
     temperature: a number, or a tensor shaped like target_ids. Computed in fp32 (fp64 for fp64 logits) whatever the
     dtype of the logits; logits of -inf (banned tokens) are fine. Returns logp [...] in nats.
     """
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() < 2 or logits.shape[-1] == 0:
+    if not is_float_tensor(logits) or logits.dim() < 2 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be a float tensor [..., V], got {shape_of(logits)}")
     tensor("target_ids", target_ids, like=logits, shape=tuple(logits.shape[:-1]), kinds="int")
     scalar, temperature_N = split_temperature(temperature)
@@ -303,7 +316,7 @@ def grpo_loss(
 
     entropy [N] is needed when entropy_coef is not 0; without it entropy_mean is not among the metrics.
     """
-    if not isinstance(logp, Tensor) or logp.dim() != 1 or not logp.is_floating_point():
+    if not is_float_tensor(logp) or logp.dim() != 1:
         raise ValueError(f"logp must be a float tensor [N]; flatten or pack it first, got {shape_of(logp)}")
     loss = checked(options)
     per_token = {"old_logp": old_logp, "rollout_logp": rollout_logp, "mask": mask, "cu_seqlens": cu_seqlens}
@@ -349,11 +362,17 @@ def by_sequence(
     if cu_seqlens.device.type == "cpu" and (keep is None or keep_lengths is None):
         keep = rows_by_value(loss, n, advantages, mask, cu_seqlens) if keep is None else keep.sort().values
         keep_lengths = sequence_ids(cu_seqlens, n)[keep].bincount(minlength=cu_seqlens.numel() - 1)
-    fits = keep_lengths is not None and max(keep_lengths.tolist(), default=0) <= size
+    fits = keep_lengths is not None and max(host_ints(keep_lengths), default=0) <= size
     return keep, keep_lengths if fits else None, fits
 
 
-@torch.compiler.disable
+def outside_graphs(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """torch.compile leaves a graph to run it."""
+    disable: Any = torch.compiler.disable  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return disable(function)
+
+
+@outside_graphs
 def rows_by_value(
     loss: LossSettings, n: int, advantages: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
 ) -> Tensor:
@@ -362,12 +381,12 @@ def rows_by_value(
     return gradient_rows(loss, prepare(loss, n, advantages, mask=mask, cu_seqlens=cu_seqlens, **options))
 
 
-def with_adapter(hidden: Tensor, weight: Tensor, low_rank: Any) -> tuple[Tensor, Tensor, int]:
+def with_adapter(hidden: Tensor, weight: Tensor, low_rank: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, int]:
     """[x, u] and [W, B], so that one GEMM makes x W^T + u B^T, and how many of their columns need no weight
     gradient."""
     if low_rank is None:
         return hidden, weight, 0
-    if not isinstance(low_rank, tuple) or len(low_rank) != 2:
+    if not is_pair(low_rank):
         raise ValueError(f"low_rank must be a pair (u [N, r], B [V, r]), got {type(low_rank).__name__}")
     u, b = low_rank
     tensor("low_rank[0]", u, like=hidden, kinds="float")

@@ -9,17 +9,18 @@ after every log-prob.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from siri_kernels import gemm
 from siri_kernels.loss.spec import LossSettings
-from siri_kernels.loss.tokens import Tokens, TorchTally, gradient_rows
-from siri_kernels.rows.protocol import Head
+from siri_kernels.loss.tokens import Finish, Tally, Tokens, TorchTally, gradient_rows
+from siri_kernels.rows.protocol import Head, Rows, Selection
 from siri_kernels.rows.torch import FLOOR, TorchRows, column, finish, statistics, target_gradient
 from siri_kernels.sharding import Shard
+from siri_kernels.validation import given
 
 # Bytes of logits buffers per call. On the CPU chunks that stay near the cache are also the fastest.
 BUDGET = {
@@ -27,6 +28,11 @@ BUDGET = {
     "cuda": {"fast": 2600 << 20, "small": 900 << 20, "lean": 192 << 20},
 }
 MIN_ROWS, MIN_COLUMNS = 16, 64
+
+
+def host_ints(x: Tensor) -> list[int]:
+    numbers: Any = x.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return numbers
 
 
 def budget_bytes(memory: str | int, device: torch.device) -> int:
@@ -67,13 +73,8 @@ def chunk_rows(impl: str, hidden: Tensor, vocab: int, budget: int, stored: bool 
     return (
         rows
         if rows == n or hidden.device.type != "cuda"
-        else whole_waves(rows, d_model, multiprocessors(hidden.device))
+        else whole_waves(rows, d_model, gemm.multiprocessors(hidden.device))
     )
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def whole_waves(rows: int, d_model: int, sms: int, tile: tuple[int, int] = (128, 256)) -> int:
@@ -88,20 +89,35 @@ def whole_waves(rows: int, d_model: int, sms: int, tile: tuple[int, int] = (128,
     return best
 
 
-def engine(impl: str, *args, anchor: Tensor | None = None, entropy_gradient: bool = False):
+def engine(
+    impl: str,
+    hidden: Tensor,
+    head: Head,
+    target_ids: Tensor,
+    shard: Shard,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    *,
+    anchor: Tensor | None = None,
+    entropy_gradient: bool = False,
+) -> Rows:
     """The row arithmetic of an implementation."""
+    buffers = (rows, columns, dtype)
     if impl == "torch":
-        return TorchRows(*args)
+        return TorchRows(hidden, head, target_ids, shard, *buffers)
     if impl == "anchored":
         from siri_kernels.rows.anchored.rows import AnchoredRows
 
-        return AnchoredRows(*args, anchor, entropy_gradient)
+        return AnchoredRows(hidden, head, target_ids, shard, *buffers, anchor, entropy_gradient)
     from siri_kernels.rows.triton import TritonRows
 
-    return TritonRows(*args)
+    return TritonRows(hidden, head, target_ids, shard, *buffers)
 
 
-def tally(impl: str, settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, size: int):
+def tally(
+    impl: str, settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, size: int
+) -> Tally:
     if impl == "torch" or settings.loss == "gspo":
         return TorchTally(settings, tokens, logp, entropy, finisher(impl))
     from siri_kernels.loss.triton import TritonTally
@@ -109,17 +125,19 @@ def tally(impl: str, settings: LossSettings, tokens: Tokens, logp: Tensor, entro
     return TritonTally(settings, tokens, logp, entropy, n_chunks, size)
 
 
-def finisher(impl: str):
+def finisher(impl: str) -> Finish:
     """Row statistics [4, n] -> logp, entropy, log-sum. One function per kind of implementation, so that a log-prob has
     the same bits in every operator and an unchanged policy a ratio of exactly 1."""
     if impl == "torch":
-        return lambda stats: finish(*stats)
+        return lambda stats: finish(*stats.unbind())
     from siri_kernels.loss.triton import finish as triton_finish
 
     return triton_finish
 
 
-def split_rows(n: int, keep: Tensor | None, forward_all: bool, device) -> tuple[Tensor | None, Tensor | None]:
+def split_rows(
+    n: int, keep: Tensor | None, forward_all: bool, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
     """(rows with a gradient, rows without), None standing for every row; no host sync: the sizes are known."""
     if keep is None or keep.numel() == n:
         return None, torch.empty(0, dtype=torch.int64, device=device)
@@ -130,7 +148,7 @@ def split_rows(n: int, keep: Tensor | None, forward_all: bool, device) -> tuple[
     return keep, kept.argsort(stable=True)[: n - keep.numel()]
 
 
-def chunks(rows: Tensor | None, n: int, size: int, lengths: list[int] | None = None) -> list[slice | Tensor]:
+def chunks(rows: Tensor | None, n: int, size: int, lengths: list[int] | None = None) -> list[Selection]:
     """Slices of all n rows, or pieces of an index; with the lengths of sequences, cut between these only."""
     total = n if rows is None else rows.numel()
     ends = list(range(size, total, size)) if lengths is None else sequence_ends(lengths, size)
@@ -140,7 +158,8 @@ def chunks(rows: Tensor | None, n: int, size: int, lengths: list[int] | None = N
 
 def sequence_ends(lengths: list[int], size: int) -> list[int]:
     """Where chunks of at most `size` rows end, each between two sequences of at most `size`."""
-    ends, start, end = [], 0, 0
+    ends: list[int] = []
+    start = end = 0
     for length in lengths:
         if end + length - start > size:
             ends.append(end)
@@ -175,7 +194,7 @@ def grpo(
     if kept is not None and not forward_all:
         tokens = tokens.restrict(torch.zeros(n, dtype=torch.bool, device=device).index_fill_(0, kept, True))
     size = chunk_rows(impl, hidden, shard.columns or vocab, budget)
-    lengths = None if keep_lengths is None else keep_lengths.tolist()
+    lengths = None if keep_lengths is None else host_ints(keep_lengths)
     pieces = [(rows, False) for rows in chunks(others, n, size)]
     pieces += [(rows, needs.any) for rows in chunks(kept, n, size, lengths)]
 
@@ -185,13 +204,23 @@ def grpo(
     d_weight = torch.zeros((vocab, d_model - needs.frozen) if needs.weight else (0,), dtype=dtype, device=device)
     d_bias = torch.zeros((vocab,) if needs.bias else (0,), dtype=dtype, device=device)
     count = tally(impl, settings, tokens, logp, entropy, len(pieces), size)
-    options = {"anchor": tokens.rollout_logp, "entropy_gradient": bool(settings.entropy_coef)}
-    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, **options)
+    rows_of = engine(
+        impl,
+        hidden,
+        head,
+        target_ids,
+        shard,
+        size,
+        vocab,
+        dtype,
+        anchor=tokens.rollout_logp,
+        entropy_gradient=bool(settings.entropy_coef),
+    )
     with gemm.surroundings(hidden):
         for rows, backward in pieces:
             stats = rows_of.forward(rows, backward)
             log_sum, g, h = count.add(rows, stats, backward)
-            if not backward:
+            if g is None or not backward:
                 continue
             dz, v = rows_of.gradient(rows, stats, log_sum, logp[rows], entropy[rows], g, h)
             if needs.hidden:
@@ -238,7 +267,7 @@ def logprob(
     target_ids: Tensor,
     *,
     anchor: Tensor | None,
-    keep,
+    keep: Tensor | None,
     forward_all: bool,
     budget: int,
     shard: Shard,
@@ -247,15 +276,16 @@ def logprob(
     n, dtype, vocab = hidden.shape[0], compute_dtype(hidden.dtype), head.weight.shape[0]
     size = chunk_rows(impl, hidden, shard.columns or vocab, budget, stored=False)
     rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, anchor=anchor)
-    out = [torch.full((n,), torch.nan, dtype=dtype, device=hidden.device) for _ in range(4)]
+    all_logp, all_entropy, all_maximum, all_log_sum = (
+        torch.full((n,), torch.nan, dtype=dtype, device=hidden.device) for _ in range(4)
+    )
     only = None if forward_all or keep is None or keep.numel() == n else keep.long()
     with gemm.surroundings(hidden):
         for rows in chunks(only, n, size):
             stats = rows_of.forward(rows, False)
-            logp, entropy, log_sum = finisher(impl)(stats)
-            for all_rows, values in zip(out, (logp, entropy, stats[0], log_sum), strict=True):
-                all_rows[rows] = values
-    return tuple(out)
+            all_logp[rows], all_entropy[rows], all_log_sum[rows] = finisher(impl)(stats)
+            all_maximum[rows] = stats[0]
+    return all_logp, all_entropy, all_maximum, all_log_sum
 
 
 def logprob_backward(
@@ -281,13 +311,15 @@ def logprob_backward(
     logp, entropy, maximum, log_sum = (x[rows] for x in saved)
     g, h = g[rows].contiguous(), None if h is None else h[rows].contiguous()
     n = g.numel()
-    width = max(1, min(vocab, max(MIN_COLUMNS, budget // (bytes_per_logit(impl, hidden.dtype) * max(n, 1)) // 64 * 64)))
+    held = int(budget // (bytes_per_logit(impl, hidden.dtype) * max(n, 1)))
+    width = max(1, min(vocab, max(MIN_COLUMNS, held // 64 * 64)))
     rows_of = engine(impl, hidden, head, target_ids, shard, n, width, dtype)
     dx = torch.zeros(n if needs.hidden else 0, d_model, dtype=dtype, device=device)
     shape = (vocab, d_model - needs.frozen) if needs.weight else (0,)
     dw = torch.empty(shape, dtype=weight_dtype, device=device)
-    db = torch.empty_like(head.bias) if needs.bias else head.weight.new_zeros(0)
+    db = torch.empty_like(given(head.bias)) if needs.bias else head.weight.new_zeros(0)
     x = clean(rows_of.inputs(rows)[:, needs.frozen :], g, h) if needs.weight else None
+    v = None
     with gemm.surroundings(hidden):
         for start in range(0, vocab, width):
             columns = slice(start, min(start + width, vocab))
@@ -296,7 +328,7 @@ def logprob_backward(
                 x = (x * v[:, None]).to(x.dtype)
             if needs.hidden:
                 gemm.add_mm(dz, rows_of.weight(columns), out=dx)
-            if needs.weight:
+            if x is not None:
                 exact = dw.dtype in (dz.dtype, dtype)
                 part = dw[columns] if exact else torch.empty(dz.shape[1], x.shape[1], dtype=dtype, device=device)
                 gemm.mm(dz.T, x, out=part)
@@ -320,17 +352,18 @@ def logits_logprob(
     dtype = compute_dtype(logits.dtype)
     if impl == "torch":
         stats = torch.empty(4, n, dtype=dtype, device=logits.device)
-        size = max(1, min(n, max(MIN_ROWS, budget // (vocab * bytes_per_logit(impl, dtype)))))
+        size = logits_rows(n, vocab, dtype, budget)
         buffers = torch.empty(2, size, vocab, dtype=dtype, device=logits.device)
         for rows in chunks(None, n, size):
-            d, e = buffers[:, : rows.stop - rows.start]
-            d.copy_(logits[rows]).mul_(inverse(temperature, rows))  # widened first: the product must not round to bf16
+            piece = logits[rows]
+            d, e = buffers[:, : piece.shape[0]]
+            d.copy_(piece).mul_(inverse(temperature, rows))  # widened first: the product must not round to bf16
             stats[:, rows] = statistics(d, e, target_ids[rows], Shard(), banned=True)
     else:
         from siri_kernels.rows.kernels import row_stats
 
         stats = row_stats(unit_stride(logits), target_ids.contiguous(), 1 / temperature, None)
-    logp, entropy, log_sum = finish(*stats)
+    logp, entropy, log_sum = finish(*stats.unbind())
     return logp, entropy, stats[0].clone(), log_sum
 
 
@@ -356,18 +389,23 @@ def logits_logprob_backward(
         scale, y = 1 / temperature, target_ids.contiguous()
         return dlogits(unit_stride(logits), out, y, scale, None, 0, maximum, log_sum, logp, entropy, g, h)
     dtype = compute_dtype(logits.dtype)
-    for rows in chunks(None, n, max(1, min(n, max(MIN_ROWS, budget // (vocab * bytes_per_logit(impl, dtype)))))):
+    for rows in chunks(None, n, logits_rows(n, vocab, dtype, budget)):
         logp, entropy, maximum, log_sum = (x[rows] for x in saved)
         scale, g_rows, h_rows = inverse(temperature, rows), g[rows], None if h is None else h[rows]
         d = (logits[rows].to(dtype) * scale).clamp_(min=FLOOR).sub_(maximum[:, None]).sub_(log_sum[:, None])
-        slope = -g_rows[:, None] if h is None else -g_rows[:, None] - h_rows[:, None] * (d + entropy[:, None])
+        slope = -g_rows[:, None] if h_rows is None else -g_rows[:, None] - h_rows[:, None] * (d + entropy[:, None])
         gradient = d.exp_().mul_(slope * scale)
         target = target_gradient(logp, entropy, g_rows, h_rows)[:, None] * scale
         out[rows] = gradient.scatter_(1, target_ids[rows].long()[:, None], target).to(out.dtype)
     return out
 
 
-def inverse(temperature: float | Tensor, rows) -> float | Tensor:
+def logits_rows(n: int, vocab: int, dtype: torch.dtype, budget: int) -> int:
+    """Rows of a chunk of given logits on the torch path."""
+    return max(1, min(n, max(MIN_ROWS, int(budget // (vocab * bytes_per_logit("torch", dtype))))))
+
+
+def inverse(temperature: float | Tensor, rows: Selection) -> float | Tensor:
     return column(1 / temperature[rows]) if isinstance(temperature, Tensor) else 1 / temperature
 
 

@@ -4,6 +4,8 @@ TF32."""
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +25,12 @@ def surroundings(like: Tensor):
                 stack.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
                 matmul.fp32_precision = "ieee"
         yield
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    properties = cast(Any, torch.cuda.get_device_properties(device))  # pyright: ignore[reportUnknownMemberType]
+    return properties.multi_processor_count
 
 
 def native(a: Tensor, out: Tensor) -> bool:

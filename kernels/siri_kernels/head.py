@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class _Call:
     """Arguments that travel through `__call__` unseen: FSDP2 casts every float tensor it finds there (in dataclasses,
     too) to its compute dtype, and old_logp in bf16 would be noise in the ratio."""
 
-    def __init__(self, function: Callable, arguments: tuple, options: dict):
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Tensor, ...], options: dict[str, Any]):
         self.function, self.arguments, self.options = function, arguments, options
 
 
@@ -43,20 +44,21 @@ class FusedLMHead(nn.Module):
         `scaling` as in PEFT). ValueError for anything else."""
         if all(hasattr(head, name) for name in ("base_layer", "lora_A", "lora_B", "scaling")):
             return FusedLoraHead(head, softcap=softcap)
-        if getattr(head, "weight", None) is None or head.weight.dim() != 2:
+        weight: Any = getattr(head, "weight", None)
+        if weight is None or weight.dim() != 2:
             raise ValueError(f"FusedLMHead.of takes an nn.Linear or a LoRA layer around one, got {type(head).__name__}")
-        return cls(head.weight, getattr(head, "bias", None), softcap=softcap)
+        return cls(weight, getattr(head, "bias", None), softcap=softcap)
 
-    def forward(self, hidden: Tensor, call: _Call | None = None) -> Tensor | tuple | GrpoResult:
+    def forward(self, hidden: Tensor, call: _Call | None = None) -> Any:
         if call is None:
             return F.linear(hidden, self.weight, self.bias)
         return call.function(hidden, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **call.options)
 
-    def logprob(self, hidden: Tensor, target_ids: Tensor, **options) -> Tensor | tuple[Tensor, Tensor]:
+    def logprob(self, hidden: Tensor, target_ids: Tensor, **options: Any) -> Tensor | tuple[Tensor, Tensor]:
         """`linear_logprob` of this head: hidden [N, D], target_ids [N] -> logp [N] (and entropy)."""
         return self(hidden, _Call(linear_logprob, (target_ids,), options))
 
-    def grpo_loss(self, hidden: Tensor, target_ids: Tensor, advantages: Tensor, **options) -> GrpoResult:
+    def grpo_loss(self, hidden: Tensor, target_ids: Tensor, advantages: Tensor, **options: Any) -> GrpoResult:
         """`linear_grpo_loss` of this head."""
         return self(hidden, _Call(linear_grpo_loss, (target_ids, advantages), options))
 
@@ -68,9 +70,9 @@ class FusedLoraHead(FusedLMHead):
     every call; a merged adapter is the base layer alone.
     """
 
-    def __init__(self, layer: nn.Module, *, softcap: float | None = None):
+    def __init__(self, layer: Any, *, softcap: float | None = None):
         nn.Module.__init__(self)
-        self.layer = layer
+        self.layer: Any = layer
         self.softcap = softcap
 
     @property
@@ -81,7 +83,7 @@ class FusedLoraHead(FusedLMHead):
     def bias(self) -> nn.Parameter | None:
         return self.layer.base_layer.bias
 
-    def forward(self, hidden: Tensor, call: _Call | None = None) -> Tensor | tuple | GrpoResult:
+    def forward(self, hidden: Tensor, call: _Call | None = None) -> Any:
         if call is None:
             return self.layer(hidden)
         low_rank = self._low_rank(hidden)
@@ -93,12 +95,12 @@ class FusedLoraHead(FusedLMHead):
         layer = self.layer
         if getattr(layer, "merged", False) or getattr(layer, "disable_adapters", False):
             return None
-        parts = []
+        shares: list[tuple[Tensor, Tensor]] = []
         for name in getattr(layer, "active_adapters", list(layer.lora_A.keys())):
             dropout = layer.lora_dropout[name] if name in getattr(layer, "lora_dropout", {}) else nn.Identity()
             down = layer.lora_A[name]
             u = down(dropout(hidden.to(down.weight.dtype))) * layer.scaling[name]
-            parts.append((u.to(hidden.dtype), layer.lora_B[name].weight.to(hidden.dtype)))
-        if not parts:
+            shares.append((u.to(hidden.dtype), layer.lora_B[name].weight.to(hidden.dtype)))
+        if not shares:
             return None
-        return torch.cat([u for u, _ in parts], 1), torch.cat([b for _, b in parts], 1)
+        return torch.cat([u for u, _ in shares], 1), torch.cat([b for _, b in shares], 1)

@@ -6,6 +6,9 @@ tensor-core instructions (HGMMA on sm_90) and TMA transfers are counted in the S
 GEMM and without a stack.
 """
 
+# Triton's compiler comes without types.
+# pyright: basic, reportArgumentType=false, reportOptionalSubscript=false
+
 from __future__ import annotations
 
 import argparse
@@ -19,6 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -49,9 +53,9 @@ class Variant:
     """One specialisation of a kernel, as a launch on contiguous tensors makes it."""
 
     name: str
-    kernel: object
+    kernel: Any
     types: dict[str, str]
-    constants: dict[str, object]
+    constants: dict[str, Any]
     warps: int
     stages: int = 3
     archs: tuple[int, ...] = ARCHS

@@ -63,7 +63,7 @@ def merge_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     if not parts:
         raise ValueError("merge_metrics: no metrics to merge; pass at least one result's metrics")
     tokens = torch.stack([part["tokens"] for part in parts])
-    merged = {}
+    merged: dict[str, Tensor] = {}
     for name in parts[0]:
         values = torch.stack([part[name] for part in parts])
         reduction = METRIC_REDUCTION[name]

@@ -8,15 +8,26 @@ fixed length (2503.20783), GSPO (2507.18071), CISPO (2506.13585), dual clip (191
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from siri_kernels.metrics import GrpoResult, mean_metrics
+from siri_kernels.validation import given
 
 LOG_RATIO_BOUND = 20.0
 
 
-def logits(hidden: Tensor, weight: Tensor, *, temperature=1.0, bias=None, softcap=None, logit_dtype="fp32") -> Tensor:
+def logits(
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_dtype: str = "fp32",
+) -> Tensor:
     """softcap(hidden @ weight.T + bias) / temperature as [N, V], computed in fp32, or in fp64 for fp64 inputs."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     with torch.autocast(hidden.device.type, enabled=False):
@@ -51,22 +62,22 @@ def grpo_loss(
     entropy: Tensor | None,
     advantages: Tensor,
     *,
-    old_logp=None,
-    rollout_logp=None,
-    mask=None,
-    cu_seqlens=None,
-    loss="grpo",
-    clip_low=0.2,
-    clip_high=0.28,
-    dual_clip=None,
-    importance="none",
-    importance_low=0.5,
-    importance_cap=2.0,
-    aggregation="token_mean",
-    denominator=None,
-    fixed_length=None,
-    entropy_coef=0.0,
-    computed=None,
+    old_logp: Tensor | None = None,
+    rollout_logp: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    loss: str = "grpo",
+    clip_low: float | None = 0.2,
+    clip_high: float | None = 0.28,
+    dual_clip: float | None = None,
+    importance: str = "none",
+    importance_low: float = 0.5,
+    importance_cap: float = 2.0,
+    aggregation: str = "token_mean",
+    denominator: float | Tensor | None = None,
+    fixed_length: float | None = None,
+    entropy_coef: float = 0.0,
+    computed: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of already computed log-probs, differentiable by autograd, and its metrics. `computed` [N] bool: rows
     that exist at all."""
@@ -77,8 +88,8 @@ def grpo_loss(
     seq = None if cu_seqlens is None else sequence_ids(cu_seqlens, n)
     n_seq = 0 if cu_seqlens is None else cu_seqlens.numel() - 1
 
-    def per_sequence_sum(x):
-        return x.new_zeros(n_seq).index_add(0, seq, x)
+    def per_sequence_sum(x: Tensor) -> Tensor:
+        return x.new_zeros(n_seq).index_add(0, given(seq), x)
 
     adv = advantages.to(logp.dtype)
     if adv.numel() != n:
@@ -107,6 +118,7 @@ def grpo_loss(
             policy = torch.where(adv < 0, torch.minimum(policy, -dual_clip * adv), policy)
 
     weight = torch.ones_like(logp)
+    mismatch = bounded = raw_weight = torch.zeros_like(logp)
     if rollout_logp is not None:
         mismatch = behaviour.detach() - rollout_logp.to(logp.dtype)
         bounded = mismatch.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
@@ -117,7 +129,7 @@ def grpo_loss(
             weight = torch.where((raw_weight < importance_low) | (raw_weight > importance_cap), 0.0, raw_weight)
     term = weight * policy
     if entropy_coef:
-        term = term - entropy_coef * entropy
+        term = term - entropy_coef * given(entropy)
 
     # m_i / divisor, so that the loss is one weighted sum
     if aggregation == "token_mean":
@@ -127,7 +139,7 @@ def grpo_loss(
         if aggregation == "seq_mean":
             token_weight = m / per_sequence_sum(m).clamp(min=1)[seq]
         elif aggregation == "seq_mean_fixed":
-            token_weight = m / fixed_length
+            token_weight = m / given(fixed_length)
     if denominator is not None:
         divisor = torch.as_tensor(denominator, device=m.device)
     divisor = divisor.to(m.dtype)
@@ -136,7 +148,7 @@ def grpo_loss(
     total = torch.where(counted, token_weight * term, 0.0).sum()
 
     with torch.no_grad():
-        per_token = {
+        per_token: dict[str, Tensor] = {
             "clip_low_fraction": (ratio < low) & (adv < 0),
             "clip_high_fraction": (ratio > high) & (adv > 0),
             "approx_kl": token_log_ratio.expm1() - token_log_ratio,
@@ -163,18 +175,18 @@ def grpo_loss(
 
 
 def linear_grpo_loss(
-    hidden,
-    weight,
-    target_ids,
-    advantages,
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    advantages: Tensor,
     *,
-    temperature=1.0,
-    bias=None,
-    softcap=None,
-    logit_dtype="fp32",
-    keep=None,
-    forward_all=True,
-    **loss_options,
+    temperature: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_dtype: str = "fp32",
+    keep: Tensor | None = None,
+    forward_all: bool = True,
+    **loss_options: Any,
 ) -> GrpoResult:
     """`siri_kernels.linear_grpo_loss` by autograd over full logits; `keep` [K] rows alone carry a gradient."""
     z_NV = logits(hidden, weight, temperature=temperature, bias=bias, softcap=softcap, logit_dtype=logit_dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,12 +13,22 @@ from torch import Tensor
 from siri_kernels.sharding import group_name
 from siri_kernels.validation import IMPLS, one_of
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 AUTO_ARCHS = (90,)
 """Compute capabilities on which "auto" takes the anchored GEMM. On sm_80 its pointer kernel has no reason to beat
 cuBLAS and a row kernel, and on sm_100 nothing has been predicted for it, let alone measured."""
 MIN_VOCAB = 1024
 """Below, launches should take longer than products; nobody has measured where."""
 _warned: set[str] = set()
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def asked_once(function: Function) -> Function:
+    """torch.compile asks while it traces, and keeps the answer."""
+    constant: Any = torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return constant(function)
 
 
 def choose(
@@ -28,7 +40,7 @@ def choose(
     bias: Tensor | None = None,
     softcap: float | None = None,
     logit_dtype: str = "fp32",
-    group=None,
+    group: ProcessGroup | None = None,
 ) -> str:
     """The implementation that runs for `impl`: "reference", "torch", "fallback" (cuBLAS and the Triton row kernels) or
     "anchored" (the anchored-exp GEMM).
@@ -62,7 +74,7 @@ def choose(
     return on_gpu_of(impl, like.device.index, int(like.shape[1]), int(weight.shape[0]), head, group_name(group))
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once, while it traces, and keeps the answer
+@asked_once
 def on_gpu_of(
     impl: str, index: int, d_model: int, vocab: int, head: tuple[bool, bool, bool, bool], group: str | None
 ) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,12 +69,10 @@ def fault(device: torch.device, d_model: int, vocab: int, head: Kind, group: str
 
 def agree(device: torch.device, own: str | None, group: str) -> str | None:
     """This rank's fault, or that another one has one."""
-    import torch.distributed as dist
-
-    from siri_kernels.sharding import resolve_group
+    from siri_kernels.sharding import all_reduce, resolve_group
 
     faults = torch.tensor([own is not None], dtype=torch.int32, device=device)
-    dist.all_reduce(faults, group=resolve_group(group))
+    all_reduce(faults, resolve_group(group))
     return own if own is not None or not faults.item() else "it failed on another rank of the group"
 
 
@@ -108,8 +107,8 @@ def compare(device: torch.device, tile: Tile, d_model: int, head: Kind, ragged: 
             off = {
                 "log-prob": ((mine.logp - exact.logp).abs() - RELATIVE * exact.logp.abs()).max(),
                 "entropy": (mine.entropy - exact.entropy).abs().max(),
-                "dX": (mine.d_hidden - exact.d_hidden).norm() / exact.d_hidden.norm(),
-                "dW": (mine.d_weight - exact.d_weight).norm() / exact.d_weight.norm(),
+                "dX": relative(mine.d_hidden, exact.d_hidden),
+                "dW": relative(mine.d_weight, exact.d_weight),
             }
             for name, limit in LIMITS.items():
                 if not float(off[name]) <= limit:
@@ -117,6 +116,11 @@ def compare(device: torch.device, tile: Tile, d_model: int, head: Kind, ragged: 
             if not torch.equal(mine.logp, stored.logp):
                 return "log-probs differ between passes that store E and passes that do not"
     return None
+
+
+def relative(x: Tensor, expected: Tensor) -> Tensor:
+    """Relative L2 error."""
+    return (x - expected).square().sum().sqrt() / expected.square().sum().sqrt()
 
 
 @dataclass(frozen=True)
@@ -140,21 +144,21 @@ def outcome(
     """The loss and its gradients by the operators themselves, as `linear_grpo_loss` with memory "fast" or "lean"."""
     hidden, weight = (leaf.detach().to(dtype).requires_grad_() for leaf in leaves)
     bias = tensors["bias"]
-    given = {name: tensors[name] for name in ("target_ids", "temperature_N")}
-    given |= {"hidden": hidden, "weight": weight, "bias": None if bias is None else bias.to(dtype)}
-    given |= {"keep": None, "main_grad": None}
-    tokens = {name: tensors[name] for name in ("advantages", "rollout_logp")}
+    arguments: dict[str, Any] = {name: tensors[name] for name in ("target_ids", "temperature_N")}
+    arguments |= {"hidden": hidden, "weight": weight, "bias": None if bias is None else bias.to(dtype)}
+    arguments |= {"keep": None, "main_grad": None}
+    tokens: dict[str, Any] = {name: tensors[name] for name in ("advantages", "rollout_logp")}
     tokens |= dict.fromkeys(("old_logp", "mask", "cu_seqlens", "denominator"))
     placement = Placement(impl, budget_bytes("lean" if lean else "fast", hidden.device), columns=weight.shape[0])
     if lean:
-        rows = linear_logprob(**given, anchor=tensors["rollout_logp"], settings=LogprobSettings(head, placement))
+        rows = linear_logprob(**arguments, anchor=tensors["rollout_logp"], settings=LogprobSettings(head, placement))
         value = grpo_tokens(
             logp=rows.logp, entropy=rows.entropy, computed=None, **tokens, settings=TokenSettings(loss)
         ).loss
     else:
         needs = Needs(hidden=True, weight=True, bias=False)
         settings = GrpoSettings(head, loss, placement, needs)
-        rows = linear_grpo(**given, **tokens, keep_lengths=None, settings=settings)
+        rows = linear_grpo(**arguments, **tokens, keep_lengths=None, settings=settings)
         value = rows.loss
     d_hidden, d_weight = torch.autograd.grad(value, (hidden, weight))
     return Outcome(rows.logp.detach(), rows.entropy.detach(), d_hidden, d_weight)

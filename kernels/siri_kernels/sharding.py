@@ -8,24 +8,28 @@ every rank gets the same bits and no extreme logit can overflow on the way.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def locate(target_ids: Tensor, start: int, vocab: int) -> tuple[Tensor, Tensor]:
     """(which targets lie in [start, start + vocab), their local column [n, 1], 0 for the others)."""
     y = target_ids.long() - start
-    own = (y >= 0) & (y < vocab)
-    return own, torch.where(own, y, 0)[:, None]
+    here = (y >= 0) & (y < vocab)
+    return here, torch.where(here, y, 0)[:, None]
 
 
-def group_name(group) -> str | None:
+def group_name(group: ProcessGroup | None) -> str | None:
     """The name under which a process group travels through an operator's schema."""
     return None if group is None else group.group_name
 
 
-def plan_columns(group, vocab_start: int, vocab: int, vocab_size: int | None) -> int:
+def plan_columns(group: ProcessGroup | None, vocab_start: int, vocab: int, vocab_size: int | None) -> int:
     """Columns that the chunk plan counts with. All ranks have to plan the same chunks, or they meet in different
     collectives, so this is what every rank knows without asking: its own V when all shards are alike, else an equal
     share of the whole vocabulary."""
@@ -44,12 +48,20 @@ def plan_columns(group, vocab_start: int, vocab: int, vocab_size: int | None) ->
     return vocab
 
 
-def resolve_group(name: str | None):
+def resolve_group(name: str | None) -> ProcessGroup | None:
     if name is None:
         return None
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed import distributed_c10d
 
-    return _resolve_process_group(name)
+    resolve: Any = vars(distributed_c10d)["_resolve_process_group"]  # as torch's functional collectives do
+    return resolve(name)
+
+
+def all_reduce(x: Tensor, group: ProcessGroup | None) -> None:
+    """Sum over the group, in place."""
+    import torch.distributed as dist
+
+    dist.all_reduce(x, group=group)  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Shard:
     """Where this rank's vocabulary starts; group None = the only shard."""
 
     start: int = 0
-    group: object | None = None
+    group: ProcessGroup | None = None
     columns: int = 0
     """what `plan_columns` gave; 0 = those of the weight at hand"""
 
@@ -77,7 +89,7 @@ class Shard:
 
         slots = local.new_zeros(dist.get_world_size(self.group), *local.shape)
         slots[dist.get_rank(self.group)] = local
-        dist.all_reduce(slots, group=self.group)
+        all_reduce(slots, self.group)
         maximum, s_off, u_off, target_z = slots.unbind(1)
         top = maximum.amax(0)
         shift = maximum - top
@@ -88,7 +100,5 @@ class Shard:
     def all_reduce_(self, x: Tensor) -> Tensor:
         """Sum over the shards, in place."""
         if not self.whole:
-            import torch.distributed as dist
-
-            dist.all_reduce(x, group=self.group)
+            all_reduce(x, self.group)
         return x

@@ -9,14 +9,21 @@ from __future__ import annotations
 import difflib
 import math
 import os
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
+Value = TypeVar("Value")
 MEMORY = ("fast", "small", "lean")
 LOGIT_DTYPES = ("fp32", "bf16")
 IMPLS = ("auto", "triton", "anchored", "fallback", "torch", "reference")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+KINDS = {
+    "float": ("fp16, bf16, fp32 or fp64", FLOATS),
+    "int": ("int64 or int32", (torch.int64, torch.int32)),
+    "bool": ("bool (use mask.bool())", (torch.bool,)),
+}
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -25,7 +32,9 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}; did you mean {near[0]!r}?")
 
 
-def number(name: str, value, *, above: float | None = None, least: float | None = None, optional: bool = False) -> None:
+def number(
+    name: str, value: object, *, above: float | None = None, least: float | None = None, optional: bool = False
+) -> None:
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
@@ -36,36 +45,48 @@ def number(name: str, value, *, above: float | None = None, least: float | None 
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def shape_of(x) -> str:
+def given(x: Value | None) -> Value:
+    """x, which an earlier check made sure of."""
+    assert x is not None
+    return x
+
+
+def is_pair(x: object) -> bool:
+    return isinstance(x, tuple) and len(cast("tuple[object, ...]", x)) == 2
+
+
+def is_float_tensor(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def shape_of(x: object) -> str:
     return f"{list(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def tensor(name: str, x, *, like: Tensor, shape: tuple[int, ...] | None = None, kinds: str) -> None:
+def tensor(name: str, x: object, *, like: Tensor, shape: tuple[int, ...] | None = None, kinds: str) -> None:
     """Type, device, shape and kind ("float", "int" or "bool") of one argument."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.device != like.device:
         raise ValueError(f"{name} is on {x.device} and the first argument on {like.device}; move one with .to()")
-    found = (
-        "float"
-        if x.dtype in FLOATS
-        else "int"
-        if x.dtype in (torch.int64, torch.int32)
-        else "bool"
-        if x.dtype == torch.bool
-        else "?"
-    )
-    if found != kinds:
-        expected = {"float": "fp16, bf16, fp32 or fp64", "int": "int64 or int32", "bool": "bool (use mask.bool())"}[
-            kinds
-        ]
-        raise ValueError(f"{name} must be {expected}, got {x.dtype}")
+    words, dtypes = KINDS[kinds]
+    if x.dtype not in dtypes:
+        raise ValueError(f"{name} must be {words}, got {x.dtype}")
     if shape is not None and tuple(x.shape) != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(x.shape)}")
 
 
-def check_head(hidden, weight, target_ids, *, temperature, bias, softcap, logit_dtype="fp32") -> None:
-    if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() != 2:
+def check_head(
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    *,
+    temperature: float | Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_dtype: str = "fp32",
+) -> None:
+    if not is_float_tensor(hidden) or hidden.dtype not in FLOATS or hidden.dim() != 2:
         raise ValueError(f"hidden must be a float tensor [N, D]; flatten batch and time first, got {shape_of(hidden)}")
     if hasattr(weight, "full_tensor"):
         raise ValueError(
@@ -85,7 +106,7 @@ def check_head(hidden, weight, target_ids, *, temperature, bias, softcap, logit_
     one_of("logit_dtype", logit_dtype, LOGIT_DTYPES)
 
 
-def check_temperature(temperature, n: int, like: Tensor) -> None:
+def check_temperature(temperature: float | Tensor, n: int, like: Tensor) -> None:
     if isinstance(temperature, Tensor):
         tensor("temperature", temperature, like=like, shape=(n,), kinds="float")
     else:
@@ -93,9 +114,20 @@ def check_temperature(temperature, n: int, like: Tensor) -> None:
 
 
 def check_placement(
-    n: int, *, keep, forward_all, memory, main_grad, weight: Tensor, vocab_start, vocab_size, group, keep_lengths,
-    sequences, like: Tensor,
-) -> None:  # fmt: skip
+    n: int,
+    *,
+    keep: Tensor | None,
+    forward_all: object,
+    memory: object,
+    main_grad: object,
+    weight: Tensor,
+    vocab_start: object,
+    vocab_size: object,
+    group: object,
+    keep_lengths: object,
+    sequences: int | None,
+    like: Tensor,
+) -> None:
     if keep is not None:
         tensor("keep", keep, like=like, kinds="int")
         if keep.dim() != 1 or keep.numel() > n:
@@ -124,7 +156,7 @@ def check_placement(
         check_lengths(keep_lengths, n if keep is None else keep.numel(), sequences)
 
 
-def check_lengths(keep_lengths, rows: int, sequences: int | None) -> None:
+def check_lengths(keep_lengths: object, rows: int, sequences: int | None) -> None:
     if (
         not isinstance(keep_lengths, Tensor)
         or keep_lengths.device.type != "cpu"
@@ -142,7 +174,13 @@ def values_are_checked(x: Tensor) -> bool:
 
 
 def check_values(
-    target_ids: Tensor, vocab: int | None, *, temperature=None, cu_seqlens=None, keep=None, denominator=None
+    target_ids: Tensor,
+    vocab: int | None,
+    *,
+    temperature: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    keep: Tensor | None = None,
+    denominator: Tensor | None = None,
 ) -> None:
     """Values of index tensors; vocab None for a vocabulary shard, whose targets may lie elsewhere."""
     n = target_ids.numel()

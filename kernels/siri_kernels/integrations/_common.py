@@ -6,7 +6,9 @@ Shapes: B sequences padded to T positions, D hidden size, V vocabulary, N = mask
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import metadata
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,24 +16,25 @@ from torch import Tensor
 from siri_kernels.api import linear_grpo_loss, linear_logprob
 from siri_kernels.head import FusedLMHead
 from siri_kernels.metrics import GrpoResult
+from siri_kernels.validation import given
 
 
 def require(distribution: str, low: str, below: str) -> None:
     """ImportError in one line unless `distribution` is installed in [low, below)."""
     try:
-        found = metadata.version(distribution)
+        installed = metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        found = "none"
-    if found == "none" or not release(low) <= release(found) < release(below):
+        installed = "none"
+    if installed == "none" or not release(low) <= release(installed) < release(below):
         wanted = f"{distribution}>={low},<{below}"
         raise ImportError(
-            f"this adapter of siri_kernels knows {wanted} and found {found}: "
+            f"this adapter of siri_kernels knows {wanted} and found {installed}: "
             f'pip install "{wanted}", or call siri_kernels.linear_logprob and linear_grpo_loss from your own code'
         )
 
 
 def release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version).group().split("."))
+    return tuple(int(number) for number in re.findall(r"^\d+(?:\.\d+)*", version)[0].split("."))
 
 
 AGGREGATION = {
@@ -44,7 +47,7 @@ AGGREGATION = {
 """TRL's and Liger's loss types that `linear_grpo_loss` has"""
 
 
-def clip_options(kind: str, by_sequence: bool, low: float, high: float, delta: float | None) -> dict | None:
+def clip_options(kind: str, by_sequence: bool, low: float, high: float, delta: float | None) -> dict[str, Any] | None:
     """TRL's and Liger's clipping as arguments of `linear_grpo_loss`; None where it has no such thing."""
     if kind == "cispo":
         return None if by_sequence or high < 1 else {"loss": "cispo", "clip_low": None, "clip_high": high - 1}
@@ -53,13 +56,13 @@ def clip_options(kind: str, by_sequence: bool, low: float, high: float, delta: f
     return {"loss": "gspo" if by_sequence else "grpo", "clip_low": low, "clip_high": high, "dual_clip": delta}
 
 
-def scales_logits(config) -> bool:
+def scales_logits(config: object) -> bool:
     """Whether the model multiplies its logits by something after the head."""
     names = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
     return any(getattr(config, name, None) not in (None, 1, 1.0) for name in names)
 
 
-def softcap_of(config) -> float | None:
+def softcap_of(config: object) -> float | None:
     return getattr(config, "final_logit_softcapping", None)
 
 
@@ -68,12 +71,15 @@ def dense(parameter: Tensor) -> Tensor:
     and average its gradient over the ranks, which have other data each, as FSDP2's own hooks would."""
     if not hasattr(parameter, "full_tensor"):
         return parameter
-    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor import DTensor, Partial
 
-    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+    whole: Any = cast(DTensor, parameter)
+    return whole.full_tensor(grad_placements=[Partial("avg")] * whole.device_mesh.ndim)
 
 
-def bound(head, hidden: Tensor, bias: Tensor | None, softcap: float | None):
+def bound(
+    head: Any, hidden: Tensor, bias: Tensor | None, softcap: float | None
+) -> tuple[Tensor, Callable[..., Any], Callable[..., GrpoResult]]:
     """hidden in the dtype that the head computes in, and the head's `logprob` and `grpo_loss`.
 
     head: a weight [V, D], a module with weight and bias, or a `FusedLMHead`, which is called, so that its hooks fire.
@@ -92,12 +98,20 @@ def bound(head, hidden: Tensor, bias: Tensor | None, softcap: float | None):
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     weight, bias = dense(head).to(dtype), None if bias is None else dense(bias).to(dtype)
-    fixed = {"bias": bias, "softcap": softcap}
     return (
         hidden.to(dtype),
-        lambda hidden_ND, *args, **options: linear_logprob(hidden_ND, weight, *args, **fixed, **options),
-        lambda hidden_ND, *args, **options: linear_grpo_loss(hidden_ND, weight, *args, **fixed, **options),
+        of_weight(linear_logprob, weight, bias=bias, softcap=softcap),
+        of_weight(linear_grpo_loss, weight, bias=bias, softcap=softcap),
     )
+
+
+def of_weight(function: Callable[..., Any], weight: Tensor, **fixed: Any) -> Callable[..., Any]:
+    """`linear_logprob` or `linear_grpo_loss` with its second argument and some options given."""
+
+    def call(hidden_ND: Tensor, *args: Any, **options: Any) -> Any:
+        return function(hidden_ND, weight, *args, **fixed, **options)
+
+    return call
 
 
 def no_autocast(hidden: Tensor):
@@ -118,7 +132,7 @@ def unpack(values_N: Tensor, mask: Tensor) -> Tensor:
 
 def padded_logprob(
     hidden: Tensor,
-    head,
+    head: Any,
     target_ids: Tensor,
     mask: Tensor | None,
     *,
@@ -151,7 +165,7 @@ def rows_with_gradient(advantages_N: Tensor, counted: Tensor | None) -> Tensor:
 
 def padded_grpo_loss(
     hidden: Tensor,
-    head,
+    head: Any,
     target_ids: Tensor,
     mask: Tensor,
     advantages: Tensor,
@@ -159,7 +173,7 @@ def padded_grpo_loss(
     loss_mask: Tensor | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    **options,
+    **options: Any,
 ) -> GrpoResult:
     """`linear_grpo_loss` of a padded batch: hidden [B, T, D], target_ids and mask [B, T], advantages [B] or [B, T],
     loss_mask [B, T] for the tokens inside mask that count (default: all); old_logp, rollout_logp and a temperature per
@@ -186,4 +200,4 @@ def padded_grpo_loss(
             keep=keep,
             **options,
         )
-    return GrpoResult(result.loss, unpack(result.logp, mask), unpack(result.entropy, mask), result.metrics)
+    return GrpoResult(result.loss, unpack(result.logp, mask), unpack(given(result.entropy), mask), result.metrics)

@@ -4,12 +4,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def policy_loss(s, logp, old, reference, mask, advantages, weights, divisor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def policy_loss(
+    s: Any,
+    logp: Tensor,
+    old: Tensor,
+    reference: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    divisor: float | Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(loss, metrics). s holds the settings (`LigerFusedLinearGRPOLoss`); log-probs and mask [B, T], advantages [B, 1],
     weights [B, 1] or [B, T] multiply the policy term; metrics are [mean KL if s.beta, clipped fraction]."""
     log_ratio = torch.where(mask, logp - old, 0.0)
@@ -23,7 +33,8 @@ def policy_loss(s, logp, old, reference, mask, advantages, weights, divisor) -> 
         clipped = (ratio > s.high) & (advantages > 0)
         term = -ratio.clamp(max=s.high).detach() * advantages * logp
     elif s.loss_type == "sapo":
-        gate = torch.where(advantages > 0, *s.sapo)
+        above, below = s.sapo
+        gate = torch.where(advantages > 0, above, below)
         term = -torch.sigmoid(gate * (ratio - 1)) * 4 / gate * advantages
     elif s.loss_type == "vespo":
         term = -gamma_weight(s, log_ratio, mask, advantages, weights) * advantages * logp
@@ -35,7 +46,7 @@ def policy_loss(s, logp, old, reference, mask, advantages, weights, divisor) -> 
     if s.loss_type != "vespo":
         term = term * weights
 
-    metrics = []
+    metrics: list[Tensor] = []
     if s.beta:
         gap = torch.where(mask, reference - logp, 0.0)
         kl = (gap.exp() - gap - 1) * (ratio if s.use_bias_correction_kl else 1)
@@ -59,7 +70,7 @@ def policy_loss(s, logp, old, reference, mask, advantages, weights, divisor) -> 
 
 
 @torch.no_grad()
-def gamma_weight(s, log_ratio, mask, advantages, weights) -> Tensor:
+def gamma_weight(s: Any, log_ratio: Tensor, mask: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
     """VESPO's weight e^l w^k e^(-l w) [B, 1] of the sequence ratio w; it is 1 at w = 1."""
     least = math.log(1e-8)
     log_w = (log_ratio.clamp(-20, 20) * mask).sum(1, keepdim=True)

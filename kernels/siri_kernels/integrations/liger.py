@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from siri_kernels.integrations._common import AGGREGATION, clip_options, padded_grpo_loss, padded_logprob
 from siri_kernels.integrations._formulas import policy_loss
+from siri_kernels.sharding import all_reduce
+from siri_kernels.validation import given
 
 LOSS_TYPES = (*AGGREGATION, "sapo", "luspo", "vespo")
 
@@ -110,7 +112,7 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             if reference is None:
                 with torch.no_grad():
                     reference, _ = padded_logprob(
-                        ref_input.reshape(*mask.shape, -1),
+                        given(ref_input).reshape(*mask.shape, -1),
                         ref_weight,
                         *batch[2:],
                         bias=ref_bias,
@@ -119,14 +121,14 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         old = logp.detach() if old_per_token_logps is None else old_per_token_logps
         return policy_loss(self, logp, old, reference, mask, advantages[:, None], weights, divisor)
 
-    def _divisor(self, mask: Tensor, items) -> Tensor | int:
+    def _divisor(self, mask: Tensor, items: Tensor | float | None) -> Tensor | int:
         """What the sum of token terms is divided by: tokens of this batch, of all ranks' share, or sequences."""
         if self.loss_type in ("dapo", "cispo", "vespo"):
             distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
             total = torch.as_tensor(mask.sum() if items is None else items, device=mask.device, dtype=torch.float32)
             if distributed:
                 if items is None:
-                    torch.distributed.all_reduce(total)
+                    all_reduce(total, None)
                 total = total / torch.distributed.get_world_size()
             return total.clamp(min=1)
         return mask.sum().clamp(min=1) if self.loss_type == "bnpo" else mask.shape[0]

@@ -12,10 +12,14 @@ is called as the module it is, so that ZeRO's and FSDP's hooks fire. Where logit
 forward runs. Padding has log-prob and entropy 0. Models that change their logits after the head are refused.
 """
 
+# The trainer's models and batches are whatever it makes of them.
+# pyright: basic
+
 from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -23,7 +27,7 @@ from siri_kernels.integrations._common import padded_logprob, require, scales_lo
 
 require("openrlhf", "0.11", "0.12")
 
-originals: dict[type, object] = {}
+originals: dict[type, Any] = {}
 
 
 def score_in_head(model, targets, mask, temperature: float, **inputs):
@@ -42,10 +46,10 @@ def score_in_head(model, targets, mask, temperature: float, **inputs):
 
 
 def forward(
-    self,
-    sequences,
-    action_mask=None,
-    attention_mask=None,
+    self: Any,
+    sequences: Any,
+    action_mask: Any = None,
+    attention_mask: Any = None,
     return_output=False,
     allgather_logits=False,
     return_logprobs=False,
@@ -99,12 +103,13 @@ def actor_class(actor) -> type:
 
 def install(actor: type | None = None) -> None:
     """Give OpenRLHF's Actor (or `actor`, a class like it) this forward; a second call changes nothing."""
-    actor = actor or import_module("openrlhf.models").Actor
-    if actor not in originals:
-        originals[actor] = actor.forward
-        actor.forward = forward
+    target: Any = actor or import_module("openrlhf.models").Actor
+    if target not in originals:
+        originals[target] = target.forward
+        target.forward = forward
 
 
 def uninstall() -> None:
-    for actor in list(originals):
+    actors: list[Any] = list(originals)
+    for actor in actors:
         actor.forward = originals.pop(actor)

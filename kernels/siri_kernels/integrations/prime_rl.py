@@ -10,10 +10,14 @@ host synchronisation per vocabulary chunk, and whose entropy is differentiable. 
 prime-rl's own head.
 """
 
+# The trainer's models and batches are whatever it makes of them.
+# pyright: basic
+
 from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +50,7 @@ class FusedOutputLinear(torch.nn.Linear):
 
 def install() -> None:
     """Put the head in prime-rl's place; a second call changes nothing."""
-    module = import_module(SEAM)
+    module: Any = import_module(SEAM)
     if not originals:
         theirs = module.FusedOutputLinear
         if list(inspect.signature(theirs.forward).parameters)[: len(ARGUMENTS)] != ARGUMENTS:
@@ -60,4 +64,5 @@ def install() -> None:
 
 def uninstall() -> None:
     if originals:
-        import_module(SEAM).FusedOutputLinear = originals.pop("FusedOutputLinear")
+        module: Any = import_module(SEAM)
+        module.FusedOutputLinear = originals.pop("FusedOutputLinear")

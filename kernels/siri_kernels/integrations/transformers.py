@@ -7,6 +7,9 @@ Batches are padded [B, L], on either side; only the scored positions reach the h
 `FusedLMHead` (needed for LoRA on the head, and under FSDP2 when the head is a module of its own).
 """
 
+# Models are whatever transformers makes of them.
+# pyright: basic
+
 from __future__ import annotations
 
 from torch import Tensor

@@ -11,11 +11,15 @@ sapo, luspo, vespo, MoE auxiliary loss) and all metrics are TRL's own code on ou
 logits, LM heads under ZeRO-3 or LoRA keep TRL's head. One difference: |log ratio| is clamped to 20 in the loss.
 """
 
+# The trainer's models and batches are whatever it makes of them.
+# pyright: basic
+
 from __future__ import annotations
 
 import functools
 import types
 from contextlib import nullcontext
+from typing import Any
 
 from siri_kernels.integrations._common import (
     AGGREGATION,
@@ -31,7 +35,7 @@ from siri_kernels.integrations._common import (
 require("trl", "1.16", "1.17")
 
 from torch.nn import functional as F  # noqa: E402
-from trl import GRPOTrainer  # noqa: E402
+from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 from trl.trainer.utils import FusedCausalLMOutput  # noqa: E402
 
 
@@ -60,7 +64,7 @@ def add_fused_lm_head(model, temperature: float = 1.0, cast_lm_head_to_fp32: boo
     scaled = scales_logits(config)
 
     @functools.wraps(type(model).forward)
-    def forward(self, *args, fused_lm_head=False, labels=None, grpo=None, **kwargs):
+    def forward(self, *args, fused_lm_head=False, labels: Any = None, grpo: LossCall | None = None, **kwargs):
         head = self.get_output_embeddings()
         router = kwargs.get("output_router_logits", getattr(config, "output_router_logits", False))
         shifted = kwargs.keys() & {"shift_labels", "num_items_in_batch"}
@@ -82,7 +86,7 @@ def add_fused_lm_head(model, temperature: float = 1.0, cast_lm_head_to_fp32: boo
     model.forward = types.MethodType(forward, model)
 
 
-def settings(trainer: GRPOTrainer, inputs: dict) -> dict | None:
+def settings(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """TRL's loss of this batch as arguments of `padded_grpo_loss`; None where TRL has terms that it lacks."""
     kind = trainer.loss_type
     by_sequence = trainer.importance_sampling_level == "sequence"
@@ -128,6 +132,12 @@ def settings(trainer: GRPOTrainer, inputs: dict) -> dict | None:
 class FusedGRPO:
     """Mixin for GRPOTrainer and its subclasses."""
 
+    model: Any
+    ref_model: Any
+    accelerator: Any
+    args: Any
+    temperature: float
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for model in (self.model, self.ref_model):
@@ -137,11 +147,12 @@ class FusedGRPO:
                 add_fused_lm_head(model, self.temperature, self.args.cast_lm_head_to_fp32)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        theirs: Any = super()
         options = settings(self, inputs)
         if options is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return theirs.compute_loss(model, inputs, return_outputs, num_items_in_batch)
         call = LossCall(options)
-        value = super().compute_loss(call.through(model), inputs, return_outputs, num_items_in_batch)
+        value = theirs.compute_loss(call.through(model), inputs, return_outputs, num_items_in_batch)
         return call.loss if call.ran else value
 
 

@@ -9,9 +9,13 @@ triton). Log-probs and entropy are fp32 and both are differentiable. Megatron's 
 group) and reductions other than "none" stay with verl's kernel. `uninstall()` puts verl's functions back.
 """
 
+# The trainer's models and batches are whatever it makes of them.
+# pyright: basic
+
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +28,7 @@ SEAMS = {
     "FusedLinearForPPO": "verl.utils.experimental.torch_functional",
     "linear_cross_entropy": "verl.utils.kernel.linear_cross_entropy",
 }
-originals: dict[str, object] = {}
+originals: dict[str, Any] = {}
 
 
 class FusedLinearForPPO(torch.nn.Module):

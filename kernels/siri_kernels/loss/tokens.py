@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from siri_kernels.loss.spec import LossSettings
 from siri_kernels.metrics import mean_metrics
 from siri_kernels.reference import LOG_RATIO_BOUND, sequence_ids
+from siri_kernels.rows.protocol import Selection
+from siri_kernels.validation import given
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,30 @@ class Tokens:
     seq_count: Tensor | None = None
     """counted tokens of each sequence, at least 1, [S]"""
 
-    def select(self, rows) -> Tokens:
+    def select(self, rows: Selection) -> Tokens:
         """The same for some rows only; not for sequence-level losses."""
-        pick = lambda x: None if x is None else x[rows]  # noqa: E731
-        return Tokens(
-            self.advantages[rows], self.weight[rows], self.counted[rows], pick(self.old_logp), pick(self.rollout_logp)
-        )
+        old_logp = None if self.old_logp is None else self.old_logp[rows]
+        rollout_logp = None if self.rollout_logp is None else self.rollout_logp[rows]
+        return Tokens(self.advantages[rows], self.weight[rows], self.counted[rows], old_logp, rollout_logp)
 
     def contiguous(self) -> Tokens:
         """Plain strides, for kernels that index by token."""
-        flat = lambda x: None if x is None else x.contiguous()  # noqa: E731
-        fields = ("advantages", "weight", "counted", "old_logp", "rollout_logp")
-        return replace(self, **{name: flat(getattr(self, name)) for name in fields})
+        return replace(
+            self,
+            advantages=self.advantages.contiguous(),
+            weight=self.weight.contiguous(),
+            counted=self.counted.contiguous(),
+            old_logp=None if self.old_logp is None else self.old_logp.contiguous(),
+            rollout_logp=None if self.rollout_logp is None else self.rollout_logp.contiguous(),
+        )
+
+    def sequence_sum(self, x: Tensor) -> Tensor:
+        """Sum of x [N] over each sequence, [S]."""
+        return segment_sum(x, given(self.cu_seqlens))
+
+    def sequence_mean(self, x: Tensor) -> Tensor:
+        """Sum of x [N] over a token's sequence by its counted tokens, [N]."""
+        return (self.sequence_sum(x) / given(self.seq_count))[given(self.seq)]
 
     def restrict(self, computed: Tensor) -> Tokens:
         """Count only rows that were computed; divisors stay those of the whole batch."""
@@ -63,10 +78,10 @@ def prepare(
     n: int,
     advantages: Tensor,
     *,
-    old_logp,
-    rollout_logp,
-    mask,
-    cu_seqlens,
+    old_logp: Tensor | None,
+    rollout_logp: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
     denominator: Tensor | None,
     dtype: torch.dtype,
 ) -> Tokens:
@@ -85,16 +100,18 @@ def prepare(
     if settings.aggregation == "token_mean":
         divisor = m.sum() if divisor is None else divisor
     else:
-        divisor = torch.full((), float(cu_seqlens.numel() - 1), device=device) if divisor is None else divisor
+        sequences = given(cu_seqlens).numel() - 1
+        divisor = torch.full((), float(sequences), device=device) if divisor is None else divisor
         if settings.aggregation == "seq_mean":
-            weight = m / seq_count[seq]
+            weight = m / given(seq_count)[given(seq)]
         elif settings.aggregation == "seq_mean_fixed":
-            weight = m / settings.fixed_length
+            weight = m / given(settings.fixed_length)
     divisor = divisor.to(dtype)
     # nothing counted is a loss of 0; a divisor that is NaN or negative, unchecked on CUDA, must not look like that
     weight = torch.where(divisor == 0, 0.0, weight / torch.where(divisor < 0, torch.nan, divisor))
-    cast = lambda x: None if x is None else x.to(dtype)  # noqa: E731
-    return Tokens(adv, weight, counted, cast(old_logp), cast(rollout_logp), cu_seqlens, seq, seq_count)
+    old_logp = None if old_logp is None else old_logp.to(dtype)
+    rollout_logp = None if rollout_logp is None else rollout_logp.to(dtype)
+    return Tokens(adv, weight, counted, old_logp, rollout_logp, cu_seqlens, seq, seq_count)
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,7 @@ def _policy(settings: LossSettings, tokens: Tokens, logp: Tensor) -> Policy:
     token_log_ratio = delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     log_ratio = token_log_ratio
     if settings.loss == "gspo":
-        delta = (segment_sum(torch.where(tokens.counted, delta, 0.0), tokens.cu_seqlens) / tokens.seq_count)[tokens.seq]
+        delta = tokens.sequence_mean(torch.where(tokens.counted, delta, 0.0))
         log_ratio = delta.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = log_ratio.exp()
     log_weight = raw_weight = weight = None
@@ -161,8 +178,7 @@ def coefficients(settings: LossSettings, tokens: Tokens, logp: Tensor) -> tuple[
         slope = slope * policy.weight
     g = torch.where(tokens.counted, tokens.weight * slope, 0.0)
     if settings.loss == "gspo":
-        per_token = (segment_sum(g, tokens.cu_seqlens) / tokens.seq_count)[tokens.seq]
-        g = torch.where(tokens.counted, per_token, 0.0)
+        g = torch.where(tokens.counted, tokens.sequence_mean(g), 0.0)
     return g, torch.where(
         tokens.counted, -settings.entropy_coef * tokens.weight, 0.0
     ) if settings.entropy_coef else None
@@ -182,7 +198,7 @@ def summarize(
     if policy.weight is not None:
         term = policy.weight * term
     if settings.entropy_coef:
-        term = term - settings.entropy_coef * entropy
+        term = term - settings.entropy_coef * given(entropy)
     loss = torch.where(tokens.counted, tokens.weight * term, 0.0).sum()
 
     per_token = {
@@ -204,9 +220,10 @@ def summarize(
         per_token["mismatch_k3"] = bounded.expm1() - bounded
         per_token["importance_mean"] = torch.ones_like(logp) if policy.weight is None else policy.weight
         if settings.importance != "none":
-            outside = policy.raw_weight > settings.importance_cap
+            raw_weight = given(policy.raw_weight)
+            outside = raw_weight > settings.importance_cap
             if settings.importance == "icepop":
-                outside = outside | (policy.raw_weight < settings.importance_low)
+                outside = outside | (raw_weight < settings.importance_low)
             per_token["importance_clipped_fraction"] = outside
         maxima["mismatch_max"] = policy.log_weight.abs()
     return loss, mean_metrics(per_token, maxima, tokens.counted, ~finite)
@@ -219,18 +236,34 @@ def gradient_rows(settings: LossSettings, tokens: Tokens) -> Tensor:
     if not settings.entropy_coef:
         useful = tokens.counted & (tokens.advantages != 0)
         if settings.loss == "gspo":  # every counted token of a sequence moves its ratio
-            useful = segment_sum(useful.to(tokens.weight.dtype), tokens.cu_seqlens)[tokens.seq] > 0
+            useful = tokens.sequence_sum(useful.to(tokens.weight.dtype))[given(tokens.seq)] > 0
         possible = possible & useful
     return possible.nonzero().squeeze(1)
+
+
+Finish = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""row statistics [4, n] -> logp, entropy, log-sum, each [n]"""
+
+
+class Tally(Protocol):
+    """Collects the chunks of one call: log-probs and coefficients as they come, loss and metrics at the end."""
+
+    def add(self, rows: Selection, stats: Tensor, backward: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """log-sum, g and h of a chunk [n] from its row statistics [4, n]; its logp and entropy are written."""
+        ...
+
+    def result(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its metrics, when every chunk was added."""
+        ...
 
 
 class TorchTally:
     """Collects the chunks of one call: log-probs and coefficients as they come, loss and metrics at the end."""
 
-    def __init__(self, settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor, finish: Callable):
+    def __init__(self, settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor, finish: Finish):
         self.settings, self.tokens, self.logp, self.entropy, self.finish = settings, tokens, logp, entropy, finish
 
-    def add(self, rows: slice | Tensor, stats: Tensor, backward: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def add(self, rows: Selection, stats: Tensor, backward: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """log-sum, g and h of a chunk [n] from its row statistics [4, n]; g and h None when there is no backward."""
         logp, entropy, log_sum = self.finish(stats)
         self.logp[rows], self.entropy[rows] = logp, entropy

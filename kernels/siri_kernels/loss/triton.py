@@ -5,6 +5,10 @@ It is `loss.tokens` for token-level losses ("grpo", "cispo"), line by line; sequ
 between and take the torch version. Every block writes its own partial sums, which are added in a fixed order.
 """
 
+# What @triton.jit makes of a function no type checker knows: a launch takes other arguments, a constexpr is a number.
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 import torch
@@ -88,13 +92,13 @@ def finish_kernel(STATS, OUT, stats_stride, n, BLOCK: tl.constexpr):
     tl.store(OUT + 2 * n + i, log_sum, mask=valid)
 
 
-def finish(stats: Tensor) -> Tensor:
-    """[3, n]: logp, entropy and log-sum of row statistics [4, n], with the bits that the token kernel finds."""
+def finish(stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """logp, entropy and log-sum [n] of row statistics [4, n], with the bits that the token kernel finds."""
     n = stats.shape[1]
     out = stats.new_empty(3, n)
     if n:
         finish_kernel[(triton.cdiv(n, BLOCK),)](stats, out, stats.stride(0), n, BLOCK=BLOCK, num_warps=4)
-    return out
+    return out[0], out[1], out[2]
 
 
 @triton.jit

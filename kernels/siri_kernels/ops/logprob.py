@@ -149,19 +149,19 @@ def _logprob_backward(ctx: Any, upstream: Any, needed: dict[str, bool]) -> dict[
         return {}
     settings: LogprobSettings = ctx.settings
     needs = Needs(needed["hidden"], needed["weight"], needed["bias"], settings.frozen)
-    into_main = ctx.main_grad is not None and needs.weight
+    main_grad: Tensor | None = ctx.main_grad if needs.weight else None
     tensors = dict(zip((*Logprob._fields, *KEPT), ctx.saved_tensors, strict=True))
-    found = linear_logprob_backward(
+    gradients = linear_logprob_backward(
         **of_rows,
         **tensors,
-        settings=LogprobBackwardSettings(settings.head, settings.placement, needs, fp32_weight=into_main),
+        settings=LogprobBackwardSettings(settings.head, settings.placement, needs, fp32_weight=main_grad is not None),
     )
-    if into_main:
-        ctx.main_grad.add_(found.d_weight)
+    if main_grad is not None:
+        main_grad.add_(gradients.d_weight)
     return {
-        "hidden": found.d_hidden if needs.hidden else None,
-        "weight": padded(found.d_weight, needs.frozen) if needs.weight and not into_main else None,
-        "bias": found.d_bias if needs.bias else None,
+        "hidden": gradients.d_hidden if needs.hidden else None,
+        "weight": padded(gradients.d_weight, needs.frozen) if needs.weight and main_grad is None else None,
+        "bias": gradients.d_bias if needs.bias else None,
     }
 
 

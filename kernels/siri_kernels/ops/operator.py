@@ -10,7 +10,7 @@ and nothing else has to know.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType
 from typing import Any, Generic, ParamSpec, TypeVar, get_args, get_type_hints
@@ -30,28 +30,46 @@ def schema_type(annotation: Any) -> str:
     return SCHEMA[kind] + "?" * (NoneType in kinds)
 
 
-def leaves(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(path, schema type) of every number and name in a settings class."""
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        inside = (*path, field.name)
-        if is_dataclass(hints[field.name]):
-            yield from leaves(hints[field.name], inside)
-        else:
-            yield inside, schema_type(hints[field.name])
+class Settings:
+    """A settings class as an operator's keyword-only arguments: those of a part carry its name in front."""
 
+    def __init__(self, kind: type, prefix: str = ""):
+        self.kind = kind
+        self.schema: dict[str, str] = {}
+        """argument -> type"""
+        self.paths: dict[str, tuple[str, ...]] = {}
+        """argument -> the attributes that lead to it"""
+        self.parts: dict[str, Settings | str] = {}
+        """field -> its own settings, or its argument"""
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            name = prefix + field.name
+            if is_dataclass(hints[field.name]):
+                part = self.parts[field.name] = Settings(hints[field.name], name + "_")
+                self.schema |= part.schema
+                self.paths |= {argument: (field.name, *path) for argument, path in part.paths.items()}
+            else:
+                self.parts[field.name] = name
+                self.schema[name], self.paths[name] = schema_type(hints[field.name]), (field.name,)
 
-def build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """The settings object from the operator's keyword arguments."""
-    hints = get_type_hints(kind)
-    return kind(
-        **{
-            field.name: build(hints[field.name], values, f"{prefix}{field.name}_")
-            if is_dataclass(hints[field.name])
-            else values[prefix + field.name]
-            for field in fields(kind)
-        }
-    )
+    def flat(self, settings: object) -> dict[str, Any]:
+        """argument -> value."""
+        values: dict[str, Any] = {}
+        for argument, path in self.paths.items():
+            value = settings
+            for attribute in path:
+                value = getattr(value, attribute)
+            values[argument] = value
+        return values
+
+    def build(self, values: Mapping[str, Any]) -> Any:
+        """The object from its arguments."""
+        return self.kind(
+            **{
+                field: values[part] if isinstance(part, str) else part.build(values)
+                for field, part in self.parts.items()
+            }
+        )
 
 
 class Operator(Generic[Arguments, Outputs]):
@@ -62,42 +80,35 @@ class Operator(Generic[Arguments, Outputs]):
         """what it does, without torch.library around it"""
         hints = get_type_hints(function)
         self.outputs: Any = hints["return"]
-        self.settings: Any = hints["settings"]
+        self.settings = Settings(hints["settings"])
         self.tensors = [parameter for parameter in inspect.signature(function).parameters if parameter != "settings"]
-        self.paths: dict[str, tuple[str, ...]] = {}
-        arguments = [f"{schema_type(hints[tensor])} {tensor}" for tensor in self.tensors] + ["*"]
-        for path, kind in leaves(self.settings):
-            self.paths["_".join(path)] = path
-            arguments.append(f"{kind} {'_'.join(path)}")
+        arguments = [f"{schema_type(hints[tensor])} {tensor}" for tensor in self.tensors]
+        arguments += ["*", *(f"{kind} {name}" for name, kind in self.settings.schema.items())]
         returns = ", ".join(["Tensor"] * len(self.outputs._fields))
         schema = f"({', '.join(arguments)}) -> ({returns})"
 
         def run(*tensors: Tensor | None, **values: Any) -> Any:
             return self._call(function, tensors, values)
 
-        self.library_operator = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
+        self.library_operator: Any = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
 
     def _call(self, function: Callable[..., Any], tensors: tuple[Tensor | None, ...], values: Mapping[str, Any]) -> Any:
         named = dict(zip(self.tensors, tensors, strict=True))
-        outputs = tuple(function(**named, settings=build(self.settings, values)))
-        return outputs if len(outputs) > 1 else outputs[0]
+        outputs: tuple[Tensor, ...] = tuple(function(**named, settings=self.settings.build(values)))
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def flat(self, arguments: Mapping[str, Any]) -> tuple[list[Tensor | None], dict[str, Any]]:
         """A call's arguments in the order and under the names of the schema."""
-        values: dict[str, Any] = {}
-        for name, path in self.paths.items():
-            value = arguments["settings"]
-            for step in path:
-                value = getattr(value, step)
-            values[name] = value
-        return [arguments[tensor] for tensor in self.tensors], values
+        return [arguments[tensor] for tensor in self.tensors], self.settings.flat(arguments["settings"])
 
     def __call__(self, *args: Arguments.args, **arguments: Arguments.kwargs) -> Outputs:
         if args or set(arguments) != {*self.tensors, "settings"}:
             raise TypeError(f"{self.function.__name__} takes {', '.join(self.tensors)} and settings, all by keyword")
         tensors, values = self.flat(arguments)
-        outputs = self.library_operator(*tensors, **values)
-        return self.outputs(outputs) if isinstance(outputs, Tensor) else self.outputs(*outputs)
+        outputs: Any = self.library_operator(*tensors, **values)
+        if isinstance(outputs, Tensor):  # of a single output torch makes no tuple
+            outputs = (outputs,)
+        return self.outputs(*outputs)
 
     def register_fake(self, function: Callable[..., Outputs]) -> None:
         """`function` takes the same arguments and makes empty outputs of the right shapes and dtypes."""
@@ -118,7 +129,7 @@ class Operator(Generic[Arguments, Outputs]):
 
         def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
             ctx.set_materialize_grads(False)
-            settings = build(self.settings, keyword_only_inputs)
+            settings = self.settings.build(keyword_only_inputs)
             save(ctx, self.outputs(*output), **dict(zip(self.tensors, inputs, strict=True)), settings=settings)
 
         def flat_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:

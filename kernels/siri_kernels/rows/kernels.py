@@ -5,6 +5,10 @@ those of `rows.torch`. A scalar running maximum per block and per-lane sums: one
 across warps per block.
 """
 
+# What @triton.jit makes of a function no type checker knows: a launch takes other arguments, a constexpr is a number.
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 import os
@@ -177,13 +181,13 @@ def dlogits(
     z: Tensor,
     out: Tensor,
     target_ids: Tensor,
-    scale,
-    softcap,
-    vocab_start,
-    maximum,
-    log_sum,
-    logp,
-    entropy,
+    scale: float | Tensor,
+    softcap: float | None,
+    vocab_start: int,
+    maximum: Tensor,
+    log_sum: Tensor,
+    logp: Tensor,
+    entropy: Tensor,
     g: Tensor,
     h: Tensor | None,
 ) -> Tensor:

@@ -10,21 +10,32 @@ where g = dL/dlogp and h = dL/dH.
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
-from siri_kernels.rows.protocol import Head
+from siri_kernels.rows.protocol import Head, Selection
 from siri_kernels.sharding import Shard, locate
+from siri_kernels.validation import given
 
 FLOOR = -1e30  # stands in for -inf (a banned token) where 0 * inf would be NaN
 
 
-def column(x) -> Tensor:
+@overload
+def column(x: float) -> float: ...
+
+
+@overload
+def column(x: Tensor) -> Tensor: ...
+
+
+def column(x: float | Tensor) -> float | Tensor:
     """A per-row factor [n] as [n, 1]; a number as it is."""
     return x[:, None] if isinstance(x, Tensor) else x
 
 
-def logits_(head: Head, x: Tensor, scale, out: Tensor) -> Tensor | None:
+def logits_(head: Head, x: Tensor, scale: float | Tensor, out: Tensor) -> Tensor | None:
     """Write softcap(x @ W.T + b) * scale into `out`; returns d softcap / dz when there is a softcap."""
     if head.bias is None:
         torch.mm(x, head.weight.T, out=out)
@@ -48,19 +59,19 @@ def statistics(d: Tensor, e: Tensor, target_ids: Tensor, shard: Shard, *, banned
     In: scaled logits in d [n, V]. Out: d = z - max, e = exp(d) with 0 at the target. `banned`: -inf, a token that
     cannot be sampled, may be there.
     """
-    own, y = shard.localize(target_ids, d.shape[1])
+    here, y = shard.localize(target_ids, d.shape[1])
     target_z = d.gather(1, y).squeeze(1)
-    if own is not None:
-        target_z = torch.where(own, target_z, 0.0)
+    if here is not None:
+        target_z = torch.where(here, target_z, 0.0)
     if banned:
         d.clamp_(min=FLOOR)
     maximum = d.amax(1)
     d.sub_(maximum[:, None])
     torch.exp(d, out=e)
     e.scatter_(
-        1, y, torch.zeros_like(target_z)[:, None] if own is None else torch.where(own[:, None], 0, e.gather(1, y))
+        1, y, torch.zeros_like(target_z)[:, None] if here is None else torch.where(here[:, None], 0, e.gather(1, y))
     )
-    return torch.stack([maximum, e.sum(1), torch.linalg.vecdot(e, d), target_z])
+    return torch.stack([maximum, e.sum(1), torch.linalg.vecdot(e, d), target_z])  # pyright: ignore[reportUnknownMemberType]
 
 
 def finish(maximum: Tensor, s_off: Tensor, u_off: Tensor, target_z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,9 +102,10 @@ class TorchRows:
         whole = columns == head.weight.shape[0]
         self.head = head.widen(dtype) if whole else head
         self.buffers = torch.empty(2, rows * columns, dtype=dtype, device=hidden.device)
-        self.slope, self.shift = None, None
+        self.slope: Tensor | None = None
+        self.shift: Tensor | None = None
 
-    def inputs(self, rows) -> Tensor:
+    def inputs(self, rows: Selection) -> Tensor:
         """x [n, D] as the GEMMs take it."""
         return self.hidden[rows].to(self.dtype)
 
@@ -103,7 +115,7 @@ class TorchRows:
     def views(self, rows: int, columns: int) -> list[Tensor]:
         return [b[: rows * columns].view(rows, columns) for b in self.buffers]
 
-    def forward(self, rows, store: bool = True) -> Tensor:
+    def forward(self, rows: Selection, store: bool = True) -> Tensor:
         """Row statistics [4, n] over the whole vocabulary; `store`: a gradient follows."""
         x = self.inputs(rows)
         d, e = self.views(x.shape[0], self.head.weight.shape[0])
@@ -113,20 +125,39 @@ class TorchRows:
         self.shift = local[0] - stats[0]
         return stats
 
-    def gradient(self, rows, stats, log_sum, logp, entropy, g, h: Tensor | None) -> tuple[Tensor, None]:
+    def gradient(
+        self,
+        rows: Selection,
+        stats: Tensor,
+        log_sum: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        g: Tensor,
+        h: Tensor | None,
+    ) -> tuple[Tensor, None]:
         """dL/dlogits [n, V] of the chunk whose forward came last, in its buffer, and no row factor."""
         d, e = self.views(logp.numel(), self.head.weight.shape[0])
-        scale = self.head.scale(rows)
-        own, y = self.shard.localize(self.target_ids[rows], d.shape[1])
-        factor = (self.shift - log_sum).exp() * scale
+        scale, shift = self.head.scale(rows), given(self.shift)
+        here, y = self.shard.localize(self.target_ids[rows], d.shape[1])
+        factor = (shift - log_sum).exp() * scale
         if h is None:
             e.mul_((-g * factor)[:, None])
         else:
-            offset = self.shift - log_sum + entropy
+            offset = shift - log_sum + entropy
             e.mul_(d.add_(offset[:, None]).mul_((-h * factor)[:, None]).add_((-g * factor)[:, None]))
-        return self._finish_gradient(e, own, y, target_gradient(logp, entropy, g, h) * scale, self.slope), None
+        return self._finish_gradient(e, here, y, target_gradient(logp, entropy, g, h) * scale, self.slope), None
 
-    def slice_gradient(self, rows, columns: slice, maximum, log_sum, logp, entropy, g, h) -> tuple[Tensor, None]:
+    def slice_gradient(
+        self,
+        rows: Selection,
+        columns: slice,
+        maximum: Tensor,
+        log_sum: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        g: Tensor,
+        h: Tensor | None,
+    ) -> tuple[Tensor, None]:
         """dL/dlogits [n, columns] recomputed for a slice of the vocabulary, and no row factor."""
         x, scale = self.inputs(rows), self.head.scale(rows)
         d, p = self.views(x.shape[0], columns.stop - columns.start)
@@ -139,11 +170,11 @@ class TorchRows:
             p.mul_(column(-g * scale))
         else:
             p.mul_(d.add_(entropy[:, None]).mul_((-h * scale)[:, None]).add_((-g * scale)[:, None]))
-        own, y = locate(self.target_ids[rows], self.shard.start + columns.start, p.shape[1])
-        return self._finish_gradient(p, own, y, target_gradient(logp, entropy, g, h) * scale, slope), None
+        here, y = locate(self.target_ids[rows], self.shard.start + columns.start, p.shape[1])
+        return self._finish_gradient(p, here, y, target_gradient(logp, entropy, g, h) * scale, slope), None
 
     @staticmethod
-    def _finish_gradient(dz: Tensor, own: Tensor | None, y: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:
+    def _finish_gradient(dz: Tensor, here: Tensor | None, y: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:
         target = target[:, None]
-        dz.scatter_(1, y, target if own is None else torch.where(own[:, None], target, dz.gather(1, y)))
+        dz.scatter_(1, y, target if here is None else torch.where(here[:, None], target, dz.gather(1, y)))
         return dz if slope is None else dz.mul_(slope)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from siri_kernels import gemm
 from siri_kernels.rows.kernels import dlogits, narrow_view, row_stats
-from siri_kernels.rows.protocol import Head
+from siri_kernels.rows.protocol import Head, Selection
 from siri_kernels.sharding import Shard
 
 
@@ -33,9 +33,10 @@ class TritonRows:
         self.hidden, self.head, self.target_ids, self.shard = hidden, head, target_ids.contiguous(), shard
         self.operand = gradient_dtype(hidden.dtype)
         self.buffer = torch.empty(rows * columns, dtype=logits_dtype(hidden, head), device=hidden.device)
-        self.narrow_weight = None
+        self.narrow_weight: Tensor | None = None
+        self.z = self.buffer
 
-    def inputs(self, rows) -> Tensor:
+    def inputs(self, rows: Selection) -> Tensor:
         """x [n, D] as the gradient GEMMs take it."""
         return self.hidden[rows].to(self.operand)
 
@@ -46,7 +47,7 @@ class TritonRows:
             self.narrow_weight = self.head.weight.to(self.operand)
         return self.narrow_weight
 
-    def _logits(self, rows, columns: slice) -> Tensor:
+    def _logits(self, rows: Selection, columns: slice) -> Tensor:
         x, weight = self.hidden[rows], self.head.weight[columns]
         z = self.buffer[: x.shape[0] * weight.shape[0]].view(x.shape[0], weight.shape[0])
         gemm.mm(x, weight.T, out=z)
@@ -56,22 +57,52 @@ class TritonRows:
             z.copy_(z.to(torch.bfloat16))
         return z
 
-    def forward(self, rows, store: bool = True) -> Tensor:
+    def forward(self, rows: Selection, store: bool = True) -> Tensor:
         """Row statistics [4, n] over the whole vocabulary; `store`: a gradient follows."""
         self.z = self._logits(rows, slice(0, self.head.weight.shape[0]))
         y, scale = self.target_ids[rows], self.head.scale(rows)
         return self.shard.combine(row_stats(self.z, y, scale, self.head.softcap, self.shard.start))
 
-    def gradient(self, rows, stats, log_sum, logp, entropy, g, h: Tensor | None) -> tuple[Tensor, None]:
+    def gradient(
+        self,
+        rows: Selection,
+        stats: Tensor,
+        log_sum: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        g: Tensor,
+        h: Tensor | None,
+    ) -> tuple[Tensor, None]:
         """dL/dlogits [n, V] of the chunk whose forward came last, over its logits, and no row factor."""
         return self._gradient(self.z, rows, self.shard.start, stats[0], log_sum, logp, entropy, g, h)
 
-    def slice_gradient(self, rows, columns: slice, maximum, log_sum, logp, entropy, g, h) -> tuple[Tensor, None]:
+    def slice_gradient(
+        self,
+        rows: Selection,
+        columns: slice,
+        maximum: Tensor,
+        log_sum: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        g: Tensor,
+        h: Tensor | None,
+    ) -> tuple[Tensor, None]:
         """dL/dlogits [n, columns] recomputed for a slice of the vocabulary, and no row factor."""
         z = self._logits(rows, columns)
         return self._gradient(z, rows, self.shard.start + columns.start, maximum, log_sum, logp, entropy, g, h)
 
-    def _gradient(self, z, rows, start, maximum, log_sum, logp, entropy, g, h) -> tuple[Tensor, None]:
+    def _gradient(
+        self,
+        z: Tensor,
+        rows: Selection,
+        start: int,
+        maximum: Tensor,
+        log_sum: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        g: Tensor,
+        h: Tensor | None,
+    ) -> tuple[Tensor, None]:
         y, scale = self.target_ids[rows], self.head.scale(rows)
         out = narrow_view(z, self.operand)
         return dlogits(z, out, y, scale, self.head.softcap, start, maximum, log_sum, logp, entropy, g, h), None

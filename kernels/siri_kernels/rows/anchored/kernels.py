@@ -1,6 +1,10 @@
 """The small kernels around the anchored GEMM: the target's logit before it; afterwards the row sums, and the logit
 gradient's target column and row factors."""
 
+# What @triton.jit makes of a function no type checker knows: a launch takes other arguments, a constexpr is a number.
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 import torch
@@ -207,7 +211,9 @@ def target_logit(x: Tensor, weight: Tensor, target_ids: Tensor, logits: Logits) 
     return out
 
 
-def sums(partials: Tensor, tiles: int, b2: Tensor, target: Tensor, target_ids: Tensor, vocab: int, vocab_start: int):
+def sums(
+    partials: Tensor, tiles: int, b2: Tensor, target: Tensor, target_ids: Tensor, vocab: int, vocab_start: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Row statistics [4, n], gap [n] and redo [n] int32 from a GEMM's partial sums."""
     n = b2.shape[0]
     stats, gap = partials.new_empty(4, n), partials.new_empty(n)
@@ -219,7 +225,19 @@ def sums(partials: Tensor, tiles: int, b2: Tensor, target: Tensor, target_ids: T
     return stats, gap, redo
 
 
-def online_sums(partials, tiles, b2, target, target_ids, stats, gap, rows, count, vocab, vocab_start) -> None:
+def online_sums(
+    partials: Tensor,
+    tiles: int,
+    b2: Tensor,
+    target: Tensor,
+    target_ids: Tensor,
+    stats: Tensor,
+    gap: Tensor,
+    rows: Tensor,
+    count: Tensor,
+    vocab: int,
+    vocab_start: int,
+) -> None:
     """Overwrite stats, gap and b2 in the rows rows[:count]."""
     n = b2.shape[0]
     online_sums_kernel[(triton.cdiv(n, SUM_ROWS),)](
@@ -228,7 +246,17 @@ def online_sums(partials, tiles, b2, target, target_ids, stats, gap, rows, count
     )  # fmt: skip
 
 
-def gradient(e: Tensor, target_ids, logits: Logits, base, lse, logp, entropy, g: Tensor, h: Tensor | None) -> Tensor:
+def gradient(
+    e: Tensor,
+    target_ids: Tensor,
+    logits: Logits,
+    base: Tensor,
+    lse: Tensor,
+    logp: Tensor,
+    entropy: Tensor,
+    g: Tensor,
+    h: Tensor | None,
+) -> Tensor:
     """Turn E [n, V] into E' in place; returns the row factor [n] with dL/dlogits = factor * E'. `logits` as of the
     GEMM; its scale counts in powers of e here."""
     n, vocab = e.shape

@@ -11,6 +11,8 @@ maximum for b. Sources: this package's own; QuACK's chunked cross-entropy has th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,9 @@ from siri_kernels.rows.anchored.gemm import Logits, exp_gemm, new_partials, stor
 from siri_kernels.rows.anchored.kernels import LOG2E, gradient, online_sums, sums, target_logit
 from siri_kernels.rows.anchored.tiles import INTERPRETER, SINGLE_ROWS, pick_tile
 from siri_kernels.rows.kernels import INTERPRETED
-from siri_kernels.rows.protocol import Head
+from siri_kernels.rows.protocol import Head, Selection
 from siri_kernels.sharding import Shard, locate
+from siri_kernels.validation import given
 
 LOWEST_ANCHOR = -40.0
 
@@ -36,16 +39,19 @@ class AnchoredRows:
         self.matrix = head.weight if head.weight.stride(-1) == 1 else head.weight.contiguous()
         self.head, self.target_ids, self.shard = head, target_ids.contiguous(), shard
         self.anchor, self.entropy_gradient = anchor, entropy_gradient
-        self.size, self.buffer = rows * stored_width(columns), None
+        self.size = rows * stored_width(columns)
+        self.buffer: Tensor | None = None
+        self.e: Tensor | None = None
+        self.gap = hidden.new_zeros(0)
 
-    def inputs(self, rows) -> Tensor:
+    def inputs(self, rows: Selection) -> Tensor:
         """x [n, D] as the GEMMs take it."""
         return self.hidden[rows]
 
     def weight(self, columns: slice = slice(None)) -> Tensor:
         return self.matrix[columns]
 
-    def _logits(self, rows, columns: slice = slice(None)) -> Logits:
+    def _logits(self, rows: Selection, columns: slice = slice(None)) -> Logits:
         head, scale = self.head, self.head.scale(rows)
         per_row = isinstance(scale, Tensor)
         return Logits(
@@ -63,7 +69,7 @@ class AnchoredRows:
         width = stored_width(columns)
         return self.buffer[: n * width].view(n, width)[:, :columns]
 
-    def forward(self, rows, store: bool = True) -> Tensor:
+    def forward(self, rows: Selection, store: bool = True) -> Tensor:
         """Row statistics [4, n] over the whole vocabulary; `store`: a gradient follows."""
         x, y, logits = self.hidden[rows], self.target_ids[rows], self._logits(rows)
         n, vocab = x.shape[0], self.matrix.shape[0]
@@ -77,20 +83,31 @@ class AnchoredRows:
         slope = not self.entropy_gradient
         exp_gemm(x, self.matrix, y, b2, logits, out=self.e, partials=partials, target=target, slope=slope, tile=tile)
         if logits.round_bf16 and not self.shard.whole:
-            own, _ = locate(y, self.shard.start, vocab)
-            target = self.shard.all_reduce_(torch.where(own, target, 0.0))
+            here, _ = locate(y, self.shard.start, vocab)
+            target = self.shard.all_reduce_(torch.where(here, target, 0.0))
         local, self.gap, redo = sums(partials, partials.shape[1], b2, target, y, vocab, self.shard.start)
         self._redo(x, y, logits, slope, partials, target, b2, local, redo)
         stats = self.shard.combine(local)
         self.gap = self.gap + (local[0] - stats[0])
         return stats
 
-    def _redo(self, x, y, logits: Logits, slope: bool, partials, target, b2, local, redo) -> None:
+    def _redo(
+        self,
+        x: Tensor,
+        y: Tensor,
+        logits: Logits,
+        slope: bool,
+        partials: Tensor,
+        target: Tensor,
+        b2: Tensor,
+        local: Tensor,
+        redo: Tensor,
+    ) -> None:
         """Do the flagged rows again with an online maximum: launches whose programs end at once when there are
         none."""
         rows, count = redo.argsort(descending=True, stable=True), redo.sum()
         tile = INTERPRETER[False] if INTERPRETED else SINGLE_ROWS
-        flagged = {"target": target, "slope": slope, "tile": tile, "rows": rows, "count": count}
+        flagged: dict[str, Any] = {"target": target, "slope": slope, "tile": tile, "rows": rows, "count": count}
         exp_gemm(x, self.matrix, y, b2, logits, out=None, partials=partials, online=True, **flagged)
         vocab = self.matrix.shape[0]
         tiles = -(-vocab // tile.columns)
@@ -98,13 +115,32 @@ class AnchoredRows:
         if self.e is not None:
             exp_gemm(x, self.matrix, y, b2, logits, out=self.e, partials=None, **flagged)
 
-    def gradient(self, rows, stats, log_sum, logp, entropy, g, h: Tensor | None) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self,
+        rows: Selection,
+        stats: Tensor,
+        log_sum: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        g: Tensor,
+        h: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         """(E' [n, V], v [n]) with dL/dlogits = v E', of the chunk whose forward came last, in its buffer."""
         y, logits = self.target_ids[rows], self._logits(rows)
-        base, lse = self.gap - log_sum, stats[0] + log_sum
-        return self.e, gradient(self.e, y, logits, base, lse, logp, entropy, g, h)
+        base, lse, e = self.gap - log_sum, stats[0] + log_sum, given(self.e)
+        return e, gradient(e, y, logits, base, lse, logp, entropy, g, h)
 
-    def slice_gradient(self, rows, columns: slice, maximum, log_sum, logp, entropy, g, h) -> tuple[Tensor, Tensor]:
+    def slice_gradient(
+        self,
+        rows: Selection,
+        columns: slice,
+        maximum: Tensor,
+        log_sum: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        g: Tensor,
+        h: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         """The same recomputed for a slice of the vocabulary, with the log-sum-exp for b: E is the probability."""
         x, y, logits = self.hidden[rows], self.target_ids[rows], self._logits(rows, columns)
         weight, lse = self.matrix[columns], maximum + log_sum

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import triton
+import triton  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
+from siri_kernels.gemm import multiprocessors
 from siri_kernels.rows.kernels import INTERPRETED
 
 
@@ -116,4 +117,4 @@ def programs_per_device(device: torch.device, tile: Tile) -> int:
     """Persistent programs: one per multiprocessor for tiles of 256 columns, two for smaller ones."""
     if device.type != "cuda":
         return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count * (1 if tile.columns > 128 else 2)
+    return multiprocessors(device) * (1 if tile.columns > 128 else 2)
