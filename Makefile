@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made when missing (plain pip, nothing global).
 #   make demo   train the tiny reasoner with SIRI on this machine and draw the report
-#   make test   run all tests          make lint   ruff check and format
+#   make test   run all tests          make lint   ruff check and format, types
 #   make test-vllm   the tests with a real vLLM, on the CPU, in .venv-vllm (3.4 GB)
 #   make torture   what breaks a run, at length: kills, full disks, hostile answers and files; long
 #   make bench  microbenchmarks        make clean  remove .venv* and caches (runs/ stays)
@@ -32,6 +32,7 @@ torture: $(READY)
 lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/basedpyright
 
 bench: $(READY)
 	.venv/bin/python -m pytest bench --benchmark-enable --benchmark-only

@@ -60,5 +60,8 @@ def test_installed_with_pip_into_an_environment_of_its_own(tmp_path):
     out = run(python, "-c", script("siri", "transformers", "numpy"), **clean)
     assert "needs CUDA tensors" in out
     assert Path(out.splitlines()[-1]).is_relative_to(site), "it runs from where pip put it"
+    files = {path.relative_to(source) for path in (source / "siri_kernels").rglob("*") if path.is_file()}
+    assert Path("siri_kernels/py.typed") in files and Path("siri_kernels/rows/anchored/gemm.py") in files
+    assert all((site / path).exists() for path in files), "nothing is left behind"
     named = run(python, "-c", "import importlib.metadata as m; print(m.version('siri-kernels'))", **clean)
     assert named.strip() == run(python, "-c", "import siri_kernels as s; print(s.__version__)", **clean).strip()
