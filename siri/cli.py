@@ -1,276 +1,151 @@
-"""The commands of siri. Only what a command needs is imported, so that help is instant."""
+"""The commands of siri, as a table, and what a shell sees of them. Only what a command needs is imported, so that help
+is instant."""
 
 import errno
-import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
-from siri.config import Config
-from siri.config.parse import nearest, parse
-from siri.config.recipe import load_recipe, recipe_names, resolve
-from siri.config.sections import check_rollout
+from siri.config.parse import HELP, nearest, parse
+from siri.config.recipe import RecipeOptions, recipe_names, resolve
+from siri.config.settings import Declared, declared
 from siri.errors import InputError
 
 ALIKE_S = 5
 """Seconds that another rank waits for rank 0 to say what is wrong."""
-HELP = """\
-siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)
-
-  siri train RECIPE [--KEY VALUE ...] [--run-dir DIR] [--resume]   train; siri train --help lists the keys
-  siri eval MODEL --data FILE ... [--cap N] [--samples K]          accuracy (avg@k), pass@k, tokens of a model
-  siri plan RECIPE [--gpus N] [--gpu h100] [--KEY VALUE ...]       GPU memory and GPU-hours that a run needs
-  siri report RUN                                                  draw the pictures and report.html of a run
-  siri report --paper BASE.json LOW.json ...                       results of siri eval beside the paper's table
-  siri study STUDY.toml [--jobs N] [--limit N] [--draw]            arms x seeds, resumable; their table and pictures
-  siri compare RUN RUN ... [--out DIR]                             the same for runs at hand
-  siri export CHECKPOINT FOLDER                                    a model folder for transformers and vLLM
-  siri replay BUNDLE                                               run the update of a post-mortem again
-  siri bench [--compare A.json B.json] [--plot A.json]             benchmark results side by side, or drawn
-  siri bench calibrate RECIPE [--out FILE]                         cost of attention here, for the packing plan
-  siri doctor                                                      what this machine has, and what is missing
-
-recipes: {recipes}
-"""
 
 
 @dataclass(frozen=True)
-class TrainOptions(Config):
-    run_dir: str = ""
-    """Folder of the run; default runs/RECIPE."""
-    resume: bool = False
-    """Continue the run in --run-dir from its newest good checkpoint."""
-    auto_resume: bool = False
-    """Start the run, or continue it if the folder holds one."""
-    quiet: bool = False
-    """Show nothing but errors."""
-    dry_run: bool = False
-    """Resolve everything, print what the run would be, and stop before anything is allocated or written."""
+class Command:
+    """One command: what `siri --help` says of it, and where it is."""
 
-    def __post_init__(self) -> None:
-        """Nothing: a recipe may need the command line to make sense, so only the Config of both is checked."""
+    arguments: str
+    """What it takes by position, in the user's words."""
+    flags: str
+    """The options that `siri --help` shows."""
+    summary: str
+    module: str
+    options: str
+    """The dataclass of its arguments and options, in the module."""
+    function: str
+    """Takes the options and returns the exit code."""
+    needs: str = ""
+    """What is missing where an argument is, if its name does not say it."""
 
-
-@dataclass(frozen=True)
-class EvalOptions:
-    data: tuple[str, ...] = ()
-    """Problems: .json, .jsonl, .parquet files or hub data sets; paper = AIME24, AIME25, AMC, MATH500 from the hub."""
-    cap: int = 16384
-    """Longest response, tokens."""
-    samples: int = 64
-    """Responses to each problem."""
-    temperature: float = 0.6
-    """Sampling temperature; 0 = greedy."""
-    problems: int = 0
-    """Only the first so many problems of each file; 0 = all."""
-    prompt_key: str = ""
-    """Column of the problem; empty = recognised."""
-    answer_key: str = ""
-    """Column of the answer; empty = recognised."""
-    template: Literal["auto", "chat", "plain"] = "auto"
-    """Chat template or plain text; auto = chat where there is a template."""
-    instruction: str = "Let's think step by step and output the final answer within \\boxed{}."
-    """Text added to every problem that does not hold it already."""
-    max_prompt_tokens: int = 1024
-    """Longer prompts are left out and counted."""
-    reward: str = "math"
-    """math, exact, or module:function."""
-    think: bool = True
-    """Grade only the text after </think>."""
-    reward_workers: int = 4
-    """Killable processes that grade."""
-    reward_timeout_s: float = 10.0
-    """Seconds after which an answer that is still being graded scores 0."""
-    rollout: Literal["auto", "local", "vllm"] = "auto"
-    """Engine: local = embedded; vllm = vLLM here, or behind rollout_servers; auto = vllm where it runs, else local."""
-    rollout_servers: tuple[str, ...] = ()
-    """Addresses of `vllm serve` processes; they need not hold the model's weights, they are sent."""
-    rollout_memory: float = 0.85
-    """Share of the GPU's memory for vLLM."""
-    rollout_sync_dir: str = ""
-    """Folder that this machine and the servers see, for the weights."""
-    rollout_timeout_s: float = 120.0
-    """Seconds without a new token after which a server counts as hanging."""
-    rollout_tokens: int | Literal["auto"] = "auto"
-    """Room for keys and values in the embedded engine, in tokens."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
-    seed: int = 0
-    """Seed of sampling."""
-    base: str = ""
-    """Result file (--out) of the base model; adds changes and the efficiency score."""
-    out: str = ""
-    """Write the figures to this JSON file."""
-
-    def __post_init__(self) -> None:
-        for name in ("cap", "samples", "max_prompt_tokens", "reward_workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("temperature", "problems", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        check_rollout(self)
+    def load(self) -> tuple[type, Callable[[Any], int]]:
+        module = import_module(self.module)
+        return getattr(module, self.options), getattr(module, self.function)
 
 
-def train_command(arguments: list[str]) -> int:
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" in arguments or "-h" in arguments:
-            parse(TrainOptions, ["--help"], prog="siri train RECIPE")
-        raise InputError(f"siri train needs a recipe: {', '.join(recipe_names())}, or a .toml file")
-    recipe = arguments[0]
-    load_recipe(recipe)  # an unknown recipe is named before anything else
-    options = resolve(recipe, TrainOptions, arguments[1:], prog=f"siri train {recipe}")
-    name = Path(recipe).stem if recipe.endswith(".toml") else recipe
-    config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
-    for key in ("model", "data"):
-        if not getattr(config, key):
-            raise InputError(f"{key} is not set; give --{key}")
-    from siri.report.paper import expand
-    from siri.runtime.ranks import leave_ranks, recorded
-    from siri.train.loop import train
-
-    resume = "auto" if options.auto_resume else "must" if options.resume else "never"
-    run_dir = Path(options.run_dir or f"runs/{name}")
-    config = replace(config, eval_data=expand(config.eval_data))
-    if options.dry_run:
-        from siri.commands.dry_run import dry_run
-
-        return dry_run(config, run_dir, recipe=name, resume=resume)
-    code = recorded(lambda: train(config, run_dir, recipe=name, resume=resume, quiet=options.quiet))
-    leave_ranks()
-    return code
-
-
-def eval_command(arguments: list[str]) -> int:
-    if arguments and arguments[0] in ("--help", "-h"):
-        parse(EvalOptions, ["--help"], prog="siri eval MODEL")
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("siri eval needs a model: siri eval MODEL --data FILE ...")
-    options = parse(EvalOptions, arguments[1:], prog="siri eval MODEL")
-    if not options.data:
-        raise InputError("siri eval needs problems; give --data FILE ..., or --data paper for the paper's four sets")
-    from siri.report.paper import expand
-    from siri.train.evaluate import run_evaluation
-
-    run_evaluation(arguments[0], replace(options, data=expand(options.data)))
-    return 0
-
-
-def plan_command(arguments: list[str]) -> int:
-    from siri.planning.tables import PlanOptions, run_plan
-
-    if arguments and arguments[0] in ("--help", "-h"):
-        parse(PlanOptions, ["--help"], prog="siri plan RECIPE")
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError(f"siri plan needs a recipe: {', '.join(recipe_names())}, or a .toml file")
-    return run_plan(arguments[0], arguments[1:])
-
-
-def report_command(arguments: list[str]) -> int:
-    if "--paper" in arguments:
-        return _paper_command([argument for argument in arguments if argument != "--paper"])
-    (run,) = _positional(arguments, "siri report RUN")
-    from siri.report.html import write_report
-
-    print(write_report(Path(run)))
-    return 0
-
-
-def _paper_command(arguments: list[str]) -> int:
-    from siri.report.paper import PaperOptions, print_paper
-
-    files = [argument for argument in arguments if argument.endswith(".json")]
-    options = parse(PaperOptions, [one for one in arguments if one not in files], prog="siri report --paper")
-    if not files:
-        raise InputError("siri report --paper needs result files of siri eval --out, the base's with base in its name")
-    print_paper(files, options)
-    return 0
-
-
-def study_command(arguments: list[str]) -> int:
-    from siri.study.report import StudyOptions, run_study
-
-    if arguments and arguments[0] in ("--help", "-h"):
-        parse(StudyOptions, ["--help"], prog="siri study STUDY.toml")
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("siri study needs a study: siri study STUDY.toml")
-    return run_study(arguments[0], parse(StudyOptions, arguments[1:], prog="siri study STUDY.toml"))
-
-
-def compare_command(arguments: list[str]) -> int:
-    from siri.study.report import CompareOptions, run_compare
-
-    if arguments and arguments[0] in ("--help", "-h"):
-        parse(CompareOptions, ["--help"], prog="siri compare RUN RUN ...")
-    count = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    if count < 2:
-        raise InputError("siri compare needs two runs at least: siri compare RUN RUN ...")
-    return run_compare(arguments[:count], parse(CompareOptions, arguments[count:], prog="siri compare RUN RUN ..."))
-
-
-def export_command(arguments: list[str]) -> int:
-    source, target = _positional(arguments, "siri export CHECKPOINT FOLDER")
-    from siri.store.checkpoint import export
-
-    print(export(Path(source), Path(target)))
-    return 0
-
-
-def replay_command(arguments: list[str]) -> int:
-    (bundle,) = _positional(arguments, "siri replay BUNDLE")
-    from siri.commands.replay import run_replay
-
-    return run_replay(Path(bundle))
-
-
-def bench_command(arguments: list[str]) -> int:
-    if arguments[:1] == ["calibrate"]:
-        from siri.commands.calibrate import CalibrateOptions, run_calibrate
-
-        if arguments[1:] and arguments[1] in ("--help", "-h"):
-            parse(CalibrateOptions, ["--help"], prog="siri bench calibrate RECIPE")
-        if not arguments[1:] or arguments[1].startswith("-"):
-            raise InputError(f"siri bench calibrate needs a recipe: {', '.join(recipe_names())}, or a .toml file")
-        return run_calibrate(arguments[1:])
-    from siri.commands.bench import BenchOptions, run_bench
-
-    return run_bench(parse(BenchOptions, arguments, prog="siri bench"))
-
-
-def doctor_command(arguments: list[str]) -> int:
-    from siri.commands.doctor import collect, run_doctor
-
-    if arguments == ["--json"]:
-        print(json.dumps(collect(), indent=1))
-        return 0
-    _positional(arguments, "siri doctor")
-    return run_doctor()
-
-
-def _positional(arguments: list[str], usage: str) -> list[str]:
-    if "--help" in arguments or "-h" in arguments:
-        print(next(line.strip() for line in HELP.splitlines() if line.strip().startswith(usage)))
-        raise SystemExit(0)
-    if len(arguments) != len(usage.split()) - 2 or any(argument.startswith("-") for argument in arguments):
-        raise InputError(f"usage: {usage}")
-    return arguments
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": train_command,
-    "eval": eval_command,
-    "plan": plan_command,
-    "report": report_command,
-    "study": study_command,
-    "compare": compare_command,
-    "export": export_command,
-    "replay": replay_command,
-    "bench": bench_command,
-    "doctor": doctor_command,
+A_RECIPE = "a recipe: {recipes}, or a .toml file"
+COMMANDS = {
+    "train": Command(
+        "RECIPE",
+        "[--KEY VALUE ...] [--run-dir DIR] [--resume]",
+        "train; siri train --help lists the keys",
+        "siri.commands.train",
+        "TrainOptions",
+        "run_train",
+        needs=A_RECIPE,
+    ),
+    "eval": Command(
+        "MODEL",
+        "--data FILE ... [--cap N] [--samples K]",
+        "accuracy (avg@k), pass@k, tokens of a model",
+        "siri.commands.evaluate",
+        "EvalOptions",
+        "run_evaluation",
+        needs="a model: siri eval MODEL --data FILE ...",
+    ),
+    "plan": Command(
+        "RECIPE",
+        "[--gpus N] [--gpu h100] [--KEY VALUE ...]",
+        "GPU memory and GPU-hours that a run needs",
+        "siri.commands.plan",
+        "PlanOptions",
+        "run_plan",
+        needs=A_RECIPE,
+    ),
+    "report": Command(
+        "RUN",
+        "",
+        "draw the pictures and report.html of a run",
+        "siri.commands.report",
+        "ReportOptions",
+        "run_report",
+    ),
+    "report --paper": Command(
+        "BASE.json LOW.json ...",
+        "",
+        "results of siri eval beside the paper's table",
+        "siri.commands.report",
+        "PaperOptions",
+        "run_paper",
+        needs="result files of siri eval --out, the base's with base in its name",
+    ),
+    "study": Command(
+        "STUDY.toml",
+        "[--jobs N] [--limit N] [--draw]",
+        "arms x seeds, resumable; their table and pictures",
+        "siri.commands.study",
+        "StudyOptions",
+        "run_study",
+        needs="a study: siri study STUDY.toml",
+    ),
+    "compare": Command(
+        "RUN RUN ...",
+        "[--out DIR]",
+        "the same for runs at hand",
+        "siri.commands.compare",
+        "CompareOptions",
+        "run_compare",
+        needs="two runs at least: siri compare RUN RUN ...",
+    ),
+    "export": Command(
+        "CHECKPOINT FOLDER",
+        "",
+        "a model folder for transformers and vLLM",
+        "siri.commands.export",
+        "ExportOptions",
+        "run_export",
+    ),
+    "replay": Command(
+        "BUNDLE",
+        "",
+        "run the update of a post-mortem again",
+        "siri.commands.replay",
+        "ReplayOptions",
+        "run_replay",
+    ),
+    "bench": Command(
+        "",
+        "[--compare A.json B.json] [--plot A.json]",
+        "benchmark results side by side, or drawn",
+        "siri.commands.bench",
+        "BenchOptions",
+        "run_bench",
+    ),
+    "bench calibrate": Command(
+        "RECIPE",
+        "[--out FILE]",
+        "cost of attention here, for the packing plan",
+        "siri.commands.calibrate",
+        "CalibrateOptions",
+        "run_calibrate",
+        needs=A_RECIPE,
+    ),
+    "doctor": Command(
+        "",
+        "",
+        "what this machine has, and what is missing",
+        "siri.commands.doctor",
+        "DoctorOptions",
+        "run_doctor",
+    ),
 }
 
 
@@ -306,15 +181,80 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def overview() -> str:
+    """What `siri --help` prints."""
+    calls = {
+        " ".join(filter(None, ("siri", name, command.arguments, command.flags))): command.summary
+        for name, command in COMMANDS.items()
+    }
+    width = max(map(len, calls))
+    lines = [f"  {call:{width}}  {summary}" for call, summary in calls.items()]
+    title = "siri: reinforcement learning with an oscillating length cap (arXiv 2509.25176)"
+    return "\n".join([title, "", *lines, "", f"recipes: {', '.join(recipe_names())}"]) + "\n"
+
+
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(HELP.format(recipes=", ".join(recipe_names())), end="")
+    if not arguments or arguments[0] in (*HELP, "help"):
+        print(overview(), end="")
         return 0
     if arguments[0] == "--version":
         from siri import __version__
 
         print(__version__)
         return 0
-    if arguments[0] not in COMMANDS:
-        raise InputError(f"unknown command {arguments[0]!r}{nearest(arguments[0], list(COMMANDS))}; see siri --help")
-    return COMMANDS[arguments[0]](arguments[1:])
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}; see siri --help")
+    for place, word in enumerate(rest):
+        if f"{name} {word}" in COMMANDS and (place == 0 or word.startswith("--")):
+            name, rest = f"{name} {word}", rest[:place] + rest[place + 1 :]
+            break
+    options, function = COMMANDS[name].load()
+    return function(read_options(name, options, rest))
+
+
+def read_options(name: str, options: type, arguments: list[str]) -> Any:
+    """The options of a command from what stands behind its name; SystemExit after help."""
+    command = COMMANDS[name]
+    usage = f"siri {name} {command.arguments}".rstrip()
+    given, rest = take_positional(options, arguments)
+    complete = all(
+        len(words) >= (each.meaning.least or 1) for each, words in zip(_positional(options), given, strict=True)
+    )
+    if not complete and set(HELP) & set(arguments):
+        parse(options, ["--help"], prog=usage)
+    if not complete and command.needs:
+        raise InputError(f"siri {name} needs {command.needs.format(recipes=', '.join(recipe_names()))}")
+    keyless = len(_positional(options)) == len(list(declared(options)))
+    if not complete or (keyless and rest and not set(HELP) & set(rest)):
+        raise InputError(f"usage: {usage}")
+    if issubclass(options, RecipeOptions):
+        (recipe,) = given[0]
+        read = resolve(recipe, options, rest, prog=f"siri {name} {recipe}")
+    else:
+        read = parse(options, rest, prog=usage)
+    values = {
+        each.name: tuple(words) if isinstance(each.default, tuple) else words[0]
+        for each, words in zip(_positional(options), given, strict=True)
+    }
+    return replace(read, **values)
+
+
+def take_positional(options: type, arguments: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """The words of each positional setting, and what is left: words before the first --KEY, in order, or those with the
+    suffix that the setting asks for."""
+    given, rest = [], list(arguments)
+    for each in _positional(options):
+        if each.meaning.suffix:
+            words = [word for word in rest if word.endswith(each.meaning.suffix)]
+            rest = [word for word in rest if word not in words]
+        else:
+            leading = next((place for place, word in enumerate(rest) if word.startswith("-")), len(rest))
+            count = leading if isinstance(each.default, tuple) else min(leading, 1)
+            words, rest = rest[:count], rest[count:]
+        given.append(words)
+    return given, rest
+
+
+def _positional(options: type) -> list[Declared]:
+    return [each for each in declared(options) if each.meaning.positional]

@@ -36,6 +36,8 @@ FIGURES = ("ms", *SLACK)
 
 @dataclass(frozen=True)
 class BenchOptions:
+    """What is compared or drawn."""
+
     compare: tuple[str, ...] = ()
     """Two results, the earlier one first."""
     plot: str = ""

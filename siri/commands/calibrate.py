@@ -8,7 +8,7 @@ with the length is attention's. One process, one device.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siri.config import Config
-from siri.config.recipe import resolve
+from siri.config.recipe import RecipeOptions
+from siri.config.settings import setting
 from siri.errors import InputError
 from siri.packing.flops import forward_flops
 
@@ -31,20 +32,19 @@ SHARES = (1 / 16, 1 / 4, 1 / 2, 1)
 
 
 @dataclass(frozen=True)
-class CalibrateOptions(Config):
+class CalibrateOptions(RecipeOptions):
+    """What is timed, and how often."""
+
     lengths: tuple[int, ...] = ()
     """Tokens of the sequences that are timed; none = 1/16, 1/4, 1/2 and all of the longest prompt and cap."""
-    tokens: int = 0
+    tokens: int = setting(0, least=0)
     """Tokens of a pack; 0 = the longest of the lengths."""
-    layers: int = 0
+    layers: int = setting(0, least=0)
     """Layers of the model that are timed, fewer for a quick look; 0 = all."""
-    repeats: int = 5
+    repeats: int = setting(5, least=1)
     """Times that every pack runs; the median counts."""
     out: str = "cost_ratio.json"
     """The file to write."""
-
-    def __post_init__(self) -> None:
-        """Nothing: a recipe may need the command line to make sense, so only the Config of both is checked."""
 
 
 def fit_ratio(model_config: Any, packs: Sequence[tuple[int, int]], seconds: Sequence[float]) -> tuple[float, float]:
@@ -162,18 +162,11 @@ def _pack(model_config: Any, sequences: int, length: int, device: "torch.device"
     return MicroBatch.of(samples, entropy_bonus=False, device=device, backend=backend)
 
 
-def run_calibrate(arguments: list[str]) -> int:
+def run_calibrate(options: CalibrateOptions) -> int:
     """`siri bench calibrate RECIPE [--KEY VALUE ...]`: measure, write the file, and say how to use it."""
     from siri.store.jsonl import write_atomic
 
-    recipe = arguments[0]
-    options = resolve(recipe, CalibrateOptions, arguments[1:], prog=f"siri bench calibrate {recipe}")
-    config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
-    if not config.model:
-        raise InputError("model is not set; give --model")
-    for name, least in (("tokens", 0), ("layers", 0), ("repeats", 1)):
-        if getattr(options, name) < least:
-            raise InputError(f"{name} is {getattr(options, name)}; it must be at least {least}")
+    config = options.config("model")
     path = Path(options.out)
     if not path.parent.is_dir():
         raise InputError(f"{path}: no such folder; give --out FILE")

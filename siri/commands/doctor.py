@@ -1,5 +1,6 @@
 """`siri doctor`: what this machine has, and what each missing piece would change. Never fails, never downloads."""
 
+import json
 import os
 import platform
 import shutil
@@ -82,8 +83,19 @@ def collect() -> dict[str, Any]:
     }
 
 
-def run_doctor() -> int:
-    """Print the findings as a table; always returns 0, for a missing piece is no error of the caller."""
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What is printed."""
+
+    json: bool = False
+    """The findings as JSON instead of a table."""
+
+
+def run_doctor(options: DoctorOptions) -> int:
+    """Print the findings as a table, or as JSON; always returns 0, for a missing piece is no error of the caller."""
+    if options.json:
+        print(json.dumps(collect(), indent=1))
+        return 0
     from rich import box
     from rich.console import Console
     from rich.table import Table

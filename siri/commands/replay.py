@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from siri.config import Config
+from siri.config.settings import setting
 from siri.errors import InputError
 from siri.model.fsdp import full
 from siri.model.policy import pick_device
@@ -18,6 +19,12 @@ from siri.train.learner import policy_loss
 from siri.train.micro_batch import MicroBatch
 from siri.train.samples import Sample
 from siri.train.setup import prepare
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    bundle: str = setting("", positional=True)
+    """Folder of a post-mortem: RUN/postmortem/step_NNNNNN."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,9 @@ def replay(folder: Path, device: str = "auto") -> Replay:
     return Replay(bundle["step"], bundle["cases"], recorded, (sum(shares), norm.item()), worst, tuple(setup.notes()))
 
 
-def run_replay(folder: Path) -> int:
+def run_replay(options: ReplayOptions) -> int:
     """Print a replay; 0 if the loss is the same bit for bit, else 1."""
-    found = replay(folder)
+    found = replay(Path(options.bundle))
     leave_ranks()
     for line in found.notes:
         print(line)

@@ -4,24 +4,32 @@ import contextlib
 import difflib
 import io
 import re
-from dataclasses import fields
+from collections.abc import Iterable
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from siri.config.help import help_text
+from siri.config.settings import declared
 from siri.errors import InputError
 
 T = TypeVar("T")
+
+HELP = ("--help", "-h")
 
 
 def parse(
     options: type[T], arguments: list[str], *, default: T | None = None, where: str = "", prog: str = "siri"
 ) -> T:
     """Parse --KEY VALUE pairs into `options` with tyro; a fault is one line of InputError. `where` names the recipe
-    that they come from, whose switches are spelt --KEY True or --KEY False; it is empty for the command line."""
-    import tyro
-
+    that they come from, whose switches are spelt --KEY True or --KEY False; it is empty for the command line, which may
+    ask for help (SystemExit after it is printed)."""
     keys = [argument.split("=")[0][2:] for argument in arguments if argument.startswith("--") and argument != "--help"]
     check_keys([key.removeprefix("no-") for key in keys], options, where, prog)
+    if not where and set(HELP) & set(arguments):
+        print(help_text(options, prog, default), end="")
+        raise SystemExit(0)
+    import tyro
+
     printed = io.StringIO()
     markers = (tyro.conf.FlagConversionOff,) if where else ()
     try:
@@ -30,16 +38,21 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        # tyro draws a box: a title, then what is wrong, then help, with rules between (of - where UTF-8 is not known).
-        lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).splitlines()[1:]]
-        parts = [" ".join(part) for rule, part in groupby(lines, lambda line: set(line) <= set("─-")) if not rule]
-        message = parts[0].rstrip(" .") if parts else "the options cannot be read"
+        message = tyro_fault(printed.getvalue())
         raise InputError(f"{where + ': ' if where else ''}{message}; {prog} --help shows what fits") from None
 
 
-def check_keys(keys: Any, options: type, where: str = "", prog: str = "siri") -> None:
+def tyro_fault(printed: str) -> str:
+    """What is wrong, in one line, by what tyro has printed: it draws a box of a title, the fault, then help, with rules
+    between (of - where UTF-8 is not known). The only place that knows how tyro words and draws."""
+    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", printed).splitlines()[1:]]
+    passages = [" ".join(passage) for rule, passage in groupby(lines, lambda line: set(line) <= set("─-")) if not rule]
+    return passages[0].rstrip(" .") if passages else "the options cannot be read"
+
+
+def check_keys(keys: Iterable[str], options: type, where: str = "", prog: str = "siri") -> None:
     """Refuse a key that is no field of `options`, with the nearest name."""
-    known = [field.name for field in fields(options)]
+    known = [each.name for each in declared(options) if not each.meaning.positional]
     for key in keys:
         if key.replace("-", "_") not in known:
             hint = nearest(key.replace("-", "_"), known, "--" if not where else "")

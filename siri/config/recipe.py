@@ -1,14 +1,38 @@
 """Recipes: settings as TOML, in the package or in a file, each perhaps starting from another."""
 
 import tomllib
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from siri.config.config import Config
 from siri.config.parse import check_keys, nearest, parse
+from siri.config.settings import check_bounds, names, setting
 from siri.errors import InputError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RecipeOptions(Config):
+    """Options of a command that takes a recipe."""
+
+    recipe: str = setting("", positional=True)
+    """Name of a recipe in the package, or a .toml file."""
+
+    def __post_init__(self) -> None:
+        """Nothing: a recipe may need the command line to make sense, so only `config` checks what both come to."""
+
+    def config(self, *needed: str) -> Config:
+        """The Config of recipe and command line. InputError where it makes no sense, where one of the `needed` keys is
+        not set, or where an option of the command itself is out of bounds."""
+        config = Config(**{name: getattr(self, name) for name in names(Config)})
+        for key in needed:
+            if not getattr(config, key):
+                raise InputError(f"{key} is not set; give --{key}")
+        check_bounds(self, only=type(self))
+        return config
 
 
 def recipe_names() -> list[str]:

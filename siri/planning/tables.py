@@ -1,11 +1,6 @@
-"""The command `siri plan`: its options, and the plan as tables."""
+"""The plan of a run as tables."""
 
-from dataclasses import dataclass, fields
-
-from siri.config import Config
-from siri.config.recipe import resolve
 from siri.errors import InputError
-from siri.planning.formulas import RESERVE
 from siri.planning.gpus import GPUS, Gpu
 from siri.planning.hours import (
     DECODE_SHARE,
@@ -14,9 +9,8 @@ from siri.planning.hours import (
     SIGMA,
     Rates,
     RunHours,
-    run_hours,
 )
-from siri.planning.memory_plan import Machine, MemoryPlan, load_model_config, memory_plan
+from siri.planning.memory_plan import MemoryPlan
 
 ENGINES = {
     "local": "the embedded engine",
@@ -141,44 +135,3 @@ def find_gpu(name: str) -> Gpu:
     if size < 10**6:
         raise InputError(f"gpu {name!r}: {size} bytes of memory are too few; give bytes, such as 80e9")
     return Gpu(size, 132)
-
-
-@dataclass(frozen=True)
-class PlanOptions(Config):
-    gpus: int = 8
-    """GPUs that train together."""
-    gpus_per_node: int = 8
-    """GPUs of one machine."""
-    gpu: str = "h100"
-    """h100, h200, a100-40, a100-80, or bytes of memory, such as 80e9."""
-    reserve: float = RESERVE
-    """Share of the memory kept free."""
-    assumed_mfu: float = 0.4
-    """Share of the GPUs' peak that training is taken to reach, for the GPU-hours."""
-    assumed_tokens_per_s: float = 0.0
-    """Response tokens that one GPU is taken to sample in a second; 0 = from its memory's bandwidth."""
-
-    def __post_init__(self) -> None:
-        """Nothing: a recipe may need the command line to make sense, so only the Config of both is checked."""
-
-
-def run_plan(recipe: str, arguments: list[str]) -> int:
-    """`siri plan RECIPE [--gpus N] [--gpu NAME] [--model FOLDER] [--KEY VALUE ...]`: print the plan, and the GPU-hours
-    where the GPU is known; returns 0 when it fits and 1 when it does not."""
-    options = resolve(recipe, PlanOptions, arguments, prog=f"siri plan {recipe}")
-    config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
-    if not config.model:
-        raise InputError("model is not set; give --model")
-    if not 0 < options.assumed_mfu <= 1:
-        raise InputError(f"assumed_mfu is {options.assumed_mfu}; it must be above 0 and at most 1")
-    if not options.assumed_tokens_per_s >= 0:
-        raise InputError(f"assumed_tokens_per_s is {options.assumed_tokens_per_s}; it must be 0 or more")
-    gpu = find_gpu(options.gpu)
-    machine = Machine(options.gpus, gpu.memory, options.gpus_per_node, options.reserve, gpu.multiprocessors)
-    model_config = load_model_config(config.model)
-    plan = memory_plan(model_config, config, machine)
-    print_plan(plan)
-    if gpu.flops:
-        rates = Rates(options.assumed_mfu * gpu.flops, gpu.bandwidth, options.assumed_tokens_per_s)
-        print_hours(run_hours(model_config, plan, rates), plan, rates, options.assumed_mfu)
-    return 0 if plan.fits else 1

@@ -185,13 +185,14 @@ def base_verdict(results: Sequence[Result], size: str) -> str:
     return "the base agrees with the paper's within two sampling errors"
 
 
-def print_paper(paths: Sequence[str], options: PaperOptions) -> None:
-    """Print ours beside the paper's: a line for each model and source, accuracy and tokens of each benchmark, score."""
+def print_paper(paths: Sequence[str], size: Literal["auto", "1.5b", "7b"] = "auto") -> None:
+    """Print ours beside the paper's: a line for each model and source, accuracy and tokens of each benchmark, score.
+    size: half of the paper's table; auto = by the name of the base model."""
     from rich.console import Console
     from rich.table import Table
 
     results = [read_result(path) for path in paths]
-    size = size_of(results) if options.size == "auto" else options.size
+    size = size_of(results) if size == "auto" else size
     table = Table(title=f"arXiv 2509.25176, table 1, {size.upper()}: accuracy in percent / mean tokens")
     for heading in ("model", "source", *BENCHMARKS, "score"):
         table.add_column(heading, justify="left" if heading in ("model", "source") else "right")

@@ -40,11 +40,17 @@ class Rollout(Protocol):
 
     notes: list[str]
     """Lines for the user about what this engine does otherwise than asked."""
+    independent: bool
+    """No rank waits for another one's tokens, so each may stop on its own."""
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float, seed: int, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """The completions of each request, in order. The same seed, weights and requests give the same answers."""
+
+    def expected(self, prompts: Sequence[Sequence[int]], cap: int) -> list[float] | None:
+        """Tokens to expect of a response to each prompt (ids), the same on every rank; None from an engine that makes
+        no difference between prompts."""
 
     def sync(self) -> None:
         """Take over the trainer's current weights; called after every update of them."""

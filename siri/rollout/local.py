@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from siri.config.sections import RolloutSettings
 from siri.model.fsdp import full
 from siri.model.policy import Policy, allocate, load_policy
 from siri.planning.formulas import embedded_cache_tokens
@@ -18,13 +19,14 @@ every token."""
 class LocalRollout:
     """Implements `siri.rollout.Rollout`, on the very model that is trained or, where that is sharded, on a copy."""
 
+    independent = True
+
     def __init__(self, policy: Policy, *, cache_tokens: int, trained: Any = None) -> None:
         """cache_tokens: room for keys and values; as many rows run at once as fit with their prompt and cap.
         trained: the sharded model whose weights `sync` copies into `policy`; None when policy's own is trained."""
         self.policy = policy
         self.cache_tokens = cache_tokens
         self.trained = trained
-        self.by_itself = True  # no rank waits for another one's tokens
         self.notes: list[str] = []
 
     def generate(
@@ -46,6 +48,9 @@ class LocalRollout:
         for index, completion in zip(rows, done, strict=True):
             answers[index].append(completion)
         return answers
+
+    def expected(self, prompts: Sequence[Sequence[int]], cap: int) -> list[float] | None:
+        return None
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -170,18 +175,18 @@ def _draw(logits_BV: torch.Tensor, temperature: float, generator: torch.Generato
     return token_B1[:, 0], logp_BV.gather(1, token_B1)[:, 0]
 
 
-def local_engine(config: Any, policy: Policy, *, copy: bool = False) -> LocalRollout:
+def local_engine(settings: RolloutSettings, policy: Policy, *, copy: bool = False) -> LocalRollout:
     """The embedded engine with the settings of a Config or of `siri eval`; `copy` gives it weights of its own, because
     the policy's are sharded."""
-    own, trained = policy, None
+    own, trained, workload = policy, None, settings.workload()
     if copy:
-        own, trained = load_policy(config.model, policy.device, weights=False), policy.model
+        own, trained = load_policy(workload.model, policy.device, weights=False), policy.model
         if policy.device.type == "cuda":
             own.model.to(torch.bfloat16)
         allocate(own.model, policy.device)
-    cache_tokens = config.rollout_tokens
+    cache_tokens = settings.rollout_tokens
     if cache_tokens == "auto":
-        cache_tokens = _cache_tokens(own, trained, getattr(config, "optimizer_offload", False))
+        cache_tokens = _cache_tokens(own, trained, workload.offload)
     return LocalRollout(own, cache_tokens=cache_tokens, trained=trained)
 
 

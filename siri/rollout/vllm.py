@@ -98,6 +98,8 @@ class VllmRollout:
     """Implements `siri.rollout.Rollout`. On several ranks every method is called on all of them; what fails on one is
     everybody's InputError."""
 
+    independent = False
+
     def __init__(
         self,
         policy: Policy,
@@ -169,8 +171,7 @@ class VllmRollout:
                 )
         self.last |= {"fingerprint_gap_mean": _most(gaps, "mean"), "fingerprint_gap_max": _most(gaps, "max")}
 
-    def expected(self, prompts: Sequence[Sequence[int]], cap: int) -> list[float]:
-        """Tokens to expect of a response to each prompt, the same on every rank."""
+    def expected(self, prompts: Sequence[Sequence[int]], cap: int) -> list[float] | None:
         return [self.lengths(prompt, cap) for prompt in prompts]
 
     def sleep(self) -> None:

@@ -8,25 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from siri.config import Config
+from siri.config import Config, free_keys
 from siri.errors import InputError, parse_json
 from siri.store.checkpoint import discard_after, newest_good, read_state
 from siri.store.jsonl import MetricsLog, write_atomic
 
 Resume = Literal["never", "must", "auto"]
-
-# Settings that may change when a run continues: how long it goes on, what is measured and written, and how the work is
-# laid out in memory and over machines. What is learnt is the same but for the order in which sums are rounded.
-FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "keep_every", "logger", "profile"}
-FREE |= {"reward_workers", "reward_memory_gb"}
-# and what becomes of numbers that went wrong, which may be why the run stopped
-FREE |= {"health", "ratio_limit", "entropy_floor", "bundles"}
-FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
-FREE |= {"sync_every_micro_step"}
-FREE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
-FREE |= {"rollout_timeout_s", "rollout_sync_timeout_s"}
-FREE |= {"attention", "liger", "optimizer_offload", "vocab_parallel"}
-FREE |= {"eval_every", "eval_data", "eval_problems", "eval_samples", "eval_temperature", "eval_cap"}
 
 
 class RunFolder:
@@ -67,7 +54,7 @@ class RunFolder:
             raise InputError(
                 f"{path} already holds a run{other}; continue it with --resume, or choose another --run-dir"
             )
-        if blocking := [key for key in differing if key not in FREE]:
+        if blocking := [key for key in differing if key not in free_keys()]:
             raise InputError(
                 f"{path} holds a run with another configuration ({', '.join(blocking)}); give the same settings to "
                 "resume it, or choose another --run-dir"
@@ -112,7 +99,7 @@ class RunFolder:
         self.partial.append({"step": done, "how": self._how(), "figures": asdict(figures)})
 
     def _how(self) -> dict[str, Any]:
-        """What is measured, and how: a run that continues may measure something else (`FREE`)."""
+        """What is measured, and how: a run that continues may measure something else (`free_keys`)."""
         return {key: value for key, value in self.config.to_json().items() if key.startswith("eval_")}
 
     def _goes_on(self, row: dict[str, Any], done: int) -> bool:

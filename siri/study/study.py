@@ -34,17 +34,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from siri.config import Config
+from siri.config import Config, machine_keys
 from siri.config.parse import check_keys
 from siri.config.recipe import from_settings, load_recipe
 from siri.errors import InputError
 from siri.store.jsonl import MetricsLog, efficiency_score, read_jsonl
 
 CHOICES = ("accuracy", "score")
-MACHINE_KEYS = {"token_budget", "checkpointing", "shard_across_nodes", "device", "reward_workers"}
-MACHINE_KEYS |= {"cost_ratio", "reward_timeout_s", "keep_checkpoints", "save_every", "logger", "profile"}
-"""Settings that, like those of the rollout engine, say how a run is carried out and not what it learns: no part of the
-hash of a configuration."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ def learning_settings(config: Config, reasoner: Reasoner | None) -> dict[str, An
     later, at its default, leaves the results of today as they are.
     """
     defaults = Config().to_json()
-    counts = [key for key in defaults if key not in MACHINE_KEYS and not key.startswith("rollout")]
+    counts = [key for key in defaults if key not in machine_keys()]
     values = config.to_json()
     settings = {key: values[key] for key in counts if values[key] != defaults[key]}
     if reasoner:

@@ -88,7 +88,7 @@ class Collector:
             with self.watch("reward"):
                 return answered, self.grader.score(texts, gold)
 
-        at_once = ranks.size == 1 or getattr(self.engine, "by_itself", False)
+        at_once = ranks.size == 1 or self.engine.independent
         answered, graded = self.stop.heed(sample, ranks=ranks, at_once=at_once)
         groups = _groups(config, requests, answered, graded, cap)
         if ranks.size > 1:
@@ -101,8 +101,8 @@ class Collector:
 def deal(engine: Rollout, prompts: Sequence[Sequence[int]], cap: int, ranks: Ranks) -> list[list[int]]:
     """Which prompts, by their place, each rank samples: consecutive ones, unless the engine has expectations of their
     length that tell the ranks' work apart."""
-    if ranks.size > 1 and (expected := getattr(engine, "expected", None)):
-        return spread(expected(prompts, cap), ranks.size)
+    if ranks.size > 1 and (expected := engine.expected(prompts, cap)) is not None:
+        return spread(expected, ranks.size)
     return [list(range(len(prompts)))[replace(ranks, rank=rank).share(len(prompts))] for rank in range(ranks.size)]
 
 

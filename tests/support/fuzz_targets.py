@@ -66,16 +66,12 @@ def _tokenizer():
 
 def recipe(data: bytes) -> None:
     """A recipe, resolved to a configuration."""
-    from dataclasses import fields
-
-    from siri.cli import TrainOptions
-    from siri.config import Config
+    from siri.commands.train import TrainOptions
     from siri.config.recipe import resolve
 
     def load() -> None:
         options = resolve(str(_file("recipe.toml", data)), TrainOptions, ["--model", "m", "--data", "d"])
-        config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
-        json.dumps(config.to_json(), allow_nan=False)
+        json.dumps(options.config().to_json(), allow_nan=False)
 
     _only_input_errors(load)
 

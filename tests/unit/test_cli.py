@@ -212,7 +212,7 @@ def test_bad_evaluation(case, inputs, capsys):
         (["export", "model"], ["usage: siri export CHECKPOINT FOLDER"]),
         (["export", "nowhere", "target"], ["nowhere: no checkpoint there"]),
         (["export", "model", "target"], ["model: no checkpoint there"]),
-        (["doctor", "--jsno"], ["usage: siri doctor"]),
+        (["doctor", "--jsno"], ["'jsno'", "did you mean --json?", "siri doctor --help"]),
     ],
 )
 def test_other_bad_commands(arguments, said, inputs, capsys):
@@ -249,9 +249,9 @@ def test_help_is_instant_and_imports_nothing_heavy():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith((f"usage: siri {command}", f"siri {command}")) and len(text) > 60
+    assert text.startswith(f"usage: siri {command}") and len(text) > 60
 
 
 def test_help_of_a_recipe_shows_its_values(capsys):
@@ -300,7 +300,7 @@ def test_a_disk_that_fills_anywhere_is_one_line(monkeypatch, capsys):
     def fails(_arguments):
         raise OSError(number, os.strerror(number), "report.html")
 
-    monkeypatch.setitem(COMMANDS, "report", fails)
+    monkeypatch.setattr("siri.commands.report.run_report", fails)
     for number in (errno.ENOSPC, errno.EROFS):
         assert main(["report", "run"]) == 2
         error = capsys.readouterr().err

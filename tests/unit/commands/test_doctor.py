@@ -21,7 +21,8 @@ def by_name():
 
 def test_run_prints_everything_within_five_seconds_and_without_heavy_imports():
     code = (
-        "import sys, time; from siri.commands.doctor import run_doctor; code = run_doctor();"
+        "import sys, time; from siri.commands.doctor import DoctorOptions, run_doctor;"
+        "code = run_doctor(DoctorOptions());"
         "print('seconds', time.process_time(), 'code', code);"
         "print('heavy', *{'transformers', 'datasets', 'matplotlib', 'vllm', 'math_verify', 'wandb'} & set(sys.modules))"
     )
@@ -83,7 +84,7 @@ def test_each_missing_extra_says_what_changes_and_how_to_install_it(monkeypatch,
         assert finding["note"] == (extra.without if extra.used else "not used by this version")
         assert finding["install"].endswith(f" -e ./kernels -e '.[{extra.extra}]'")
     monkeypatch.setenv("COLUMNS", "80")
-    assert doctor.run_doctor() == 0
+    assert doctor.run_doctor(doctor.DoctorOptions()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  pip install -e ./kernels -e '.[loggers]'  # tensorboard, wandb, trackio" in lines
     assert "  pip install -e ./kernels -e '.[vllm]'  # vllm" in lines
@@ -103,7 +104,7 @@ def test_missing_requirement_is_a_problem(monkeypatch, capsys):
     for name in ("math-verify", "siri-kernels"):
         assert findings[name]["problem"] and findings[name]["install"] == "pip install -e ./kernels -e ."
     assert "impl=auto" not in findings
-    assert doctor.run_doctor() == 0
+    assert doctor.run_doctor(doctor.DoctorOptions()) == 0
     assert "2 problems, in red above." in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import pytest
 
-from siri.cli import TrainOptions
+from siri.commands.train import TrainOptions
 from siri.config import Config
 from siri.config.recipe import load_recipe, recipe_names, resolve
 from siri.errors import InputError

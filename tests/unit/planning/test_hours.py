@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from siri.commands.plan import PlanOptions, run_plan
 from siri.config import Config
+from siri.config.recipe import resolve
 from siri.errors import InputError
 from siri.packing.flops import training_flops
 from siri.planning.hours import PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours
 from siri.planning.memory_plan import Machine, memory_plan
-from siri.planning.tables import run_plan
 from tests.support.tiny import save_tiny
 from tests.unit.planning.test_memory import R1_1_5B, R1_7B, qwen2
 
@@ -77,17 +78,22 @@ def test_servers_sample_elsewhere():
     assert step.rollout_s == step.tokens_per_s == 0 and step.train_s > 0
 
 
+def siri_plan(*arguments: str) -> int:
+    """The exit code of `siri plan siri-1.5b ARGUMENTS`."""
+    return run_plan(resolve("siri-1.5b", PlanOptions, list(arguments), prog="siri plan siri-1.5b"))
+
+
 def test_the_command_says_what_it_assumes(tmp_path, capsys):
     folder = str(save_tiny(tmp_path / "model"))
-    assert run_plan("siri-1.5b", ["--model", folder, "--assumed-mfu", "0.35", "--assumed-tokens-per-s", "1234"]) == 0
+    assert siri_plan("--model", folder, "--assumed-mfu", "0.35", "--assumed-tokens-per-s", "1234") == 0
     out = capsys.readouterr().out
     for part in ("GPU-hours for 1,920 steps", "Assumed, not measured", "35% MFU", "346 TFLOP/s", "1,234 tokens/s"):
         assert part in out, part
     assert max(map(len, out.splitlines())) <= 80
-    assert run_plan("siri-1.5b", ["--model", folder, "--rollout", "local"]) == 0
+    assert siri_plan("--model", folder, "--rollout", "local") == 0
     assert "25% of 3.35 TB/s" in capsys.readouterr().out
-    assert run_plan("siri-1.5b", ["--model", folder, "--gpu", "80e9"]) == 0
+    assert siri_plan("--model", folder, "--gpu", "80e9") == 0
     assert "GPU-hours" not in capsys.readouterr().out, "nothing is known of the speed of such a GPU"
     for arguments in (["--assumed-mfu", "0"], ["--assumed-mfu", "40"], ["--assumed-tokens-per-s", "-1"]):
         with pytest.raises(InputError, match=r"assumed_\w+ is"):
-            run_plan("siri-1.5b", ["--model", folder, *arguments])
+            siri_plan("--model", folder, *arguments)

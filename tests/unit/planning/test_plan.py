@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from siri.commands.plan import PlanOptions, run_plan
 from siri.config import Config
+from siri.config.recipe import resolve
 from siri.errors import InputError
 from siri.planning.formulas import RESERVE, embedded_cache_tokens
 from siri.planning.memory_plan import (
@@ -16,7 +18,7 @@ from siri.planning.memory_plan import (
     memory_plan,
     update_peak,
 )
-from siri.planning.tables import find_gpu, print_plan, run_plan
+from siri.planning.tables import find_gpu, print_plan
 from siri.rollout.local import held_bytes
 from siri.runtime.ranks import Ranks
 from siri.train.run import plan_memory
@@ -303,15 +305,20 @@ def test_bad_gpu_names(name):
         find_gpu(name)
 
 
+def siri_plan(*arguments: str) -> int:
+    """The exit code of `siri plan siri-1.5b ARGUMENTS`."""
+    return run_plan(resolve("siri-1.5b", PlanOptions, list(arguments), prog="siri plan siri-1.5b"))
+
+
 def test_command(tmp_path, capsys):
     folder = save_tiny(tmp_path / "model")
-    assert run_plan("siri-1.5b", ["--model", str(folder), "--gpus", "2", "--gpu", "a100-40"]) == 0
+    assert siri_plan("--model", str(folder), "--gpus", "2", "--gpu", "a100-40") == 0
     out = capsys.readouterr().out
     assert "Each of 2 GPUs of 40 GB" in out and "It fits." in out and "16,384" in out and "8,192" in out
-    assert run_plan("siri-1.5b", ["--model", str(folder), "--gpu", "1e8", "--checkpointing", "none"]) == 1
+    assert siri_plan("--model", str(folder), "--gpu", "1e8", "--checkpointing", "none") == 1
     assert "does not fit" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"unknown key 'gpuz'.*did you mean --gpu"):
-        run_plan("siri-1.5b", ["--gpuz", "3"])
+        siri_plan("--gpuz", "3")
 
 
 def test_a_model_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):

@@ -167,7 +167,7 @@ def test_score_over_benchmarks_is_that_of_the_paper():
     base, low, high = effects(evals)
     assert base.score is None
     assert low.score == pytest.approx(0.476, abs=5e-4) and high.score == pytest.approx(0.3886, abs=5e-5)  # 0.47, 0.38
-    from siri.train.evaluate import efficiency_score
+    from siri.store.jsonl import efficiency_score
 
     figures = {name: dict(enumerate(values)) for name, values in PAPER.items()}
     for effect in (low, high):

@@ -57,7 +57,8 @@ def test_spread_deals_every_prompt_once_and_evenly(expected, parts):
 def test_ranks_share_the_work_by_length_once_it_is_known():
     ranks = Ranks(rank=1, size=2)
     prompts = [[i] for i in range(5)]
-    assert deal(SimpleNamespace(), prompts, 9, ranks) == [[0, 1], [2, 3, 4]]
+    engine = SimpleNamespace(expected=lambda prompts, cap: None)
+    assert deal(engine, prompts, 9, ranks) == [[0, 1], [2, 3, 4]]
     engine = SimpleNamespace(expected=lambda prompts, cap: [9.0, 8.0, 1.0, 2.0, 3.0])
     assert deal(engine, prompts, 9, ranks) == [[0, 3, 2], [1, 4]]
 

@@ -33,6 +33,8 @@ def config(**settings) -> Config:
 class FakeEngine:
     """Answers prompt [p] with responses of lengths p, p+1, ...; a cap cuts them."""
 
+    independent = True
+
     def __init__(self):
         self.calls = []
 

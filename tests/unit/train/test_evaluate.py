@@ -12,8 +12,9 @@ from siri.data.prompts import PromptSet
 from siri.errors import InputError
 from siri.report.terminal import effects
 from siri.rollout import Completion
+from siri.store.jsonl import efficiency_score
 from siri.train import evaluate as evaluation
-from siri.train.evaluate import Evaluation, average, efficiency_score, evaluate, pass_at_k
+from siri.train.evaluate import Evaluation, average, evaluate, pass_at_k
 from tests.support.tiny import save_tiny
 
 # the paper's table 1: (accuracy %, mean tokens) on AIME24, AIME25, AMC, MATH500, and the printed score
@@ -96,6 +97,8 @@ def test_pass_at_k_against_all_subsets(n):
 
 class ScriptedEngine:
     """Answers prompt [p] with the texts of `script[p]`, one token a character, cut at the cap."""
+
+    independent = True
 
     def __init__(self, script):
         self.script, self.asked = script, []

@@ -1,0 +1,21 @@
+"""`siri export CHECKPOINT FOLDER`: a model folder for transformers and vLLM."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from siri.config.settings import setting
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    checkpoint: str = setting("", positional=True)
+    """A checkpoint folder, a name link such as checkpoints/siri-low-1, or a run folder (its newest checkpoint)."""
+    folder: str = setting("", positional=True)
+    """The folder to write."""
+
+
+def run_export(options: ExportOptions) -> int:
+    from siri.store.checkpoint import export
+
+    print(export(Path(options.checkpoint), Path(options.folder)))
+    return 0

@@ -1,0 +1,43 @@
+"""`siri train RECIPE`: train, or say what would be trained."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from siri.config.recipe import RecipeOptions
+from siri.config.settings import setting
+
+
+@dataclass(frozen=True)
+class TrainOptions(RecipeOptions):
+    """The run: where it goes, and how it starts."""
+
+    run_dir: str = setting("", everyday=True)
+    """Folder of the run; default runs/RECIPE."""
+    resume: bool = setting(False, everyday=True)
+    """Continue the run in --run-dir from its newest good checkpoint."""
+    auto_resume: bool = False
+    """Start the run, or continue it if the folder holds one."""
+    quiet: bool = False
+    """Show nothing but errors."""
+    dry_run: bool = setting(False, everyday=True)
+    """Resolve everything, print what the run would be, and stop before anything is allocated or written."""
+
+
+def run_train(options: TrainOptions) -> int:
+    """The exit code: 0 done, 75 stopped by a signal with the state saved."""
+    config = options.config("model", "data")
+    from siri.report.paper import expand
+    from siri.runtime.ranks import leave_ranks, recorded
+    from siri.train.loop import train
+
+    recipe = Path(options.recipe).stem if options.recipe.endswith(".toml") else options.recipe
+    resume = "auto" if options.auto_resume else "must" if options.resume else "never"
+    run_dir = Path(options.run_dir or f"runs/{recipe}")
+    config = replace(config, eval_data=expand(config.eval_data))
+    if options.dry_run:
+        from siri.commands.dry_run import dry_run
+
+        return dry_run(config, run_dir, recipe=recipe, resume=resume)
+    code = recorded(lambda: train(config, run_dir, recipe=recipe, resume=resume, quiet=options.quiet))
+    leave_ranks()
+    return code
