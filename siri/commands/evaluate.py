@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from siri.config import Config
 from siri.config.sections import DeviceSettings, GradingSettings, PromptSettings, RolloutSettings, Workload
-from siri.config.settings import setting
+from siri.config.settings import names, setting
 from siri.errors import InputError
 from siri.store.jsonl import MetricsLog, efficiency_score, write_atomic
 
@@ -42,6 +43,12 @@ class EvalOptions(PromptSettings, RolloutSettings, GradingSettings, DeviceSettin
     instruction: str = "Let's think step by step and output the final answer within \\boxed{}."
     rollout_memory: float = 0.85
 
+    def config(self) -> Config:
+        """What a run would call these settings."""
+        sections = (PromptSettings, RolloutSettings, GradingSettings, DeviceSettings)
+        shared = ["model", *(name for section in sections for name in names(section))]
+        return Config(**{name: getattr(self, name) for name in shared})
+
     def workload(self) -> Workload:
         return Workload(
             model=self.model,
@@ -62,13 +69,13 @@ def run_evaluation(options: EvalOptions) -> int:
     from rich.progress import MofNCompleteColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    from siri.data.prompts import load_prompts
-    from siri.model.policy import check_context, load_policy, pick_device
+    from siri.model.policy import pick_device
     from siri.report.paper import expand
     from siri.rewards.pool import RewardPool
     from siri.rollout.engines import choose, make_engine
     from siri.train.collect import derive_seed
     from siri.train.evaluate import answer, average, summarise
+    from siri.train.setup import Source, prepare
 
     options = replace(options, data=expand(options.data))
     base = _read_results(options.base, options) if options.base else None
@@ -76,19 +83,23 @@ def run_evaluation(options: EvalOptions) -> int:
         raise InputError(f"--out {options.out}: no such folder; make it first")
     device = pick_device(options.device)
     vllm = choose(options, device) != "local"
-    policy = load_policy(options.model, torch.device("cpu") if vllm else device)
-    sets = {name: load_prompts(name, policy.tokenizer, options, limit=options.problems) for name in options.data}
+    setup = prepare(
+        options.config(),
+        # weights that leave for vLLM need not lie on its GPU as well
+        device=torch.device("cpu") if vllm else device,
+        sources=[Source(name, options.cap, options.problems) for name in options.data],
+        training=False,
+    )
+    policy, sets = setup.policy, dict(zip(options.data, setup.problems, strict=True))
+    for line in setup.notes():
+        print(line)
     for name, prompts in sets.items():
-        for line in prompts.notes(name):
-            print(line)
         if base and base["benchmarks"][name]["problems"] != len(prompts.ids):
             raise InputError(
                 f"--base {options.base}: {base['benchmarks'][name]['problems']} problems of {name}, here "
                 f"{len(prompts.ids)}; give both the same --problems and --max-prompt-tokens"
             )
-        check_context(policy, prompts.longest, options.cap)
     kept = options.out or f"siri-eval-{os.getpid()}"  # evaluations side by side must not share a folder
-    # weights that leave for vLLM need not lie on its GPU as well
     engine = make_engine(options, policy, device=device, folder=Path(f"{kept}.weights") if vllm else None)
     partial = Partial(Path(f"{options.out}.partial.jsonl") if options.out else None, options)
     pool = RewardPool(
