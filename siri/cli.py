@@ -14,6 +14,7 @@ from siri.config.parse import HELP, nearest, parse
 from siri.config.recipe import RecipeOptions, recipe_names, resolve
 from siri.config.settings import Declared, declared
 from siri.errors import InputError
+from siri.runtime.threads import wait_passively
 
 ALIKE_S = 5
 """Seconds that another rank waits for rank 0 to say what is wrong."""
@@ -152,6 +153,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 bad input (one line on stderr), 75 stopped by a signal with the
     state saved; 130 and 141, as in shells, where Ctrl-C or the closed end of a pipe cut it short."""
+    wait_passively()  # here, because commands import torch
     try:
         try:
             code = _run(sys.argv[1:] if arguments is None else arguments)

@@ -132,6 +132,7 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
         "attention": setup.backend,
         "liger": bool(setup.liger.parts),
         "checkpointing": config.checkpointing,
+        "threads": setup.threads,
         "tokens": tokens,
         "lengths": list(lengths),
         "ms": [round(1e3 * one, 3) for one in seconds],

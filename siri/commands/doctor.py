@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from typing import Any
 
+from siri.runtime.threads import cores
+
 INSTALL = "pip install -e ./kernels -e ."
 """Run in the checkout; the name siri on the public index is somebody else's."""
 
@@ -137,11 +139,10 @@ def _version(package: str) -> str:
 
 
 def _machine() -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     findings = [
         Finding("machine", "python", platform.python_version()),
         Finding("machine", "system", f"{platform.system()} {platform.release()} {platform.machine()}"),
-        Finding("machine", "cores", str(cores)),
+        Finding("machine", "cores", str(cores())),
     ]
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

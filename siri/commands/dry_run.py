@@ -14,6 +14,7 @@ from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan
 from siri.rewards.pool import RewardPool
 from siri.rollout.engines import choose, vllm_options
 from siri.rollout.vllm import check_version, installed
+from siri.runtime.threads import choose_threads
 from siri.store.loggers import check_logger
 from siri.store.run_folder import Resume, RunFolder
 from siri.train.setup import Setup, prepare, training_sources
@@ -48,6 +49,9 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     budget = token_budget(config, longest=longest, on_gpu=planned)
     lines = [*problem_lines(setup), run_line(config, budget)]
     lines += engine_lines(config, mode, world, setup.policy.context, run_dir)
+    parameters = sum(parameter.numel() for parameter in setup.policy.model.parameters())
+    threads = choose_threads(config.threads, parameters=parameters, device="cuda" if planned else "cpu")
+    lines.append(f"{threads} CPU thread{'s' * (threads > 1)} in each process")
     plan = None
     if planned:
         memory = torch.cuda.get_device_properties(0).total_memory if gpu else 80 * 10**9

@@ -138,7 +138,8 @@ def run_evaluation(options: EvalOptions) -> int:
                     bar.advance(task, len(answers[0]))
                 answered.append(answers)
             results[name] = summarise(answered, prompts, cap=options.cap, samples=options.samples)
-    row = {"model": options.model, "temperature": options.temperature, "seed": options.seed, **average(results)}
+    row = {"model": options.model, "temperature": options.temperature, "seed": options.seed, "threads": setup.threads}
+    row |= average(results)
     row.setdefault("benchmarks", {name: asdict(result) for name, result in results.items()})
     if base:
         pairs = [

@@ -279,10 +279,13 @@ class MemorySettings(Settings):
 
 @dataclass(frozen=True)
 class DeviceSettings(Settings):
-    """Device and seed."""
+    """Device, threads and seed."""
 
     device: str = setting("auto", free=True, machine=True)
     """cpu, cuda, or auto."""
+    threads: int | Auto = setting("auto", least=1, most=1024, free=True, machine=True)
+    """CPU threads of each process; auto = OMP_NUM_THREADS if that is set, else 1 for a small model or on a GPU, else
+    the cores, shared among the ranks on a machine."""
     seed: int = setting(0, least=0, everyday=True)
     """Seed of sampling, and of the order of the data."""
 

@@ -37,6 +37,8 @@ class Meaning:
     def rule(self) -> str:
         """The bounds in words: "at least 1", "0 or more", "above 0 and below 1"."""
         upper = {"at most": self.most, "below": self.below}
+        if self.least is not None and self.most is not None:
+            return f"from {self.least:g} to {self.most:g}"
         if self.least == 0 and not any(bound is not None for bound in upper.values()):
             return "0 or more"
         words = {"at least": self.least, "above": self.above, **upper}

@@ -16,6 +16,7 @@ from siri.demo import task as demo_task
 from siri.demo.measure import measure
 from siri.demo.tokenizer import build_tokenizer
 from siri.errors import InputError
+from siri.runtime.threads import wait_passively
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -187,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
             for name, figures in measure(model, tokenizer, heldout, temperature, task=module).items():
                 print(f"held-out, T {temperature}, {name}: {figures}")
 
+    wait_passively()
     try:
         tyro.cli(run, prog="python -m siri.demo", args=argv)
     except InputError as error:

@@ -284,6 +284,9 @@ def _efficiency(run: RunRecord) -> list[tuple[str, str]]:
         most = max(peaks, key=lambda row: row["memory_peak"])
         sizes = f"{most['memory_peak'] / 1e9:.1f} GB, {most['memory_predicted'] / 1e9:.1f} GB predicted"
         facts.append(("peak memory of an update", sizes))
+    if threads := run.config.get("threads_used"):
+        asked = run.config.get("threads", "auto")
+        facts.append(("CPU threads of a process", f"{threads}" + " (chosen)" * (asked == "auto")))
     for word, key, show in (
         ("median MFU", "mfu", lambda values: percent(median(values))),
         ("median speed", "tokens_per_s", lambda values: f"{compact(median(values))} tokens/s"),

@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection, wait
 
 from siri.errors import InputError
 from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward, sandbox
+from siri.runtime.threads import helper_environment
 
 # A worker imports math-verify, or whatever the user's module does; on a busy machine that may take a while.
 START_TIMEOUT_S = 120.0
@@ -193,7 +194,7 @@ class RewardPool:
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=2,  # what a reward prints is no part of the program's output
-            env={"OMP_NUM_THREADS": "1", **os.environ},
+            env=helper_environment(),
             start_new_session=True,
         )
         theirs.close()  # or we would never see the end of the worker's connection

@@ -38,6 +38,9 @@ class RunFolder:
         self.checkpoint: Path | None = None
         """Where to continue; None = at step 0."""
         self.state: dict[str, Any] = {"steps_done": 0, "train_tokens": 0}
+        self.threads: int | None = None
+        """CPU threads of each rank: `compute_with`."""
+        self._threads_before: Any = None
         self._lock: IO[str] | None = None
         self.notes: list[str] = []
         """Lines for the user about damaged checkpoints that were passed over."""
@@ -59,6 +62,7 @@ class RunFolder:
                 f"{path} holds a run with another configuration ({', '.join(blocking)}); give the same settings to "
                 "resume it, or choose another --run-dir"
             )
+        self._threads_before = parse_json(held.read_text()).get("threads_used")
         with contextlib.suppress(PermissionError):  # a finished run may lie in a folder that is read-only
             self._take()  # from here on nobody else changes what is found
         for log in (self.metrics, self.evals):
@@ -106,6 +110,15 @@ class RunFolder:
         """Whether a row of eval_partial.jsonl is a part of the evaluation after `done` steps."""
         return row.get("step") == done and row.get("how") == self._how() and "figures" in row
 
+    def compute_with(self, threads: int) -> None:
+        """Keep the number of CPU threads of each rank for config.json; a note where the run had another so far."""
+        self.threads = threads
+        if self.start and self._threads_before not in (None, threads):
+            self.notes.append(
+                f"CPU threads: {threads}, so far {self._threads_before}; sums are rounded in another order, --threads "
+                f"{self._threads_before} continues bit for bit"
+            )
+
     def create(self) -> None:
         """Write config.json, and drop what will be written again: rows of the logs, and damaged checkpoints."""
         try:
@@ -116,7 +129,7 @@ class RunFolder:
             self._take()
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --run-dir") from None
-        about = {"recipe": self.recipe, "versions": _versions()}
+        about = {"recipe": self.recipe, "versions": _versions(), "threads_used": self.threads}
         text = json.dumps({**about, **self.config.to_json()}, indent=1)
         write_atomic(self.path / "config.json", text.encode())
         self.metrics.truncate(self.start)

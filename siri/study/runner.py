@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,10 @@ def _run_all(study: Study, pairs: Sequence[Pair], *, jobs: int, runs: Path, thre
     waiting = list(pairs)
     busy: dict[Connection, tuple[Any, Pair]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    console = Console(stderr=True)
+    # a thread of rich draws the bar; the rest of this process sleeps until a worker speaks
+    timing = {"refresh_per_second": 1, "auto_refresh": console.is_terminal}
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, **timing)
     with bar, _forwarded(lambda: [worker for worker, _ in busy.values()]) as signals:
         task = bar.add_task("runs", total=len(pairs))
         try:
@@ -170,14 +174,12 @@ def _received(connection: Connection, pair: Pair) -> dict | None:
 def _work(connection: Connection, runs: Path, threads: int) -> None:
     """Train the pairs that arrive, until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes on what concerns us
-    import torch
-
-    torch.set_num_threads(threads)
     while True:
         try:
             pair = connection.recv()
         except EOFError:
             return
+        pair = replace(pair, config=replace(pair.config, threads=threads))
         try:
             connection.send(("row", run_pair(pair, runs)))
         except InputError as error:

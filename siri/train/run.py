@@ -70,6 +70,7 @@ class Run:
             sources=training_sources(config),
             weights="later" if later else "read",
         )
+        folder.compute_with(setup.threads)
         self.policy = setup.policy
         prompts, *held_out = setup.problems
         self.optimizer = (HostAdamW if config.optimizer_offload else torch.optim.AdamW)(

@@ -35,6 +35,7 @@ from siri.packing import Cost
 from siri.packing.flops import read_cost_ratio, sequence_cost
 from siri.planning.budget import token_budget
 from siri.runtime.ranks import ALONE, Ranks
+from siri.runtime.threads import use_threads
 from siri.store import checkpoint
 
 Weights = Literal["none", "read", "later", "random"]
@@ -70,6 +71,8 @@ class Setup:
     """Of attention; "" where nothing is trained."""
     liger: Applied
     """What of the layers runs on Liger's kernels."""
+    threads: int
+    """CPU threads that it computes with; 0 where there is nothing to compute."""
     sources: tuple[Source, ...]
     problems: tuple[PromptSet, ...]
     """One set for each source."""
@@ -123,9 +126,23 @@ def prepare(
         longest = problems[0].longest + sources[0].cap
         budget = token_budget(config, longest=longest, on_gpu=device.type == "cuda")
         cost = sequence_cost(policy.model.config, cost_ratio=ratio)
+    threads = 0
     if weights != "none":
+        threads = use_threads(config.threads, policy.model, device, ranks)
         _settle(policy, config, ranks, device, training=training, read=weights == "read")
-    return Setup(config, ranks, device, policy, backend, liger, tuple(sources), tuple(problems), budget, cost)
+    return Setup(
+        config=config,
+        ranks=ranks,
+        device=device,
+        policy=policy,
+        backend=backend,
+        liger=liger,
+        threads=threads,
+        sources=tuple(sources),
+        problems=tuple(problems),
+        token_budget=budget,
+        cost=cost,
+    )
 
 
 def _settle(policy: Policy, config: Config, ranks: Ranks, device: torch.device, *, training: bool, read: bool) -> None:

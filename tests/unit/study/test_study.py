@@ -251,6 +251,37 @@ def test_a_stopped_study_saves_its_run_and_continues(tmp_path):
     assert list(tmp_path.glob("runs/*/checkpoints/step_*"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_parent_sleeps_while_its_workers_work(tmp_path):
+    """It is woken by a worker, by a signal, or once a second to draw the bar in a terminal; here by nothing."""
+    path = write(
+        tmp_path, SMALL.replace("\nsteps = 2", "\nsteps = 4000").replace("eval_every = 1", "eval_every = 4000")
+    )
+    command = [sys.executable, "-m", "siri", "study", str(path), "--limit", "1", "--runs", str(tmp_path / "runs")]
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def spent() -> tuple[int, float]:
+        """How often its threads went to sleep, and the seconds that they ran."""
+        tasks = list(Path(f"/proc/{parent.pid}/task").iterdir())
+        sleeps = sum(
+            int((task / "status").read_text().split("\nvoluntary_ctxt_switches:")[1].split()[0]) for task in tasks
+        )
+        return sleeps, sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+    try:
+        deadline = time.monotonic() + 600
+        while not list(tmp_path.glob("runs/*/metrics.jsonl")):
+            assert time.monotonic() < deadline and parent.poll() is None
+            time.sleep(0.1)
+        before = spent()
+        time.sleep(4)
+        sleeps, seconds = (now - then for now, then in zip(spent(), before, strict=True))
+        assert parent.poll() is None and sleeps <= 2 and seconds < 0.004, f"{sleeps} times awake, {seconds:.4f} s"
+    finally:
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(600) == 75
+
+
 def test_a_failing_run_names_its_arm(tmp_path, capsys):
     path = write(tmp_path, SMALL.replace("[arms.siri]", '[arms.siri]\ndata = "nowhere.jsonl"'))
     assert main(["study", str(path), "--runs", str(tmp_path / "runs"), "--only", "siri"]) == 2
