@@ -1,9 +1,26 @@
 import os
 from pathlib import Path
 
+# before anything imports torch: tests run beside others, and how many threads share a sum decides its last bit
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # the environment of vLLM's tests has none
+    pass
+else:  # how long an example takes to draw or run says more of the machine than of what is tested
+    settings.register_profile("siri", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("siri")
+
 pytest_plugins = ["tests.support.torture", "tests.support.user_rewards"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that measure time come last, when nothing that the others have started is left."""
+    items.sort(key=lambda item: item.get_closest_marker("quiet") is not None)
 
 
 @pytest.fixture(scope="session")

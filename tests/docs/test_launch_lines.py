@@ -92,14 +92,14 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
     """Run with a stand-in for vllm that notes how it was called."""
     calls = tmp_path / "calls"
     (tmp_path / "vllm").write_text(
-        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $VLLM_SERVER_DEV_MODE $* pid=$$" >> {calls}\nexec sleep 60\n'
+        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $VLLM_SERVER_DEV_MODE $* pid=$$" >> {calls}\nexec sleep 600\n'
     )
     (tmp_path / "vllm").chmod(0o755)
     words = expanded(next(line for line in lines() if "serve.sh" in line))
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "GPUS": "2"}
     running = subprocess.Popen([ROOT / words[0], *words[1:]], env=environment, start_new_session=True)
     try:
-        for _ in range(100):
+        for _ in range(1000):
             if calls.exists() and len(calls.read_text().splitlines()) == 2:
                 break
             subprocess.run(["sleep", "0.1"], check=True)
@@ -107,7 +107,7 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
         running.terminate()  # the script alone: it has to end its servers
         running.wait()
     for pid in re.findall(r"pid=(\d+)", calls.read_text()):
-        for _ in range(100):
+        for _ in range(1000):
             state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout
             if not state or state.startswith("Z"):
                 break

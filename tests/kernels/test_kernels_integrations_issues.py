@@ -177,5 +177,5 @@ def test_fsdp2_lm_head(tmp_path):
     ranks = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=200)[0].decode() for rank in ranks]
+    outputs = [rank.communicate(timeout=900)[0].decode() for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(o[-3000:] for o in outputs)

@@ -326,7 +326,7 @@ def test_vocabulary_shards(tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=200)[0].decode() for rank in ranks]
+    outputs = [rank.communicate(timeout=900)[0].decode() for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(o[-3000:] for o in outputs)
 
 

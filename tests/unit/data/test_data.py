@@ -294,7 +294,7 @@ def test_unknown_kind_of_source(tmp_path):
 def test_hub_unreachable():
     code = "from siri.data.problems import load_problems\nload_problems('org/unreachable')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("siri.errors.InputError: org/unreachable: no such file, and as a hub dataset"), run.stderr
 

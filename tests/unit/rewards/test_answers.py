@@ -171,6 +171,6 @@ def test_not_the_same(gold, answer):
     ids=lambda content: content[:8],
 )
 def test_long_nonsense_is_graded_in_no_time(content):
-    start = time.perf_counter()
+    start = time.process_time()  # other work on the machine does not count
     assert math_reward(f"</think>\\boxed{{{content}}}", "5") == 0.0
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0

@@ -48,12 +48,16 @@ def test_pool_scores_like_the_function_whatever_the_number_of_workers():
         assert pool.score(["\\boxed{5}"], ["5"]).rewards == [1.0]
 
 
+@pytest.mark.quiet
 def test_warm_pool_is_fast():
+    """256 answers take less time than the start of the workers, which import math-verify: nothing starts anew."""
+    began = time.perf_counter()
     with RewardPool("math", workers=2) as pool:
+        opened = time.perf_counter()
         golds = [str(n) for n in range(256)]
-        start = time.perf_counter()
         batch = pool.score([f"</think>\\boxed{{{gold}}}" for gold in golds], golds)
-        assert time.perf_counter() - start < 1.0
+        graded = time.perf_counter()
+        assert graded - opened < (opened - began) / 2, (opened - began, graded - opened)
         assert batch.rewards == [1.0] * 256
 
 
@@ -68,7 +72,7 @@ def test_misbehaving_rewards_cost_one_zero_each(my_reward, workers, capfd):
     bad = ["hang", "exit", "raise", "hang with the lock", "segfault", "sys.exit", "nan", "none"]
     responses = [text for name in bad for text in ("1", name, "four")]
     expected = [value for _ in bad for value in (0.1, 0.0, 0.4)]
-    with RewardPool(my_reward, workers=workers, timeout_s=0.7) as pool:
+    with RewardPool(my_reward, workers=workers, timeout_s=2.0) as pool:
         batch = pool.score(responses, [""] * len(responses))
         assert batch.rewards == expected
         assert (batch.timeouts, batch.errors) == (2, 6)
@@ -93,7 +97,7 @@ def test_the_first_error_is_told(my_reward, response, message):
 
 
 def test_hostile_math_costs_one_zero():
-    with RewardPool("math", workers=1, timeout_s=1.0) as pool:
+    with RewardPool("math", workers=1, timeout_s=2.0) as pool:
         answers = ["5", "9^{9^{9^{9}}}", "5", "1000000000!", "5"]
         batch = pool.score([f"</think>\\boxed{{{answer}}}" for answer in answers], ["5"] * 5)
         assert batch.rewards == [1.0, 0.0, 1.0, 0.0, 1.0]
@@ -110,14 +114,14 @@ def test_math_workers_cannot_take_all_memory():
 
 @on_linux
 def test_no_process_outlives_the_pool(my_reward, tmp_path):
-    with RewardPool(my_reward, workers=2, timeout_s=0.5) as pool:
+    with RewardPool(my_reward, workers=2, timeout_s=2.0) as pool:
         first = [worker.process.pid for worker in pool._pool]
         assert pool.score(["hang in a program", "1"], [str(tmp_path / "pid"), ""]).timeouts == 1
         started_by_reward = int((tmp_path / "pid").read_text())
         pids = {*first, *(worker.process.pid for worker in pool._pool)}
         assert len(pids) == 3  # one was replaced
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]  # neither running nor zombies
-    wait_until(lambda: not is_running(started_by_reward), 5)
+    wait_until(lambda: not is_running(started_by_reward), 60)
     with pytest.raises(RuntimeError, match="not open"):
         pool.score(["1"], [""])
 
@@ -142,7 +146,7 @@ def test_no_process_outlives_a_killed_run(my_reward, response):
     run.wait()
     run.stdout.close()
     assert len(pids) == 2
-    wait_until(lambda: not any(map(is_running, pids)), 1.0 + siri.rewards.pool.ORPHAN_GRACE_S + 3.0)
+    wait_until(lambda: not any(map(is_running, pids)), 60)  # they end after their time-out and ORPHAN_GRACE_S
 
 
 @on_linux
@@ -172,7 +176,7 @@ def test_a_main_module_without_guard_is_not_run_again(my_reward):
         "    print(pool.score(['1', '22'], ['', '']).rewards)\n"
     )
     for command in (["-m", "my_main"], ["my_main.py"]):
-        run = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60)
+        run = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600)
         assert run.stdout.split("\n") == ["started", "[0.1, 0.2]", ""], run.stderr
 
 

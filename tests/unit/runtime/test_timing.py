@@ -1,38 +1,44 @@
 """Time of the parts of a step, and utilisation against the data sheet."""
 
 import json
-import time
 
 import pytest
 import torch
 
 from siri.planning.gpus import model_flops_utilisation
+from siri.runtime import stopwatch as timing
 from siri.runtime.stopwatch import Stopwatch, profiled
 
 
-def test_parts_add_up_nest_and_start_again():
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """A clock that is put forward by hand."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_parts_add_up_nest_and_start_again(clock):
     watch = Stopwatch(torch.device("cpu"))
     with watch("outer"):
         for _ in range(3):
             with watch("inner"):
-                time.sleep(0.01)
-        time.sleep(0.02)
-    seconds = watch.seconds()
-    assert seconds.keys() == {"outer_s", "inner_s"}
-    assert 0.03 <= seconds["inner_s"] <= seconds["outer_s"] - 0.02
+                clock[0] += 0.25
+        clock[0] += 0.5
+    assert watch.seconds() == {"outer_s": 1.25, "inner_s": 0.75}
     assert watch.seconds() == {}
 
 
-def test_laps_pair_each_start_with_its_end():
+def test_laps_pair_each_start_with_its_end(clock):
     watch = Stopwatch(torch.device("cpu"))
-    for pause in (0.01, 0.03):
+    for pause in (0.25, 1.0):
         with watch("forward"):
-            time.sleep(pause)
+            clock[0] += pause
+        clock[0] += 0.125
         with watch("backward"):
-            pass
-    short, long = watch.laps("forward", "backward")
-    assert 0.01 <= short < 0.03 <= long
-    assert watch.seconds()["forward_s"] == pytest.approx(short + long, abs=0.005) and watch.laps("forward", "x") == []
+            clock[0] += 0.5
+    assert watch.laps("forward", "backward") == [0.875, 1.625]
+    assert watch.seconds() == {"forward_s": 1.25, "backward_s": 1.0} and watch.laps("forward", "x") == []
 
 
 def test_utilisation(monkeypatch):

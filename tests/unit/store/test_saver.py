@@ -56,7 +56,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     go, write = threading.Event(), saver.write_pieces
 
     def slow(*args, **options):
-        assert go.wait(30)
+        assert go.wait(300)
         write(*args, **options)
 
     monkeypatch.setattr(saver, "write_pieces", slow)

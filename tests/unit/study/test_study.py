@@ -219,7 +219,8 @@ def test_runs_are_made_skipped_and_drawn(tmp_path, capsys, monkeypatch):
     assert {"backtracking_per_response", "repetition_rate", "zero_variance_groups"} <= first["steps"].keys()
     assert first["model_sha256"] and len(first["settings"]) > 5
     assert str(ROOT) not in json.dumps(first) or first["settings"]["model"].startswith("siri:")
-    assert (tmp_path / "runs" / "study-mine").is_dir()
+    used = [json.loads(one.read_text()) for one in (tmp_path / "runs" / "study-mine").glob("*/config.json")]
+    assert used and all((one["threads"], one["threads_used"]) == (1, 1) for one in used)
     assert {"table.md", "pareto.png", "steps.png", "training_tokens.png"} <= {
         p.name for p in (tmp_path / "mine").iterdir()
     }
@@ -240,12 +241,12 @@ def test_a_stopped_study_saves_its_run_and_continues(tmp_path):
     path = write(tmp_path, SMALL.replace("\nsteps = 2", "\nsteps = 400").replace("eval_every = 1", "eval_every = 400"))
     command = [sys.executable, "-m", "siri", "study", str(path), "--limit", "1", "--runs", str(tmp_path / "runs")]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
+    deadline = time.time() + 600
     while not list(tmp_path.glob("runs/*/metrics.jsonl")):
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 75 and "the same command continues" in out
     assert not (tmp_path / "results.jsonl").exists()
     assert list(tmp_path.glob("runs/*/checkpoints/step_*"))

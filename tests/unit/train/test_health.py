@@ -146,7 +146,7 @@ def test_a_bundle_replays_bit_for_bit(tmp_path, monkeypatch, capsys, fault):
         port = server.getsockname()[1]
     meeting = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     again = [sys.executable, "-m", "siri", "replay", str(bundle)]
-    sharded = subprocess.run(again, env={**os.environ, **meeting}, capture_output=True, text=True, timeout=300)
+    sharded = subprocess.run(again, env={**os.environ, **meeting}, capture_output=True, text=True, timeout=900)
     assert sharded.returncode == 0 and "the same, bit for bit" in sharded.stdout, sharded.stderr
     changed = json.loads((bundle / "state.json").read_text())
     changed["bundle"]["samples"][0]["response_ids"][0] += 1

@@ -268,13 +268,13 @@ def test_a_signal_stops_the_run_with_its_state_saved(number, straight, tmp_path)
         text=True,
         env=environment,
     ) as process:
-        patience = time.monotonic() + 120
+        patience = time.monotonic() + 600
         log = folder / "metrics.jsonl"
         while not (log.exists() and log.read_text().count("\n") >= 1):
             assert process.poll() is None and time.monotonic() < patience
             time.sleep(0.01)
         process.send_signal(number)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     done = len(rows(folder))
     if process.returncode == 0 and done == 6:
         pytest.skip("the run was over before the signal came")
