@@ -4,6 +4,7 @@
 #   launch/serve.sh deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
 #
 # GPUS  servers on this node (default: its GPUs)   PORT  the first port (8000)   CONTEXT  longest prompt and cap (17408)
+# A server's own process computes on the GPU: one CPU thread (OMP_NUM_THREADS), and none waits in a spin (OMP_WAIT_POLICY).
 # More options of vllm serve follow the model. The development routes take weights and commands from anybody who reaches
 # them: keep the ports inside the cluster. When one server dies it is started again; the trainer gives it the weights.
 set -euo pipefail
@@ -11,6 +12,7 @@ MODEL=${1:?name the model that is trained}
 shift
 GPUS=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c . || true)}
 [ "$GPUS" -gt 0 ] || { echo "serve.sh: no GPU here; set GPUS" >&2; exit 2; }
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 set -m  # a process group for each server, so that they end with this script and nobody else does
 trap 'trap - EXIT; kill -- $(jobs -p | sed s/^/-/) 2>/dev/null; exit 0' EXIT HUP INT TERM
 for ((gpu = 0; gpu < GPUS; gpu++)); do

@@ -92,11 +92,14 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
     """Run with a stand-in for vllm that notes how it was called."""
     calls = tmp_path / "calls"
     (tmp_path / "vllm").write_text(
-        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $VLLM_SERVER_DEV_MODE $* pid=$$" >> {calls}\nexec sleep 600\n'
+        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $VLLM_SERVER_DEV_MODE $* '
+        f'threads=$OMP_NUM_THREADS,$OMP_WAIT_POLICY pid=$$" >> {calls}\nexec sleep 600\n'
     )
     (tmp_path / "vllm").chmod(0o755)
     words = expanded(next(line for line in lines() if "serve.sh" in line))
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "GPUS": "2"}
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        environment.pop(name, None)
     running = subprocess.Popen([ROOT / words[0], *words[1:]], env=environment, start_new_session=True)
     try:
         for _ in range(1000):
@@ -118,6 +121,7 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
     assert [line.split()[:2] for line in made] == [["0", "1"], ["1", "1"]]
     for gpu, line in enumerate(made):
         assert f"serve deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --port {8000 + gpu} " in line
+        assert "threads=1,PASSIVE" in line, "one CPU thread, and none that spins"
         assert "--max-model-len 17408" in line and '--weight-transfer-config {"backend": "nccl"}' in line
         flags = [remedy.removeprefix("start it with ") for *_, remedy in REQUIRED if "with --" in remedy]
         assert all(flag in line for flag in flags if "kv-cache-dtype" not in flag)
