@@ -1,7 +1,10 @@
 """Ranks: one process for each device, started by torchrun."""
 
+import atexit
+import gc
 import io
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -137,8 +140,7 @@ def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ran
     if size == 1 and "RANK" not in os.environ:
         if device.type != "cuda":
             return ALONE, device
-        if not dist.is_initialized():
-            dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+        _join("nccl", store=dist.HashStore(), rank=0, world_size=1)
         return Ranks(mesh=dist.init_device_mesh("cuda", (1,), mesh_dim_names=("shard",))), device
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise InputError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start with torchrun, or unset WORLD_SIZE")
@@ -150,8 +152,7 @@ def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ran
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    _join("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     nodes = size // here
     if nodes == 1 or across_nodes:
         mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
@@ -179,7 +180,43 @@ def recorded(function: Callable[[], T]) -> T:
     return value
 
 
+def _join(backend: str, **options: Any) -> None:
+    if dist.is_initialized():
+        return
+    atexit.unregister(_leave_at_exit)
+    atexit.register(_leave_at_exit)  # first: also if the others never come
+    dist.init_process_group(backend, **options)
+
+
 def leave_ranks() -> None:
-    """Close the connections that `join_ranks` opened, if there are any."""
+    """Close the connections that `join_ranks` opened, if there are any, and end the threads that served them. For a
+    rank that has come through its last collective, as the others have; whoever leaves in another way (an error, bad
+    input, Ctrl-C) gives up the connections when the interpreter ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        _end_threads()
+
+
+def _leave_at_exit() -> None:
+    """Every way out of the interpreter comes by here, while it still runs."""
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):  # the frames of an error hold groups
+        vars(sys).pop(name, None)
+    if dist.is_initialized():
+        # not destroyed: that may wait for ranks that do not come any more
+        dist.distributed_c10d._abort_process_group()
+    _end_threads()
+
+
+def _end_threads() -> None:
+    """Wait for the threads of closed process groups.
+
+    gloo's threads end in the destructor of their group, so when the last reference to it goes. They must not outlive
+    the interpreter: one that lets go of the tensors of a collective needs the interpreter's lock, and a thread that
+    asks for it after the end is unwound out of a C++ destructor, which aborts the process ("terminate called without an
+    active exception"). What DTensor caches holds meshes, and meshes hold groups.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+
+    for mesh in [thing for thing in gc.get_objects() if type(thing) is DeviceMesh]:
+        getattr(mesh, "_pg_registry", {}).clear()
+    gc.collect()

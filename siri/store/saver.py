@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from siri.errors import InputError, first_line
 from siri.model.policy import Policy
-from siri.runtime.ranks import ALONE, Ranks
+from siri.runtime.ranks import ALONE, PATIENCE, Ranks
 from siri.store import checkpoint
 from siri.store.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from siri.store.shards import Piece, moments_of, weights_of, write_pieces
@@ -37,8 +37,9 @@ class Saver:
         self._error = ""
         self._buffers: dict[str, torch.Tensor] = {}
         self._about: dict[str, bytes] = {}
-        # the main thread's collectives go on meanwhile, so the writers have a process group of their own
-        self._group = (ranks.group or dist.new_group(backend="gloo")) if ranks.size > 1 else None
+        self._group = self._connect()
+        self._broken = False
+        """Whether a collective of this rank's thread has failed."""
 
     def save(
         self,
@@ -52,6 +53,8 @@ class Saver:
         """Start to write `step_NNNNNN` after `done` steps, and a link `name` to it; waits for the save before, and for
         the copy. `state` is JSON data of the caller's."""
         self._join()
+        if any(self.ranks.gather(self._broken)):  # a connection that has failed once is of no more use
+            self._group, self._broken = self._connect(), False
         weights = self._copied(WEIGHTS, weights_of(policy))
         moments = self._copied(OPTIMIZER, moments_of(policy, optimizer))
         if policy.device.type == "cuda":
@@ -62,8 +65,9 @@ class Saver:
         about = {**self._about, STATE: json.dumps({"steps_done": done, "name": name, **state}, indent=1).encode()}
         self._error = "it was cut short"
         arguments = (final, weights, moments, about, name)
-        # a daemon: an interpreter that is told to end at once does not wait for the disk
-        self._thread = threading.Thread(target=self._work, args=arguments, name="saver", daemon=True)
+        # no daemon: the interpreter waits for it however it ends. A thread that the end catches in the middle of a
+        # collective aborts the process; a second signal ends it without the interpreter's doing
+        self._thread = threading.Thread(target=self._work, args=arguments, name="saver")
         self._thread.start()
         return final
 
@@ -94,6 +98,13 @@ class Saver:
         found = checkpoint.checkpoints(self.folder)
         newest = f"{found[-1].name} is there" if found else "none is there"
         return f"{newest}; make room or make the folder writable, then --resume"
+
+    def _connect(self) -> Any:
+        """The process group of the threads: the main thread's collectives go on meanwhile, so they need one of their
+        own. Every rank calls it."""
+        if self.ranks.size == 1:
+            return None
+        return self.ranks.group or dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -146,17 +157,20 @@ class Saver:
                 checkpoint.prune(final.parent, self.keep, self.keep_every)
 
         error = ""
-        for stage in (prepare, write, describe, publish):
-            found, error = self._stage(stage)
-            if error:
-                break
-            for entries in found:
-                listing |= entries or {}
+        try:
+            for stage in (prepare, write, describe, publish):
+                found, error = self._stage(stage)
+                if error:
+                    break
+                for entries in found:
+                    listing |= entries or {}
+        except BaseException as fault:  # of a collective: a rank is gone, or too late for this one
+            error, self._broken = _cause(fault), True
+        self.failures = self.failures + 1 if error else 0
+        self._error = error
         if error and self.ranks.main:
             with contextlib.suppress(OSError):
                 checkpoint.remove(part)
-        self.failures = self.failures + 1 if error else 0
-        self._error = error
 
     def _stage(self, stage: Callable[[], Any]) -> tuple[list[Any], str]:
         value, error = None, ""
