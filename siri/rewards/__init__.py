@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from siri.errors import InputError
-from siri.rewards.answers import last_boxed, same_answer
+from siri.rewards.answers import final_boxes, same_answer
 
 END_OF_THINKING = "</think>"
 
@@ -30,14 +30,23 @@ def final_text(response: str, think: bool = True) -> str | None:
 def math_reward(response: str, answer: str, *, think: bool = True) -> float:
     r"""1.0 if the last `\boxed{}` after the thinking holds `answer`, else 0.0: the paper's length-capping reward.
 
-    The cap is the sampler's (arXiv 2509.25176): a response cut inside its thinking has nothing to grade. `answer` is
-    LaTeX or plain text, or a JSON list of strings of which any will do. With `think=False` everything is graded.
+    Boxes side by side are one list, so that several guesses are not paid; where there is no box at all, what follows
+    "Answer:" on the last line counts. The cap is the sampler's (arXiv 2509.25176): a response cut inside its thinking
+    has nothing to grade. `answer` is LaTeX or plain text, or a JSON list of strings of which any will do. With
+    `think=False` everything is graded.
     Nothing is executed, but the symbolic comparison of a hostile response can take for ever: a training run calls this
     through `siri.rewards.pool.RewardPool`, which can kill it.
     """
     text = final_text(response, think)
-    boxed = last_boxed(text) if text else None
-    return float(bool(boxed) and any(same_answer(gold, boxed) for gold in accepted_answers(answer)))
+    boxes = final_boxes(text) if text else []
+    return float(any(_holds(boxes, gold) for gold in accepted_answers(answer)))
+
+
+def _holds(boxes: list[str], gold: str) -> bool:
+    """Whether the boxes together are the answer, or each of them is, as where it is given twice."""
+    if len(boxes) > 1 and same_answer(gold, ", ".join(boxes)):
+        return True
+    return bool(boxes) and all(box and same_answer(gold, box) for box in boxes)
 
 
 def exact_reward(response: str, answer: str, *, think: bool = True) -> float:

@@ -20,7 +20,7 @@ from siri.rewards.answers import last_boxed, same_answer
         (r"\\boxed{6}", "6"),
         (r"\boxed{}", ""),
         ("no box, 5", None),
-        (r"\boxed 5", None),
+        (r"\boxed 5", "5"),
     ],
 )
 def test_last_boxed(text, content):

@@ -1,0 +1,398 @@
+r"""A grammar of our own for one written value, LaTeX or plain text: nothing here evaluates anything.
+
+The tree is made of tuples: ("num", Fraction), ("sym", name), ("+", parts), ("*", parts), ("/", a, b), ("^", a, b),
+("neg", a), ("root", degree, a), ("log", base or None, a), ("call", name, arguments), ("!", a), ("deg", a).
+As in latex2sympy, a product written without a sign binds closer than a slash (1/2x is 1/(2x)), and the argument of a
+function without brackets runs to the next sum, product sign or function.
+"""
+
+import re
+from fractions import Fraction
+
+# Deeper than any answer, and far from Python's own limit: a level of brackets costs some ten frames.
+MAX_DEPTH = 48
+
+_GREEK = frozenset(
+    re.findall(
+        r"\w+",
+        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi "
+        "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar",
+    )
+)
+_TRIG = ("sin", "cos", "tan", "cot", "sec", "csc")
+_FUNCTIONS = {name: name for name in (*_TRIG, *(f"{name}h" for name in _TRIG), "exp", "abs")}
+_FUNCTIONS |= {f"{prefix}{name}": f"arc{name}" for name in _TRIG for prefix in ("arc", "a")}
+_FUNCTIONS |= {f"{prefix}{name}h": f"arc{name}h" for name in ("sin", "cos", "tan") for prefix in ("arc", "ar", "a")}
+_FUNCTIONS |= {"tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan"}
+_LOGARITHMS = {"ln": ("const", "e"), "lg": ("num", Fraction(10)), "log": None}
+_PLAIN_CONSTANTS = {"pi": "pi", "oo": "inf", "inf": "inf", "infty": "inf", "infinity": "inf", "Infinity": "inf"}
+# "xi" is more often x times i
+_PLAIN = frozenset(
+    {*_FUNCTIONS, *_LOGARITHMS, *_PLAIN_CONSTANTS, *(_GREEK - {"mu", "nu", "xi", "ell"}), "sqrt", "cbrt"}
+)
+_LONGEST_PLAIN = max(map(len, _PLAIN))
+_CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "\\lvert": "\\rvert"}
+_ROUNDED = {"\\lfloor": "floor", "\\lceil": "ceil", "\\lvert": "abs"}
+_TIMES = ("*", "\\cdot", "\\times", "\\ast")
+_OVER = ("/", "\\div")
+
+_TOKEN = re.compile(
+    r"\s*(?:"
+    r"(?P<recurring>\d*\.(?:\d*\\(?:overline|bar)\s*(?:\{\s*\d+\s*\}|\d)|\d*\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))?))"
+    r"|(?P<number>\d+(?:\.\d*)?|\.\d+)"
+    r"|(?P<degree>\\text\{degree\})"
+    r"|(?P<command>\\[a-zA-Z]+|\\[{}%|])"
+    r"|(?P<word>[a-zA-Z]+)"
+    r"|(?P<sign>[-+*/^_!'(){}\[\]|,])"
+    r")",
+    re.ASCII,
+)
+_REPEATED = re.compile(
+    r"(\d*)\.(\d*?)(?:\\(?:overline|bar)|\\dot)\s*\{?\s*(\d+)\s*\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", re.ASCII
+)
+
+Tree = tuple
+
+
+class NotRead(Exception):
+    """The text is not a value of this grammar."""
+
+
+def read(text: str) -> Tree:
+    """The value that `text` spells, as a tree. NotRead if the grammar does not hold all of it."""
+    return _Reader(_tokens(text)).whole()
+
+
+def symbols(tree: Tree) -> set[str]:
+    """The names of the variables in `tree`."""
+    if tree[0] == "sym":
+        return {tree[1]}
+    return set().union(*(symbols(part) for part in parts(tree)), {"f()"} if tree[0] == "apply" else ())
+
+
+def parts(tree: Tree) -> tuple:
+    """The trees right below `tree`."""
+    kind = tree[0]
+    if kind in ("num", "const", "sym"):
+        return ()
+    if kind in ("+", "*"):
+        return tree[1]
+    if kind == "call":
+        return tree[2]
+    return tuple(part for part in tree[1:] if isinstance(part, tuple))
+
+
+def has(tree: Tree, node: Tree) -> bool:
+    """Whether `node`, a leaf or the first words of a branch, is somewhere in `tree`."""
+    return tree[: len(node)] == node or any(has(part, node) for part in parts(tree))
+
+
+def recurring(text: str) -> Fraction | None:
+    r"""The value of `0.1\overline{6}`, `0.\dot{1}4285\dot{7}`; None for other text."""
+    match = _REPEATED.fullmatch(text)
+    if match is None:
+        return None
+    whole, fixed, first, middle, last = match.groups(default="")
+    period = first + middle + last
+    shift = 10 ** len(fixed)
+    return Fraction(int((whole + fixed) or 0), shift) + Fraction(int(period), (10 ** len(period) - 1) * shift)
+
+
+def _tokens(text: str) -> list[tuple[str, str]]:
+    found, place, text = [], 0, text.strip()
+    while place < len(text):
+        match = _TOKEN.match(text, place)
+        if match is None:
+            raise NotRead(text[place : place + 20])
+        kind = match.lastgroup
+        if kind == "word":
+            found += _names(match["word"])
+        elif not (kind == "command" and match["command"] in ("\\left", "\\right")):
+            found.append((kind, match[kind]))
+        place = match.end()
+    return found
+
+
+def _names(word: str) -> list[tuple[str, str]]:
+    """Letters without a backslash: names of functions and constants, the longest first, and else single variables."""
+    found, place, letters = [], 0, 0
+    while place < len(word):
+        ends = range(min(len(word), place + _LONGEST_PLAIN), place + 1, -1)
+        name = next((word[place:end] for end in ends if word[place:end] in _PLAIN), "")
+        found.append(("name", name) if name else ("letter", word[place]))
+        letters += not name
+        place += len(name) or 1
+    if letters > 2 and letters < len(found):
+        raise NotRead(word)  # "single" is no sine
+    return found
+
+
+class _Reader:
+    """Recursive descent over the tokens."""
+
+    def __init__(self, tokens: list[tuple[str, str]]):
+        self.tokens, self.place, self.depth = tokens, 0, 0
+        self.bars = 0
+
+    def whole(self) -> Tree:
+        tree = self.sum()
+        if self.place < len(self.tokens):
+            raise NotRead(self.tokens[self.place][1])
+        return tree
+
+    def peek(self, ahead: int = 0) -> str:
+        place = self.place + ahead
+        return self.tokens[place][1] if place < len(self.tokens) else ""
+
+    def kind(self) -> str:
+        return self.tokens[self.place][0] if self.place < len(self.tokens) else ""
+
+    def take(self, *expected: str) -> str:
+        text = self.peek()
+        if not text or (expected and text not in expected):
+            raise NotRead(f"{text!r} instead of {expected}")
+        self.place += 1
+        return text
+
+    def sum(self) -> Tree:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise NotRead("too deep")
+        terms = [self.product()]
+        while self.peek() in ("+", "-"):
+            sign = self.take()
+            term = self.product()
+            terms.append(term if sign == "+" else ("neg", term))
+        self.depth -= 1
+        return ("+", tuple(terms)) if len(terms) > 1 else terms[0]
+
+    def product(self) -> Tree:
+        tree = self.signed(self.run)
+        while self.peek() in (*_TIMES, *_OVER):
+            over = self.take() in _OVER
+            factor = self.signed(self.run)
+            tree = ("/", tree, factor) if over else ("*", (tree, factor))
+        return tree
+
+    def signed(self, what) -> Tree:
+        negative = False
+        while self.peek() in ("+", "-"):
+            negative ^= self.take() == "-"
+        tree = what()
+        return ("neg", tree) if negative else tree
+
+    def run(self, in_function: bool = False) -> Tree:
+        """Factors side by side. A number before a fraction of integers is a mixed number."""
+        factors = [self.power()]
+        while self.starts_a_factor() and not (in_function and self.is_function()):
+            if self.kind() in ("number", "recurring") and factors[-1][0] == "num":
+                raise NotRead("two numbers side by side")
+            before, at = factors[-1], self.place
+            mixed = self.peek() == "\\frac" and self.tokens[at - 1][0] == "number" and "." not in self.tokens[at - 1][1]
+            factor = self.power()
+            if mixed and before[0] == "num" and factor[0] == "/" and factor[1][0] == factor[2][0] == "num":
+                factors[-1] = ("+", (before, factor))
+            else:
+                factors.append(factor)
+        return ("*", tuple(factors)) if len(factors) > 1 else factors[0]
+
+    def starts_a_factor(self) -> bool:
+        text, kind = self.peek(), self.kind()
+        if kind in ("number", "recurring", "letter", "name"):
+            return True
+        if kind == "command":
+            return text not in (*_TIMES, *_OVER, "\\%", "\\}", "\\|", "\\rfloor", "\\rceil", "\\rvert", "\\degree")
+        return text in ("(", "{", "[") or (text == "|" and self.bars == 0)
+
+    def is_function(self) -> bool:
+        name = self.peek().removeprefix("\\")
+        return self.kind() in ("name", "command") and (name in _FUNCTIONS or name in _LOGARITHMS)
+
+    def power(self) -> Tree:
+        tree = self.suffixed(self.atom())
+        if self.peek() == "^":
+            self.take()
+            tree = self.suffixed(("^", tree, self.script()))
+            if self.peek() == "^":
+                raise NotRead("two exponents")
+        return tree
+
+    def suffixed(self, tree: Tree) -> Tree:
+        while True:
+            if self.peek() == "!":
+                self.take()
+                if self.peek() == "!":
+                    raise NotRead("a double factorial")
+                tree = ("!", tree)
+            elif self.peek() == "\\%":
+                self.take()
+                tree = ("/", tree, ("num", Fraction(100)))
+            elif self.kind() == "degree":
+                self.take()
+                tree = ("deg", tree)
+            else:
+                return tree
+
+    def script(self) -> Tree:
+        """An exponent: a group in any brackets, a signed number, a command or one letter."""
+        if self.peek() in ("+", "-"):
+            return self.signed(self.script)
+        if self.peek() == "{":
+            return self.group()
+        tree = self.atom()
+        if self.peek() == "^" and self.tokens[self.place - 1][1] != "}":
+            self.take()
+            tree = ("^", tree, self.script())
+        return tree
+
+    def group(self) -> Tree:
+        opening = self.take()
+        bars, self.bars = self.bars, 0
+        tree = self.sum()
+        self.bars = bars
+        self.take(_CLOSING[opening])
+        return tree
+
+    def argument(self) -> Tree:
+        """What a command takes: a group in braces, one digit or one letter."""
+        if self.peek() == "{":
+            return self.group()
+        kind, text = self.kind(), self.peek()
+        if kind == "number" and len(text) > 1 and text.isdigit():
+            self.tokens[self.place] = ("number", text[1:])
+            return ("num", Fraction(int(text[0])))
+        return self.atom()
+
+    def atom(self) -> Tree:
+        kind, text = self.kind(), self.peek()
+        if kind == "number":
+            return ("num", Fraction(self.take()))
+        if kind == "recurring":
+            return ("num", recurring(self.take().strip()))
+        if kind == "letter":
+            return self.letter(self.take())
+        if kind == "name":
+            return self.named(self.take())
+        if kind == "command":
+            return self.command(self.take())
+        if text in ("(", "[", "{"):
+            return self.group()
+        if text == "|" and self.bars == 0:
+            return self.bar("|")
+        raise NotRead(text or "the end")
+
+    def bar(self, sign: str) -> Tree:
+        self.take(sign)
+        self.bars += 1
+        tree = self.sum()
+        self.bars -= 1
+        self.take(sign)
+        return ("call", "abs", (tree,))
+
+    def letter(self, name: str) -> Tree:
+        name += self.subscript()
+        if name in ("e", "i"):
+            return ("const", name)
+        if name == "C" and self.peek() == "(":
+            return self.choose(name)
+        if name == "f" and self.peek() == "(":
+            return ("apply", self.group())
+        return ("sym", name)
+
+    def choose(self, name: str) -> Tree:
+        start = self.place
+        self.take("(")
+        upper = self.sum()
+        if self.peek() == ",":
+            self.take()
+            lower = self.sum()
+            self.take(")")
+            return ("call", "binom", (upper, lower))
+        self.place = start
+        return ("sym", name)
+
+    def subscript(self) -> str:
+        """The subscript and primes of a name, as part of it."""
+        found = ""
+        if self.peek() == "_":
+            self.take()
+            found = "_"
+            if self.peek() == "{":
+                self.take()
+                while self.peek() != "}":
+                    found += self.take()
+                self.take("}")
+            else:
+                found += self.take()
+        while self.peek() == "'":
+            found += self.take()
+        return found
+
+    def named(self, name: str) -> Tree:
+        """A name without a backslash."""
+        if name in _PLAIN_CONSTANTS:
+            return ("const", _PLAIN_CONSTANTS[name])
+        if name in ("sqrt", "cbrt"):
+            return ("root", ("num", Fraction(2 if name == "sqrt" else 3)), self.atom())
+        return self.function(name) if name in _FUNCTIONS or name in _LOGARITHMS else ("sym", name + self.subscript())
+
+    def command(self, text: str) -> Tree:
+        name = text[1:]
+        if name == "frac":
+            upper = self.argument()
+            return ("/", upper, self.argument())
+        if name == "sqrt":
+            degree: Tree = ("num", Fraction(2))
+            if self.peek() == "[":
+                degree = self.group()
+            return ("root", degree, self.argument())
+        if name in ("binom", "dbinom", "tbinom"):
+            upper = self.argument()
+            return ("call", "binom", (upper, self.argument()))
+        if name == "pi":
+            return ("const", "pi")
+        if name == "infty":
+            return ("const", "inf")
+        if name in _GREEK:
+            return ("sym", name + self.subscript())
+        if name in _FUNCTIONS or name in _LOGARITHMS:
+            return self.function(name)
+        if text in _ROUNDED:
+            tree = self.sum()
+            self.take(_CLOSING[text])
+            return ("call", _ROUNDED[text], (tree,))
+        raise NotRead(text)
+
+    def function(self, name: str) -> Tree:
+        exponent = base = None
+        for _ in range(2):
+            if self.peek() == "^" and exponent is None:
+                self.take()
+                exponent = self.script()
+            elif self.peek() == "_" and base is None and name == "log":
+                self.take()
+                base = self.argument()
+        if self.peek() in ("(", "{", "["):
+            tree = self.suffixed(self.group())
+        elif self.peek() == "|" and self.bars == 0:
+            tree = self.bar("|")
+        else:
+            tree = self.signed(self.bare_argument)
+        if name in _LOGARITHMS:
+            tree = ("log", _LOGARITHMS[name] if base is None else base, tree)
+        elif exponent == ("neg", ("num", Fraction(1))) and name in _TRIG:
+            return ("call", f"arc{name}", (tree,))
+        else:
+            tree = ("call", _FUNCTIONS[name], (tree,))
+        return tree if exponent is None else ("^", tree, exponent)
+
+    def bare_argument(self) -> Tree:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise NotRead("too deep")
+        tree = self.function(self.take().removeprefix("\\")) if self.is_function() else self.run(in_function=True)
+        self.depth -= 1
+        while self.peek() == "/":
+            self.take()
+            tree = ("/", tree, self.run(in_function=True))
+        return tree

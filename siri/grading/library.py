@@ -1,0 +1,81 @@
+"""math-verify, asked last: for what our own grammar does not hold (sums, integrals, limits, matrices in formulas)."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
+# math-verify rounds to six decimals, absolutely, so it is not asked about what that could confuse.
+_UNSAFE = re.compile(r"\d{7}|\.\d{5}|!|\^\s*(?:\{[^{}]*\d{2}[^{}]*\}|\d{2})|10\s*\^|\\binom|\^[^^]*\^")
+_DIGITS = 40
+
+
+def verify(gold: str, answer: str) -> bool:
+    """Whether math-verify calls two scalars, equations or inequalities the same, and no digit speaks against it."""
+    if any(_UNSAFE.search(text) for text in (gold, answer)):
+        return False
+    from math_verify import verify as library_verify
+
+    golds, answers = _parse(gold), _parse(answer)
+    if not golds or not answers or any(isinstance(found[0], str) for found in (golds, answers)):
+        return False
+    values = _number(golds[0]), _number(answers[0])
+    if None not in values and not _agree(*values):
+        return False
+    # no timeout of its own: that is a signal, which works on the main thread only; the reward worker is killed instead
+    return library_verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def _agree(a, b) -> bool:
+    import sympy
+
+    apart, size = abs(a - b), max(abs(a), abs(b))
+    return apart == 0 or sympy.N(apart / size) < sympy.Float(10) ** (-_DIGITS // 2)
+
+
+def _parse(text: str) -> list:
+    from math_verify import LatexExtractionConfig, parse
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we switched its timeout off
+    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text.replace("\\text{degree}", ""))
+    # its list of units holds most single letters: 2m and 2t would both be 2
+    normalization = replace(LatexExtractionConfig().normalization_config, units=False)
+    config = (LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization),)
+    with _numbers_only():
+        return parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=None)
+
+
+@contextlib.contextmanager
+def _numbers_only() -> Iterator[None]:
+    """The LaTeX parser hands the digits it finds to sympy's parser of Python text, which evaluates what it is given.
+    Meanwhile that parser is replaced by one that knows decimal numbers and nothing else."""
+    import sympy.physics.units  # names its units through that parser when it is imported, which the LaTeX parser does
+    from sympy.parsing import sympy_parser
+
+    def parse_number(text: str, *_: object, **__: object) -> sympy.Number:
+        if not _NUMBER.fullmatch(text):
+            raise SyntaxError("not a decimal number")
+        return sympy.Integer(int(text)) if text.isdigit() else sympy.Float(text)
+
+    evaluating = sympy_parser.parse_expr
+    sympy_parser.parse_expr = parse_number
+    try:
+        yield
+    finally:
+        sympy_parser.parse_expr = evaluating
+
+
+def _number(expression):
+    """The value of a constant expression to forty digits; None where it has variables or none is found."""
+    from sympy import Expr
+
+    if not isinstance(expression, Expr) or expression.free_symbols:
+        return None
+    try:
+        value = expression.doit().evalf(_DIGITS)
+        complex(value)  # raises where no number came out
+    except Exception:  # sympy raises anything for what has no value: a limit, a division by zero, a deep nesting
+        return None
+    return value if value.is_finite else None

@@ -1,0 +1,298 @@
+r"""Sets of real numbers: intervals, unions and intersections, inequalities in one variable, \mathbb{R}, points."""
+
+import re
+from dataclasses import dataclass
+
+from siri.grading.grammar import NotRead, Tree, read, symbols
+from siri.grading.numbers import Undefined
+from siri.grading.values import order
+
+MAX_PIECES = 32
+_INFINITY = ("const", "inf")
+_MINUS_INFINITY = ("neg", _INFINITY)
+_REALS = re.compile(
+    r"\\mathbb\s*\{?\s*R\s*\}?|\\R(?![a-zA-Z])|\\Re(?:als)?(?![a-zA-Z])|"
+    r"(?:\\text\{)?\s*(?:the set of )?(?:all )?real numbers\s*\}?|(?:\\text\{)?\s*(?:all )?reals\s*\}?"
+)
+_EMPTY = re.compile(
+    r"\\(?:emptyset|varnothing)|\\text\{\s*\\(?:emptyset|varnothing)\s*\}|\\?\{\s*\\?\}|"
+    r"(?:\\text\{)?\s*(?:there (?:is|are) )?(?:no solutions?|(?:the )?empty set)\s*\}?",
+    re.IGNORECASE,
+)
+_RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
+_FLIPPED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le ", "\\ne ": "\\ne "}
+_BUILDER = re.compile(r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(.*?)\\?\}")
+_MEMBER = re.compile(r"\s*([a-zA-Z])\s*\\in(?![a-zA-Z])\s*(.*)")
+_SET_SIGNS = re.compile(
+    r"\\(?:cup|cap|setminus|backslash|emptyset|varnothing|mathbb|R)(?![a-zA-Z])|\\le |\\ge |\\ne |[<>]|"
+    r"real|empty|no sol|^\\?\{\s*\\?\}$"
+)
+_AND = re.compile(r"\s*(?:\\text\{\s*,?\s*and\s*\}|\band\b|\\(?:wedge|land)(?![a-zA-Z])|\\&|\bAND\b)\s*")
+_OR = re.compile(r"\s*(?:\\text\{\s*,?\s*or\s*\}|\bor\b|\\(?:vee|lor)(?![a-zA-Z])|\bOR\b)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The numbers between two ends, each of which may belong to them."""
+
+    low: Tree
+    low_in: bool
+    high: Tree
+    high_in: bool
+
+
+Pieces = list[Piece]
+EVERYTHING = Piece(_MINUS_INFINITY, False, _INFINITY, False)
+
+
+class NotASet(Exception):
+    """The text is no set of real numbers in any spelling known here."""
+
+
+def may_be_a_set(text: str) -> bool:
+    """Whether `text` has a sign that only sets of numbers and inequalities have: (1, 2) alone is a pair as well."""
+    return bool(_SET_SIGNS.search(text))
+
+
+def read_set(text: str) -> tuple[Pieces, str]:
+    """The set, and the name of the variable that its inequalities speak of ("" for none).
+
+    Raises NotASet, or what an undecided comparison of two ends raises.
+    """
+    names: set[str] = set()
+    pieces = _either(text.strip(), names, 0)
+    if len(names) > 1:
+        raise NotASet
+    return _joined(pieces), next(iter(names), "")
+
+
+def same_pieces(a: Pieces, b: Pieces) -> bool:
+    """Whether two sets hold the same numbers."""
+    return len(a) == len(b) and all(
+        (x.low_in, x.high_in) == (y.low_in, y.high_in) and order(x.low, y.low) == order(x.high, y.high) == 0
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def _either(text: str, names: set[str], depth: int) -> Pieces:
+    if depth > 16:
+        raise NotASet
+    alternatives = [part for part in _OR.split(text) if part.strip()]
+    if len(alternatives) > 1:
+        return [piece for part in alternatives for piece in _all_of(part, names, depth + 1)]
+    return _all_of(text, names, depth)
+
+
+def _all_of(text: str, names: set[str], depth: int) -> Pieces:
+    """Conditions joined by "and", or by commas, which mean "or" where nothing would meet them all."""
+    if match := _MEMBER.fullmatch(text):
+        names.add(match[1])
+        return _either(match[2], names, depth + 1)
+    conditions = [part for part in _AND.split(text) if part.strip(" ,")]
+    commas = len(conditions) == 1 and _RELATION.search(text) and not _BUILDER.fullmatch(text.strip())
+    if commas:
+        conditions = [part for part in _top_level(text, ",;") if part.strip()]
+    sets = [_joined(_condition(part.strip(" ,"), names, depth)) for part in _carried(conditions)]
+    found = sets[0]
+    for other in sets[1:]:
+        found = _common(found, other)
+    if commas and len(sets) > 1 and not found:
+        return [piece for pieces in sets for piece in pieces]
+    return found
+
+
+def _carried(conditions: list[str]) -> list[str]:
+    r"""`x \ne 1, 2` says that x is neither."""
+    found: list[str] = []
+    for part in conditions:
+        if found and not _RELATION.search(part) and (match := re.match(r"(.*\\ne )", found[-1])):
+            part = match[1] + part
+        found.append(part)
+    return found
+
+
+def _condition(text: str, names: set[str], depth: int) -> Pieces:
+    if _RELATION.search(text) and not _BUILDER.fullmatch(text) and not _enclosed(text):
+        return _chain(text, names)
+    return _union(text, names, depth)
+
+
+def _union(text: str, names: set[str], depth: int) -> Pieces:
+    found: Pieces = []
+    for part in _split(text, r"\\cup(?![a-zA-Z])"):
+        met: Pieces | None = None
+        for factor in _split(part, r"\\cap(?![a-zA-Z])"):
+            pieces = _difference(factor, names, depth)
+            met = pieces if met is None else _common(met, pieces)
+        found += met or []
+    return found
+
+
+def _difference(text: str, names: set[str], depth: int) -> Pieces:
+    whole, *taken = _split(text, r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=[\])}R])\s*-\s*(?=\\\{)")
+    found = _joined(_one(whole.strip(), names, depth))
+    for part in taken:
+        found = _common(found, _complement(_joined(_one(part.strip(), names, depth))))
+    return found
+
+
+def _one(text: str, names: set[str], depth: int) -> Pieces:
+    text = text.strip()
+    if _EMPTY.fullmatch(text):
+        return []
+    if _REALS.fullmatch(text):
+        return [EVERYTHING]
+    if match := _BUILDER.fullmatch(text):
+        names.add(match[1])
+        return _either(match[2], names, depth + 1)
+    if text.startswith("\\{") and text.endswith("\\}"):
+        return [Piece(tree, True, tree, True) for tree in map(_end, _top_level(text[2:-2], ",;"))]
+    if len(text) > 2 and text[0] in "([" and text[-1] in ")]":
+        ends = _top_level(text[1:-1], ",;")
+        if len(ends) == 2:
+            return _between(_end(ends[0]), text[0] == "[", _end(ends[1]), text[-1] == "]")
+        if len(ends) == 1 and text[0] == "(" and _enclosed(text):
+            return _either(text[1:-1], names, depth + 1)
+    raise NotASet
+
+
+def _between(low: Tree, low_in: bool, high: Tree, high_in: bool) -> Pieces:
+    try:
+        side = order(low, high)
+    except Undefined as error:
+        raise NotASet from error
+    low_in, high_in = low_in and low != _MINUS_INFINITY, high_in and high != _INFINITY
+    if side > 0 or (side == 0 and not (low_in and high_in)):
+        return []
+    return [Piece(low, low_in, high, high_in)]
+
+
+def _chain(text: str, names: set[str]) -> Pieces:
+    r"""`a < x \le b`, `x > 3`, `x \ne 2`, with the bare variable on one side of each sign."""
+    sides = [side.strip() for side in _RELATION.split(text)]
+    signs = _RELATION.findall(text)
+    found = [EVERYTHING]
+    for left, sign, right in zip(sides, signs, sides[1:], strict=False):
+        if (name := _variable(left)) and not _variable(right):
+            end = _end(right)
+        elif (name := _variable(right)) and not _variable(left):
+            end, sign = _end(left), _FLIPPED[sign]
+        else:
+            raise NotASet
+        names.add(name)
+        found = _common(found, _half_line(sign, end))
+    return found
+
+
+def _variable(text: str) -> str:
+    """The name of what an inequality speaks of: a letter, or a function of one as in g(x)."""
+    match = re.fullmatch(r"\\[a-z]+|[a-zA-Z](?:_\{?\w+\}?)?(?:\([a-z]\))?", text)
+    return "" if match is None or text in ("e", "\\infty", "\\pi") else text
+
+
+def _half_line(sign: str, end: Tree) -> Pieces:
+    if sign == "\\ne ":
+        return _complement([Piece(end, True, end, True)])
+    if sign in ("<", "\\le "):
+        return _between(_MINUS_INFINITY, False, end, sign != "<")
+    return _between(end, sign != ">", _INFINITY, False)
+
+
+def _end(text: str) -> Tree:
+    try:
+        tree = read(text)
+    except NotRead as error:
+        raise NotASet from error
+    if symbols(tree) or (tree not in (_INFINITY, _MINUS_INFINITY) and _infinite(tree)):
+        raise NotASet
+    return tree
+
+
+def _infinite(tree: Tree) -> bool:
+    return tree == _INFINITY or any(_infinite(part) for part in tree if isinstance(part, tuple) and part)
+
+
+# ------------------------------------------------------------------------------------------------ algebra
+
+
+def _joined(pieces: Pieces) -> Pieces:
+    """The same numbers in order, as few pieces as there can be."""
+    if len(pieces) > MAX_PIECES:
+        raise NotASet
+    found: Pieces = []
+    for piece in _in_order(pieces):
+        last = found[-1] if found else None
+        if last is not None:
+            touch = order(piece.low, last.high)
+            if touch < 0 or (touch == 0 and (piece.low_in or last.high_in)):
+                side = order(piece.high, last.high)
+                high, high_in = (piece.high, piece.high_in) if side > 0 else (last.high, last.high_in)
+                high_in |= side == 0 and piece.high_in
+                found[-1] = Piece(last.low, last.low_in, high, high_in)
+                continue
+        found.append(piece)
+    return found
+
+
+def _in_order(pieces: Pieces) -> Pieces:
+    found: Pieces = []
+    for piece in pieces:
+        place = len(found)
+        while place and _before(piece, found[place - 1]):
+            place -= 1
+        found.insert(place, piece)
+    return found
+
+
+def _before(a: Piece, b: Piece) -> bool:
+    side = order(a.low, b.low)
+    return side < 0 or (side == 0 and a.low_in and not b.low_in)
+
+
+def _common(a: Pieces, b: Pieces) -> Pieces:
+    found: Pieces = []
+    for x in a:
+        for y in b:
+            low, high = order(x.low, y.low), order(x.high, y.high)
+            later, earlier = (x if low > 0 else y), (x if high < 0 else y)
+            low_in = later.low_in and (low != 0 or x.low_in)
+            high_in = earlier.high_in and (high != 0 or x.high_in)
+            found += _between(later.low, low_in, earlier.high, high_in)
+    return found
+
+
+def _complement(pieces: Pieces) -> Pieces:
+    found: Pieces = []
+    low, low_in = _MINUS_INFINITY, False
+    for piece in pieces:
+        found += _between(low, low_in, piece.low, not piece.low_in)
+        low, low_in = piece.high, not piece.high_in
+    return found + (_between(low, low_in, _INFINITY, False) if low != _INFINITY else [])
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def _split(text: str, pattern: str) -> list[str]:
+    """`text` at what matches outside of all brackets. An open end of an interval closes like a closed one."""
+    parts, start = [], 0
+    for match in re.finditer(pattern, text):
+        if _depth(text[: match.start()]) == 0:
+            parts.append(text[start : match.start()])
+            start = match.end()
+    return [*parts, text[start:]]
+
+
+def _top_level(text: str, separators: str) -> list[str]:
+    return _split(text, f"[{separators}]")
+
+
+def _depth(text: str) -> int:
+    return sum((char in "([{") - (char in ")]}") for char in text)
+
+
+def _enclosed(text: str) -> bool:
+    return text[:1] in ("(", "[") and text[-1:] in (")", "]") and all(_depth(text[:n]) > 0 for n in range(1, len(text)))

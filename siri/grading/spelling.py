@@ -1,0 +1,219 @@
+"""One spelling for what people and models spell in many ways. Structure, numbers and words are left alone."""
+# ruff: noqa: RUF001 - look-alikes of ASCII are what this is about
+
+import re
+import unicodedata
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ]+")
+_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ]+")
+_GREEK_NAMES = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega pi"
+_GREEK = dict(zip("αβγδεζηθκλμνξρστφχψωπ", re.findall(r"\w+", _GREEK_NAMES), strict=True))
+_SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
+    sign: spelling
+    for signs, spelling in (
+        ("−–—‐‑‒―﹣➖", "-"),
+        ("·⋅∙•‧⸱・･", "\\cdot "),
+        ("×✕✖⨯", "\\times "),
+        ("÷", "\\div "),
+        ("∕⁄", "/"),
+        ("＊∗", "*"),
+        ("、，﹐", ","),
+        ("；﹔", ";"),
+        ("。．", "."),
+        ("⩽≦≤", "\\le "),
+        ("⩾≧≥", "\\ge "),
+        ("≠", "\\ne "),
+        ("≈≒≃", "\\approx "),
+        ("（﹙〔⦅", "("),
+        ("）﹚〕⦆", ")"),
+        ("【〖［", "["),
+        ("】〗］", "]"),
+        ("⟨〈〈", "\\langle "),
+        ("⟩〉〉", "\\rangle "),
+        ("∣｜", "|"),
+        ("⌊", "\\lfloor "),
+        ("⌋", "\\rfloor "),
+        ("⌈", "\\lceil "),
+        ("⌉", "\\rceil "),
+        ("∅⌀", "\\emptyset "),
+        ("∖⧵", "\\setminus "),
+        ("∪⋃", "\\cup "),
+        ("∩⋂", "\\cap "),
+        ("∈", "\\in "),
+        ("ℝ", "\\mathbb{R}"),
+        ("ℤ", "\\mathbb{Z}"),
+        ("ℂ", "\\mathbb{C}"),
+        ("ℚ", "\\mathbb{Q}"),
+        ("ℕ", "\\mathbb{N}"),
+        ("∧", " and "),
+        ("∨", " or "),
+        ("∞", "\\infty "),
+        ("√", "\\sqrt "),
+        ("∛", "\\sqrt[3] "),
+        ("∜", "\\sqrt[4] "),
+        ("±", "\\pm "),
+        ("∓", "\\mp "),
+        ("˚º◦°", "^\\circ "),
+        ("℃", "^\\circ C"),
+        ("∠", "\\angle "),
+        ("△", "\\triangle "),
+        ("≡", "\\equiv "),
+        ("→", "\\to "),
+        ("…⋯", "\\ldots "),
+        ("′’ʹ", "'"),
+        ("ℯⅇ", "e"),
+        ("ⅈ", "i"),
+        ("￥¥€£", ""),
+        ("\u200b\u200c\u200d\u2060\ufeff\u00ad\u2061\u2062\u2063", ""),
+    )
+    for sign in signs
+}
+_ASCII = re.compile(r"[\x00-\x7f]*")
+_RECURRING_MARKS = (
+    (re.compile("(\\d[\u0304\u0305](?:\\d[\u0304\u0305])*)"), "\\overline{%s}"),
+    (re.compile("(\\d[\u0307])"), "\\dot{%s}"),
+)
+
+# What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
+_WRAPPERS = re.compile(
+    r"\\(?:boldsymbol|bm|pmb|underline|uline|mathbf|mathbfit|ensuremath|mathord|boxed|fbox|framebox|smash)"
+    r"(?![a-zA-Z])\s*(?=\{)"
+    r"|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}|\\(?:textcolor|colorbox|color)\s*(?:\[\w*\])?\{[^{}]*\}"
+    r"|\\(?:bf|it|rm|sf|tt|em|bfseries|itshape|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|"
+    r"Huge|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|mathstrut|centering|boldmath|noindent)(?![a-zA-Z])"
+    r"|\\(?:[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\}"
+)
+_NAMED = re.compile(
+    r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|"
+    r"ln|lg|log|exp|binom)\s*\}"
+)
+_MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
+_BOLD = re.compile(r"(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1")
+_STARRED = re.compile(r"\*([^*]+)\*")
+
+_REPLACEMENTS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<!\\)\\[\[\]()]|\\?\$", " "),  # math delimiters and dollar signs
+        (r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lmr]?)(?![a-zA-Z])", ""),
+        (r"(?<=\d)(?:,\s*\\!|\\!\s*,|\{,\}|\\,|,\s*\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands, as LaTeX spaces them
+        (r"(?<!\\)\\!", ""),
+        (r"(?:(?<!\\)\\(?:[,;:> ]|(?:q?quad|thinspace|enspace|medspace)(?![a-zA-Z]))|~|\s)+", " "),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\over(?:line)\s*(\d)", r"\\overline{\1}"),
+        (r"\\(?:le|leq|leqslant|leqq)(?![a-zA-Z])", r"\\le "),
+        (r"\\(?:ge|geq|geqslant|geqq)(?![a-zA-Z])", r"\\ge "),
+        (r"\\(?:ne|neq|not\s*=)(?![a-zA-Z])", r"\\ne "),
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"!=(?!=)", r"\\ne "),
+        (r"\\lt(?![a-zA-Z])", "<"),
+        (r"\\gt(?![a-zA-Z])", ">"),
+        (r"\\(?:mathrm|text|mathit|operatorname)\s*\{\s*([eid]|pi)\s*\}", lambda m: {"pi": "\\pi "}.get(m[1], m[1])),
+        (r"\\(?:text(?:normal|rm|bf|it|sf|tt|up|md)?|emph|mbox|hbox|mathrm|mathsf|mathtt|mathit)\s*\{", r"\\text{"),
+        (
+            r"\\text\{\s*degrees?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\^\s*(?:\{\s*\\circ\s*\}|\\circ)|°|"
+            r"\\deg(?:ree)?s?(?![a-zA-Z])|\\circ\b|\^\{?\\degree\}?",
+            r"\\text{degree}",
+        ),
+        (r"\\text\{\s*percent\s*\}|(?<=\d)\s*percent\b|\\?%", r"\\%"),
+        (r"\*\*", "^"),
+        (r"\\frac\s*([0-9a-zA-Z])", r"\\frac{\1}"),
+        (r"(\\frac\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
+        (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
+        (r"\+\s*\\infty", r"\\infty"),
+        (r"([_^])\s*\{\s*(\w)\s*\}(?!\d)", r"\1\2"),
+        (r"(?<=\d)_\{10\}\s*$", ""),
+        (r"(?<![\d.^_/{}])(\d+) +(\d+) ?/ ?(\d+)(?![\d./^!a-zA-Z(])", lambda m: _mixed(m)),
+    )
+]
+
+
+def clean(text: str) -> str:
+    """`text` in plain spelling: ASCII, no decoration, one name for each command."""
+    text = _undecorated(_ascii(text))
+    for pattern, replacement in _REPLACEMENTS:
+        text = pattern.sub(replacement, text)
+    text = re.sub(r"(?:\s*\\\\)+\s*$", "", text.strip()).rstrip(" .,;:")
+    if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
+        text = next((part.strip() for part in text.split("\\approx") if part.strip()), "")
+    return text
+
+
+def _mixed(match: re.Match) -> str:
+    """ "3 1/4" is three and a quarter; where the fraction is not a proper one, nobody knows."""
+    whole, over, under = match.groups()
+    return f"{whole}\\frac{{{over}}}{{{under}}}" if 0 < int(over) < int(under) else match[0]
+
+
+def _ascii(text: str) -> str:
+    if _ASCII.fullmatch(text):
+        return text
+    for pattern, form in _RECURRING_MARKS:
+        text = pattern.sub(lambda match, form=form: form % re.sub("[\u0304\u0305\u0307]", "", match[1]), text)
+    text = re.sub(r"\}\\overline\{", "", text)
+    text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = _SUBSCRIPT.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
+    text = "".join(_SIGNS[char] if char in _SIGNS else _character(char) for char in text)
+    # a root sign holds the brackets, number or letter that follows
+    return re.sub(r"(\\sqrt(?:\[\d\])?) \s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z]))", _rooted, text)
+
+
+def _rooted(match: re.Match) -> str:
+    return f"{match[1]}{{{match[2] or match[3] or ''}}}"
+
+
+def _character(char: str) -> str:
+    if char.isascii():
+        return char
+    if char.isspace():
+        return " "
+    if (digit := unicodedata.decimal(char, None)) is not None:
+        return str(digit)
+    plain = unicodedata.normalize("NFKC", char)
+    if "⁄" in plain:  # ½ and its like
+        over, _, under = plain.partition("⁄")
+        return f"\\frac{{{over}}}{{{under or 1}}}"
+    return plain if plain.isascii() else char
+
+
+def _undecorated(text: str) -> str:
+    """Without bold, colour, underline, size and boxes, in markdown, HTML and LaTeX; the content stays."""
+    if "<" in text:
+        text = re.sub(r"<sup>([^<>]*)</sup>", r"^{\1}", re.sub(r"<sub>([^<>]*)</sub>", r"_{\1}", text))
+        text = _MARKUP.sub(" ", text)
+    if "*" in text or "_" in text or "`" in text:
+        text = _unmarked(text)
+    if "\\" in text:
+        text = _NAMED.sub(r"\\\1 ", _WRAPPERS.sub(" ", text))
+    return _unbraced(text.strip())
+
+
+def _unmarked(text: str) -> str:
+    text = text.strip()
+    end = text[len(text.rstrip(".,;:")) :]
+    inner = text.removesuffix(end) if end else text
+    for _ in range(3):
+        for mark in ("***", "**", "__", "```", "``", "`", "*", "_"):
+            if len(inner) > 2 * len(mark) and inner.startswith(mark) and inner.endswith(mark):
+                inner = inner[len(mark) : -len(mark)].strip()
+                break
+    return _BOLD.sub(r" \2 ", inner) if "`" in inner or re.search(r"\*\*\s*[^*]*\D\s*\*\*", inner) else inner
+
+
+def _unbraced(text: str) -> str:
+    """Without braces around the whole of it, unless they make it a set."""
+    while text.startswith("{") and text.endswith("}") and _closes_at_the_end(text) and not re.search("[,;]", text):
+        text = text[1:-1].strip()
+    return text
+
+
+def _closes_at_the_end(text: str) -> bool:
+    depth = 0
+    for place, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return place == len(text) - 1
+    return False

@@ -1,0 +1,164 @@
+"""The structure of an answer: members of a list or set, tuples, matrices, ratios, choices, names of values."""
+
+import re
+
+from siri.grading.grammar import NotRead, read, symbols
+from siri.grading.values import rational, same_value
+
+_MATRIX = re.compile(
+    r"(?P<before>.*?)(?P<open>\\?[(\[|{]?)\s*\\begin\{(?P<kind>[pbvBV]?(?:small)?matrix|array)\}(?:\s*\{[lcr|@{} ]*\})?"
+    r"(?P<cells>.*)\\end\{(?P=kind)\}\s*(?P<close>\\?[)\]|}]?)",
+    re.DOTALL,
+)
+_ROW_BREAK = re.compile(r"\\\\\s*(?:\[[^\[\]]*\]|\*)?|\\cr(?![a-zA-Z])|\\tabularnewline")
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?"
+    r"(?:\(\s*([A-Ja-j])\s*\)\s*[.:]?\s*|([A-J])\s*\)\s*|([A-J])\s*[.:]\s+|([A-J])$)(?![-+*/^=,_'])(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_OTHER_CHOICE = re.compile(r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|^\(?[A-J]\)?$")
+
+
+def squeezed(text: str) -> str:
+    """Without spaces, but for those between digits: "1 5" is not 15."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+
+
+def key(text: str) -> str:
+    """What is compared as text: no spaces, no text commands; words and choice letters without case."""
+    found = squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    letter = re.fullmatch(r"\(([A-Za-z])\)", found)
+    if letter:
+        return letter[1].upper()
+    return found.casefold() if re.fullmatch(r"[A-Za-z]{2,}", found) else found
+
+
+def split(text: str, separators: str) -> list[str]:
+    """`text` at the separators that are outside of all brackets."""
+    parts, depth, start = [], 0, 0
+    for i, char in enumerate(text):
+        if char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif depth == 0 and char in separators:
+            parts.append(text[start:i])
+            start = i + 1
+    return [*parts, text[start:]]
+
+
+def enclosed(text: str) -> bool:
+    """Whether the first bracket of `text` closes with its last character."""
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char in "([{") - (char in ")]}")
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+def members(text: str) -> list[str]:
+    r"""The answers of a list or set, whose order means nothing; `a \pm b` is two of them, and `\mp` goes with `\pm`."""
+    text = text.strip()
+    if text.startswith("\\{") and text.endswith("\\}") and enclosed(text[1:-2] + "}"):
+        text = text[2:-2]
+    elif text.startswith("{") and text.endswith("}") and enclosed(text):
+        text = text[1:-1]
+    found = []
+    for part in split(text, ",;"):
+        count = part.count("\\pm")
+        if count == 1 or (count == 0 and part.count("\\mp") == 1):
+            found += [part.replace("\\pm", a).replace("\\mp", b) for a, b in ("+-", "-+")]
+        elif count == 2 and "\\mp" not in part:
+            found += [
+                re.sub(r"\\pm", first, part, count=1).replace("\\pm", second) for first in "+-" for second in "+-"
+            ]
+        else:
+            found.append(part)
+    return found
+
+
+def bracketed(text: str) -> tuple | None:
+    r"""Shape and elements of a tuple, an interval or `\langle 1, 2 \rangle`: order and brackets mean something."""
+    text = re.sub(r"^\\langle(?![a-zA-Z])(.*)\\rangle$", r"(\1)", text.strip(), flags=re.DOTALL)
+    if not text or text[0] not in "([" or text[-1] not in ")]" or not enclosed(text):
+        return None
+    elements = split(text[1:-1], ",;")
+    return ((text[0], text[-1], len(elements)), elements) if len(elements) > 1 else None
+
+
+def matrix(text: str) -> tuple | None:
+    """Shape and cells of a matrix in any brackets, times what stands before it; a determinant is another thing."""
+    match = _MATRIX.fullmatch(text.strip())
+    if not match:
+        return None
+    text = re.sub(r"\\hline(?![a-zA-Z])", "", match["cells"])
+    rows = [row.split("&") for row in _ROW_BREAK.split(text)]
+    while len(rows) > 1 and not "".join(rows[-1]).strip():
+        rows.pop()
+    determinant = match["kind"][0] in "vV" or match["open"] == "|"
+    factor = re.sub(r"\\(?:cdot|times)\s*$|\*\s*$", "", match["before"].strip()).strip()
+    factor = "-1" if factor == "-" else factor
+    cells = [f"({factor})({cell})" if factor else cell for row in rows for cell in row]
+    return (determinant, tuple(map(len, rows))), cells
+
+
+def ratio(text: str) -> tuple | None:
+    """The parts of a ratio or a time of day: as quotients, 8:34 and 4:17 would be the same."""
+    parts = split(text, ":")
+    return (len(parts), parts) if len(parts) > 1 else None
+
+
+def choice(text: str) -> tuple[str, str]:
+    """The letter of a choice and its text, as in "(B) 12", "B. 12", "B: the second"; empty where there is none."""
+    match = _CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip())
+    if match is None:
+        return "", ""
+    *letters, rest = match.groups()
+    letter = next(filter(None, letters))
+    if letters[0] is None and letter.islower():
+        return "", ""
+    return letter.upper(), rest.strip()
+
+
+def has_other_choices(text: str) -> bool:
+    """Whether the text of a choice names another one: "B) 12 or C) 13" chooses nothing."""
+    return bool(_OTHER_CHOICE.search(text))
+
+
+def named_values(parts: list[str]) -> list[str]:
+    """The values of `x = 1`, `y = 2` in the order of their names; empty if the parts are not all like that."""
+    pairs = [re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", part) for part in parts]
+    if not all(pairs) or len({pair[1] for pair in pairs}) < len(pairs):
+        return []
+    return [pair[2] for pair in sorted(pairs, key=lambda pair: pair[1])]
+
+
+def names_a_value(sides: list[str], *, as_answer: bool) -> bool:
+    r"""Whether an equation only says what its right side is: `x = 5` is 5, and so is `f(2) = 5`; `1/2 = 0.5` is 0.5.
+
+    As an answer, `a + b = 17` is 17, too: two unknowns say nothing else than what the question asked for. `2x = 17`
+    is an equation to be solved, `x + y = 0` the equation of a line, and a gold answer of that kind wants the equation.
+    """
+    name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?\\prime\}?", "", sides[0]).strip()
+    name = re.sub(r"^([a-zA-Z])\s*\([^()]*\)$", r"\1", name)
+    letters = re.findall(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", name))
+    if not re.search(r"[-+*/^\d]|\\(?:sqrt|cdot|times|pm|ldots|dots)(?![a-zA-Z])", name):
+        return True
+    if not letters:
+        return _both_closed_and_equal(sides)
+    if not as_answer or len(set(letters)) < 2:
+        return False
+    try:
+        return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1]))
+    except NotRead:
+        return False
+
+
+def _both_closed_and_equal(sides: list[str]) -> bool:
+    """1/2 = 0.5 is a value, 2 + 2 = 5 is none. What is not read is let through, as it always was."""
+    try:
+        trees = [read(re.sub(r"\\text\{[^{}]*\}", "", side)) for side in sides]
+    except NotRead:
+        return True
+    return all(same_value(trees[0], tree) for tree in trees[1:])

@@ -1,0 +1,236 @@
+"""Whether two values are the same: exactly where both are rational, else with as many digits as that takes.
+
+Rational values are compared as fractions, whatever their magnitude. Others are computed to a number of bits that grows
+with the magnitudes of everything that occurs in them, so that what could hide behind rounding cannot: they are the
+same if they agree to half of those bits, which no two different values of so few signs are known to do. Functions of
+variables are compared at points drawn once and for all. What would take more than MAX_BITS is undecided.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+
+from siri.grading.grammar import Tree, has, symbols
+from siri.grading.numbers import (
+    MAX_EXACT_BITS,
+    NotRational,
+    Point,
+    Setting,
+    Undecided,
+    Undefined,
+    context,
+    exact,
+    number,
+)
+
+MAX_BITS = 40_000
+MAX_SYMBOLS = 12
+# Decimals of at least so many places, and digits, may stand for a value whose expansion does not end.
+ROUNDED_PLACES = 6
+_FIRST_BITS = 128
+_WORTH_AGREEING = 64
+_SCALES = (
+    (Fraction(1, 2), (1,)),
+    (Fraction(7), (1,)),
+    (Fraction(1), (-1,)),
+    (Fraction(3), (1, -1)),
+    (Fraction(1, 3), (-1, 1)),
+)
+_I = ("const", "i")
+_INFINITY = ("const", "inf")
+
+
+def same_value(a: Tree, b: Tree) -> bool:
+    """Whether two trees have one value, for whatever their variables stand for. Raises Undecided."""
+    if a == b:
+        return True
+    names = symbols(a) | symbols(b)
+    if len(names) > MAX_SYMBOLS:
+        raise Undecided
+    return any(_same_everywhere(a, b, names, base) for base in _bases(a, b))
+
+
+def _same_everywhere(a: Tree, b: Tree, names: set[str], base: int | None) -> bool:
+    defined = False
+    for point in _points(names):
+        verdict = _same_at(a, b, point, base)
+        if verdict is False:
+            return False
+        defined |= verdict is not None
+    return defined
+
+
+def same_zeros(a: Tree, b: Tree, *, signed: bool = False) -> bool:
+    """Whether `a` is a constant multiple of `b` (a positive one, if `signed`): a = 0 and b = 0 are one equation."""
+    names = symbols(a)
+    if not names or names != symbols(b):
+        return False
+    if len(names) > MAX_SYMBOLS:
+        raise Undecided
+    points = list(_points(names))
+    first = points[0]
+    try:
+        values = [rational(tree, first) for tree in (a, b)]
+        if None in values:
+            values = [_fraction(number(tree, Setting(first), 2 * _FIRST_BITS)) for tree in (a, b)]
+    except (Undefined, Undecided):
+        return False
+    if 0 in values or (signed and values[0] * values[1] < 0):
+        return False
+    # a * b(first) is b * a(first) everywhere
+    crossed = [("*", (tree, _at_first(other, first))) for tree, other in ((a, b), (b, a))]
+    return same_value(*crossed)
+
+
+def _at_first(tree: Tree, point: Point) -> Tree:
+    """`tree` with its variables replaced."""
+    if tree[0] == "sym":
+        return ("num", point[tree[1]])
+    return tuple(
+        tuple(_at_first(inner, point) for inner in part)
+        if isinstance(part, tuple) and part and isinstance(part[0], tuple)
+        else _at_first(part, point)
+        if isinstance(part, tuple)
+        else part
+        for part in tree
+    )
+
+
+def order(a: Tree, b: Tree) -> int:
+    """-1, 0 or 1 as the real number `a` is less than, the same as or more than `b`. Raises Undecided or Undefined."""
+    fractions = rational(a), rational(b)
+    if None not in fractions:
+        return (fractions[0] > fractions[1]) - (fractions[0] < fractions[1])
+    infinite = [(tree == _INFINITY) - (tree == ("neg", _INFINITY)) for tree in (a, b)]
+    if any(infinite):
+        return (infinite[0] > infinite[1]) - (infinite[0] < infinite[1])
+    if same_value(a, b):
+        return 0
+    x, y = (number(tree, Setting(), 2 * _FIRST_BITS) for tree in (a, b))
+    if x.imag != 0 or y.imag != 0:
+        raise Undefined
+    return 1 if x > y else -1
+
+
+def rational(tree: Tree, point: Point | None = None) -> Fraction | None:
+    """The exact value, with variables as in `point`; None if it is not known to be rational, or too long to write."""
+    try:
+        return exact(tree, point or {})
+    except NotRational:
+        return None
+
+
+def rounds_to(tree: Tree, decimal: Fraction, places: int) -> bool:
+    """Whether `decimal` of so many places is `tree` rounded: 0.333333 is 1/3, from six places and digits on."""
+    if places < ROUNDED_PLACES or symbols(tree):
+        return False
+    value = rational(tree)
+    if value is None:
+        digits = number(tree, Setting(), 2 * _FIRST_BITS + 8 * places)
+        if digits.imag != 0:
+            return False
+        value = _fraction(digits.real)
+    elif _finite(value):
+        return value == decimal
+    error = abs(value - decimal)
+    return error <= Fraction(1, 2 * 10**places) and error * 10 ** (ROUNDED_PLACES - 1) <= abs(value)
+
+
+def _finite(value: Fraction) -> bool:
+    """Whether the decimal expansion ends."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
+
+
+def _fraction(digits) -> Fraction:
+    if digits.imag != 0:
+        raise Undefined
+    sign, mantissa, exponent, _ = digits.real._mpf_
+    if abs(exponent) > MAX_EXACT_BITS:
+        raise Undecided
+    value = Fraction(int(mantissa)) * Fraction(2) ** exponent
+    return -value if sign else value
+
+
+def _bases(a: Tree, b: Tree) -> tuple[int | None, ...]:
+    """What `log` without a base may mean: the decimal or the natural one, but the same on both sides."""
+    unsaid = any(has(tree, ("log", None)) for tree in (a, b))
+    return (10, None) if unsaid else (10,)
+
+
+def _points(names: set[str]) -> Iterator[Point]:
+    """Values for the variables: small, large, negative, of both signs. One empty point where there are none."""
+    if not names:
+        yield {}
+        return
+    ordered = sorted(names)
+    for place, (scale, signs) in enumerate(_SCALES):
+        yield {
+            name: next(sign) * scale * (1 + Fraction(_drawn(name, place), 1 << 20))
+            for sign in [itertools.cycle(signs)]
+            for name in ordered
+        }
+
+
+@functools.lru_cache(4096)
+def _drawn(name: str, place: int) -> int:
+    """Twenty bits that look random and are the same in every process."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(f"{place} {name}".encode()).digest()[:4]) % (1 << 20)
+
+
+def _same_at(a: Tree, b: Tree, point: Point, base: int | None) -> bool | None:
+    """Whether both are the same at this point; None where neither is defined, and False where only one is."""
+    found = []
+    for tree in (a, b):
+        try:
+            found.append(exact(tree, point))
+        except NotRational:
+            return _same_numbers(Setting(point, base, not point or has(a, _I) or has(b, _I)), a, b)
+        except Undefined:
+            found.append(None)
+    if None in found:
+        return None if point and found == [None, None] else False
+    return found[0] == found[1]
+
+
+def _same_numbers(setting: Setting, a: Tree, b: Tree) -> bool | None:
+    magnitudes: list[int] = []
+    first = [_or_none(setting, tree, _FIRST_BITS, magnitudes) for tree in (a, b)]
+    if None in first:
+        return None if setting.point and first == [None, None] else False
+    again = [_or_none(setting, tree, 2 * _FIRST_BITS) for tree in (a, b)]
+    steady = None not in again and all(_apart(x, y) <= -_WORTH_AGREEING for x, y in zip(first, again, strict=True))
+    if steady and _apart(*again) >= -_WORTH_AGREEING // 2:
+        return False
+    bits = 2 * _WORTH_AGREEING + 8 * sum(magnitudes)
+    if bits > MAX_BITS:
+        raise Undecided
+    apart = _apart(*(_or_none(setting, tree, bits) for tree in (a, b)))
+    if -bits // 2 < apart <= -bits // 4:
+        raise Undecided
+    return apart <= -bits // 2
+
+
+def _apart(x, y) -> float:
+    """The binary magnitude of the difference of two numbers, as a part of the larger one; of that one, next to zero."""
+    if x is None or y is None:
+        return 0
+    if x == y:
+        return -math.inf
+    mag = context().mag
+    larger = max(mag(x), mag(y))
+    return larger if x == 0 or y == 0 else mag(x - y) - larger
+
+
+def _or_none(setting: Setting, tree: Tree, bits: int, magnitudes: list[int] | None = None):
+    try:
+        return number(tree, setting, bits, magnitudes)
+    except Undefined:
+        return None
