@@ -80,6 +80,8 @@ def same_pieces(a: Pieces, b: Pieces) -> bool:
 def _either(text: str, names: set[str], depth: int) -> Pieces:
     if depth > 16:
         raise NotASet
+    if _BUILDER.fullmatch(text.strip()):
+        return _one(text, names, depth)
     alternatives = [part for part in _OR.split(text) if part.strip()]
     if len(alternatives) > 1:
         return [piece for part in alternatives for piece in _all_of(part, names, depth + 1)]

@@ -106,6 +106,7 @@ _REPLACEMENTS = [
         (r"\\(?:le|leq|leqslant|leqq)(?![a-zA-Z])", r"\\le "),
         (r"\\(?:ge|geq|geqslant|geqq)(?![a-zA-Z])", r"\\ge "),
         (r"\\(?:ne|neq|not\s*=)(?![a-zA-Z])", r"\\ne "),
+        (r"\\[lr]angle(?![a-zA-Z])", lambda match: "(" if match[0] == "\\langle" else ")"),
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
         (r"!=(?!=)", r"\\ne "),
@@ -136,7 +137,8 @@ def clean(text: str) -> str:
     text = _undecorated(_ascii(text))
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"(?:\s*\\\\)+\s*$", "", text.strip()).rstrip(" .,;:")
+    text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", re.sub(r"(?:\s*\\\\)+\s*$", "", text.strip()))
+    text = text.rstrip(" .,;:")
     if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
         text = next((part.strip() for part in text.split("\\approx") if part.strip()), "")
     return text

@@ -60,6 +60,8 @@ def enclosed(text: str) -> bool:
 def members(text: str) -> list[str]:
     r"""The answers of a list or set, whose order means nothing; `a \pm b` is two of them, and `\mp` goes with `\pm`."""
     text = text.strip()
+    if re.fullmatch(r"\\?\{\s*\\(?:emptyset|varnothing)\s*\\?\}", text):
+        return [text]  # the set that holds the empty one
     if text.startswith("\\{") and text.endswith("\\}") and enclosed(text[1:-2] + "}"):
         text = text[2:-2]
     elif text.startswith("{") and text.endswith("}") and enclosed(text):
@@ -79,8 +81,8 @@ def members(text: str) -> list[str]:
 
 
 def bracketed(text: str) -> tuple | None:
-    r"""Shape and elements of a tuple, an interval or `\langle 1, 2 \rangle`: order and brackets mean something."""
-    text = re.sub(r"^\\langle(?![a-zA-Z])(.*)\\rangle$", r"(\1)", text.strip(), flags=re.DOTALL)
+    """Shape and elements of a tuple or interval, whose order and brackets mean something."""
+    text = text.strip()
     if not text or text[0] not in "([" or text[-1] not in ")]" or not enclosed(text):
         return None
     elements = split(text[1:-1], ",;")

@@ -49,17 +49,19 @@ def same_value(a: Tree, b: Tree) -> bool:
     names = symbols(a) | symbols(b)
     if len(names) > MAX_SYMBOLS:
         raise Undecided
-    return any(_same_everywhere(a, b, names, base) for base in _bases(a, b))
+    is_complex = not names or has(a, _I) or has(b, _I)
+    return any(_same_everywhere(a, b, names, base, is_complex) for base in _bases(a, b))
 
 
-def _same_everywhere(a: Tree, b: Tree, names: set[str], base: int | None) -> bool:
+def _same_everywhere(a: Tree, b: Tree, names: set[str], base: int | None, is_complex: bool) -> bool:
+    """Whether both are the same wherever they are defined, among real numbers or, failing all points, complex ones."""
     defined = False
     for point in _points(names):
-        verdict = _same_at(a, b, point, base)
+        verdict = _same_at(Setting(point, base, is_complex), a, b)
         if verdict is False:
             return False
         defined |= verdict is not None
-    return defined
+    return defined or (not is_complex and _same_everywhere(a, b, names, base, is_complex=True))
 
 
 def same_zeros(a: Tree, b: Tree, *, signed: bool = False) -> bool:
@@ -185,18 +187,18 @@ def _drawn(name: str, place: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{place} {name}".encode()).digest()[:4]) % (1 << 20)
 
 
-def _same_at(a: Tree, b: Tree, point: Point, base: int | None) -> bool | None:
+def _same_at(setting: Setting, a: Tree, b: Tree) -> bool | None:
     """Whether both are the same at this point; None where neither is defined, and False where only one is."""
     found = []
     for tree in (a, b):
         try:
-            found.append(exact(tree, point))
+            found.append(exact(tree, setting.point))
         except NotRational:
-            return _same_numbers(Setting(point, base, not point or has(a, _I) or has(b, _I)), a, b)
+            return _same_numbers(setting, a, b)
         except Undefined:
             found.append(None)
     if None in found:
-        return None if point and found == [None, None] else False
+        return None if setting.point and found == [None, None] else False
     return found[0] == found[1]
 
 
@@ -209,7 +211,7 @@ def _same_numbers(setting: Setting, a: Tree, b: Tree) -> bool | None:
     steady = None not in again and all(_apart(x, y) <= -_WORTH_AGREEING for x, y in zip(first, again, strict=True))
     if steady and _apart(*again) >= -_WORTH_AGREEING // 2:
         return False
-    bits = 2 * _WORTH_AGREEING + 8 * sum(magnitudes)
+    bits = 2 * _WORTH_AGREEING + 4 * sum(magnitudes)
     if bits > MAX_BITS:
         raise Undecided
     apart = _apart(*(_or_none(setting, tree, bits) for tree in (a, b)))

@@ -87,6 +87,7 @@ _IN_BASE = re.compile(r"\(?(-?[0-9A-F]+)\)?_\{?(\d+)\}?")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
 _PLAIN_UNIT = re.compile(r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*)(?:\^\s*\{?([23])\}?)?")
+_ANGLE = re.compile(r"sin|cos|tan|cot|sec|csc|tg")
 _AND_OR = re.compile(r",?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])")
 
 
@@ -166,7 +167,7 @@ def _without_member(text: str) -> str:
 def _same_choice(gold: str, answer: str) -> bool | None:
     """A choice of a test, with its text or without; None where neither is one."""
     (gold_letter, gold_text), (letter, text) = choice(gold), choice(answer)
-    if letter and has_other_choices(text):
+    if has_other_choices(text) or has_other_choices(gold_text):
         return False
     if gold_letter and letter:
         return gold_letter == letter and (not gold_text or not text or _same(gold_text, text))
@@ -283,11 +284,14 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
 
 
 def _same_scalar(gold: str, answer: str) -> bool:
-    (gold, gold_unit), (answer, answer_unit) = _without_unit(gold), _without_unit(answer)
+    (gold, gold_unit), (bare, answer_unit) = _without_unit(gold), _without_unit(answer)
     if gold_unit and answer_unit and gold_unit != answer_unit:
         return False
-    if gold.endswith("\\%") and "%" not in answer and _same_scalar(gold.removesuffix("\\%").strip(), answer):
-        return True  # "what percent ...?" is answered by the number; the other way round 5% is not 5
+    # "what percent ...?" is answered by the number; the other way round 5% is not 5
+    number_for_percent = gold.endswith("\\%") and bare == answer.strip() and "%" not in answer
+    if number_for_percent and _same_scalar(gold.removesuffix("\\%").strip(), answer):
+        return True
+    answer = bare
     in_base = [_IN_BASE.fullmatch(re.sub(r"\\text\{([^{}]*)\}|\s", r"\1", text)) for text in (gold, answer)]
     if any(in_base):
         return all(in_base) and in_base[0].groups() == in_base[1].groups()
@@ -323,6 +327,8 @@ def _without_unit(text: str) -> tuple[str, tuple | None]:
     if match is None:
         return text, None
     quantity, words, power = match.groups()
+    if words == "degree" and _ANGLE.search(quantity):
+        return text, None  # the sine of an angle is not one
     words = words.replace(".", "").casefold().split()
     unit = [_UNITS.get(word, _UNITS.get(word.removesuffix("s"))) for word in words]
     unit += [{"2": "square", "3": "cubic"}[power]] if power else []

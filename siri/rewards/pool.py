@@ -282,8 +282,12 @@ def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memor
             return
         layers = ["memory"] if memory_bytes and sandbox.limit_memory(memory_bytes) else []
         if name == "math":
-            # imports math-verify and builds its grammar, so that the first answer is as fast as others
-            BUILT_IN["math"]("\\boxed{\\frac{2}{\\sqrt{2}}}", "\\sqrt{2}", think=False)
+            # imports mpmath and math-verify and builds its grammar, so that the first answer is as fast as others
+            for warm, gold in (
+                ("\\sqrt{2+\\sqrt{3}}", "\\frac{\\sqrt{6}+\\sqrt{2}}{2}"),
+                ("\\int_0^1 x dx", "\\frac{1}{2}"),
+            ):
+                BUILT_IN["math"](f"\\boxed{{{warm}}}", gold, think=False)
             layers += sandbox.shut_in()
         connection.send_bytes(json.dumps({"error": "", "sandbox": layers}).encode())
         while True:
