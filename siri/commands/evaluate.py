@@ -150,6 +150,8 @@ def run_evaluation(options: EvalOptions) -> int:
     Console().print(_results_table(row, base))
     if row["reward_errors"]:
         print(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
+    if row["reward_undecided"]:
+        print(f"note: {row['reward_undecided']} answers were too close to the gold answer to call, and score 0")
     if options.out:
         write_atomic(options.out, (json.dumps(row, indent=1) + "\n").encode())
         partial.remove()

@@ -1,7 +1,7 @@
 r"""A grammar of our own for one written value, LaTeX or plain text: nothing here evaluates anything.
 
 The tree is made of tuples: ("num", Fraction), ("sym", name), ("+", parts), ("*", parts), ("/", a, b), ("^", a, b),
-("neg", a), ("root", degree, a), ("log", base or None, a), ("call", name, arguments), ("!", a), ("deg", a).
+("neg", a), ("root", degree, a), ("log", base, a), ("call", name, arguments), ("!", a), ("deg", a).
 As in latex2sympy, a product written without a sign binds closer than a slash (1/2x is 1/(2x)), and the argument of a
 function without brackets runs to the next sum, product sign or function.
 """
@@ -24,7 +24,7 @@ _FUNCTIONS = {name: name for name in (*_TRIG, *(f"{name}h" for name in _TRIG), "
 _FUNCTIONS |= {f"{prefix}{name}": f"arc{name}" for name in _TRIG for prefix in ("arc", "a")}
 _FUNCTIONS |= {f"{prefix}{name}h": f"arc{name}h" for name in ("sin", "cos", "tan") for prefix in ("arc", "ar", "a")}
 _FUNCTIONS |= {"tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan"}
-_LOGARITHMS = {"ln": ("const", "e"), "lg": ("num", Fraction(10)), "log": None}
+_LOGARITHMS = {"ln": ("const", "e"), "lg": ("num", Fraction(10)), "log": ("num", Fraction(10))}
 _PLAIN_CONSTANTS = {"pi": "pi", "oo": "inf", "inf": "inf", "infty": "inf", "infinity": "inf", "Infinity": "inf"}
 # "xi" is more often x times i
 _PLAIN = frozenset(

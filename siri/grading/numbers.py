@@ -13,6 +13,7 @@ MAX_EXACT_FACTORIAL = 5000
 MAX_MAGNITUDE = 1 << 80
 # Of a factorial or a binomial coefficient that is not computed exactly.
 MAX_ARGUMENT_BITS = 48
+_ONE = ("num", Fraction(1))
 
 Point = dict[str, Fraction]
 
@@ -31,10 +32,9 @@ class NotRational(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the variables are, what `log` without a base means (None: natural), and whether roots may be complex."""
+    """What the variables are, and whether roots and logarithms of negative numbers are complex ones or none."""
 
     point: Point = field(default_factory=dict)
-    base: int | None = 10
     is_complex: bool = True
 
 
@@ -210,8 +210,7 @@ def _branch(ctx, tree: Tree, setting: Setting, magnitudes: list[int]):
     if kind == "^":
         return _power(ctx, tree, setting, magnitudes)
     if kind == "root":
-        degree = _computed(ctx, tree[1], setting, magnitudes)
-        return _root(ctx, _computed(ctx, tree[2], setting, magnitudes), degree, setting)
+        return _power(ctx, ("^", tree[2], ("/", _ONE, tree[1])), setting, magnitudes)
     values = [_computed(ctx, part, setting, magnitudes) for part in tree[1:]]
     if kind == "/":
         return values[0] / values[1]
@@ -243,12 +242,6 @@ def _real(value, setting: Setting):
     return value
 
 
-def _root(ctx, value, degree, setting: Setting):
-    if value.imag == 0 and value.real < 0 and degree == int(degree.real) and int(degree.real) % 2:
-        return -ctx.power(-value.real, 1 / degree)
-    return ctx.power(_real(value, setting), 1 / degree)
-
-
 def _power(ctx, tree: Tree, setting: Setting, magnitudes: list[int]):
     base = _computed(ctx, tree[1], setting, magnitudes)
     power = _computed(ctx, tree[2], setting, magnitudes)
@@ -274,10 +267,7 @@ def _logarithm(ctx, tree: Tree, setting: Setting, magnitudes: list[int]):
     value = _real(_computed(ctx, tree[2], setting, magnitudes), setting)
     if value == 0:
         raise Undefined
-    if tree[1] is None:
-        return ctx.log(value) if setting.base is None else ctx.log(value) / ctx.log(setting.base)
-    base = _computed(ctx, tree[1], setting, magnitudes)
-    return ctx.log(value) / ctx.log(base)
+    return ctx.log(value) / ctx.log(_computed(ctx, tree[1], setting, magnitudes))
 
 
 _CALLS = {

@@ -2,6 +2,7 @@ r"""Sets of real numbers: intervals, unions and intersections, inequalities in o
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from siri.grading.grammar import NotRead, Tree, read, symbols
 from siri.grading.numbers import Undefined
@@ -22,6 +23,7 @@ _EMPTY = re.compile(
 _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _FLIPPED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le ", "\\ne ": "\\ne "}
 _BUILDER = re.compile(r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(.*?)\\?\}")
+_BOUND = re.compile(r"\|\s*([a-zA-Z])\s*\|\s*(<|>|\\le |\\ge )(.*)")
 _MEMBER = re.compile(r"\s*([a-zA-Z])\s*\\in(?![a-zA-Z])\s*(.*)")
 _SET_SIGNS = re.compile(
     r"\\(?:cup|cap|setminus|backslash|emptyset|varnothing|mathbb|R)(?![a-zA-Z])|\\le |\\ge |\\ne |[<>]|"
@@ -117,6 +119,8 @@ def _carried(conditions: list[str]) -> list[str]:
 
 
 def _condition(text: str, names: set[str], depth: int) -> Pieces:
+    if bound := _BOUND.fullmatch(text):
+        return _bounded(bound[1], bound[2], _end(bound[3]), names)
     if _RELATION.search(text) and not _BUILDER.fullmatch(text) and not _enclosed(text):
         return _chain(text, names)
     return _union(text, names, depth)
@@ -187,6 +191,18 @@ def _chain(text: str, names: set[str]) -> Pieces:
         names.add(name)
         found = _common(found, _half_line(sign, end))
     return found
+
+
+def _bounded(name: str, sign: str, end: Tree, names: set[str]) -> Pieces:
+    """`|x| < 2` is -2 < x < 2, `|x| > 2` all beyond that."""
+    try:
+        if order(end, ("num", Fraction(0))) <= 0:
+            raise NotASet
+    except Undefined as error:
+        raise NotASet from error
+    names.add(name)
+    inside = _between(("neg", end), sign in ("\\le ", ">"), end, sign in ("\\le ", ">"))
+    return inside if sign in ("<", "\\le ") else _complement(inside)
 
 
 def _variable(text: str) -> str:

@@ -107,6 +107,8 @@ _REPLACEMENTS = [
         (r"\\(?:ge|geq|geqslant|geqq)(?![a-zA-Z])", r"\\ge "),
         (r"\\(?:ne|neq|not\s*=)(?![a-zA-Z])", r"\\ne "),
         (r"\\[lr]angle(?![a-zA-Z])", lambda match: "(" if match[0] == "\\langle" else ")"),
+        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
         (r"!=(?!=)", r"\\ne "),
@@ -121,6 +123,10 @@ _REPLACEMENTS = [
         ),
         (r"\\text\{\s*percent\s*\}|(?<=\d)\s*percent\b|\\?%", r"\\%"),
         (r"\*\*", "^"),
+        (r"(?<![\\a-zA-Z}])\{([-+.,=<>])\}", r"\1"),
+        (r"(?<=\d) ?[xX] ?(?=10\^)", r"\\times "),
+        (r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
+        (r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?|C_\{?(\d+)\}?\^\{?(\d+)\}?", lambda m: _chosen(m)),
         (r"\\frac\s*([0-9a-zA-Z])", r"\\frac{\1}"),
         (r"(\\frac\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
         (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
@@ -138,16 +144,35 @@ def clean(text: str) -> str:
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", re.sub(r"(?:\s*\\\\)+\s*$", "", text.strip()))
-    text = text.rstrip(" .,;:")
+    text = "\\cup".join(map(_open_ended, text.rstrip(" .,;:").split("\\cup")))
+    text = (
+        re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z. ]*)?\}", r"\1\\text{\2}", text)
+        if "\\text{" in text
+        else text
+    )
+    text = re.sub(r"(\d)\\text\{\}", r"\1", text)
     if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
         text = next((part.strip() for part in text.split("\\approx") if part.strip()), "")
     return text
+
+
+def _chosen(match: re.Match) -> str:
+    upper, lower = match[1] or match[3], match[2] or match[4]
+    return f"\\binom{{{upper}}}{{{lower}}}"
 
 
 def _mixed(match: re.Match) -> str:
     """ "3 1/4" is three and a quarter; where the fraction is not a proper one, nobody knows."""
     whole, over, under = match.groups()
     return f"{whole}\\frac{{{over}}}{{{under}}}" if 0 < int(over) < int(under) else match[0]
+
+
+def _open_ended(text: str) -> str:
+    """`]0, 2[` is (0, 2) in French."""
+    match = re.fullmatch(r"(\s*)([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])(\s*)", text)
+    if match is None or (match[2], match[4]) == ("[", "]"):
+        return text
+    return f"{match[1]}{'[' if match[2] == '[' else '('}{match[3]}{']' if match[4] == ']' else ')'}{match[5]}"
 
 
 def _ascii(text: str) -> str:

@@ -60,6 +60,8 @@ def enclosed(text: str) -> bool:
 def members(text: str) -> list[str]:
     r"""The answers of a list or set, whose order means nothing; `a \pm b` is two of them, and `\mp` goes with `\pm`."""
     text = text.strip()
+    if words := re.fullmatch(r"\\text\{([^{}]*[,;][^{}]*)\}", text):
+        text = words[1].strip()
     if re.fullmatch(r"\\?\{\s*\\(?:emptyset|varnothing)\s*\\?\}", text):
         return [text]  # the set that holds the empty one
     if text.startswith("\\{") and text.endswith("\\}") and enclosed(text[1:-2] + "}"):
@@ -143,7 +145,7 @@ def names_a_value(sides: list[str], *, as_answer: bool) -> bool:
     is an equation to be solved, `x + y = 0` the equation of a line, and a gold answer of that kind wants the equation.
     """
     name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?\\prime\}?", "", sides[0]).strip()
-    name = re.sub(r"^([a-zA-Z])\s*\([^()]*\)$", r"\1", name)
+    name = re.sub(r"^([a-zA-Z])\s*(?:\^\{-1\}\s*)?\([^()]*\)$", r"\1", name)
     letters = re.findall(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", name))
     if not re.search(r"[-+*/^\d]|\\(?:sqrt|cdot|times|pm|ldots|dots)(?![a-zA-Z])", name):
         return True

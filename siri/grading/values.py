@@ -50,18 +50,18 @@ def same_value(a: Tree, b: Tree) -> bool:
     if len(names) > MAX_SYMBOLS:
         raise Undecided
     is_complex = not names or has(a, _I) or has(b, _I)
-    return any(_same_everywhere(a, b, names, base, is_complex) for base in _bases(a, b))
+    return _same_everywhere(a, b, names, is_complex=is_complex)
 
 
-def _same_everywhere(a: Tree, b: Tree, names: set[str], base: int | None, is_complex: bool) -> bool:
+def _same_everywhere(a: Tree, b: Tree, names: set[str], *, is_complex: bool) -> bool:
     """Whether both are the same wherever they are defined, among real numbers or, failing all points, complex ones."""
     defined = False
     for point in _points(names):
-        verdict = _same_at(Setting(point, base, is_complex), a, b)
+        verdict = _same_at(Setting(point, is_complex), a, b)
         if verdict is False:
             return False
         defined |= verdict is not None
-    return defined or (not is_complex and _same_everywhere(a, b, names, base, is_complex=True))
+    return defined or (not is_complex and _same_everywhere(a, b, names, is_complex=True))
 
 
 def same_zeros(a: Tree, b: Tree, *, signed: bool = False) -> bool:
@@ -157,12 +157,6 @@ def _fraction(digits) -> Fraction:
         raise Undecided
     value = Fraction(int(mantissa)) * Fraction(2) ** exponent
     return -value if sign else value
-
-
-def _bases(a: Tree, b: Tree) -> tuple[int | None, ...]:
-    """What `log` without a base may mean: the decimal or the natural one, but the same on both sides."""
-    unsaid = any(has(tree, ("log", None)) for tree in (a, b))
-    return (10, None) if unsaid else (10,)
 
 
 def _points(names: set[str]) -> Iterator[Point]:

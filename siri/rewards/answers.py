@@ -83,7 +83,19 @@ _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})")
 _REPEATING = re.compile(r"(-?)(\d*\.\d*?)(?:\((\d+)\)|(\d)\4{2,}|(\d{2,}?)\5+)(\\[lc]?dots|\.\.\.)?")
 _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
-_IN_BASE = re.compile(r"\(?(-?[0-9A-F]+)\)?_\{?(\d+)\}?")
+_BASES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "sixteen": 16,
+}
+_IN_BASE = re.compile(rf"\(?(-?[0-9A-F]+)\)?_\{{?(\d+|{'|'.join(_BASES)})\}}?")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
 _PLAIN_UNIT = re.compile(r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*)(?:\^\s*\{?([23])\}?)?")
@@ -292,14 +304,20 @@ def _same_scalar(gold: str, answer: str) -> bool:
     if number_for_percent and _same_scalar(gold.removesuffix("\\%").strip(), answer):
         return True
     answer = bare
-    in_base = [_IN_BASE.fullmatch(re.sub(r"\\text\{([^{}]*)\}|\s", r"\1", text)) for text in (gold, answer)]
+    in_base = _in_base(gold), _in_base(answer)
     if any(in_base):
-        return all(in_base) and in_base[0].groups() == in_base[1].groups()
+        return in_base[0] == in_base[1]
     try:
         trees = read(gold), read(answer)
     except NotRead:
         return library.verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
     return same_value(*trees) or _rounded(trees, (gold, answer))
+
+
+def _in_base(text: str) -> tuple[str, str] | None:
+    """The digits of a number in a base, and the base."""
+    match = _IN_BASE.fullmatch(re.sub(r"\\text\{([^{}]*)\}|\s", r"\1", text))
+    return (match[1], str(_BASES.get(match[2], match[2]))) if match else None
 
 
 def _rounded(trees: tuple[Tree, Tree], texts: tuple[str, str]) -> bool:

@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection, wait
 
 from siri.errors import InputError
 from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward, sandbox
+from siri.rewards.answers import doubts
 from siri.runtime.threads import helper_environment
 
 # A worker imports math-verify, or whatever the user's module does; on a busy machine that may take a while.
@@ -58,6 +59,8 @@ class RewardBatch:
     """Rewards that raised, returned something that is not a finite number, or took their process down."""
     first_error: str = ""
     """The first such failure, for the log."""
+    undecided: int = 0
+    """Answers too large or too close to the gold answer to be told from it within bounds."""
 
     def count_error(self, message: str) -> None:
         self.errors += 1
@@ -243,6 +246,7 @@ class RewardPool:
             batch.count_error(message["error"])
         else:
             batch.rewards[worker.item] = message["reward"]
+            batch.undecided += bool(message.get("undecided"))
         worker.item = None
 
     def _lost(self, worker: _Worker, batch: RewardBatch) -> None:
@@ -300,6 +304,7 @@ def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memor
 
 
 def _call(reward: Reward, response: str, answer: str) -> dict:
+    doubted = doubts.count
     try:
         value = float(reward(response, answer))
     except (Exception, SystemExit) as error:  # a user's function may raise anything
@@ -307,7 +312,7 @@ def _call(reward: Reward, response: str, answer: str) -> dict:
         return {"error": text.encode(errors="replace").decode()}
     if not math.isfinite(value):
         return {"error": f"the reward returned {value}"}
-    return {"error": "", "reward": value}
+    return {"error": "", "reward": value, "undecided": doubts.count > doubted and value == 0}
 
 
 def _text(error: BaseException) -> str:

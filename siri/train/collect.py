@@ -34,7 +34,8 @@ class Group:
     """Scores after penalties and rewards for length: what the advantages are made of."""
     timeouts: int = 0
     errors: int = 0
-    """Answers whose grading timed out, or failed; both score 0."""
+    undecided: int = 0
+    """Answers whose grading timed out, failed, or came to no decision within bounds; all score 0."""
     trained: bool = True
     """False for a group that dynamic sampling dropped."""
 
@@ -127,7 +128,7 @@ def _groups(
             brevity = kimi_length_rewards(lengths, [score >= 1 for score in scores])
             rewards = [reward + config.length_weight * part for reward, part in zip(rewards, brevity, strict=True)]
         trained = not config.dynamic_sampling or len(set(scores)) > 1
-        faults = (graded.timeouts, graded.errors) if number == 0 else (0, 0)
+        faults = (graded.timeouts, graded.errors, graded.undecided) if number == 0 else (0, 0, 0)
         groups.append(Group(request.prompt_ids, completions, scores, rewards, *faults, trained))
     return groups
 
@@ -149,7 +150,9 @@ def to_arrays(groups: Sequence[Group]) -> Arrays:
         "truncated": np.array([answer.truncated for answer in answers], bool),
         "scores": flat((group.scores for group in groups), np.float64),
         "rewards": flat((group.rewards for group in groups), np.float64),
-        "faults": np.array([(group.timeouts, group.errors) for group in groups], np.int32).reshape(-1, 2),
+        "faults": np.array([(group.timeouts, group.errors, group.undecided) for group in groups], np.int32).reshape(
+            -1, 3
+        ),
         "trained": np.array([group.trained for group in groups], bool),
     }
 
@@ -202,4 +205,5 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "groups_dropped": sum(not group.trained for group in groups),
         "reward_timeouts": sum(group.timeouts for group in groups),
         "reward_errors": sum(group.errors for group in groups),
+        "reward_undecided": sum(group.undecided for group in groups),
     }

@@ -40,6 +40,8 @@ class Evaluation:
     """Answers that took too long to grade, counted as wrong."""
     reward_errors: int
     """Answers whose grading failed, counted as wrong."""
+    reward_undecided: int = 0
+    """Answers that could not be told from the gold answer within bounds, counted as wrong."""
 
 
 def average(results: Mapping[str, Evaluation]) -> dict[str, Any]:
@@ -48,9 +50,8 @@ def average(results: Mapping[str, Evaluation]) -> dict[str, Any]:
     if len(parts) == 1:
         return parts[0]
     row: dict[str, Any] = {"cap": parts[0]["cap"], "samples": parts[0]["samples"]}
-    row |= {
-        key: sum(part[key] for part in parts) for key in ("problems", "left_out", "reward_timeouts", "reward_errors")
-    }
+    counts = ("problems", "left_out", "reward_timeouts", "reward_errors", "reward_undecided")
+    row |= {key: sum(part[key] for part in parts) for key in counts}
     row |= {
         key: _mean([part[key] for part in parts])
         for key in ("accuracy", "reward_mean", "tokens_mean", "truncation_rate")
@@ -88,8 +89,9 @@ def evaluate(
     return summarise(ranks.gather(answers), prompts, cap=cap, samples=samples)
 
 
-Answers = tuple[list[tuple[int, bool]], list[float], tuple[int, int]]
-"""What is left of the answers to some problems: (tokens, truncated) and reward of each, and (timeouts, errors)."""
+Answers = tuple[list[tuple[int, bool]], list[float], tuple[int, ...]]
+"""What is left of the answers to some problems: (tokens, truncated) and reward of each, and how many of them timed out,
+failed and were undecided in grading."""
 
 
 def answer(
@@ -111,7 +113,7 @@ def answer(
     flat = [completion for answers in completions for completion in answers]
     texts = [policy.decode(completion.token_ids) for completion in flat]
     graded = rewards.score(texts, [answer for answer in prompts.answers[share] for _ in range(samples)])
-    faults = (graded.timeouts, graded.errors)
+    faults = (graded.timeouts, graded.errors, graded.undecided)
     return [(len(completion.token_ids), completion.truncated) for completion in flat], list(graded.rewards), faults
 
 
@@ -135,8 +137,9 @@ def summarise(answered: Sequence[Answers], prompts: PromptSet, *, cap: int, samp
         tokens_right_mean=_mean([length for length, hit in zip(lengths, right, strict=True) if hit]),
         tokens_wrong_mean=_mean([length for length, hit in zip(lengths, right, strict=True) if not hit]),
         truncation_rate=sum(truncated for _, truncated in responses) / len(responses),
-        reward_timeouts=sum(timeouts for _, _, (timeouts, _) in answered),
-        reward_errors=sum(errors for _, _, (_, errors) in answered),
+        reward_timeouts=sum(faults[0] for _, _, faults in answered),
+        reward_errors=sum(faults[1] for _, _, faults in answered),
+        reward_undecided=sum(sum(faults[2:]) for _, _, faults in answered),  # none in the file of an older version
     )
 
 

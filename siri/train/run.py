@@ -220,6 +220,8 @@ class Run:
             self.progress.note(
                 f"warning: the reward failed on {row['reward_errors']} answers: {self.rewards.first_error}"
             )
+        if row["reward_undecided"]:
+            self.progress.note(f"note: {row['reward_undecided']} answers were too close to call, and score 0")
         self._keep_plan(step, update)
 
     def agree(self) -> Agreed:

@@ -14,13 +14,14 @@ def test_the_curves_of_the_demo_stand(ranks, tmp_path):
     run(tmp_path / "run", ranks)
     now, golden = curves(tmp_path / "run"), GOLDEN_CURVES["ranks"][str(ranks)]
     assert len(now["metrics"]) == 20 and [row["name"] for row in now["eval"]] == ["base", "siri-low-1", "siri-high-1"]
+    # columns may be added; those that are there do not move
+    now = {name: [{key: row[key] for key in golden[name][0]} for row in rows] for name, rows in now.items()}
     if environment() == GOLDEN_CURVES["environment"]:
         assert now == golden
         return
     # another machine or version: from the first update on, a last bit grows into other samples, so that only what was
     # computed before it can be held to a tolerance
     for name in ("metrics", "eval"):
-        assert [list(row) for row in now[name]] == [list(row) for row in golden[name]]
         first, expected = now[name][0], golden[name][0]
         numbers = {key for key, value in expected.items() if isinstance(value, float)}
         assert {key: first[key] for key in first.keys() - numbers} == {

@@ -38,7 +38,7 @@ def test_it_resumes_as_if_it_had_never_stopped(run):
     for name in ("metrics", "eval"):
         now, expected = lasting(run / f"{name}.jsonl"), lasting(RUN / "continued" / f"{name}.jsonl")
         if environment() == json.loads(GOLDEN.read_text())["environment"]:
-            assert now == expected
+            assert [{key: row[key] for key in expected[0]} for row in now] == expected
         else:  # another last bit grows into other samples
             assert [row["step"] for row in now] == [row["step"] for row in expected]
             assert [row["cap"] for row in now] == [row["cap"] for row in expected]

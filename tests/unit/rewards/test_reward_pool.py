@@ -101,7 +101,7 @@ def test_hostile_math_costs_one_zero():
         answers = ["5", "9^{9^{9^{9}}}", "5", "1000000000!", "5"]
         batch = pool.score([f"</think>\\boxed{{{answer}}}" for answer in answers], ["5"] * 5)
         assert batch.rewards == [1.0, 0.0, 1.0, 0.0, 1.0]
-        assert batch.timeouts == 2
+        assert (batch.timeouts, batch.errors, batch.undecided) == (0, 0, 1), "a power of powers is not even computed"
 
 
 @on_linux

@@ -65,7 +65,7 @@ def test_no_answer_reaches_an_evaluating_parser(tmp_path, monkeypatch):
     """Not even a number does, and not only under the sandbox: `math_reward` is also called outside the pool."""
     canary = tmp_path / "canary"
     parser = importlib.import_module("sympy.parsing.sympy_parser")
-    math_reward("</think>\\boxed{2x}", "x \\cdot 2")  # imports all that it needs
+    assert math_reward("</think>\\boxed{\\int_0^1 x dx}", "\\frac{1}{2}") == 1.0  # imports all that it needs
     seen = []
     monkeypatch.setattr(parser, "eval_expr", lambda code, *_: seen.append(code))
     hostile = attacks(str(canary))

@@ -58,7 +58,7 @@ class FakeGrader:
 
     def score(self, texts, answers):
         rewards = [float(str(len(text)) in answer.split()) for text, answer in zip(texts, answers, strict=True)]
-        return SimpleNamespace(rewards=rewards, timeouts=0, errors=0)
+        return SimpleNamespace(rewards=rewards, timeouts=0, errors=0, undecided=0)
 
 
 POLICY = SimpleNamespace(decode=lambda ids: "x" * len(ids))
@@ -144,7 +144,7 @@ def test_groups_travel_between_ranks_bit_for_bit():
     for groups in (
         [],
         [group(1, 1)],
-        [group(5, 3, 0, 7, timeouts=2, errors=1), group(2, 1, 1, trained=False), group(4, 9, 2, 4, 4)],
+        [group(5, 3, 0, 7, timeouts=2, errors=1, undecided=3), group(2, 1, 1, trained=False), group(4, 9, 2, 4, 4)],
     ):
         arrays = to_arrays(groups)
         assert not any(array.dtype.hasobject for array in arrays.values())
@@ -201,7 +201,7 @@ def test_advantages_against_the_formula():
 def test_metrics_of_a_batch():
     completions = [Completion([1] * n, [-1.0] * n, cut) for n, cut in ((4, False), (6, True), (2, False), (8, False))]
     groups = [
-        Group([1], completions[:2], [1.0, 0.0], [1.0, -0.5], timeouts=1),
+        Group([1], completions[:2], [1.0, 0.0], [1.0, -0.5], timeouts=1, undecided=2),
         Group([2], completions[2:], [1.0, 1.0], [1.0, 1.0]),
     ]
     metrics = rollout_metrics(groups)
@@ -209,4 +209,4 @@ def test_metrics_of_a_batch():
     assert metrics["response_tokens"] == 20 and metrics["response_tokens_max"] == 8
     assert metrics["tokens_right_mean"] == pytest.approx(14 / 3) and metrics["tokens_wrong_mean"] == 6
     assert metrics["truncation_rate"] == 0.25 and metrics["zero_variance_groups"] == 0.5
-    assert metrics["reward_timeouts"] == 1
+    assert metrics["reward_timeouts"] == 1 and metrics["reward_undecided"] == 2

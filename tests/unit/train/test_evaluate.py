@@ -124,7 +124,7 @@ class ScriptedEngine:
 class EqualText:
     def score(self, texts, answers):
         rewards = [float(text == answer) for text, answer in zip(texts, answers, strict=True)]
-        return SimpleNamespace(rewards=rewards, timeouts=3, errors=2)
+        return SimpleNamespace(rewards=rewards, timeouts=3, errors=2, undecided=1)
 
 
 POLICY = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
@@ -163,6 +163,7 @@ def test_figures_are_exact():
         truncation_rate=2 / 12,
         reward_timeouts=3,
         reward_errors=2,
+        reward_undecided=1,
     )
     assert got.pass_at_k["1"] == pytest.approx(got.accuracy), "avg@k is pass@1"
     assert counted == [4, 4, 4]
