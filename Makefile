@@ -8,11 +8,10 @@
 #   make lock   write constraints*.txt anew (UPGRADE=1: with the newest of everything)
 #   make ranges   resolve pyproject.toml's ranges with each vLLM and each torch
 
-# the first Python from 3.11 to 3.13 that works, 3.11 preferred: torch's CPU build is found there without a detour
-ifndef PYTHON
-PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
-endif
+# the Python of .venv, or the first from 3.11 to 3.13, 3.11 preferred: torch's CPU build is found there without a detour
+FOUND := $(shell for p in $(or $(PYTHON),.venv/bin/python python3.11 python3.12 python3.13 python3); do \
+	$$p -S -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) or print(sys.executable))' 2>/dev/null && \
+	break; done)
 ENVIRONMENTS := .venv .venv-vllm .venv-tools .venv-newest .venv-oldest
 TESTS ?=
 
@@ -41,7 +40,7 @@ bench: .venv
 	.venv/bin/python -m pytest bench --benchmark-enable --benchmark-only
 
 newest oldest: %: .venv-%
-	$(PYTHON) .ci/range_end.py .venv-$@ $(TESTS)
+	@$(FOUND) -S .ci/range_end.py .venv-$@ $(TESTS)
 
 lock: .venv-tools
 	.venv-tools/bin/python .ci/lock.py $(if $(UPGRADE),--upgrade)
@@ -51,8 +50,8 @@ ranges: .venv-tools
 
 # always asked, and a few hundredths of a second when there is nothing to do
 $(ENVIRONMENTS):
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."; exit 2; }
-	@$(PYTHON) .ci/environment.py $@
+	@test -n "$(FOUND)" || { echo "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..." >&2; exit 2; }
+	@$(FOUND) -S .ci/environment.py $@
 
 clean:
 	rm -rf $(ENVIRONMENTS) build dist *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

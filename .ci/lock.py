@@ -131,7 +131,7 @@ def ranges() -> None:
     known = {}
     options = ["--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28"]
     for release in VLLM:
-        lines = compiled(["-e ./kernels", "-e .[vllm,liger,loggers]", f"vllm=={release}"], *options).splitlines()
+        lines = compiled(["-e ./kernels", "-e .[vllm,liger]", f"vllm=={release}"], *options).splitlines()
         found = dict(line.split("==") for line in lines if "==" in line)
         known[release] = {"requires": requirements(f"vllm=={release}"), "resolved": found}
         print(f"vllm {release}: torch {found['torch']}, triton {found['triton']}, transformers {found['transformers']}")

@@ -1,0 +1,56 @@
+"""The lock files, read as pip reads them."""
+
+import json
+import re
+import sys
+import sysconfig
+from importlib.metadata import distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent.parent
+
+CHOSEN_BY_PIP = ("torch", "triton", "nvidia-", "cuda-")
+"""Not locked where there is a GPU: their build has to fit its driver."""
+
+OWN = {"pip", "siri-rl", "siri-kernels"}
+"""Not in a lock: pip comes with Python."""
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked(files: list[str], python: str = "{}.{}".format(*sys.version_info)) -> dict[str, str]:
+    """{name: version} of what `files` pin for Linux and a Python such as "3.12"."""
+    here = {"python_version": python, "python_full_version": f"{python}.1", "sys_platform": "linux", "extra": ""}
+    pins = {}
+    for file in files:
+        for line in (ROOT / file).read_text().splitlines():
+            if line and not line.startswith("#"):
+                one = Requirement(line)
+                if one.marker is None or one.marker.evaluate(here):
+                    (pin,) = one.specifier
+                    assert pin.operator == "==" and "*" not in pin.version, f"{file}: {line} is not one version"
+                    pins[canonical(one.name)] = pin.version
+    return pins
+
+
+def lock_of_this_environment() -> list[str]:
+    """The files that make installed this environment from; [] when make did not, or without a lock."""
+    try:
+        return json.loads((Path(sys.prefix) / ".ready").read_text())["locks"]
+    except (OSError, ValueError):
+        return []
+
+
+def outside(files: list[str]) -> list[str]:
+    """What is installed here in another version than `files` pin, or that they do not pin at all."""
+    pins, strange = locked(files), []
+    free = CHOSEN_BY_PIP if files == ["constraints.txt"] else ()
+    for one in distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]):
+        name, version = canonical(one.metadata["Name"]), one.version.split("+")[0]
+        if name not in OWN and not name.startswith(free) and pins.get(name) != version:
+            strange.append(f"{name} {version}, locked: {pins.get(name, 'not at all')}")
+    return sorted(set(strange))

@@ -1,0 +1,234 @@
+"""`make .venv` with a real pip and a tiny project in a folder of wheels: once, again, interrupted, without an index."""
+
+import importlib.util
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+BACKEND = """
+import tomllib
+from pathlib import Path
+from wheels import write_wheel
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    return write_wheel(Path(folder), project["name"], "1.0", project.get("dependencies", []),
+                       project.get("optional-dependencies", {})).name
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    return build_editable(folder)
+"""
+
+
+def write_wheel(folder, name, version, needs=(), extras=None):
+    """A wheel with one empty module."""
+    module = name.replace("-", "_")
+    lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+    for extra, wanted in (extras or {}).items():
+        lines += [f"Provides-Extra: {extra}", *(f"Requires-Dist: {need}; extra == '{extra}'" for need in wanted)]
+    info = f"{module}-{version}.dist-info"
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{module}.py", "")
+        wheel.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def project(name, needs, more=""):
+    """A pyproject.toml with the tables that the set-up reads."""
+    return textwrap.dedent(f"""
+        [build-system]
+        requires = ["setuptools"]
+        build-backend = "backend"
+        backend-path = ["."]
+        [project]
+        name = "{name}"
+        version = "1.0"
+        dependencies = {json.dumps(needs)}
+        [tool.setuptools]
+    """) + textwrap.dedent(more)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder with this repository's Makefile and .ci, and a small project whose wheels lie beside it."""
+    root = tmp_path_factory.mktemp("checkout")
+    shutil.copy(ROOT / "Makefile", root)
+    shutil.copytree(ROOT / ".ci", root / ".ci")
+    wheels = root / "wheels"
+    wheels.mkdir()
+    for name, version in (
+        ("setuptools", "81.0.0"),
+        ("needed", "1.0"),
+        ("needed", "2.0"),
+        ("checker", "1.0"),
+        ("peer", "3.0"),
+    ):
+        write_wheel(wheels, name, version)
+    groups = """
+        [project.optional-dependencies]
+        dev = ["checker"]
+        [dependency-groups]
+        peers = ["peer==3.0"]
+        tools = []
+    """
+    (root / "kernels").mkdir()
+    (root / "kernels" / "pyproject.toml").write_text(project("siri-kernels", []))
+    (root / "pyproject.toml").write_text(project("siri-rl", ["needed"], groups))
+    for folder in (root, root / "kernels"):
+        (folder / "backend.py").write_text(BACKEND)
+        source = Path(__file__).read_text()
+        begin, end = source.index("def write_wheel"), source.index("\n\ndef project")
+        (folder / "wheels.py").write_text("import zipfile\n\n" + source[begin:end])
+    (root / "constraints.txt").write_text("# download: 7 MB on Linux\nsetuptools==81.0.0\nneeded==1.0\nchecker==1.0\n")
+    (root / "constraints-cpu.txt").write_text("# download: 1500 MB on Linux\n")
+    (root / "constraints-vllm.txt").write_text("")
+    return root
+
+
+def environment(checkout, **settings):
+    """Neither this machine's pip settings nor those of a make above; wheels from the folder alone."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE", "MFLAGS", "PYTHON"))
+    }
+    settings = settings or {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")}
+    return kept | {"PIP_CONFIG_FILE": os.devnull, "PYTHON": sys.executable} | settings
+
+
+def make(checkout, **settings):
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(["make", ".venv"], cwd=checkout, env=environment(checkout, **settings), **options)
+
+
+def installed(checkout):
+    command = [checkout / ".venv" / "bin" / "python", "-m", "pip", "list", "--format", "json"]
+    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {one["name"]: one["version"] for one in listed}
+
+
+@pytest.fixture(scope="module")
+def made(checkout):
+    """What two calls of make at the same time wrote, on a checkout without an environment."""
+    both = [make(checkout) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    return [out for out, _ in outputs]
+
+
+def test_the_environment_is_what_the_lock_says(checkout, made):
+    found = installed(checkout)
+    assert found["needed"] == "1.0" and found["checker"] == "1.0" and "siri-rl" in found and "siri-kernels" in found
+    assert (checkout / ".venv" / "peers" / "peer.py").exists()
+    assert json.loads((checkout / ".venv" / ".ready").read_text())["locks"][0] == "constraints.txt"
+
+
+def test_the_set_up_says_what_it_does_and_two_at_once_wait_for_each_other(made):
+    first, second = sorted(made, key=len, reverse=True)
+    assert "with an empty cache about 7 MB to download and torch (1.5 GB with CUDA" in first
+    assert "the packages and what they need" in first and ".venv: ready after " in first
+    assert "waiting" in second and "ready" not in second
+
+
+def test_a_second_call_does_nothing_in_less_than_a_second(checkout, made):
+    before = (checkout / ".venv" / ".ready").stat().st_mtime_ns
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = make(checkout)
+    assert process.communicate(timeout=60) == ("", "") and process.returncode == 0
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # processor time: the clock on the wall depends on who else is using the machine
+    assert end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime < 1
+    assert (checkout / ".venv" / ".ready").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def script(checkout, monkeypatch):
+    spec = importlib.util.spec_from_file_location("environment", checkout / ".ci" / "environment.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert checkout.resolve() == module.ROOT
+    return module
+
+
+@pytest.mark.parametrize(
+    "file", ["pyproject.toml", "kernels/pyproject.toml", "constraints.txt", "constraints-cpu.txt", "Python", "place"]
+)
+def test_what_an_environment_is_made_from_is_in_its_key(checkout, script, file, monkeypatch, tmp_path):
+    before = script.key(".venv")
+    if file == "Python":
+        monkeypatch.setattr(script, "version", lambda: "3.12.99")
+    elif file == "place":
+        for one in ("pyproject.toml", "kernels", "constraints.txt", "constraints-cpu.txt"):
+            (tmp_path / one).symlink_to(checkout / one)
+        monkeypatch.setattr(script, "ROOT", tmp_path)
+    else:
+        text = (checkout / file).read_text()
+        changed = (
+            text.replace("version", 'description = "other"\nversion') if file.endswith("toml") else text + "# more\n"
+        )
+        (checkout / file).write_text(changed)
+        after = script.key(".venv")
+        (checkout / file).write_text(text)
+        assert after != before and script.key(".venv") == before
+        return
+    assert script.key(".venv") != before
+
+
+def test_settings_of_tools_are_not_in_the_key(checkout, script):
+    before, text = script.key(".venv"), (checkout / "pyproject.toml").read_text()
+    (checkout / "pyproject.toml").write_text(text + "[tool.ruff]\nline-length = 99\n")
+    after = script.key(".venv")
+    (checkout / "pyproject.toml").write_text(text)
+    assert after == before
+
+
+def test_a_killed_set_up_is_not_taken_for_ready_and_without_an_index_there_is_one_line(checkout, made):
+    """A changed lock makes the environment anew; the kill hits pip at work; then no index answers; then all is well."""
+    lock = checkout / "constraints.txt"
+    lock.write_text(lock.read_text().replace("needed==1.0", "needed==2.0"))
+    process = subprocess.Popen(
+        ["make", ".venv"],
+        cwd=checkout,
+        env=environment(checkout),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert "have changed, made anew" in process.stdout.readline()
+    assert "setuptools" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert (checkout / ".venv").exists() and not (checkout / ".venv" / ".ready").exists()
+
+    process = make(checkout, PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="0")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "an earlier set-up did not finish" in out
+    (line,) = [line for line in err.splitlines() if "***" not in line]  # make's own last line has them
+    assert "no package index answers" in line and "PIP_INDEX_URL" in line and ".venv/install.log" in line
+    assert "setuptools" in (checkout / ".venv" / "install.log").read_text()
+
+    out, err = make(checkout).communicate(timeout=300)
+    assert "ready after" in out and err == ""
+    assert installed(checkout)["needed"] == "2.0"
+
+
+def test_a_python_that_does_not_do_is_one_line(checkout, tmp_path):
+    (tmp_path / "python3.6").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python3.6").chmod(0o755)
+    out, err = make(checkout, PYTHON=str(tmp_path / "python3.6")).communicate(timeout=60)
+    (line,) = [line for line in err.splitlines() if "***" not in line]
+    assert out == "" and line == "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."
