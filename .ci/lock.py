@@ -90,8 +90,8 @@ def resolve(wanted: list[str], old: list[str], overrides: list[str] = ()) -> tup
 def compiled(wanted: list[str], *options: object) -> str:
     """What `uv pip compile` makes of `wanted`; SystemExit with uv's words when there is no solution."""
     uv = Path(sys.executable).parent / "uv"
-    command = [uv, "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", *options]
-    # the directory of -e ./kernels is the working directory
+    command = [uv, "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--no-python-downloads", *options]
+    # -e ./kernels starts at the working directory
     done = subprocess.run([*map(str, command)], input="\n".join(wanted), cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"make: uv finds no solution\n{done.stderr.strip()}")
@@ -122,8 +122,11 @@ def write(file: str, lines: list[str], sizes: dict[str, int], what: str) -> None
     """The file with its pins, and on top what they weigh; a package that is not in `sizes` is not counted."""
     total = sum(sizes.get(name, 0) for name in {line.split("==")[0] for line in lines})
     head = f"{HEAD}# {what}\n# download: {total / 1e6:.0f} MB on Linux x86_64 with Python 3.11\n"
+    for python in ("3.11", "3.12", "3.13"):  # a package without a wheel would be compiled on the user's machine
+        options = ["--python-version", python, "--python-platform", "x86_64-manylinux_2_35", "--no-deps"]
+        compiled(lines, *options, "--only-binary", ":all:")
     (ROOT / file).write_text(head + "\n".join(lines) + "\n")
-    print(f"{file}: {len(lines)} pins, {total / 1e6:.0f} MB")
+    print(f"{file}: {len(lines)} pins with wheels for Python 3.11 to 3.13, {total / 1e6:.0f} MB")
 
 
 def ranges() -> None:
