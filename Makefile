@@ -1,7 +1,7 @@
 # Everything runs in environments of its own, made when missing or out of date (plain pip, nothing global).
 #   make demo   train the tiny reasoner with SIRI on this machine and draw the report
 #   make test   run all tests          make lint   ruff check and format, types
-#   make test-vllm   the tests with a real vLLM, on the CPU, in .venv-vllm (3.4 GB)
+#   make test-vllm   the tests with a real vLLM, on the CPU, in .venv-vllm (3.5 GB)
 #   make torture   what breaks a run, at length: kills, full disks, hostile answers and files; long
 #   make bench  microbenchmarks        make clean  remove .venv* and caches (runs/ stays)
 #   make newest, make oldest   the tests with the newest and the oldest versions that pyproject.toml admits (TESTS=...)

@@ -96,7 +96,9 @@ def ensure(name: str) -> None:
 def key(name: str) -> str:
     """A digest of all that `name` is made from; settings of ruff and pytest, say, are not in it."""
     groups = project(".")["dependency-groups"]
-    made_from = [name, str(ROOT), version(), *((ROOT / lock).read_text() for lock in LOCKS[name])]
+    made_from = [name, str(ROOT), version()]
+    for lock in LOCKS[name]:
+        made_from.append([line for line in (ROOT / lock).read_text().splitlines() if not line.startswith("#")])
     made_from.append(groups["tools" if name == ".venv-tools" else "peers"])
     for one in (project("kernels"), project(".")) if name != ".venv-tools" else ():
         made_from += [one["build-system"], one["project"], one["tool"]["setuptools"]]
@@ -138,7 +140,7 @@ def size(name: str) -> str:
     megabytes = [int(one[1]) for one in found if one]
     if not megabytes:
         return ""
-    text = f"; with an empty cache about {megabytes[0]} MB to download and torch"
+    text = f"; with an empty cache about {megabytes[0]} MB to download and torch with triton"
     return text + (f" ({megabytes[1] / 1000:.1f} GB with CUDA if there is none for the CPU)" if megabytes[1:] else "")
 
 

@@ -16,11 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from packaging.markers import Marker
+from packaging.requirements import Requirement
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+GROUPS = PROJECT["dependency-groups"]
 PACKAGES = ["-e ./kernels", "-e .[dev,torture]"]
 
 OF_TORCH = ("torch==", "triton==", "nvidia-", "cuda-")
@@ -52,6 +54,8 @@ def lock(upgrade: bool) -> None:
     old = [] if upgrade else [*pins("constraints.txt"), *pins("constraints-cpu.txt")]
     wanted = [*PACKAGES, *GROUPS["cpu"], *GROUPS["build"]]
     lines, sizes = resolve(wanted, old)
+    for fuzzer in PROJECT["project"]["optional-dependencies"]["torture"]:  # only `make torture` fetches it
+        sizes.pop(Requirement(fuzzer).name, None)
     of_torch = [line for line in lines if line.startswith(OF_TORCH)]
     write("constraints.txt", [line for line in lines if line not in of_torch], sizes, "everything but torch")
     write("constraints-cpu.txt", of_torch, sizes, "torch and what comes with it; not used where there is an NVIDIA GPU")

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 
 
 def row(folder: Path, results: Path) -> str:
-    """| date | end | versions | passed | failed | skipped | minutes |"""
+    """| date | end | versions | passed | failed | skipped | minutes | why |, the last for whoever puts it there."""
     suite = ElementTree.parse(results).getroot().find("testsuite").attrib
     failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
     passed = int(suite["tests"]) - failed - skipped
@@ -35,7 +35,7 @@ def row(folder: Path, results: Path) -> str:
     versions = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     end = folder.name.removeprefix(".venv-")
     today, minutes = datetime.date.today(), float(suite["time"]) / 60
-    return f"| {today} | {end} | {versions} | {passed} | {failed} | {skipped} | {minutes:.0f} |"
+    return f"| {today} | {end} | {versions} | {passed} | {failed} | {skipped} | {minutes:.0f} | |"
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_the_environment_is_what_the_lock_says(checkout, made):
 
 def test_the_set_up_says_what_it_does_and_two_at_once_wait_for_each_other(made):
     first, second = sorted(made, key=len, reverse=True)
-    assert "with an empty cache about 7 MB to download and torch (1.5 GB with CUDA" in first
+    assert "with an empty cache about 7 MB to download and torch with triton (1.5 GB with CUDA" in first
     assert "the packages and what they need" in first and ".venv: ready after " in first
     assert "waiting" in second and "ready" not in second
 
@@ -178,7 +178,9 @@ def test_what_an_environment_is_made_from_is_in_its_key(checkout, script, file, 
     else:
         text = (checkout / file).read_text()
         changed = (
-            text.replace("version", 'description = "other"\nversion') if file.endswith("toml") else text + "# more\n"
+            text.replace("version", 'description = "other"\nversion')
+            if file.endswith("toml")
+            else text + "other==1.0\n"
         )
         (checkout / file).write_text(changed)
         after = script.key(".venv")
@@ -232,3 +234,19 @@ def test_a_python_that_does_not_do_is_one_line(checkout, tmp_path):
     out, err = make(checkout, PYTHON=str(tmp_path / "python3.6")).communicate(timeout=60)
     (line,) = [line for line in err.splitlines() if "***" not in line]
     assert out == "" and line == "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."
+
+
+def test_the_row_of_a_run_at_one_end_of_the_ranges(tmp_path):
+    spec = importlib.util.spec_from_file_location("range_end", ROOT / ".ci" / "range_end.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    python = tmp_path / ".venv-oldest" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    results = tmp_path / "results.xml"
+    counts = 'tests="90" failures="3" errors="2" skipped="5" time="601.2"'
+    results.write_text(f"<testsuites><testsuite {counts}></testsuite></testsuites>")
+    cells = [cell.strip() for cell in module.row(tmp_path / ".venv-oldest", results).strip("|").split("|")]
+    assert cells[1] == "oldest" and f"pytest {pytest.__version__}" in cells[2]
+    assert cells[3:] == ["80", "5", "5", "10", ""]
