@@ -88,7 +88,7 @@ def ensure(name: str) -> None:
     environment = Environment(folder)
     locks = {".venv": locked, ".venv-vllm": with_vllm, ".venv-tools": tools}.get(name, range_end)(environment)
     seconds = time.monotonic() - begin
-    record = {"key": wanted, "locks": locks or [], "python": version(), "seconds": round(seconds)}
+    record = {"key": wanted, "locks": locks or [], "place": str(ROOT), "python": version(), "seconds": round(seconds)}
     (folder / ".ready").write_text(json.dumps(record) + "\n")
     say(f"{name}: ready after {seconds:.0f} s" + environment.downloaded())
 

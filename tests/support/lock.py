@@ -38,11 +38,12 @@ def locked(files: list[str], python: str = "{}.{}".format(*sys.version_info)) ->
 
 
 def lock_of_this_environment() -> list[str]:
-    """The files that make installed this environment from; [] when make did not, or without a lock."""
+    """The files that make installed this environment from; [] when make did not, elsewhere, or without a lock."""
     try:
-        return json.loads((Path(sys.prefix) / ".ready").read_text())["locks"]
+        record = json.loads((Path(sys.prefix) / ".ready").read_text())
     except (OSError, ValueError):
         return []
+    return record["locks"] if record.get("place") == str(ROOT.resolve()) else []
 
 
 def outside(files: list[str]) -> list[str]:
