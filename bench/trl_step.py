@@ -121,7 +121,8 @@ def build(size: str, device: torch.device) -> Bench:
         forwards[impl] = model.forward
     model.train()
     if on_gpu:  # TRL's default, which its Trainer switches on in train()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=on_gpu)
     return Bench(model, optimizer, made, forwards, batch(size, config.vocab_size, device))
 

@@ -23,6 +23,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("quiet") is not None)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that tests start obey pyproject.toml's filterwarnings too, by tests/child/sitecustomize.py. Not beside
+    a real vLLM, which asks transformers for what it likes."""
+    if os.environ.get("SIRI_TEST_VLLM") == "1":
+        return
+    os.environ["SIRI_TEST_WARNINGS"] = "\n".join(config.getini("filterwarnings"))
+    paths = [str(Path(__file__).parent / "child"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real problems; it is not part of the repository."""

@@ -1,11 +1,13 @@
 """The embedded engine: batched sampling with a key-value cache, in the process that trains (CPU or GPU)."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from siri.config.sections import RolloutSettings
+from siri.errors import InputError
 from siri.model.fsdp import full
 from siri.model.policy import Policy, allocate, load_policy
 from siri.planning.formulas import embedded_cache_tokens
@@ -25,6 +27,7 @@ class LocalRollout:
         """cache_tokens: room for keys and values; as many rows run at once as fit with their prompt and cap.
         trained: the sharded model whose weights `sync` copies into `policy`; None when policy's own is trained."""
         self.policy = policy
+        self.cache_name = cache_name(policy.model.model)
         self.cache_tokens = cache_tokens
         self.trained = trained
         self.notes: list[str] = []
@@ -157,10 +160,23 @@ class LocalRollout:
                 input_ids=ids_BL,
                 attention_mask=seen_BL,
                 position_ids=position_BL,
-                past_key_values=cache,
                 use_cache=True,
+                **{self.cache_name: cache},
             ).last_hidden_state
             return model.lm_head(hidden_BLD[:, -1]).float()
+
+
+def cache_name(model: Any) -> str:
+    """What a base model of transformers calls the key-value cache that it is given: `cache` since 5.24. InputError when
+    it is neither name: the model would swallow an argument that it does not know, and sample without a past."""
+    taken = inspect.signature(model.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in taken:
+            return name
+    raise InputError(
+        f"{type(model).__name__} of this version of transformers takes no key-value cache that siri knows "
+        f"({', '.join(taken)}); install another version of transformers, or use --rollout vllm"
+    )
 
 
 def _draw(logits_BV: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

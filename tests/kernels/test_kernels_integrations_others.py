@@ -121,6 +121,8 @@ def test_verl(verl_stand_in, monkeypatch, temperature):
     assert kernel.linear_cross_entropy()[0] == "verl's own"
 
 
+# verl asks transformers for what is deprecated there
+@pytest.mark.filterwarnings(r"default:.*deprecated:FutureWarning:transformers\.")
 def test_verl_itself(monkeypatch):
     """verl's own forward_with_torch_backend on a tiny Qwen2, before and after."""
     folder = installed(monkeypatch, "verl", "0.9", "0.10")

@@ -19,6 +19,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.support.tiny import word_tokenizer
 
+# TRL asks transformers for what is deprecated there
+pytestmark = pytest.mark.filterwarnings(r"default:.*deprecated:FutureWarning:transformers\.")
 STEPS = 5
 FUSED = {  # TRL's settings that linear_grpo_loss has
     "dapo": {"loss_type": "dapo"},

@@ -1,5 +1,7 @@
 """The embedded engine: what it returns is what the trainer will score."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from siri.errors import InputError
 from siri.model.attention import PackedLayout
 from siri.model.policy import packed_hidden
 from siri.rollout import Request, engines
-from siri.rollout.local import LocalRollout
+from siri.rollout.local import LocalRollout, cache_name
 from tests.support.tiny import VOCAB, tiny_policy
 
 
@@ -72,6 +74,27 @@ def test_greedy_does_not_depend_on_who_shares_the_batch():
     assert [one[0].token_ids for one in together] == [one[0].token_ids for one in alone]
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(torch.tensor(one[0].logp), torch.tensor(other[0].logp), rtol=1e-4, atol=1e-5)
+
+
+def test_the_cache_goes_by_the_name_that_the_model_knows():
+    class Before:
+        def forward(self, input_ids, past_key_values=None, **kwargs): ...
+
+    class Since:
+        def forward(self, input_ids, cache=None, **kwargs): ...
+
+    class Someday:
+        def forward(self, input_ids, memory=None, **kwargs): ...
+
+    assert (cache_name(Before()), cache_name(Since())) == ("past_key_values", "cache")
+    with pytest.raises(InputError, match=r"^Someday of .* \(input_ids, memory, kwargs\); .* use --rollout vllm$"):
+        cache_name(Someday())
+
+
+def test_sampling_asks_for_nothing_deprecated():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine().generate(requests(2, n=2), temperature=1.0, seed=1)
 
 
 def test_frequencies_match_the_distribution():
