@@ -4,34 +4,15 @@ Every variant that a launch can ask for on sm_90, the leanest and the fullest of
 `python -m siri_kernels.inspect` prints all for all three.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
-
-
-def reports(*arguments) -> dict[tuple[str, str], dict[str, int]]:
-    """(kernel, arch) -> the compiler's numbers, from a process in which Triton is not interpreted."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "siri_kernels.inspect", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    head, *lines = done.stdout.splitlines()
-    columns = head.split()[2:]
-    rows = [line.rsplit(maxsplit=len(columns) + 1) for line in lines]
-    return {(name, arch): dict(zip(columns, map(int, numbers), strict=True)) for name, arch, *numbers in rows}
-
-
-ROWS = r"^(row_stats|dlogits) \S+( softcap T\[N\])?( entropy)?$"
-TOKENS = r"^tokens (finish|(grpo|cispo) none|grpo icepop indexed old rollout dual|cispo icepop indexed old rollout)$"
-ANCHORED = r"^anchored gemm( no store| slice| bias| rounded)?$|^anchored (gemm odd D|redo|target|gradient|sums)"
+from compiler_reports import ANCHORED, ROWS, TOKENS, Reports, matching, reports
+from siri_kernels import inspect
 
 
 @pytest.fixture(scope="module")
-def found():
-    everything = reports("--arch", "90", "--skip", "anchored", "--jobs", "2")
-    return everything | reports("--arch", "80", "100", "--match", f"{ROWS}|{TOKENS}", "--jobs", "2")
+def found(compiled) -> Reports:
+    everything = matching(compiled, r"^(?!.*anchored)", "sm_90")
+    return everything | matching(compiled, f"{ROWS}|{TOKENS}", "sm_80", "sm_100")
 
 
 def test_every_variant_is_there(found):
@@ -76,17 +57,18 @@ def test_sizes_of_one():
     assert len(found) == 12
 
 
-def test_nothing_to_show_is_said():
-    for arguments in (["--only", "nosuch"], ["--arch", "75"], ["--match", "("]):
-        command = [sys.executable, "-m", "siri_kernels.inspect", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+@pytest.mark.parametrize("arguments", [["--only", "nosuch"], ["--arch", "75"], ["--match", "("]], ids=" ".join)
+def test_nothing_to_show_is_said(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["inspect", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        inspect.main()
+    assert ended.value.code == 2 and "error: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arch", ["80", "100"])
-def test_the_anchored_kernels_of_older_and_newer_gpus(arch):
+@pytest.mark.parametrize("arch", ["sm_80", "sm_100"])
+def test_the_anchored_kernels_of_older_and_newer_gpus(compiled, arch):
     """Those that `test_kernels_anchored_ahead_of_time.py` does not look at there."""
-    for key, report in reports("--arch", arch, "--match", ANCHORED, "--jobs", "2").items():
+    for key, report in matching(compiled, ANCHORED, arch).items():
         assert report["spills"] == 0 and report["stack"] == 0, (key, report)
         if "gemm" in key[0] or key[0].startswith(("anchored redo online", "anchored redo store")):
             assert report["tensor_cores"] >= 4, (key, report)

@@ -2,12 +2,12 @@
 shared memory as planned. Speed is not claimed from any of it."""
 
 import pytest
-from test_kernels_ahead_of_time import reports
+from compiler_reports import matching
 
 
 @pytest.fixture(scope="module")
-def hopper() -> dict[str, dict[str, int]]:
-    return {name: report for (name, _), report in reports("--arch", "90", "--only", "anchored").items()}
+def hopper(compiled) -> dict[str, dict[str, int]]:
+    return {name: report for (name, _), report in matching(compiled, "anchored", "sm_90").items()}
 
 
 BUSY = ("softcap", "bias", "rounded", "everything")
@@ -71,10 +71,10 @@ def test_gradients_are_streamed(hopper):
         assert report["wide_loads"] >= 1 and report["wide_stores"] >= 1 and report["barriers"] >= 1, (name, report)
 
 
-@pytest.mark.parametrize("name", ["anchored gemm T[N]", "everything", "softcap"])
-@pytest.mark.parametrize("arch", ["80", "100"])
-def test_older_and_newer_gpus(arch, name):
-    for key, report in reports("--arch", arch, "--only", name).items():
+@pytest.mark.parametrize("name", [r"anchored gemm T\[N\]", "everything", "softcap"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_100"])
+def test_older_and_newer_gpus(compiled, arch, name):
+    for key, report in matching(compiled, name, arch).items():
         assert report["spills"] == 0 and report["stack"] == 0, (key, report)
         if "gemm" in key[0]:
-            assert report["tensor_cores"] >= 4 and (report["tma_loads"] > 0) == (arch == "100"), (key, report)
+            assert report["tensor_cores"] >= 4 and (report["tma_loads"] > 0) == (arch == "sm_100"), (key, report)
