@@ -93,7 +93,7 @@ def row_variants() -> Iterator[Variant]:
 
 def token_variants() -> Iterator[Variant]:
     tensors = ("STATS", "ADV", "WEIGHT", "OLD", "ROLLOUT", "LOGP", "ENTROPY", "OUT", "PARTIALS")
-    numbers = ("low", "high", "dual", "importance_low", "importance_cap", "entropy_coef")
+    numbers = [name for name in token_kernel.arg_names if name.islower()]  # the options of the loss, and sizes
     types = {
         **dict.fromkeys(tensors, "*fp32"),
         **dict.fromkeys(numbers, "fp32"),

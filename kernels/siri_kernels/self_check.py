@@ -67,13 +67,13 @@ def fault(device: torch.device, d_model: int, vocab: int, head: Kind, group: str
         return _agreed[group, kind]
 
 
-def agree(device: torch.device, own: str | None, group: str) -> str | None:
+def agree(device: torch.device, fault_here: str | None, group: str) -> str | None:
     """This rank's fault, or that another one has one."""
     from siri_kernels.sharding import all_reduce, resolve_group
 
-    faults = torch.tensor([own is not None], dtype=torch.int32, device=device)
+    faults = torch.tensor([fault_here is not None], dtype=torch.int32, device=device)
     all_reduce(faults, resolve_group(group))
-    return own if own is not None or not faults.item() else "it failed on another rank of the group"
+    return fault_here if fault_here is not None or not faults.item() else "it failed on another rank of the group"
 
 
 def verify(device: torch.device, tile: Tile, d_model: int, head: Kind, *, ragged: bool) -> str | None:
