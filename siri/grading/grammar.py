@@ -339,8 +339,10 @@ class _Reader:
     def command(self, text: str) -> Tree:
         name = text[1:]
         if name == "frac":
-            upper = self.argument()
-            return ("/", upper, self.argument())
+            upper, lower = self.argument(), self.argument()
+            if upper == ("sym", "d") and lower[0] == "*" and lower[1][0] == ("sym", "d"):
+                raise NotRead("a derivative")
+            return ("/", upper, lower)
         if name == "sqrt":
             degree: Tree = ("num", Fraction(2))
             if self.peek() == "[":

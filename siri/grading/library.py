@@ -9,12 +9,17 @@ from dataclasses import replace
 _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 # math-verify rounds to six decimals, absolutely, so it is not asked about what that could confuse.
 _UNSAFE = re.compile(r"\d{7}|\.\d{5}|!|\^\s*(?:\{[^{}]*\d{2}[^{}]*\}|\d{2})|10\s*\^|\\binom|\^[^^]*\^")
+# What it would take for a product of letters, or for a list.
+_NO_VALUE = re.compile(
+    r"\\(?:angle|triangle|over(?:line|rightarrow)|vec|hat|land|lor|wedge|vee|neg|forall|exists|parallel|perp|p?mod|bmod|"
+    r"equiv|to|[lc]?dots)(?![a-zA-Z])"
+)
 _DIGITS = 40
 
 
 def verify(gold: str, answer: str) -> bool:
     """Whether math-verify calls two scalars, equations or inequalities the same, and no digit speaks against it."""
-    if any(_UNSAFE.search(text) for text in (gold, answer)):
+    if any(_UNSAFE.search(text) or _NO_VALUE.search(text) for text in (gold, answer)):
         return False
     from math_verify import verify as library_verify
 

@@ -121,8 +121,9 @@ _REPLACEMENTS = [
             r"\\deg(?:ree)?s?(?![a-zA-Z])|\\circ\b|\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
-        (r"\\text\{\s*percent\s*\}|(?<=\d)\s*percent\b|\\?%", r"\\%"),
+        (r"\\text\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b|\\?%", r"\\%"),
         (r"\*\*", "^"),
+        (r"\\pmod\s*(\w)", r"\\pmod{\1}"),
         (r"(?<![\\a-zA-Z}])\{([-+.,=<>])\}", r"\1"),
         (r"(?<=\d) ?[xX] ?(?=10\^)", r"\\times "),
         (r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
@@ -152,7 +153,9 @@ def clean(text: str) -> str:
     )
     text = re.sub(r"(\d)\\text\{\}", r"\1", text)
     if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
-        text = next((part.strip() for part in text.split("\\approx") if part.strip()), "")
+        found = [part.strip() for part in text.split("\\approx") if part.strip()]
+        named = len(found) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", found[0])
+        text = "".join(found[1:2] if named else found[:1])
     return text
 
 

@@ -68,7 +68,7 @@ _UNITS = {
         "cent": "",
         "dollar": "usd",
         "euro": "",
-        "mph": "",
+        "per": "",
         "degree": "",
         "am": "",
         "pm": "",
@@ -99,8 +99,13 @@ _IN_BASE = re.compile(rf"\(?(-?[0-9A-F]+)\)?_\{{?(\d+|{'|'.join(_BASES)})\}}?")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
 _PLAIN_UNIT = re.compile(r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*)(?:\^\s*\{?([23])\}?)?")
+_CENTS = re.compile(r"\d\s*(?:\\\w+\{)?\s*(?:cents?\b|¢)")
 _ANGLE = re.compile(r"sin|cos|tan|cot|sec|csc|tg")
-_AND_OR = re.compile(r",?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])")
+_SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_AND_OR = re.compile(
+    r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
+)
+_OR = re.compile(r"\s*\\(?:lor|vee)(?![a-zA-Z])")
 
 
 @dataclass(slots=True)
@@ -121,6 +126,8 @@ def same_answer(gold: str, answer: str) -> bool:
     if len(answer) > len(gold) + MAX_EXTRA_CHARS:
         return False
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
+    if any("\\$" in a and _CENTS.search(b) and not _CENTS.search(a) for a, b in ((gold, answer), (answer, gold))):
+        return False
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
     undecided = False
@@ -144,6 +151,8 @@ def _readings(text: str) -> list[str]:
     """
     number = _THOUSANDS.match(text)
     found = [text, number[0].replace(",", "") + text[number.end() :]] if number else [text]
+    if _SPACED.fullmatch(text):
+        found.append(text.replace(" ", ""))
     if match := _SCIENTIFIC.fullmatch(text):
         found.append(f"{match[1]} \\cdot 10^{{{match[2]}}}")
     if (match := _REPEATING.fullmatch(text)) and (match[3] or match[6]):
@@ -169,7 +178,13 @@ def _same(gold: str, answer: str) -> bool:
             return verdict
     if _RELATION.search(gold) or _RELATION.search(answer):
         return _same_relations(gold, answer)
-    return _same_lists(*(_AND_OR.sub(",", _without_member(text)) for text in (gold, answer)))
+    return _same_lists(*(_listed(text) for text in (gold, answer)))
+
+
+def _listed(text: str) -> str:
+    """With commas for "and" and "or". A sign of logic joins solutions only, and no statements."""
+    text = _AND_OR.sub(",", _without_member(text))
+    return _OR.sub(",", text) if "=" in text else text
 
 
 def _without_member(text: str) -> str:
@@ -243,6 +258,8 @@ def _same_lists(gold: str, answer: str) -> bool:
 
     if _is_a_word(gold) or _is_a_word(answer):
         return False  # a word would be a product of letters, in any order
+    if gold.count("\\begin") > 1 or answer.count("\\begin") > 1:
+        return library.verify(gold, answer)  # a sum or product of matrices
     for parts in (bracketed, matrix, ratio):
         gold_parts, answer_parts = parts(gold), parts(answer)
         if gold_parts or answer_parts:
@@ -347,10 +364,11 @@ def _without_unit(text: str) -> tuple[str, tuple | None]:
     quantity, words, power = match.groups()
     if words == "degree" and _ANGLE.search(quantity):
         return text, None  # the sine of an angle is not one
-    words = words.replace(".", "").casefold().split()
+    words = re.sub(r"\bmph\b", "mile per hour", words.replace(".", "").casefold().replace("/", " per ")).split()
     unit = [_UNITS.get(word, _UNITS.get(word.removesuffix("s"))) for word in words]
     unit += [{"2": "square", "3": "cubic"}[power]] if power else []
     if None in unit:
         # without \text, letters after a number are a unit only if we know it (and single ones never): 2xy is not 2
         return (text, None) if known_only else (quantity, None)
-    return quantity, tuple(sorted(unit))
+    place = unit.index("per") if "per" in unit else len(unit)
+    return quantity, (*sorted(unit[:place]), *unit[place : place + 1], *sorted(unit[place + 1 :]))
