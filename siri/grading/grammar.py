@@ -72,13 +72,10 @@ def symbols(tree: Tree) -> set[str]:
 
 def parts(tree: Tree) -> tuple:
     """The trees right below `tree`."""
-    kind = tree[0]
-    if kind in ("num", "const", "sym"):
+    if tree[0] in ("num", "const", "sym"):
         return ()
-    if kind in ("+", "*"):
-        return tree[1]
-    if kind == "call":
-        return tree[2]
+    if tree[0] in ("+", "*", "call"):
+        return tree[-1]
     return tuple(part for part in tree[1:] if isinstance(part, tuple))
 
 

@@ -1,6 +1,7 @@
 """One spelling for what people and models spell in many ways. Structure, numbers and words are left alone."""
 # ruff: noqa: RUF001 - look-alikes of ASCII are what this is about
 
+import functools
 import re
 import unicodedata
 
@@ -93,75 +94,86 @@ _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|cent
 _BOLD = re.compile(r"(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1")
 _STARRED = re.compile(r"\*([^*]+)\*")
 
+# (what has to be in the text for it to be worth a try, pattern, replacement), in this order
 _REPLACEMENTS = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(?<!\\)\\[\[\]()]|\\?\$", " "),  # math delimiters and dollar signs
-        (r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lmr]?)(?![a-zA-Z])", ""),
-        (r"(?<=\d)(?:,\s*\\!|\\!\s*,|\{,\}|\\,|,\s*\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands, as LaTeX spaces them
-        (r"(?<!\\)\\!", ""),
-        (r"(?:(?<!\\)\\(?:[,;:> ]|(?:q?quad|thinspace|enspace|medspace)(?![a-zA-Z]))|~|\s)+", " "),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\over(?:line)\s*(\d)", r"\\overline{\1}"),
-        (r"\\(?:le|leq|leqslant|leqq)(?![a-zA-Z])", r"\\le "),
-        (r"\\(?:ge|geq|geqslant|geqq)(?![a-zA-Z])", r"\\ge "),
-        (r"\\(?:ne|neq|not\s*=)(?![a-zA-Z])", r"\\ne "),
-        (r"\\[lr]angle(?![a-zA-Z])", lambda match: "(" if match[0] == "\\langle" else ")"),
-        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-        (r"<=", r"\\le "),
-        (r">=", r"\\ge "),
-        (r"!=(?!=)", r"\\ne "),
-        (r"\\lt(?![a-zA-Z])", "<"),
-        (r"\\gt(?![a-zA-Z])", ">"),
-        (r"\\(?:mathrm|text|mathit|operatorname)\s*\{\s*([eid]|pi)\s*\}", lambda m: {"pi": "\\pi "}.get(m[1], m[1])),
-        (r"\\(?:text(?:normal|rm|bf|it|sf|tt|up|md)?|emph|mbox|hbox|mathrm|mathsf|mathtt|mathit)\s*\{", r"\\text{"),
+    (needle, re.compile(pattern), replacement)
+    for needle, pattern, replacement in (
+        ("", r"(?<!\\)\\[\[\]()]|\\?\$", " "),  # math delimiters and dollar signs
+        ("\\", r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lmr]?)(?![a-zA-Z])", ""),
+        # thousands, as LaTeX spaces them
+        ("\\", r"(?<=\d)(?:,\s*\\!|\\!\s*,|\\,|,\s*\\,)\s*(?=\d{3}(?!\d))", ""),
+        ("{,}", r"(?<=\d)\{,\}\s*(?=\d{3}(?!\d))", ""),
+        ("\\!", r"(?<!\\)\\!", ""),
+        ("", r"(?:(?<!\\)\\(?:[,;:> ]|(?:q?quad|thinspace|enspace|medspace)(?![a-zA-Z]))|~|\s)+", " "),
+        ("frac", r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        ("\\overline", r"\\overline\s*(\d)", r"\\overline{\1}"),
+        ("\\l", r"\\(?:le|leq|leqslant|leqq)(?![a-zA-Z])", r"\\le "),
+        ("\\g", r"\\(?:ge|geq|geqslant|geqq)(?![a-zA-Z])", r"\\ge "),
+        ("\\n", r"\\(?:ne|neq|not\s*=)(?![a-zA-Z])", r"\\ne "),
+        ("angle", r"\\[lr]angle(?![a-zA-Z])", lambda match: "(" if match[0] == "\\langle" else ")"),
+        ("\\lbrace", r"\\lbrace(?![a-zA-Z])", r"\\{"),
+        ("\\rbrace", r"\\rbrace(?![a-zA-Z])", r"\\}"),
+        ("<=", r"<=", r"\\le "),
+        (">=", r">=", r"\\ge "),
+        ("!=", r"!=(?!=)", r"\\ne "),
+        ("\\lt", r"\\lt(?![a-zA-Z])", "<"),
+        ("\\gt", r"\\gt(?![a-zA-Z])", ">"),
+        ("{", r"\\(?:mathrm|text|mathit|operatorname)\s*\{\s*([eid])\s*\}", r"\1"),
+        ("pi", r"\\(?:mathrm|text|mathit|operatorname)\s*\{\s*pi\s*\}", r"\\pi "),
         (
-            r"\\text\{\s*degrees?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\^\s*(?:\{\s*\\circ\s*\}|\\circ)|°|"
-            r"\\deg(?:ree)?s?(?![a-zA-Z])|\\circ\b|\^\{?\\degree\}?",
+            "\\",
+            r"\\(?:text(?:normal|rm|bf|it|sf|tt|up|md)?|emph|mbox|hbox|mathrm|mathsf|mathtt|mathit)\s*\{",
+            r"\\text{",
+        ),
+        ("\\circ", r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\circ\b", r"\\text{degree}"),
+        (
+            "deg",
+            r"\\text\{\s*degrees?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
-        (r"\\text\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b|\\?%", r"\\%"),
-        (r"\*\*", "^"),
-        (r"\\pmod\s*(\w)", r"\\pmod{\1}"),
-        (r"(?<![\\a-zA-Z}])\{([-+.,=<>])\}", r"\1"),
-        (r"(?<=\d) ?[xX] ?(?=10\^)", r"\\times "),
-        (r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
-        (r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?|C_\{?(\d+)\}?\^\{?(\d+)\}?", lambda m: _chosen(m)),
-        (r"\\frac\s*([0-9a-zA-Z])", r"\\frac{\1}"),
-        (r"(\\frac\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
-        (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
-        (r"\+\s*\\infty", r"\\infty"),
-        (r"([_^])\s*\{\s*(\w)\s*\}(?!\d)", r"\1\2"),
-        (r"(?<=\d)_\{10\}\s*$", ""),
-        (r"(?<![\d.^_/{}])(\d+) +(\d+) ?/ ?(\d+)(?![\d./^!a-zA-Z(])", lambda m: _mixed(m)),
+        ("p", r"\\text\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b", r"\\%"),
+        ("%", r"\\?%", r"\\%"),
+        ("**", r"\*\*", "^"),
+        ("\\pmod", r"\\pmod\s*(\w)", r"\\pmod{\1}"),
+        ("{", r"(?<![\\a-zA-Z}])\{([-+.,=<>])\}", r"\1"),
+        ("10^", r"(?<=\d) ?[xX] ?(?=10\^)", r"\\times "),
+        ("\\choose", r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
+        ("C", r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        ("C", r"C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        ("\\frac", r"\\frac\s*([0-9a-zA-Z])", r"\\frac{\1}"),
+        ("\\frac", r"(\\frac\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
+        ("\\sqrt", r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
+        ("\\infty", r"\+\s*\\infty", r"\\infty"),
+        ("{", r"([_^])\s*\{\s*(\w)\s*\}(?!\d)", r"\1\2"),
+        ("_{10}", r"(?<=\d)_\{10\}\s*$", ""),
+        ("/", r"(?<![\d.^_/{}])(\d+) +(\d+) ?/ ?(\d+)(?![\d./^!a-zA-Z(])", lambda match: _mixed(match)),
     )
 ]
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 
 
+@functools.lru_cache(2048)
 def clean(text: str) -> str:
     """`text` in plain spelling: ASCII, no decoration, one name for each command."""
+    if _NUMBER.fullmatch(text):
+        return text
     text = _undecorated(_ascii(text))
-    for pattern, replacement in _REPLACEMENTS:
-        text = pattern.sub(replacement, text)
-    text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", re.sub(r"(?:\s*\\\\)+\s*$", "", text.strip()))
+    for needle, pattern, replacement in _REPLACEMENTS:
+        if needle in text:
+            text = pattern.sub(replacement, text)
+    text = text.strip()
+    if "\\" in text or "..." in text:
+        text = re.sub(r"(?:\s*\\\\)+$", "", text)
+        text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", text)
     text = "\\cup".join(map(_open_ended, text.rstrip(" .,;:").split("\\cup")))
-    text = (
-        re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z. ]*)?\}", r"\1\\text{\2}", text)
-        if "\\text{" in text
-        else text
-    )
-    text = re.sub(r"(\d)\\text\{\}", r"\1", text)
+    if "\\text{" in text:  # \text{10 cm}
+        text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z. ]*)?\}", r"\1\\text{\2}", text)
+        text = re.sub(r"(\d)\\text\{\}", r"\1", text)
     if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
         found = [part.strip() for part in text.split("\\approx") if part.strip()]
         named = len(found) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", found[0])
         text = "".join(found[1:2] if named else found[:1])
     return text
-
-
-def _chosen(match: re.Match) -> str:
-    upper, lower = match[1] or match[3], match[2] or match[4]
-    return f"\\binom{{{upper}}}{{{lower}}}"
 
 
 def _mixed(match: re.Match) -> str:
@@ -172,6 +184,8 @@ def _mixed(match: re.Match) -> str:
 
 def _open_ended(text: str) -> str:
     """`]0, 2[` is (0, 2) in French."""
+    if "[" not in text and "]" not in text:
+        return text
     match = re.fullmatch(r"(\s*)([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])(\s*)", text)
     if match is None or (match[2], match[4]) == ("[", "]"):
         return text

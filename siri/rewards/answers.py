@@ -128,6 +128,8 @@ def same_answer(gold: str, answer: str) -> bool:
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
     if any("\\$" in a and _CENTS.search(b) and not _CENTS.search(a) for a, b in ((gold, answer), (answer, gold))):
         return False
+    if gold.strip() == answer.strip():
+        return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
     undecided = False
@@ -206,12 +208,25 @@ def _same_choice(gold: str, answer: str) -> bool | None:
 
 
 def _same_sets(gold: str, answer: str) -> bool | None:
-    """Whether two sets of real numbers are the same; None where one of them is not read as such a set."""
+    """Whether two sets of real numbers are the same; None where one of them is not read as such a set or a number."""
+    found = [_set_or_none(text) for text in (gold, answer)]
+    if None in found:
+        if found == [None, None]:
+            return None
+        try:
+            read(gold if found[0] is None else answer)
+        except NotRead:
+            return None
+        return False  # a number is no set
+    (golds, gold_name), (answers, name) = found
+    return (not gold_name or not name or gold_name == name) and sets.same_pieces(golds, answers)
+
+
+def _set_or_none(text: str) -> tuple[sets.Pieces, str] | None:
     try:
-        (golds, gold_name), (answers, name) = sets.read_set(gold), sets.read_set(answer)
+        return sets.read_set(text)
     except (sets.NotASet, Undefined):
         return None
-    return (not gold_name or not name or gold_name == name) and sets.same_pieces(golds, answers)
 
 
 def _same_relations(gold: str, answer: str) -> bool:
