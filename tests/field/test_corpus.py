@@ -1,15 +1,17 @@
 """Pairs of gold answer and response with the score that they ought to have, and math-verify's verdict beside ours."""
 
+import json
 import re
 
 import pytest
 
 from siri.rewards import math_reward
-from tests.field.table import TABLE, cell, pairs, rows
+from tests.field.table import FOLDER, TABLE, cell, pairs, rows
 
 ROWS = rows()
 PAIRS = [(row["score"], *pair) for row in ROWS for pair in pairs(row)]
 RIGHT, WRONG = 400, 100
+REPORTS = [json.loads(line) for line in (FOLDER / "reports.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("score", "gold", "response"), PAIRS)
@@ -34,3 +36,18 @@ def test_the_table_holds_every_pair_and_we_are_nowhere_behind_the_library():
         expected, ours, library = verdicts[cell(gold), cell(response)]
         assert expected == ours == score, (gold, response)
         assert ours >= library if score else ours <= library
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: report["report"])
+def test_reports_of_the_field(report):
+    """Inputs that users of other graders have reported, and that the README lists."""
+    [(gold, response)] = pairs(report)
+    assert math_reward(response, gold, think=False) == report["score"]
+    assert (
+        f"| {report['report']} | {cell(gold)} | {cell(response)} | {report['score']} |"
+        in (FOLDER / "README.md").read_text()
+    )
+
+
+def test_twenty_reports():
+    assert len({report["report"] for report in REPORTS}) >= 20
