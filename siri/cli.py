@@ -15,6 +15,7 @@ from siri.config.recipe import RecipeOptions, recipe_names, resolve
 from siri.config.settings import Declared, declared
 from siri.errors import InputError
 from siri.runtime.threads import wait_passively
+from siri.text import printable, tolerant_streams
 
 ALIKE_S = 5
 """Seconds that another rank waits for rank 0 to say what is wrong."""
@@ -153,6 +154,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 bad input (one line on stderr), 75 stopped by a signal with the
     state saved; 130 and 141, as in shells, where Ctrl-C or the closed end of a pipe cut it short."""
+    tolerant_streams()
     wait_passively()  # here, because commands import torch
     try:
         try:
@@ -179,7 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         way_out = "make room or make the folder writable, then give the same command again (a run with --resume)"
-        print(f"siri: {error.filename or 'a file'}: {error.strerror}; {way_out}", file=sys.stderr, flush=True)
+        culprit = printable(error.filename or "a file")
+        print(f"siri: {culprit}: {error.strerror}; {way_out}", file=sys.stderr, flush=True)
         return 2
 
 

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from siri.text import printable
+
 LONGEST_MESSAGE = 2000
 
 
@@ -11,7 +13,7 @@ class InputError(Exception):
     from hostile hands: what does not print is escaped, and what is endless is cut in the middle."""
 
     def __init__(self, message: str):
-        shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+        shown = printable(message)
         half = LONGEST_MESSAGE // 2
         super().__init__(shown if len(shown) <= 2 * half else f"{shown[:half]} ... {shown[-half:]}")
 

@@ -21,6 +21,7 @@ from siri.config.recipe import RecipeOptions
 from siri.config.settings import setting
 from siri.errors import InputError
 from siri.packing.flops import forward_flops
+from siri.text import say
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
         whole = replace(config, vocab_parallel=False)
         setup = prepare(whole, device=device, weights="random", layers=options.layers)
         for line in setup.notes():
-            print(line)
+            say(line)
         model, model_config = setup.policy.model, setup.policy.model.config
         packs = [_pack(model_config, tokens // length, length, device, setup.backend) for length in lengths]
         watch = Stopwatch(device)
@@ -166,6 +167,7 @@ def _pack(model_config: Any, sequences: int, length: int, device: "torch.device"
 def run_calibrate(options: CalibrateOptions) -> int:
     """`siri bench calibrate RECIPE [--KEY VALUE ...]`: measure, write the file, and say how to use it."""
     from siri.store.jsonl import write_atomic
+    from siri.text import encoded, say
 
     config = options.config("model")
     path = Path(options.out)
@@ -173,11 +175,11 @@ def run_calibrate(options: CalibrateOptions) -> int:
         raise InputError(f"{path}: no such folder; give --out FILE")
     found = calibrate(config, options)
     try:
-        write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+        write_atomic(path, encoded(json.dumps(found, indent=1) + "\n"))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); give --out FILE") from None
     for length, ms in zip(found["lengths"], found["ms"], strict=True):
         print(f"{found['tokens'] // length:>5} x {length:>6} tokens  {ms:10.2f} ms")
     print(f"cost_ratio {found['cost_ratio']:g} on {found['device']}, fit within {found['fit_error']:.1%}")
-    print(f'{path}: name it in a recipe (cost_ratio = "{path}") or with --cost-ratio {path}')
+    say(f'{path}: name it in a recipe (cost_ratio = "{path}") or with --cost-ratio {path}')
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from siri.config.settings import setting
 from siri.errors import InputError
+from siri.text import say
 
 
 @dataclass(frozen=True)
@@ -27,5 +28,5 @@ def run_compare(options: CompareOptions) -> int:
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: its parent is no folder; make it first")
     folder = Path(options.out) if options.out else None
-    print(write_comparison(curves, folder, reference=options.reference))
+    say(write_comparison(curves, folder, reference=options.reference))
     return 0

@@ -17,6 +17,7 @@ from siri.rollout.vllm import check_version, installed
 from siri.runtime.threads import choose_threads
 from siri.store.loggers import check_logger
 from siri.store.run_folder import Resume, RunFolder
+from siri.text import say
 from siri.train.setup import Setup, prepare, training_sources
 
 
@@ -106,9 +107,9 @@ def engine_lines(config: Config, mode: str, ranks: int, context: int, run_dir: P
 def _print(config: Config, lines: list[str], plan: MemoryPlan | None, gpu: bool) -> None:
     from siri.planning.tables import print_plan
 
-    print(f"{config.model} would be trained.")
+    say(f"{config.model} would be trained.")
     for line in lines:
-        print(line)
+        say(line)
     if plan is not None:
         if not gpu:
             print("memory, planned for H100s, because there is no GPU here:")

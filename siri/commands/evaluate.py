@@ -12,6 +12,7 @@ from siri.config.sections import DeviceSettings, GradingSettings, PromptSettings
 from siri.config.settings import names, setting
 from siri.errors import InputError
 from siri.store.jsonl import MetricsLog, efficiency_score, write_atomic
+from siri.text import encoded, printable, say
 
 if TYPE_CHECKING:
     from siri.train.evaluate import Answers
@@ -66,6 +67,7 @@ def run_evaluation(options: EvalOptions) -> int:
         raise InputError("siri eval needs problems; give --data FILE ..., or --data paper for the paper's four sets")
     import torch
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import MofNCompleteColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -92,7 +94,7 @@ def run_evaluation(options: EvalOptions) -> int:
     )
     policy, sets = setup.policy, dict(zip(options.data, setup.problems, strict=True))
     for line in setup.notes():
-        print(line)
+        say(line)
     for name, prompts in sets.items():
         if base and base["benchmarks"][name]["problems"] != len(prompts.ids):
             raise InputError(
@@ -114,9 +116,9 @@ def run_evaluation(options: EvalOptions) -> int:
     with closing(engine), pool, Bar(*columns, console=Console(stderr=True)) as bar:
         engine.sync()
         for note in engine.notes:
-            print(note)
+            say(note)
         for number, (name, prompts) in enumerate(sets.items()):
-            task = bar.add_task(Path(name).stem, total=len(prompts.ids) * options.samples)
+            task = bar.add_task(escape(printable(Path(name).stem)), total=len(prompts.ids) * options.samples)
             answered: list[Answers] = []
             for start in range(0, len(prompts.ids), partial.problems):
                 answers = partial.known(name, start)
@@ -149,11 +151,11 @@ def run_evaluation(options: EvalOptions) -> int:
         row |= {"base": base["model"], "efficiency_score": efficiency_score(*pairs)}
     Console().print(_results_table(row, base))
     if row["reward_errors"]:
-        print(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
+        say(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
     if row["reward_undecided"]:
         print(f"note: {row['reward_undecided']} answers were too close to the gold answer to call, and score 0")
     if options.out:
-        write_atomic(options.out, (json.dumps(row, indent=1) + "\n").encode())
+        write_atomic(options.out, encoded(json.dumps(row, indent=1) + "\n"))
         partial.remove()
     return 0
 
@@ -185,7 +187,7 @@ class Partial:
             responses = [(tokens, truncated) for tokens, truncated in row["responses"]]
             self.rows[row["data"], row["start"]] = (responses, row["rewards"], tuple(row["faults"]))
         if known:
-            print(f"continuing with {path}: {len(self.rows)} portions of {self.problems} problems are done")
+            say(f"continuing with {path}: {len(self.rows)} portions of {self.problems} problems are done")
         else:
             self.log.append(head)
 
@@ -207,6 +209,7 @@ class Partial:
 
 
 def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     from siri.report.terminal import percent
@@ -224,7 +227,7 @@ def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
         *versus,
         "truncated",
     ]
-    table = Table(*headings, title=row["model"])
+    table = Table(*headings, title=escape(printable(row["model"])))
 
     def change(name: str, key: str) -> list[str]:
         if base is None:
@@ -235,10 +238,10 @@ def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
     for name, result in figures.items():
         accuracy = [percent(result["accuracy"]), *change(name, "accuracy"), percent(result["pass_at_k"][best])]
         length = [f"{result['tokens_mean']:,.1f}", *change(name, "tokens_mean"), percent(result["truncation_rate"])]
-        table.add_row(Path(name).name, str(result["problems"]), *accuracy, *length)
+        table.add_row(escape(printable(Path(name).name)), str(result["problems"]), *accuracy, *length)
     if base:
         score = row["efficiency_score"]
-        table.caption = f"efficiency score against {base['model']}: " + (
+        table.caption = f"efficiency score against {escape(printable(base['model']))}: " + (
             "none, the base got nothing right somewhere" if score is None else f"{score:.2f}"
         )
     return table
@@ -247,7 +250,7 @@ def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
 def _read_results(path: str, options: EvalOptions) -> dict[str, Any]:
     """The base's results, which must be of the same benchmarks at the same cap: both figures depend on it."""
     try:
-        row = json.loads(Path(path).read_text())
+        row = json.loads(Path(path).read_bytes())
         keys = ("accuracy", "tokens_mean", "problems", "cap")
         results = {name: {key: result[key] for key in keys} for name, result in row["benchmarks"].items()}
         model = row["model"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siri.config.settings import setting
+from siri.text import say
 
 
 @dataclass(frozen=True)
@@ -17,5 +18,5 @@ class ExportOptions:
 def run_export(options: ExportOptions) -> int:
     from siri.store.checkpoint import export
 
-    print(export(Path(options.checkpoint), Path(options.folder)))
+    say(export(Path(options.checkpoint), Path(options.folder)))
     return 0

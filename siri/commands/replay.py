@@ -15,6 +15,7 @@ from siri.model.policy import pick_device
 from siri.runtime.ranks import join_ranks, leave_ranks
 from siri.runtime.stopwatch import Stopwatch
 from siri.store.checkpoint import read_state, verify
+from siri.text import say
 from siri.train.learner import policy_loss
 from siri.train.micro_batch import MicroBatch
 from siri.train.samples import Sample
@@ -105,11 +106,11 @@ def run_replay(options: ReplayOptions) -> int:
     found = replay(Path(options.bundle))
     leave_ranks()
     for line in found.notes:
-        print(line)
-    print(f"step {found.step}: {', '.join(f'{case} {value}' for case, value in found.cases.items())}")
+        say(line)
+    say(f"step {found.step}: {', '.join(f'{case} {value}' for case, value in found.cases.items())}")
     for name, one, two in zip(("loss", "grad norm"), found.recorded, found.replayed, strict=True):
         print(f"{name:9}  recorded {one!r}  replayed {two!r}")
-    print(f"largest    {found.worst}")
+    say(f"largest    {found.worst}")
     print("the same, bit for bit" if found.same else "not the same: another machine, number of ranks or version?")
     return 0 if found.same else 1
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from siri.config.settings import setting
+from siri.text import say
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class ReportOptions:
 def run_report(options: ReportOptions) -> int:
     from siri.report.html import write_report
 
-    print(write_report(Path(options.run)))
+    say(write_report(Path(options.run)))
     return 0
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siri.config.settings import Settings, setting
+from siri.text import say
 
 
 @dataclass(frozen=True)
@@ -46,5 +47,5 @@ def run_study(options: StudyOptions) -> int:
             print("the sweeps are not finished yet; the same command continues")
             return 0
     curves = study_curves(study)
-    print(write_comparison(curves, study.path.parent, head=f"`{study.path.name}`, {progress(study, curves)}"))
+    say(write_comparison(curves, study.path.parent, head=f"`{study.path.name}`, {progress(study, curves)}"))
     return 0

@@ -55,6 +55,7 @@ def _style() -> dict[str, Any]:
     return {
         "font.family": next(name for name in FONTS if name in known),
         "font.size": 9.5,
+        "text.parse_math": False,  # a name may hold dollars
         "figure.facecolor": c["paper"],
         "axes.facecolor": c["paper"],
         "axes.edgecolor": c["faint"],

@@ -25,6 +25,7 @@ from siri.report.terminal import (
     verdict,
 )
 from siri.store.jsonl import RunRecord, read_run, write_atomic
+from siri.text import encoded
 
 MINUS = "\N{MINUS SIGN}"
 FACTS = (
@@ -64,7 +65,8 @@ def write_report(run_dir: str | Path) -> Path:
             write_atomic(run_dir / f"{name}.png", wide["png"])
             pictures[name] = (wide["svg"], draw(chart, run, narrow=True)["svg"])
     path = run_dir / "report.html"
-    write_atomic(path, page(run, pictures, title=str(run.config.get("recipe") or run_dir.resolve().name)).encode())
+    title = str(run.config.get("recipe") or run_dir.resolve().name)
+    write_atomic(path, encoded(page(run, pictures, title=title)))
     return path
 
 

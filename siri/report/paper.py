@@ -102,7 +102,7 @@ def benchmark_of(source: str) -> str | None:
 def read_result(path: str) -> Result:
     """A result file of `siri eval --out`. InputError names what is wrong with it."""
     try:
-        row = json.loads(Path(path).read_text())
+        row = json.loads(Path(path).read_bytes())
         figures = {}
         for source, one in row["benchmarks"].items():
             if name := benchmark_of(source):

@@ -11,11 +11,13 @@ from typing import Any
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from siri.store.jsonl import efficiency_score, read_run
+from siri.text import printable
 
 PHASE_STYLE = {"compression": "blue", "expansion": "dark_orange"}
 MISSING = "-"
@@ -108,7 +110,7 @@ class TrainProgress:
 
     def _line(self, text: str) -> None:
         # soft_wrap: a log line is one line, however narrow the console; no markup: a path may hold brackets
-        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self.console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
 
     def _count(self) -> str:
         return f"step {self.done:>{len(str(self.steps))}}/{self.steps}"
@@ -209,7 +211,7 @@ def _effect(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Effect:
     accuracy_change, tokens_change = change("accuracy"), change("tokens_mean")
     comparable = accuracy_change is not None and tokens_change is not None
     return Effect(
-        name=row["name"],
+        name=printable(row["name"]),
         step=row["step"],
         cap=row.get("cap"),
         accuracy=row.get("accuracy"),
@@ -297,7 +299,7 @@ def closing_table(evals: Iterable[Mapping[str, Any]], config: Mapping[str, Any])
     """
     rows = effects(evals)
     table = Table(
-        title=caption(rows, config) or None,
+        title=escape(printable(caption(rows, config))) or None,
         caption=Text(verdict(rows), justify="left"),
         title_justify="left",
         title_style="bold",
@@ -314,7 +316,7 @@ def closing_table(evals: Iterable[Mapping[str, Any]], config: Mapping[str, Any])
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         kind = "compression" if row.name.startswith("siri-low") else "expansion" if "high" in row.name else ""
-        table.add_row(*(Text(cell) for cell in effect_cells(row)), style=PHASE_STYLE.get(kind))
+        table.add_row(*(Text(printable(cell)) for cell in effect_cells(row)), style=PHASE_STYLE.get(kind))
     return table
 
 
@@ -327,6 +329,7 @@ def print_closing(run_dir: str | Path, console: Console | None = None) -> None:
     run = read_run(run_dir)
     console = console or Console()
     if not run.evals:
-        console.print(f"no evaluation recorded in {Path(run_dir) / 'eval.jsonl'}", markup=False, highlight=False)
+        path = printable(Path(run_dir) / "eval.jsonl")
+        console.print(f"no evaluation recorded in {path}", markup=False, highlight=False)
         return
     console.print(closing_table(run.evals, run.config))

@@ -30,6 +30,7 @@ from siri.errors import InputError
 from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward, sandbox
 from siri.rewards.answers import doubts
 from siri.runtime.threads import helper_environment
+from siri.text import printable
 
 # A worker imports math-verify, or whatever the user's module does; on a busy machine that may take a while.
 START_TIMEOUT_S = 120.0
@@ -64,7 +65,7 @@ class RewardBatch:
 
     def count_error(self, message: str) -> None:
         self.errors += 1
-        self.first_error = self.first_error or message
+        self.first_error = self.first_error or printable(message)
 
 
 @dataclass(eq=False, slots=True)

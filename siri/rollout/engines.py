@@ -1,5 +1,6 @@
 """Which rollout engine a run gets: the embedded one, vLLM in the training processes, or vLLM servers."""
 
+import os
 from pathlib import Path
 from zlib import crc32
 
@@ -83,7 +84,7 @@ def vllm_options(settings: RolloutSettings, engines: int, *, folder: Path | None
     sync_dir = folder / "rollout-weights" if folder else None
     if settings.rollout_sync_dir:
         run = str((folder or Path()).absolute())  # two runs may share the folder that servers see
-        sync_dir = Path(settings.rollout_sync_dir) / f"{Path(run).name}-{crc32(run.encode()):08x}"
+        sync_dir = Path(settings.rollout_sync_dir) / f"{Path(run).name}-{crc32(os.fsencode(run)):08x}"
     return VllmOptions(
         model=str(resolve_path(workload.model)),
         context=min(max(CONTEXT, workload.tokens), context),

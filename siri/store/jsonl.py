@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from siri.errors import InputError, parse_json
+from siri.text import encoded
 
 
 def plain(value: Any) -> Any:
@@ -91,7 +92,7 @@ class MetricsLog:
                 self._checked = True
             with open(self.path, "ab") as file:
                 # one write call: a kill leaves the line whole, absent or torn at the end, never mixed with another
-                file.write(line.encode())
+                file.write(encoded(line))
                 file.flush()
                 if self.fsync:
                     os.fsync(file.fileno())
@@ -117,7 +118,7 @@ class MetricsLog:
         kept = [row for row in rows if (keep(row) if keep else row["step"] < step)]
         if len(kept) < len(rows) or not whole:
             text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in kept)
-            write_atomic(self.path, text.encode())
+            write_atomic(self.path, encoded(text))
         return len(rows) - len(kept)
 
     def rows(self) -> list[dict]:
@@ -169,7 +170,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
     config, path = {}, run_dir / "config.json"
     if path.exists():
         try:
-            config = parse_json(path.read_text())
+            config = parse_json(path.read_bytes())
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); restore it or delete it") from None
     evals, plans = ((run_dir / name) for name in ("eval.jsonl", "plans.jsonl"))

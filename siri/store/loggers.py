@@ -11,6 +11,7 @@ from typing import Any
 
 from siri.errors import InputError
 from siri.store.jsonl import plain, write_atomic
+from siri.text import printable
 
 LOGGERS = ("none", "tensorboard", "wandb", "trackio")
 INSTALL_LOGGERS = "pip install -e ./kernels -e '.[loggers]'"
@@ -26,13 +27,22 @@ def _scalars(row: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
             if isinstance(value, dict):
                 walk(f"{prefix}{key}/", value)
             elif isinstance(value, (int, float)) and key != "step":
-                numbers[f"{prefix}{key}"] = float(value)
+                numbers[printable(f"{prefix}{key}")] = float(value)
 
     walk("", row)
     if "phase" in row:
         numbers["expansion"] = float(row["phase"] == "expansion")
     # an evaluation has a name ("base", "siri-low-1", ...), a training step has not
     return ("eval" if "name" in row else "train"), numbers
+
+
+def _shown(value: Any) -> Any:
+    """JSON data whose texts any library can send: without halves of characters."""
+    if isinstance(value, dict):
+        return {printable(key): _shown(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 class Logger:
@@ -90,8 +100,8 @@ class WandbLogger(Logger):
                 project=os.environ.get("WANDB_PROJECT", "siri"),
                 dir=str(run_dir),
                 id=run_id,
-                name=os.environ.get("WANDB_NAME", run_dir.resolve().name),
-                config=plain(config),
+                name=os.environ.get("WANDB_NAME", printable(run_dir.resolve().name)),
+                config=_shown(plain(config)),
                 resume="allow",
             )
         except wandb.Error as error:
@@ -122,8 +132,8 @@ class TrackioLogger(Logger):
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", "siri"),
             # trackio resumes by name
-            name=f"{run_dir.resolve().name}-{_run_id(run_dir)}",
-            config=plain(config),
+            name=f"{printable(run_dir.resolve().name)}-{_run_id(run_dir)}",
+            config=_shown(plain(config)),
             resume="allow",
             embed=False,
         )

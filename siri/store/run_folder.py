@@ -12,6 +12,7 @@ from siri.config import Config, free_keys
 from siri.errors import InputError, parse_json
 from siri.store.checkpoint import discard_after, newest_good, read_state
 from siri.store.jsonl import MetricsLog, write_atomic
+from siri.text import encoded
 
 Resume = Literal["never", "must", "auto"]
 
@@ -131,7 +132,7 @@ class RunFolder:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --run-dir") from None
         about = {"recipe": self.recipe, "versions": _versions(), "threads_used": self.threads}
         text = json.dumps({**about, **self.config.to_json()}, indent=1)
-        write_atomic(self.path / "config.json", text.encode())
+        write_atomic(self.path / "config.json", encoded(text))
         self.metrics.truncate(self.start)
         self.evals.truncate(keep=lambda row: row["step"] <= self.start)
         MetricsLog(self.path / "health.jsonl").truncate(self.start)
@@ -159,7 +160,7 @@ class RunFolder:
 def _is_run(held: Path) -> bool:
     """Whether `held` is a run's config.json; one that cannot be read is taken for it, a model's is not."""
     try:
-        return "model_type" not in parse_json(held.read_text())
+        return "model_type" not in parse_json(held.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, TypeError):
@@ -168,7 +169,7 @@ def _is_run(held: Path) -> bool:
 
 def _differences(held: Path, config: Config) -> list[str]:
     try:
-        old = parse_json(held.read_text())
+        old = parse_json(held.read_bytes())
         return [key for key, value in config.to_json().items() if key not in old or old[key] != value]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{held}: cannot be read ({error}); restore it or choose another --run-dir") from None

@@ -20,6 +20,7 @@ from typing import Any
 from siri.config import Config
 from siri.errors import InputError
 from siri.store.jsonl import efficiency_score, read_run
+from siri.text import printable
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
 T_95 += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
@@ -243,7 +244,7 @@ def curves_of_runs(run_dirs: Sequence[Path]) -> list[Curve]:
     for run_dir, same in zip(run_dirs, alike, strict=True):
         recipe = recipes[same]
         alone = recipe and list(recipes.values()).count(recipe) == 1
-        name = names.setdefault(same, recipe if alone else run_dir.resolve().name)
+        name = names.setdefault(same, printable(recipe if alone else run_dir.resolve().name))
         curves.append(curve_of_run(run_dir, name))
         caps.setdefault(curves[-1].last["cap"], run_dir)
     if len(caps) > 1:

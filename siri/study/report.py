@@ -9,6 +9,7 @@ from siri.store.jsonl import write_atomic
 from siri.study.compare import Curve, curve_of_row
 from siri.study.study import Study, choose, find, finished
 from siri.study.tables import tables
+from siri.text import encoded
 
 PICTURES = ("pareto", "steps", "training_tokens")
 
@@ -41,7 +42,7 @@ def write_comparison(curves: Sequence[Curve], folder: Path | None, *, reference:
         from siri.study.charts import pareto_chart, steps_chart, training_tokens_chart
 
         folder.mkdir(exist_ok=True)
-        write_atomic(folder / "table.md", (f"{head}\n\n" if head else "").encode() + text.encode())
+        write_atomic(folder / "table.md", encoded((f"{head}\n\n" if head else "") + text))
         for name, chart in zip(PICTURES, (pareto_chart, steps_chart, training_tokens_chart), strict=True):
             write_atomic(folder / f"{name}.png", _small(draw(chart, curves)["png"]))
     return text

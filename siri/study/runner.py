@@ -21,6 +21,7 @@ import siri
 from siri.errors import InputError
 from siri.store.jsonl import read_run
 from siri.study.study import Pair, Reasoner, Study, append, choose, find, finished
+from siri.text import printable
 
 STEP_KEYS = ("cap", "response_tokens_mean", "accuracy", "truncation_rate", "entropy", "zero_variance_groups")
 STEP_KEYS += ("tokens_right_mean", "tokens_wrong_mean", "backtracking_per_response", "repetition_rate")
@@ -64,7 +65,7 @@ def reasoner_folder(reasoner: Reasoner) -> Path:
 
         from siri.demo.warmup import make
 
-        print(f"making the base model of task {reasoner.task}, once: {folder}", flush=True)
+        print(printable(f"making the base model of task {reasoner.task}, once: {folder}"), flush=True)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the same bytes each time
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")

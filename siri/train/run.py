@@ -27,6 +27,7 @@ from siri.store import checkpoint
 from siri.store.loggers import Logger, make_logger
 from siri.store.run_folder import RunFolder
 from siri.store.saver import Saver
+from siri.text import say
 from siri.train.collect import Collector, Group, rollout_metrics
 from siri.train.dynamics import Dynamics
 from siri.train.evaluations import Evaluations
@@ -274,7 +275,7 @@ class Run:
             return STOPPED
         if not self.quiet:
             print_closing(self.folder.path)
-            print(f"report: {self.folder.path / 'report.html'}")
+            say(f"report: {self.folder.path / 'report.html'}")
         return DONE
 
     def _state(self) -> dict[str, Any]:
