@@ -175,6 +175,7 @@ def _received(connection: Connection, pair: Pair) -> dict | None:
 def _work(connection: Connection, runs: Path, threads: int) -> None:
     """Train the pairs that arrive, until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes on what concerns us
+    tolerant_streams()
     while True:
         try:
             pair = connection.recv()
