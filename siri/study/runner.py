@@ -21,7 +21,7 @@ import siri
 from siri.errors import InputError
 from siri.store.jsonl import read_run
 from siri.study.study import Pair, Reasoner, Study, append, choose, find, finished
-from siri.text import printable
+from siri.text import printable, tolerant_streams
 
 STEP_KEYS = ("cap", "response_tokens_mean", "accuracy", "truncation_rate", "entropy", "zero_variance_groups")
 STEP_KEYS += ("tokens_right_mean", "tokens_wrong_mean", "backtracking_per_response", "repetition_rate")

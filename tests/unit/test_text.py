@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from siri.commands.evaluate import _results_table
 from siri.errors import InputError
 from siri.report.html import write_report
 from siri.report.terminal import TrainProgress
@@ -19,7 +20,6 @@ from siri.store.loggers import TensorBoardLogger
 from siri.study.compare import curves_of_runs
 from siri.study.report import write_comparison
 from siri.text import encoded, printable
-from siri.train.evaluate import _results_table
 from tests.support.synthetic_run import make_run
 
 HALF = "\ud800"

@@ -20,7 +20,8 @@ import torch.distributed as dist
 
 from siri import cli
 from siri.errors import InputError
-from siri.runtime.ranks import join_ranks, leave_ranks, shard
+from siri.model.fsdp import shard
+from siri.runtime.ranks import join_ranks, leave_ranks
 from siri.runtime.signals import Stop
 from siri.store.saver import Saver
 from tests.support.tiny import tiny_policy

@@ -264,7 +264,7 @@ def test_an_evaluation_that_was_cut_off_continues(tmp_path, capsys, monkeypatch)
     """The figures are those of an evaluation in one go, portions that are done are not sampled again, and the answers
     of other settings are not mixed in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "PORTION", 16)  # four portions of eight problems
+    monkeypatch.setattr("siri.commands.evaluate.PORTION", 16)  # four portions of eight problems
     whole, _ = siri_eval(capsys, "siri:demo/model", *DEMO)
     assert not Path("figures.json.partial.jsonl").exists(), "of no use once the result is there"
     Path("figures.json").unlink()
