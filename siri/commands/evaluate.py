@@ -174,7 +174,7 @@ class Partial:
         keys = ("model", "data", "cap", "samples", "temperature", "problems", "prompt_key", "answer_key", "template")
         keys += ("instruction", "max_prompt_tokens", "reward", "think", "seed", "rollout")
         head = json.loads(json.dumps({key: getattr(options, key) for key in keys}))
-        if not self.log:
+        if not path or not self.log:
             return
         known = self.log.rows() if path.exists() else []
         if known and known[0] != head:

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterable
 from itertools import groupby
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from siri.config.help import help_text
 from siri.config.settings import declared
@@ -34,7 +34,7 @@ def parse(
     markers = (tyro.conf.FlagConversionOff,) if where else ()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(options, args=arguments, default=default, prog=prog, config=markers)
+            return tyro.cli(options, args=arguments, default=cast(T, default), prog=prog, config=markers)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -192,16 +192,16 @@ def print_paper(paths: Sequence[str], size: Literal["auto", "1.5b", "7b"] = "aut
     from rich.table import Table
 
     results = [read_result(path) for path in paths]
-    size = size_of(results) if size == "auto" else size
-    table = Table(title=f"arXiv 2509.25176, table 1, {size.upper()}: accuracy in percent / mean tokens")
+    half = size_of(results) if size == "auto" else size
+    table = Table(title=f"arXiv 2509.25176, table 1, {half.upper()}: accuracy in percent / mean tokens")
     for heading in ("model", "source", *BENCHMARKS, "score"):
         table.add_column(heading, justify="left" if heading in ("model", "source") else "right")
     base = next((result for result in results if result.label == "base"), None)
-    for label in [*TABLE[size], *(result.label for result in results if result.label not in TABLE[size])]:
+    for label in [*TABLE[half], *(result.label for result in results if result.label not in TABLE[half])]:
         own = [result for result in results if result.label == label]
-        if label in TABLE[size]:
-            theirs = [f"{accuracy:.1f} / {tokens:,}" for accuracy, tokens in TABLE[size][label].values()]
-            table.add_row(label, "paper", *theirs, f"{SCORES[size][label]:.2f}", end_section=not own)
+        if label in TABLE[half]:
+            theirs = [f"{accuracy:.1f} / {tokens:,}" for accuracy, tokens in TABLE[half][label].values()]
+            table.add_row(label, "paper", *theirs, f"{SCORES[half][label]:.2f}", end_section=not own)
         for result in own:
             score = score_of(result, base)
             shown = [_shown(result.figures.get(name)) for name in BENCHMARKS]
@@ -210,7 +210,7 @@ def print_paper(paths: Sequence[str], size: Literal["auto", "1.5b", "7b"] = "aut
             )
     console = Console()
     console.print(table)
-    for line in (*remarks(results), base_verdict(results, size)):
+    for line in (*remarks(results), base_verdict(results, half)):
         if line:
             console.print(line, markup=False, highlight=False)
 

@@ -47,6 +47,7 @@ class Rollout(Protocol):
         self, requests: Sequence[Request], *, temperature: float, seed: int, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """The completions of each request, in order. The same seed, weights and requests give the same answers."""
+        ...
 
     def expected(self, prompts: Sequence[Sequence[int]], cap: int) -> list[float] | None:
         """Tokens to expect of a response to each prompt (ids), the same on every rank; None from an engine that makes
@@ -63,6 +64,7 @@ class Rollout(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last `generate` and `sync`, for the row of the step."""
+        ...
 
     def close(self) -> None:
         """Release everything."""

@@ -194,16 +194,16 @@ def _draw(logits_BV: torch.Tensor, temperature: float, generator: torch.Generato
 def local_engine(settings: RolloutSettings, policy: Policy, *, copy: bool = False) -> LocalRollout:
     """The embedded engine with the settings of a Config or of `siri eval`; `copy` gives it weights of its own, because
     the policy's are sharded."""
-    own, trained, workload = policy, None, settings.workload()
+    sampled, trained, workload = policy, None, settings.workload()
     if copy:
-        own, trained = load_policy(workload.model, policy.device, weights=False), policy.model
+        sampled, trained = load_policy(workload.model, policy.device, weights=False), policy.model
         if policy.device.type == "cuda":
-            own.model.to(torch.bfloat16)
-        allocate(own.model, policy.device)
+            sampled.model.to(torch.bfloat16)
+        allocate(sampled.model, policy.device)
     cache_tokens = settings.rollout_tokens
     if cache_tokens == "auto":
-        cache_tokens = _cache_tokens(own, trained, workload.offload)
-    return LocalRollout(own, cache_tokens=cache_tokens, trained=trained)
+        cache_tokens = _cache_tokens(sampled, trained, workload.offload)
+    return LocalRollout(sampled, cache_tokens=cache_tokens, trained=trained)
 
 
 def _cache_tokens(own: Policy, trained: Any, offload: bool) -> int:
