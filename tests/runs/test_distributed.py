@@ -19,7 +19,7 @@ from siri_kernels import chunked
 from siri import cli
 from siri.model.fsdp import full, shard
 from siri.model.policy import checkpoint_activations
-from siri.runtime.ranks import ALONE, Ranks, join_ranks
+from siri.runtime.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from siri.runtime.stopwatch import Stopwatch
 from siri.store.checkpoint import whole_moments
 from tests.support.tiny import save_tiny, tiny_policy
@@ -128,7 +128,7 @@ def worker(rank: int, world: int, port: int, results) -> None:
     assert told["costs"].tolist() == [[0.1, 1 / 3]]
     covered = [i for part in everybody.gather(everybody.share(10)) for i in range(10)[part]]
     assert covered == list(range(10))
-    dist.destroy_process_group()
+    leave_ranks()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from siri.model.split_head import HeadCut, cut_head
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
 from siri.rollout.proof import fixed_prompts, gap
-from siri.runtime.ranks import ALONE, Ranks, join_ranks
+from siri.runtime.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from siri.runtime.stopwatch import Stopwatch
 from siri.store.checkpoint import export, restore
 from tests.runs.test_distributed import assert_same, join, spawn, train
@@ -62,7 +62,7 @@ def worker(rank: int, world: int, port: int, results, folder) -> None:
     held = saved(hybrid, folder)
     if rank == 0:
         results["saved"] = held
-    dist.destroy_process_group()
+    leave_ranks()
 
 
 def parts(ranks: Ranks) -> tuple:

@@ -4,14 +4,13 @@ import os
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from siri.config import Config
 from siri.model.attention import PackedLayout
 from siri.model.fsdp import shard
 from siri.model.policy import packed_hidden
 from siri.planning.memory_plan import Machine, memory_plan
-from siri.runtime.ranks import join_ranks
+from siri.runtime.ranks import join_ranks, leave_ranks
 from tests.runs.test_distributed import join, spawn, train
 from tests.support.tiny import tiny_model, tiny_policy
 
@@ -73,7 +72,7 @@ def worker(rank: int, world: int, port: int, results) -> None:
     once, _ = train(hybrid, "token_mean", 60)
     if rank == 0:
         results["bytes"], results["often"], results["once"] = found, often, once
-    dist.destroy_process_group()
+    leave_ranks()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 import threading
+import time
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,7 +19,7 @@ from siri import cli
 from siri.errors import InputError
 from siri.model.fsdp import full, shard
 from siri.model.offload import HostAdamW
-from siri.runtime.ranks import ALONE, Ranks
+from siri.runtime.ranks import ALONE, Ranks, leave_ranks
 from siri.store import saver
 from siri.store.checkpoint import checkpoints, discard_after, newest_good, restore, verify
 from siri.store.saver import MAX_FAILURES, Saver
@@ -230,7 +232,7 @@ def worker(rank: int, world: int, port: int, results, folder: Path) -> None:
     save_now(folder / "broken", 2, policy, optimizer, {}, ranks=everybody)
     if rank == 0:
         results["left"] = sorted(path.name for path in (folder / "broken").iterdir())
-    dist.destroy_process_group()
+    leave_ranks()
 
 
 def test_any_number_of_ranks_writes_what_any_other_reads(tmp_path, fault):
@@ -250,6 +252,35 @@ def test_any_number_of_ranks_writes_what_any_other_reads(tmp_path, fault):
         assert torch.equal(one, two)
         assert all(torch.equal(value, fresh_optimizer.state[two][key]) for key, value in optimizer.state[one].items())
     fault("one of 4 ranks cannot write", "4", "all ranks hear of it, none hangs, the next save works")
+
+
+def late(rank: int, world: int, port: int, results, folder: Path) -> None:
+    """Rank 1 is too late for the others' collective; the next save is made over new connections."""
+    ranks = join(rank, world, port)
+    policy, optimizer = trained(ranks=ranks)
+    write = saver.write_pieces
+
+    def slow(*args, **options):
+        time.sleep(10)
+        write(*args, **options)
+
+    with patch.object(saver, "PATIENCE", timedelta(seconds=4)):
+        writer = Saver(folder, keep=9, ranks=ranks)
+    with patch.object(saver, "write_pieces", slow) if rank == 1 else contextlib.nullcontext():
+        writer.save(1, policy, optimizer, {"train_tokens": 0})
+        writer._join()
+    told = [writer.failure(), writer.failures]
+    writer.save(2, policy, optimizer, {"train_tokens": 0})
+    writer.wait()
+    results[rank] = [*told, writer.failures]
+    leave_ranks()
+
+
+def test_a_collective_that_fails_is_a_failed_save_and_the_next_works(tmp_path, fault):
+    for (message, counted), failures, afterwards in spawn(late, 2, tmp_path).values():
+        assert message and counted == failures == 1 and afterwards == 0
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_000002"] and verify(tmp_path / "step_000002") is None
+    fault("one of 2 ranks late for a collective of the save", "1", "counted, told, and the next save works")
 
 
 # --- a whole run ---
