@@ -14,12 +14,20 @@ _NO_VALUE = re.compile(
     r"\\(?:angle|triangle|over(?:line|rightarrow)|vec|hat|land|lor|wedge|vee|neg|forall|exists|parallel|perp|p?mod|bmod|"
     r"equiv|to|[lc]?dots)(?![a-zA-Z])"
 )
+# What it is asked for. Without any of these our own grammar's refusal stands: its parser takes seconds over nonsense.
+_WORTH_ASKING = re.compile(
+    r"\\(?:int|iint|oint|sum|prod|lim|begin|partial|det|gcd|lcm|max|min|cup|cap|in|mathbb|le|ge|ne|log|binom)"
+    r"(?![a-zA-Z])|[<>=]|\\frac\s*\{\s*d"
+)
+_MAX_NESTING = 12
 _DIGITS = 40
 
 
 def verify(gold: str, answer: str) -> bool:
     """Whether math-verify calls two scalars, equations or inequalities the same, and no digit speaks against it."""
     if any(_UNSAFE.search(text) or _NO_VALUE.search(text) for text in (gold, answer)):
+        return False
+    if not any(map(_WORTH_ASKING.search, (gold, answer))) or not (_is_balanced(gold) and _is_balanced(answer)):
         return False
     from math_verify import verify as library_verify
 
@@ -31,6 +39,16 @@ def verify(gold: str, answer: str) -> bool:
         return False
     # no timeout of its own: that is a signal, which works on the main thread only; the reward worker is killed instead
     return library_verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def _is_balanced(text: str) -> bool:
+    """Whether brackets close, of whatever kind, and are not nested deeper than in any answer."""
+    depth = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if not 0 <= depth <= _MAX_NESTING:
+            return False
+    return depth == 0
 
 
 def _agree(a, b) -> bool:

@@ -163,7 +163,8 @@ def clean(text: str) -> str:
             text = pattern.sub(replacement, text)
     text = text.strip()
     if "\\" in text or "..." in text:
-        text = re.sub(r"(?:\s*\\\\)+$", "", text)
+        while text.endswith("\\\\"):
+            text = text.removesuffix("\\\\").rstrip()
         text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", text)
     text = "\\cup".join(map(_open_ended, text.rstrip(" .,;:").split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
