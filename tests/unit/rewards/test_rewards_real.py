@@ -75,7 +75,7 @@ def check_unequal(pool, pairs, what, capsys):
             f"\n{what}: {rate:.2%} of {counted} pairs score 0; paid wrongly: {wrong}; "
             f"left out, as they are the same quantity in other words: {len(equal)} {equal[:6]}"
         )
-    assert rate >= 0.995
+    assert rate >= 0.9995
     assert len(equal) <= 0.01 * len(pairs)
 
 
@@ -89,7 +89,7 @@ def test_gold_answers_score_one(golds, pool, data_dir, capsys):
         print(
             f"\ngold answers: {rate:.2%} of {ROWS} rows score 1; {ROWS - len(golds)} have no answer; misses: {misses}"
         )
-    assert rate >= 0.995
+    assert rate >= 0.999
 
 
 def test_gold_answers_of_deepscaler_score_one(data_dir, pool, capsys):
