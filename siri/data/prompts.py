@@ -1,10 +1,15 @@
 """Problems rendered to the token ids of prompts."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from siri.data.messages import without_answer
 from siri.data.problems import Problem, load_problems
 from siri.errors import InputError, first_line
+
+PORTION = 1024
+"""Prompts rendered at once: of those that are too long no more are held."""
 
 
 def render_prompts(
@@ -24,21 +29,25 @@ def render_prompts(
     if template == "chat" and not has_template:
         raise InputError("template 'chat': this tokenizer has no chat template; use plain or auto, or a chat model")
 
-    prompts = [_instructed(problem.prompt, instruction) for problem in problems]
-    if template == "chat" or (template == "auto" and has_template):
-        ids = _chat_ids(prompts, tokenizer)
-    else:
-        ids = _plain_ids(prompts, tokenizer)
-
-    fits = [len(tokens) <= max_prompt_tokens for tokens in ids]
-    if not any(fits):
-        shortest = min(map(len, ids), default=0)
+    prompts = [_instructed(without_answer(problem.prompt), instruction) for problem in problems]
+    render = _chat_ids if template == "chat" or (template == "auto" and has_template) else _plain_ids
+    keys = [prompt if isinstance(prompt, str) else (json.dumps(prompt),) for prompt in prompts]
+    once = list(dict(zip(keys, prompts, strict=True)).items())  # a prompt that repeats is rendered once
+    fitting: dict[str | tuple[str], list[int]] = {}
+    shortest = 0
+    for start in range(0, len(once), PORTION):
+        part = once[start : start + PORTION]
+        for (key, _), tokens in zip(part, render([prompt for _, prompt in part], tokenizer), strict=True):
+            shortest = min(shortest or len(tokens), len(tokens))
+            if len(tokens) <= max_prompt_tokens:
+                fitting[key] = tokens
+    if not fitting:
         raise InputError(
-            f"--max-prompt-tokens {max_prompt_tokens}: all {len(ids)} prompts are longer; the shortest has {shortest}"
+            f"--max-prompt-tokens {max_prompt_tokens}: all {len(keys)} prompts are longer; the shortest has {shortest}"
         )
-    kept_ids = [tokens for tokens, fit in zip(ids, fits, strict=True) if fit]
-    kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
-    return kept_ids, kept, len(ids) - len(kept)
+    kept_ids = [fitting[key] for key in keys if key in fitting]
+    kept = [problem for problem, key in zip(problems, keys, strict=True) if key in fitting]
+    return kept_ids, kept, len(keys) - len(kept)
 
 
 def _instructed(prompt: str | list[dict[str, str]], instruction: str) -> str | list[dict[str, str]]:
@@ -78,6 +87,10 @@ class PromptSet:
     """Rows without a prompt or an answer."""
     too_long: int
     """Prompts over the limit."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many rows were dropped for which reason (`ProblemSet.left_out`)."""
+    answered: int = 0
+    """Conversations whose last turn, the assistant's, was cut off."""
 
     @property
     def longest(self) -> int:
@@ -85,9 +98,11 @@ class PromptSet:
         return max(map(len, self.ids))
 
     def notes(self, source: str) -> list[str]:
-        """Lines about what was left out of `source`."""
-        dropped = [f"{source}: {self.dropped} rows without prompt or answer left out"] if self.dropped else []
-        return dropped + ([f"{source}: {self.too_long} over-long prompts left out"] if self.too_long else [])
+        """Lines about what was left out of `source`, and what was changed in it."""
+        lines = [f"{source}: {count} rows {why} left out" for why, count in self.left_out.items()]
+        if self.answered:
+            lines.append(f"{source}: {self.answered} prompts ended with the assistant's answer, which was cut off")
+        return lines + ([f"{source}: {self.too_long} over-long prompts left out"] if self.too_long else [])
 
 
 def load_prompts(source: str | Path, tokenizer, config, *, limit: int = 0) -> PromptSet:
@@ -100,4 +115,5 @@ def load_prompts(source: str | Path, tokenizer, config, *, limit: int = 0) -> Pr
         instruction=config.instruction,
         max_prompt_tokens=config.max_prompt_tokens,
     )
-    return PromptSet(ids, [problem.answer for problem in problems], found.dropped, too_long)
+    answers = [problem.answer for problem in problems]
+    return PromptSet(ids, answers, found.dropped, too_long, found.left_out, found.answered)

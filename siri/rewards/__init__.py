@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from siri.errors import InputError
 from siri.rewards.answers import final_boxes, same_answer
+from siri.rewards.decimals import readings
 
 END_OF_THINKING = "</think>"
 
@@ -32,14 +33,15 @@ def math_reward(response: str, answer: str, *, think: bool = True) -> float:
 
     Boxes side by side are one list, so that several guesses are not paid; where there is no box at all, what follows
     "Answer:" on the last line counts. The cap is the sampler's (arXiv 2509.25176): a response cut inside its thinking
-    has nothing to grade. `answer` is LaTeX or plain text, or a JSON list of strings of which any will do. With
-    `think=False` everything is graded.
+    has nothing to grade. `answer` is LaTeX or plain text, or a JSON list of strings of which any will do; a float with
+    all its digits is also what it stands for (`siri.rewards.decimals`). With `think=False` everything is graded.
     Nothing is executed, but the symbolic comparison of a hostile response can take for ever: a training run calls this
     through `siri.rewards.pool.RewardPool`, which can kill it.
     """
     text = final_text(response, think)
     boxes = final_boxes(text) if text else []
-    return float(any(_holds(boxes, gold) for gold in accepted_answers(answer)))
+    golds = [reading for gold in accepted_answers(answer) for reading in readings(gold)]
+    return float(any(_holds(boxes, gold) for gold in golds))
 
 
 def _holds(boxes: list[str], gold: str) -> bool:

@@ -78,7 +78,7 @@ def rejected(source, **options) -> str:
         ("amc83.json", 83, 0),
         ("math500.json", 500, 0),
         ("math_train.json", 7474, 4),  # two null answers (rows 886, 1009), two empty ones (rows 5328, 5330)
-        ("deepscaler_part.parquet", 24976, 0),
+        ("deepscaler_part.parquet", 24976, 1),  # row 2410 has "N/A" for an answer
     ],
 )
 def test_real_files(data_dir, file, rows, dropped):
@@ -175,7 +175,7 @@ def test_named_columns(tmp_path):
         (142.0, "142"),
         (0.5, "0.5"),
         (-3, "-3"),
-        (1e300, "1e+300"),
+        (1e300, "1" + 300 * "0"),  # as a number is written, not as a program prints it
         (" \\frac12 ", "\\frac12"),
         (["7"], "7"),
         (["1/2", None, 0.5], '["1/2", "0.5"]'),
@@ -313,7 +313,7 @@ def test_auto_renders_chat_once_with_the_instruction(tokenizer):
     assert [tokenizer.decode(tokens) for tokens in ids] == [
         f"{BOS}{USER}What is two plus two? {INSTRUCTION}{ASSISTANT}<think>\n",
         f"{BOS}{USER}What? {INSTRUCTION}{ASSISTANT}<think>\n",
-        f"{BOS}{USER}What?{ASSISTANT}Hm{ASSISTANT}<think>\n",
+        f"{BOS}{USER}What?{ASSISTANT}<think>\n",  # the assistant's turn would show the answer to whom it is asked
     ]
     assert all(type(token) is int for tokens in ids for token in tokens)
     assert render_prompts(problems, tokenizer, template="chat", instruction=INSTRUCTION)[0] == ids

@@ -1,0 +1,138 @@
+"""Gold answers: the text that the value of an answer column means, or why there is none."""
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from siri.rewards.decimals import DOUBLE, SINGLE, Precision, is_double, meant, plain, significant
+
+MISSING = "without prompt or answer"
+NOT_FINITE = "with an infinite number for an answer"
+LOST = "with a whole number for an answer that has lost digits, because it was stored as a float"
+PLACEHOLDER = "with a placeholder for an answer"
+
+# What data sets put where they have no answer; compared without case, spaces, hyphens and underscores. Undefined,
+# "no solution", "does not exist", infinity and the empty set are answers.
+_WORDS = """
+    proof seeproof seesolution notfound answernotfound noanswer noanswerfound nan nat null n/a #n/a n.a notavailable
+    unavailable notapplicable notprovided answernotprovided unanswerable omitted missing tbd todo na
+"""
+PLACEHOLDERS = frozenset(_WORDS.split())
+# These are answers of some problems: \text{None} is kept, None is not.
+PLAIN_PLACEHOLDERS = frozenset(["none", "nil", "unknown"])
+_DECORATION = re.compile(r"^[\s<(\[\"'`*$]+|[\s>)\]\"'`*$.!]+$")
+_LATEX = re.compile(r"\\(?:text\w*|boxed|math\w+|mbox)\s*\{(.*)\}", re.DOTALL)
+_MARKS = re.compile(r"[\s\-\u2010-\u2015\u2212_?.\u2026]+|\[\s*\]|\"\"|''")
+
+
+class NoAnswer(Exception):
+    """A value that holds no answer; the text says why, in words that follow "rows"."""
+
+    def __init__(self, why: str, value: str = ""):
+        super().__init__(why)
+        self.why, self.value = why, value
+
+
+def gold_answer(value: Any) -> str:
+    """The answer that `value` means: text, a number in plain digits, or a JSON list of strings for several.
+
+    Raises NoAnswer where there is none, and TypeError for a value that is neither text nor a number.
+    """
+    if isinstance(value, np.floating):
+        value = _from_numpy(value)
+    elif hasattr(value, "tolist"):  # arrays and other scalars
+        value = _from_numpy(value) if isinstance(value, np.ndarray) else value.tolist()
+    if value is None:
+        raise NoAnswer(MISSING)
+    if isinstance(value, str):
+        return _written(as_text(value.rpartition("####")[2]))  # GSM8K: the worked solution, then "#### 42"
+    if isinstance(value, list):
+        return _several(value)
+    if isinstance(value, bool | int):
+        return str(value)
+    if isinstance(value, Single):
+        return _float(Decimal(str(np.float32(value))), SINGLE)
+    if isinstance(value, float):
+        return _float(Decimal(repr(value)), DOUBLE)
+    if isinstance(value, Decimal):
+        return _float(value, DOUBLE) if value.is_finite() and is_double(value) else _number(value)
+    raise TypeError(f"the answer is {kind(value)}, not text or a number")
+
+
+class Single(float):
+    """A number that was stored as a float of 32 bits."""
+
+
+def _from_numpy(value: Any) -> Any:
+    if value.dtype in (np.float32, np.float16):
+        return [Single(one) for one in value.ravel()] if isinstance(value, np.ndarray) else Single(value)
+    return value.tolist()
+
+
+def _several(values: list) -> str:
+    accepted, why = [], NoAnswer(MISSING)
+    for value in values:
+        try:
+            found = gold_answer(value)
+        except NoAnswer as error:
+            why = error if error.why != MISSING else why
+        else:
+            accepted += _unpacked(found) if not isinstance(value, str) else [found]
+    if not accepted:
+        raise why
+    return accepted[0] if len(accepted) == 1 else json.dumps(accepted, ensure_ascii=False)
+
+
+def _unpacked(text: str) -> list[str]:
+    return json.loads(text) if text.startswith('["') else [text]
+
+
+def _float(value: Decimal, precision: Precision) -> str:
+    """The text of a float that is given by its shortest spelling."""
+    if value.is_finite() and abs(value) >= precision.whole and significant(value) >= precision.full:
+        raise NoAnswer(LOST)
+    text = _number(value)
+    # of a double the grader sees as much itself
+    others = meant(value, precision) if precision is SINGLE else []
+    return json.dumps([text, *others]) if others else text
+
+
+def _number(value: Decimal) -> str:
+    if value.is_nan():
+        raise NoAnswer(MISSING)  # pandas' way to say so
+    if not value.is_finite():
+        raise NoAnswer(NOT_FINITE)
+    return plain(value)
+
+
+def _written(text: str) -> str:
+    """Text that is an answer, not the place of one."""
+    if not text:
+        raise NoAnswer(MISSING)
+    plain_text = _DECORATION.sub("", text)
+    inner = _LATEX.fullmatch(plain_text)
+    word = re.sub(r"[\s_\-]+", "", plain_text).casefold()
+    unmistakable = re.sub(r"[\s_\-]+", "", _DECORATION.sub("", inner[1])).casefold() if inner else word
+    sodium = unmistakable == "na" and "Na" in text
+    if _MARKS.fullmatch(text) or word in PLAIN_PLACEHOLDERS or (unmistakable in PLACEHOLDERS and not sodium):
+        raise NoAnswer(PLACEHOLDER, text.casefold()[:20])
+    return text
+
+
+def as_text(value: str, *, strip: bool = True) -> str:
+    """`value`, which must be text that can be written down: JSON may hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise TypeError(f"half of a surrogate pair (\\u{ord(value[error.start]):04x}) is no text") from None
+    return value.strip() if strip else value
+
+
+def kind(value: Any) -> str:
+    """What a value is, for an error."""
+    if value is None:
+        return "null"
+    return f"of type {getattr(value, 'arrow', None) or type(value).__name__}"

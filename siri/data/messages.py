@@ -1,0 +1,89 @@
+"""Prompts: plain text or chat messages, from the several ways in which data sets write them."""
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from siri.data.gold import MISSING, NoAnswer, as_text, kind
+
+ROLES = ("system", "user", "assistant", "tool")
+NOT_TEXT = "with an image or another part that is no text in the prompt"
+
+Messages = list[dict[str, str]]
+_LOOKS_LIKE_MESSAGES = re.compile(r"\[\s*\{\s*(['\"])(?:role|content)\1\s*:")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def read_prompt(value: Any) -> str | Messages:
+    """The prompt that `value` means: text, or messages with `role` and `content`. A message list may be JSON text, and
+    a content a list of text parts.
+
+    Raises NoAnswer where there is no prompt or one that is not text alone, and TypeError for anything else.
+    """
+    if value is None:
+        raise NoAnswer(MISSING)
+    if isinstance(value, str):
+        text = as_text(value)
+        if not text:
+            raise NoAnswer(MISSING)
+        if not _LOOKS_LIKE_MESSAGES.match(text):
+            return text
+        value = _decoded(text)
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, list):
+        raise TypeError(f"the prompt is {kind(value)}, not text or chat messages")
+    messages = [_message(message) for message in value]
+    if not any(message["content"].strip() for message in messages):
+        raise NoAnswer(MISSING)
+    return messages
+
+
+def without_answer(prompt: str | Messages) -> str | Messages:
+    """The conversation up to the turn that is to be sampled: messages that end with the assistant's would show the
+    model the answer that it has to find. Empty where nothing else is there."""
+    if isinstance(prompt, str):
+        return prompt
+    end = len(prompt)
+    while end and prompt[end - 1]["role"] == "assistant":
+        end -= 1
+    return prompt[:end] if end < len(prompt) else prompt
+
+
+def _decoded(text: str) -> list:
+    """The message list that a text holds."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise TypeError("the prompt looks like a list of chat messages, but is not JSON") from None
+    return found
+
+
+def _message(message: Any) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise TypeError(f"a chat message is {kind(message)}, not an object with 'role' and 'content'")
+    role, content = message.get("role"), message.get("content")
+    if isinstance(content, np.ndarray):
+        content = content.tolist()
+    if isinstance(content, list):
+        content = "".join(map(_part, content))
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise TypeError("a chat message needs a 'role' and a 'content', both text")
+    if role not in ROLES:
+        raise TypeError(f"the role {role!r} of a chat message is none of {', '.join(ROLES)}")
+    return {"role": role, "content": as_text(content, strip=False)}
+
+
+def _part(part: Any) -> str:
+    """The text of a part of a message's content."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise TypeError(f"a part of a chat message is {kind(part)}, not text or an object with a 'type'")
+    named = part.get("type") or "text"
+    if named not in _TEXT_PARTS:
+        raise NoAnswer(NOT_TEXT)
+    if not isinstance(part.get("text"), str):
+        raise TypeError(f"a part of type {named!r} of a chat message has no 'text'")
+    return part["text"]

@@ -1,0 +1,102 @@
+"""Prompts as text, as messages, as JSON text of messages, and with contents in parts."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from siri.data.gold import MISSING, NoAnswer
+from siri.data.messages import NOT_TEXT, read_prompt, without_answer
+from siri.data.problems import load_problems
+from siri.errors import InputError
+
+USER = {"role": "user", "content": "Q"}
+ASSISTANT = {"role": "assistant", "content": "so it is 7"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("value", "prompt"),
+    [
+        (" Q ", "Q"),
+        ([SYSTEM, USER], [SYSTEM, USER]),
+        (json.dumps([SYSTEM, USER]), [SYSTEM, USER]),
+        (json.dumps([{"content": "Q", "role": "user"}], indent=1), [USER]),
+        ([{"role": "user", "content": [{"type": "text", "text": "Q"}]}], [USER]),
+        ([{"role": "user", "content": ["Q", {"type": "input_text", "text": ""}, {"text": ""}]}], [USER]),
+        (json.dumps([{"role": "user", "content": [{"type": "text", "text": "Q"}]}]), [USER]),
+        ([{"role": "user", "content": "Q", "name": "x"}], [USER]),
+        ("[1, 2] has which sum?", "[1, 2] has which sum?"),
+        ('[{"a": 1}] is JSON of what?', '[{"a": 1}] is JSON of what?'),
+    ],
+)  # fmt: skip
+def test_the_ways_of_writing_a_prompt(value, prompt):
+    assert read_prompt(value) == prompt
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([{"role": "human", "content": "Q"}], "'human' .* none of system, user, assistant, tool"),
+        ([{"from": "human", "value": "Q"}], "'role' and a 'content'"),
+        ([{"role": "user", "content": {"text": "Q"}}], "'role' and a 'content'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "no 'text'"),
+        ([{"role": "user", "content": [3]}], "part of a chat message is of type int"),
+        (["Q"], "a chat message is of type str"),
+        ("[{'role': 'user', 'content': 'Q'}]", "not JSON"),
+        ({"role": "user", "content": "Q"}, "of type dict"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(value, words):
+    with pytest.raises(TypeError, match=words):
+        read_prompt(value)
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url", "input_image", "video", "audio"])
+def test_prompts_with_other_parts_than_text_are_left_out(tmp_path, kind):
+    pictured = [{"role": "user", "content": [{"type": "text", "text": "Q"}, {"type": kind, kind: "x.png"}]}]
+    with pytest.raises(NoAnswer) as caught:
+        read_prompt(pictured)
+    assert caught.value.why == NOT_TEXT
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps([{"prompt": pictured, "answer": "7"}, {"prompt": [USER], "answer": "7"}]))
+    found = load_problems(path)
+    assert [one.prompt for one in found.problems] == [[USER]] and found.left_out == {NOT_TEXT: 1}
+
+
+@pytest.mark.parametrize("value", [None, "", " \n", [], [{"role": "user", "content": " "}]])
+def test_empty_prompts_are_missing(value):
+    with pytest.raises(NoAnswer) as caught:
+        read_prompt(value)
+    assert caught.value.why == MISSING
+
+
+def test_the_answer_at_the_end_of_a_conversation_is_cut_off_and_counted(tmp_path):
+    assert without_answer([SYSTEM, USER, ASSISTANT]) == [SYSTEM, USER]
+    assert without_answer([USER, ASSISTANT, ASSISTANT]) == [USER]
+    assert without_answer([USER, ASSISTANT, USER]) == [USER, ASSISTANT, USER], "an earlier turn belongs to the prompt"
+    assert without_answer([ASSISTANT]) == [] and without_answer("text") == "text"
+    rows = [[USER, ASSISTANT], [USER], [ASSISTANT], json.dumps([USER, ASSISTANT])]
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps([{"prompt": row, "answer": "7"} for row in rows]))
+    found = load_problems(path)
+    assert [one.prompt for one in found.problems] == [[USER]] * 3
+    assert found.answered == 2 and found.left_out == {MISSING: 1}
+
+
+def test_parts_in_parquet(tmp_path):
+    """All parts of a column share one struct there: a text part has an image that is null."""
+    parts = [{"type": "text", "text": "Q", "image": None}, {"type": "image", "text": None, "image": "x.png"}]
+    rows = [[{"role": "user", "content": parts[:1]}], [{"role": "user", "content": parts}]]
+    path = tmp_path / "set.parquet"
+    pq.write_table(pa.table({"prompt": rows, "answer": ["7", "8"]}), path)
+    found = load_problems(path)
+    assert [(one.prompt, one.answer) for one in found.problems] == [([USER], "7")] and found.left_out == {NOT_TEXT: 1}
+
+
+def test_roles_in_a_file(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({"prompt": [{"role": "gpt", "content": "Q"}], "answer": "7"}))
+    with pytest.raises(InputError, match=r"set\.jsonl: row 0: the role 'gpt' .* \(column 'prompt'\)"):
+        load_problems(path)

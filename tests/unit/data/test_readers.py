@@ -1,0 +1,138 @@
+"""Data files that are odd: JSON with doubled keys and wrong endings, parquet that is made to fill the memory."""
+
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from siri.data.problems import load_problems
+from siri.data.prompts import load_prompts, render_prompts
+from siri.errors import InputError
+
+ROW = '{"problem": "Q", "answer": "7"}'
+
+
+def refused(tmp_path, name: str, text: str) -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_problems(path)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_array_in_a_jsonl_file_is_told(tmp_path):
+    for text in (f"[{ROW}, {ROW}]", f"[\n {ROW},\n {ROW}\n]", f"\ufeff [{ROW}]\n"):
+        assert "line 1" in refused(tmp_path, "set.jsonl", text)
+        assert "a file that is one array is named .json" in refused(tmp_path, "set.jsonl", text)
+
+
+def test_lines_in_a_json_file_are_told(tmp_path):
+    assert "name the file .jsonl" in refused(tmp_path, "set.json", f"{ROW}\n{ROW}\n")
+
+
+def test_closing_commas_are_told_with_their_line(tmp_path):
+    assert "line 2, column 32: Extra data; no comma" in refused(tmp_path, "set.jsonl", f"{ROW}\n{ROW},\n{ROW}\n")
+    message = refused(tmp_path, "set.json", f"[{ROW},\n{ROW},\n]")
+    assert "line 3" in message or "line 2" in message  # Python 3.13 names the comma, 3.11 what follows it
+    assert "comma" in message
+    assert "line 1" in refused(tmp_path, "set.jsonl", '{"problem": "Q", "answer": "7",}')
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    twice = '{"problem": "Q", "answer": "7", "answer": "8"}'
+    assert "line 2 cannot be read: an object has the key 'answer' twice" in refused(
+        tmp_path, "set.jsonl", f"{ROW}\n{twice}"
+    )
+    assert "the key 'answer' twice" in refused(tmp_path, "set.json", f"[{twice}]")
+
+
+def test_windows_files_and_literals_that_are_no_json(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + f'{ROW}\r\n\r\n{{"problem": "Q", "answer": NaN, "x": Infinity}}\r\n'.encode())
+    found = load_problems(path)
+    assert [one.answer for one in found.problems] == ["7"] and found.dropped == 1
+
+
+def hostile(path, kind: str) -> None:
+    """Files of a few KB: one prompt for a million rows, or pages that compress to nothing."""
+    if kind == "rows":
+        prompts = pa.DictionaryArray.from_arrays(pa.array([0] * 1_300_000, pa.int32()), ["x" * 1000])
+    elif kind == "text":
+        prompts = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), ["x" * 100_000])
+    elif kind == "messages":
+        one = pa.array([{"role": "user", "content": "x" * 100_000}])
+        flat = one.take(pa.array([0] * 5000, pa.int32()))
+        prompts = pa.ListArray.from_arrays(pa.array(range(5001), pa.int32()), flat)
+    else:
+        prompts = pa.array(["x" * 100_000]).take(pa.array([0] * 4000, pa.int32()))
+    answers = pa.DictionaryArray.from_arrays(pa.array([0] * len(prompts), pa.int32()), ["7"])
+    table = pa.table({"prompt": prompts, "answer": answers})
+    pq.write_table(table, path, compression="zstd", use_dictionary=kind != "pages")
+
+
+@pytest.mark.parametrize("kind", ["rows", "text", "messages", "pages"])
+def test_a_small_parquet_file_takes_little_memory(tmp_path, kind):
+    path = tmp_path / "set.parquet"
+    hostile(path, kind)
+    assert path.stat().st_size < 200_000
+    code = f"""
+import resource, sys
+from siri.data.problems import load_problems
+from siri.errors import InputError
+import pyarrow.parquet
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    load_problems({str(path)!r})
+except InputError as error:
+    print(error, file=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 120_000, "KiB"
+    assert ("would take" in run.stderr) == (kind in ("rows", "pages")), run.stderr
+
+
+def test_a_prompt_that_repeats_is_rendered_once(tmp_path):
+    class Counting:
+        chat_template, eos_token_id, seen = None, None, 0
+
+        def __call__(self, texts):
+            self.seen += len(texts)
+            return {"input_ids": [[ord(char) for char in text] for text in texts]}
+
+    path = tmp_path / "set.parquet"
+    texts = ["one", "two", "three"]
+    pq.write_table(pa.table({"prompt": [texts[i % 3] for i in range(3000)], "answer": ["7"] * 3000}), path)
+    problems, tokenizer = load_problems(path).problems, Counting()
+    assert len({id(one.prompt) for one in problems}) == 3
+    ids, kept, too_long = render_prompts(problems, tokenizer, max_prompt_tokens=3)
+    assert tokenizer.seen == 3 and too_long == 1000 and len(ids) == len(kept) == 2000
+    assert ids[:2] == [[111, 110, 101], [116, 119, 111]]
+
+
+def test_notes_say_what_was_left_out_a_line_each(tmp_path):
+    from types import SimpleNamespace
+
+    from tests.support.tiny import bpe_tokenizer
+
+    path = tmp_path / "set.jsonl"
+    rows = [
+        ROW,
+        '{"problem": "Q", "answer": "proof"}',
+        '{"problem": "Q"}',
+        ROW.replace("Q", "x " * 50),
+    ]
+    rows += ['{"problem": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "7"}], "answer": 7}']
+    path.write_text("\n".join(rows))
+    settings = SimpleNamespace(prompt_key="", answer_key="", template="plain", instruction="", max_prompt_tokens=20)
+    prompts = load_prompts(path, bpe_tokenizer(["Q x"]), settings)
+    assert prompts.notes("SET") == [
+        "SET: 1 rows with a placeholder for an answer (proof 1) left out",
+        "SET: 1 rows without prompt or answer left out",
+        "SET: 1 prompts ended with the assistant's answer, which was cut off",
+        "SET: 1 over-long prompts left out",
+    ]
+    assert len(prompts.ids) == 2 and prompts.dropped == 2
