@@ -83,7 +83,7 @@ class BatchSettings(Settings):
     group_size: int = setting(16, least=1, everyday=True)
     """Responses to each prompt (G)."""
     mini_batch_prompts: int = setting(64, least=1, everyday=True)
-    """Prompts in one optimizer step (all of the batch, if it has fewer)."""
+    """Most prompts in one optimizer step; a batch that it does not divide is cut evenly (65 into 33 and 32)."""
     temperature: float = setting(1.0, above=0)
     """Sampling temperature, the same in the loss."""
     dynamic_sampling: bool = False
@@ -177,10 +177,11 @@ class AdvantageSettings(Settings):
     """Rewards and advantages: what is made of the scores of a prompt's responses."""
 
     overlong: Literal["zero", "mask", "soft", "grade"] = "zero"
-    """Truncated responses: zero = reward 0; mask = reward 0 and out of the loss; grade = graded as they are; soft =
-    graded, less DAPO's penalty on the last overlong_buffer tokens."""
+    """Truncated responses: zero = reward 0, or what the worst of its group has, if that is less; mask = the same, and
+    out of the loss; grade = graded as they are, where that is not right as the worst of the group; soft = graded, less
+    DAPO's penalty on the last overlong_buffer tokens."""
     overlong_buffer: int = setting(4096, least=1)
-    """Tokens before the cap over which the soft penalty grows to 1."""
+    """Tokens before the cap over which the soft penalty grows to 0.5 (DAPO's 1 is for scores of -1 and 1)."""
     length_reward: Literal["none", "kimi"] = "none"
     """A reward for brevity within a prompt's group: kimi = Kimi k1.5's, 0.5 for the shortest response to -0.5 for the
     longest, of which a wrong one gets only what is negative."""

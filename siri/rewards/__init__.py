@@ -6,11 +6,12 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from siri.errors import InputError
 from siri.rewards.answers import final_boxes, same_answer
 from siri.rewards.decimals import readings
+from siri.rewards.shaping import kimi_length_rewards as kimi_length_rewards
 
 END_OF_THINKING = "</think>"
 
@@ -67,19 +68,6 @@ def accepted_answers(answer: str) -> list[str]:
         if all(isinstance(text, str) for text in found):
             return found
     return [answer]
-
-
-def kimi_length_rewards(lengths: Sequence[int], right: Sequence[bool]) -> list[float]:
-    """Kimi k1.5's length reward of each response in a group (arXiv 2501.12599, section 2.3.3).
-
-    lambda = 0.5 - (length - shortest) / (longest - shortest); a right response gets lambda, a wrong one min(0, lambda).
-    All are 0 where every response has the same length. `lengths` are in tokens.
-    """
-    shortest, longest = min(lengths), max(lengths)
-    if shortest == longest:
-        return [0.0] * len(lengths)
-    ranks = [0.5 - (length - shortest) / (longest - shortest) for length in lengths]
-    return [rank if good else min(0.0, rank) for rank, good in zip(ranks, right, strict=True)]
 
 
 BUILT_IN: dict[str, Callable[..., float]] = {"math": math_reward, "exact": exact_reward}

@@ -14,7 +14,7 @@ from siri.config import Config
 from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
 from siri.model.policy import Policy
-from siri.rewards import kimi_length_rewards
+from siri.rewards.shaping import shape_rewards
 from siri.rollout import Completion, Request, Rollout
 from siri.rollout.order import spread
 from siri.runtime.ranks import ALONE, Arrays, Ranks
@@ -29,7 +29,7 @@ class Group:
     prompt_ids: list[int]
     completions: list[Completion]
     scores: list[float]
-    """What the reward function said of each response, 0 where the cap cut it (unless overlong says otherwise)."""
+    """What the reward function said of each response, and the cap where it cut one (`siri.rewards.shaping`)."""
     rewards: list[float]
     """Scores after penalties and rewards for length: what the advantages are made of."""
     timeouts: int = 0
@@ -113,20 +113,9 @@ def _groups(
     groups = []
     for number, (request, completions) in enumerate(zip(requests, answered, strict=True)):
         own = slice(number * config.group_size, (number + 1) * config.group_size)
-        scores = [
-            0.0 if completion.truncated and config.overlong in ("zero", "mask") else score
-            for completion, score in zip(completions, graded.rewards[own], strict=True)
-        ]
-        rewards = list(scores)
-        if config.overlong == "soft":
-            rewards = [
-                score + soft_penalty(len(completion.token_ids), cap, config.overlong_buffer)
-                for completion, score in zip(completions, scores, strict=True)
-            ]
-        if config.length_reward == "kimi":
-            lengths = [len(completion.token_ids) for completion in completions]
-            brevity = kimi_length_rewards(lengths, [score >= 1 for score in scores])
-            rewards = [reward + config.length_weight * part for reward, part in zip(rewards, brevity, strict=True)]
+        lengths = [len(completion.token_ids) for completion in completions]
+        truncated = [completion.truncated for completion in completions]
+        scores, rewards = shape_rewards(config, graded.rewards[own], lengths, truncated, cap)
         trained = not config.dynamic_sampling or len(set(scores)) > 1
         faults = (graded.timeouts, graded.errors, graded.undecided) if number == 0 else (0, 0, 0)
         groups.append(Group(request.prompt_ids, completions, scores, rewards, *faults, trained))
@@ -177,12 +166,6 @@ def from_arrays(arrays: Arrays) -> list[Group]:
             strict=True,
         )
     ]
-
-
-def soft_penalty(length: int, cap: int, buffer: int) -> float:
-    """DAPO's soft overlong penalty: 0 up to cap - buffer tokens, falling to -1 at the cap (arXiv 2503.14476)."""
-    buffer = min(buffer, cap)
-    return min(-(length - (cap - buffer)) / buffer, 0.0)
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Graded groups of responses become samples to train on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -26,15 +28,19 @@ class Sample:
 
 
 def make_samples(config: Config, groups: Sequence[Group]) -> list[list[Sample]]:
-    """Mini-batches of samples with their advantages; whole groups, in the order in which they were sampled."""
+    """Mini-batches of samples with their advantages; whole groups, in the order in which they were sampled. They are
+    as few as `mini_batch_prompts` allows, and of like size: the sizes differ by one prompt at most."""
     trained = [group for group in groups if group.trained]
     if not trained:
         return []
     rewards_PG = torch.tensor([group.rewards for group in trained], dtype=torch.float64)
     advantages_PG = group_advantages(rewards_PG, norm=config.advantage_norm)
     batches = []
-    for start in range(0, len(trained), config.mini_batch_prompts):
-        own = slice(start, start + config.mini_batch_prompts)
+    count = math.ceil(len(trained) / config.mini_batch_prompts)
+    least, larger = divmod(len(trained), count)
+    ends = [(number + 1) * least + min(number + 1, larger) for number in range(count)]
+    for start, end in pairwise([0, *ends]):
+        own = slice(start, end)
         batches.append(
             [
                 Sample(

@@ -14,7 +14,7 @@ from siri.data.sampler import Sampler
 from siri.rollout import Completion
 from siri.runtime.ranks import Ranks, _from_bytes, _to_bytes
 from siri.runtime.stopwatch import Stopwatch
-from siri.train.collect import Collector, Group, from_arrays, rollout_metrics, soft_penalty, to_arrays
+from siri.train.collect import Collector, Group, from_arrays, rollout_metrics, to_arrays
 from siri.train.samples import make_samples
 
 
@@ -83,7 +83,8 @@ def test_truncated_responses_score_zero_unless_told_otherwise():
     assert scores["zero"].scores == scores["mask"].scores == [0, 1, 0]
     assert scores["grade"].scores == [0, 1, 1]
     assert scores["soft"].scores == [0, 1, 1]
-    assert scores["soft"].rewards == pytest.approx([0 - 3 / 4, 1 - 1, 1 - 1])
+    # half of DAPO's penalty, which is for scores of -1 and 1
+    assert scores["soft"].rewards == pytest.approx([0 - 3 / 8, 1 - 1 / 2, 1 - 1 / 2])
     masked = make_samples(config(overlong="mask"), [scores["mask"]])[0]
     assert [sample.counted for sample in masked] == [True, True, False]
     assert all(sample.counted for sample in make_samples(config(), [scores["zero"]])[0])
@@ -181,6 +182,18 @@ def test_mini_batches_hold_whole_groups():
     for group, start in zip(groups, (0, 3, 0, 3), strict=True):
         batch = batches[0 if group in groups[:2] else 1]
         assert [sample.prompt_ids for sample in batch[start : start + 3]] == [group.prompt_ids] * 3
+
+
+@pytest.mark.parametrize(
+    ("prompts", "most", "sizes"),
+    [(65, 64, [33, 32]), (128, 64, [64, 64]), (130, 64, [44, 43, 43]), (5, 64, [5]), (64, 64, [64]), (7, 1, [1] * 7)],
+)
+def test_mini_batches_are_of_like_size(prompts, most, sizes):
+    completion = Completion([7], [-1.0], False)
+    groups = [Group([i], [completion] * 2, [0.0, 1.0], [0.0, 1.0]) for i in range(prompts)]
+    batches = make_samples(config(mini_batch_prompts=most), groups)
+    assert [len(batch) // 2 for batch in batches] == sizes
+    assert [sample.prompt_ids[0] for batch in batches for sample in batch[::2]] == list(range(prompts))
 
 
 def test_advantages_against_the_formula():
