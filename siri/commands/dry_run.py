@@ -29,7 +29,7 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     server that does not answer yet is named.
     """
     gpu = config.device != "cpu" and torch.cuda.is_available()
-    RunFolder(run_dir, config, recipe, resume)
+    folder = RunFolder(run_dir, config, recipe, resume)
     world, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     # what only a GPU can refuse is not asked where there is none
     asked = config if gpu else replace(config, attention="auto", liger="off")
@@ -40,6 +40,7 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
         weights="none",
         parts=world if config.shard_across_nodes else here,
     )
+    folder.sampler(setup.problems[0], setup.policy.tokenizer)  # says what became of the data of a run that continues
     check_logger(config.logger)
     with RewardPool(config.reward, workers=1, timeout_s=config.reward_timeout_s, think=config.think) as rewards:
         rewards.try_gold(setup.problems[0].answers)
@@ -48,7 +49,7 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     planned = gpu or mode != "local"
     longest = setup.problems[0].longest + setup.sources[0].cap
     budget = token_budget(config, longest=longest, on_gpu=planned)
-    lines = [*problem_lines(setup), run_line(config, budget)]
+    lines = [*problem_lines(setup), *folder.notes, run_line(config, budget)]
     lines += engine_lines(config, mode, world, setup.policy.context, run_dir)
     parameters = sum(parameter.numel() for parameter in setup.policy.model.parameters())
     threads = choose_threads(config.threads, parameters=parameters, device="cuda" if planned else "cpu")

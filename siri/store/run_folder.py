@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from siri.config import Config, free_keys
+from siri.data.content import Content, continue_sampler
+from siri.data.prompts import PromptSet
+from siri.data.sampler import Sampler
 from siri.errors import InputError, parse_json
 from siri.store.checkpoint import discard_after, newest_good, read_state
 from siri.store.jsonl import MetricsLog, write_atomic
@@ -17,8 +20,11 @@ from siri.text import encoded
 Resume = Literal["never", "must", "auto"]
 
 
+DATA = "data.json"
+
+
 class RunFolder:
-    """runs/NAME: config.json, metrics.jsonl, eval.jsonl, plans.jsonl, checkpoints/, report.html and pictures."""
+    """runs/NAME: config.json, data.json, metrics.jsonl, eval.jsonl, plans.jsonl, checkpoints/, report and pictures."""
 
     def __init__(self, path: Path, config: Config, recipe: str, resume: Resume) -> None:
         """Decide what is to be done with the folder; nothing is written before `create`.
@@ -44,7 +50,8 @@ class RunFolder:
         self._threads_before: Any = None
         self._lock: IO[str] | None = None
         self.notes: list[str] = []
-        """Lines for the user about damaged checkpoints that were passed over."""
+        """Lines for the user about damaged checkpoints that were passed over, and about data that changed."""
+        self._content: Content | None = None
         held = path / "config.json"
         if not _is_run(held):
             if resume == "must":
@@ -58,7 +65,8 @@ class RunFolder:
             raise InputError(
                 f"{path} already holds a run{other}; continue it with --resume, or choose another --run-dir"
             )
-        if blocking := [key for key in differing if key not in free_keys()]:
+        known = {"data", "prompt_key", "answer_key"} if (path / DATA).exists() else set()  # by content: `sampler`
+        if blocking := [key for key in differing if key not in free_keys() | known]:
             raise InputError(
                 f"{path} holds a run with another configuration ({', '.join(blocking)}); give the same settings to "
                 "resume it, or choose another --run-dir"
@@ -84,6 +92,22 @@ class RunFolder:
     def start(self) -> int:
         """Steps that are done."""
         return self.state["steps_done"]
+
+    def sampler(self, prompts: PromptSet, tokenizer: Any) -> Sampler:
+        """Where the run draws its next problems. Raises InputError when the data is not what it was drawn from so far,
+        as `siri.data.content` tells it."""
+        config = self.config
+        self._content = Content.of(config.data, prompts, tokenizer)
+        before = Content.read(self.path / DATA) if self.checkpoint else None
+        sampler, notes = continue_sampler(
+            self.state["sampler"] if self.checkpoint else None,
+            self._content,
+            before,
+            seed=config.seed,
+            accept=config.data_changed == "accept",
+        )
+        self.notes += notes
+        return sampler
 
     def finished(self) -> bool:
         """Nothing is left to do."""
@@ -121,7 +145,7 @@ class RunFolder:
             )
 
     def create(self) -> None:
-        """Write config.json, and drop what will be written again: rows of the logs, and damaged checkpoints."""
+        """Write config.json and data.json, and drop what will be written again: rows of logs, damaged checkpoints."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -133,6 +157,8 @@ class RunFolder:
         about = {"recipe": self.recipe, "versions": _versions(), "threads_used": self.threads}
         text = json.dumps({**about, **self.config.to_json()}, indent=1)
         write_atomic(self.path / "config.json", encoded(text))
+        if self._content is not None:
+            write_atomic(self.path / DATA, self._content.written())
         self.metrics.truncate(self.start)
         self.evals.truncate(keep=lambda row: row["step"] <= self.start)
         MetricsLog(self.path / "health.jsonl").truncate(self.start)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from siri.config import Config
-from siri.data.sampler import Sampler
 from siri.errors import InputError
 from siri.model.offload import HostAdamW
 from siri.model.policy import Policy
@@ -80,10 +79,9 @@ class Run:
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
         )
-        self.sampler = Sampler(len(prompts.ids), config.seed)
+        self.sampler = ranks.on_main(lambda: folder.sampler(prompts, self.policy.tokenizer))
         if folder.checkpoint:
-            state = checkpoint.restore(folder.checkpoint, self.policy, self.optimizer, ranks=ranks)
-            self.sampler = Sampler(len(prompts.ids), **state["sampler"])
+            checkpoint.restore(folder.checkpoint, self.policy, self.optimizer, ranks=ranks)
         self.engine = make_engine(config, self.policy, ranks=ranks, folder=folder.path)
         self.watch, self.times, self.stop = Stopwatch(device), StepTimes(), Stop()
         self.dynamics = Dynamics(self.policy.tokenizer)

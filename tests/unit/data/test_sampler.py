@@ -32,11 +32,24 @@ def test_state_resumes_exactly(before):
     sampler = Sampler(10, seed=5)
     sampler.take(before)
     state = json.loads(json.dumps(sampler.state()))
-    assert state == {"epoch": before // 10, "cursor": before % 10, "seed": 5}
+    assert state == {"epoch": before // 10, "cursor": before % 10, "seed": 5, "size": 10}
     assert Sampler(10, **state).take(17) == sampler.take(17)
 
 
-@pytest.mark.parametrize("bad", [{"n": 0}, {"seed": -1}, {"cursor": 10}, {"cursor": -1}, {"epoch": -1}])
+def test_problems_that_are_added_follow_in_the_next_epoch():
+    before = Sampler(10, seed=5)
+    before.take(4)
+    rest = Sampler(10, **before.state()).take(6)
+    grown = Sampler(13, **before.state())
+    assert grown.take(6) == rest and grown.size == 13
+    assert sorted(grown.take(13)) == list(range(13))
+    assert Sampler(13, **before.state()).drawn() == set(range(10)) - set(rest)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"size": 11}, {"size": 3, "cursor": 3}, {"n": 0}, {"seed": -1}, {"cursor": 10}, {"cursor": -1}, {"epoch": -1}],
+)
 def test_sampler_rejects(bad):
     with pytest.raises(InputError):
         Sampler(**{"n": 10, "seed": 0} | bad)

@@ -11,6 +11,7 @@ from siri.advantages import group_advantages
 from siri.config import Config
 from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
+from siri.rewards.shaping import soft_penalty
 from siri.rollout import Completion
 from siri.runtime.ranks import Ranks, _from_bytes, _to_bytes
 from siri.runtime.stopwatch import Stopwatch

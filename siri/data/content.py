@@ -1,0 +1,136 @@
+"""A data set known by its content, so that a run that continues knows what became of the problems it was drawn from."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siri.data.prompts import PromptSet
+from siri.data.sampler import Sampler
+from siri.errors import InputError, parse_json
+
+DIGEST = 8
+"""Bytes kept of the SHA-256 of a problem."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a run was drawn from."""
+
+    source: str
+    rows: tuple[bytes, ...]
+    """A digest of each problem: the token ids of its prompt and its answer."""
+    tokenizer: str
+    """SHA-256 of the vocabulary and the special tokens."""
+    template: str
+    """SHA-256 of the chat template."""
+
+    @classmethod
+    def of(cls, source: str, prompts: PromptSet, tokenizer: Any) -> "Content":
+        rows = []
+        for ids, answer in zip(prompts.ids, prompts.answers, strict=True):
+            row = np.array(ids, "<i4").tobytes() + b"\0" + answer.encode()
+            rows.append(hashlib.sha256(row).digest()[:DIGEST])
+        special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+        words = json.dumps([sorted(tokenizer.get_vocab().items()), special])
+        template = json.dumps(getattr(tokenizer, "chat_template", None))
+        return cls(source, tuple(rows), _sha256(words), _sha256(template))
+
+    @classmethod
+    def read(cls, path: Path) -> "Content | None":
+        """What `written` wrote; None where there is no such file, as in the folders of older releases."""
+        try:
+            held = parse_json(path.read_bytes())
+            rows = bytes.fromhex(held["rows"])
+            if len(rows) != held["problems"] * DIGEST or hashlib.sha256(rows).hexdigest() != held["sha256"]:
+                raise ValueError("its rows are not whole")
+            cut = tuple(rows[start : start + DIGEST] for start in range(0, len(rows), DIGEST))
+            return cls(str(held["source"]), cut, str(held["tokenizer"]), str(held["template"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"{path}: cannot be read ({reason}); restore it, or delete it if the data is the same"
+            ) from None
+
+    def written(self) -> bytes:
+        """JSON: source, problems, and the digests, each and of all."""
+        rows = b"".join(self.rows)
+        row = {"source": self.source, "problems": len(self.rows), "sha256": hashlib.sha256(rows).hexdigest()}
+        row |= {"tokenizer": self.tokenizer, "template": self.template, "rows": rows.hex()}
+        return json.dumps(row, indent=1).encode()
+
+
+def continue_sampler(
+    state: dict[str, Any] | None, now: Content, before: Content | None, *, seed: int, accept: bool
+) -> tuple[Sampler, list[str]]:
+    """The sampler of a run that continues at `state` (None: one that begins), and lines about its data.
+
+    `before` is what the run was drawn from, None where that is not known. What is harmless goes on: the same problems
+    in another place, problems added at the end (drawn from the next epoch on), and others in the place of some that
+    were not drawn yet. Anything else is an InputError, unless `accept`.
+    """
+    size = len(now.rows)
+    if state is None:
+        return Sampler(size, seed), []
+    if before is None:
+        return _sampler(size, state, accept), []
+    state = {"size": len(before.rows), **state}
+    notes = []
+    if before.rows == now.rows and before.source != now.source:
+        notes.append(f"data: {now.source} holds the same {size:,} problems as {before.source}")
+    if before.template != now.template and before.rows == now.rows:
+        notes.append("data: the chat template changed, but renders every prompt as before")
+    if fault := _fault(state, now, before):
+        if not accept:
+            raise InputError(f"{fault}; restore what the run began with, or go on with --data-changed accept")
+        notes.append(f"{fault}; accepted")
+    elif len(now.rows) > len(before.rows):
+        added = len(now.rows) - len(before.rows)
+        notes.append(f"data: {added:,} problems were added to {now.source}; they are drawn from the next epoch on")
+    elif changed := sum(one != other for one, other in zip(before.rows, now.rows, strict=True)):
+        notes.append(f"data: {changed:,} problems of {now.source} changed before they were drawn")
+    sampler = _sampler(size, state, accept=True)
+    if sampler.epoch > state["epoch"]:
+        notes.append(f"data: epoch {sampler.epoch} begins, because the one in progress had {state['size']:,} problems")
+    return sampler, notes
+
+
+def _sampler(size: int, state: dict[str, Any], accept: bool) -> Sampler:
+    if accept and max(state.get("size", size), state["cursor"] + 1) > size:
+        return Sampler(size, state["seed"], state["epoch"] + 1)
+    return Sampler(size, **state)
+
+
+def _fault(state: dict[str, Any], now: Content, before: Content) -> str:
+    """What keeps a run from going on with its data; empty where nothing does."""
+    if before.tokenizer != now.tokenizer:
+        return "data: the tokenizer is not the one that the run began with"
+    kept = len(before.rows)
+    changed = [i for i, (one, other) in enumerate(zip(before.rows, now.rows, strict=False)) if one != other]
+    if len(now.rows) >= kept and not changed:
+        return ""
+    if before.template != now.template:
+        return (
+            "data: the chat template is not the one that the run began with, and renders prompts otherwise "
+            f"({len(changed):,} of {now.source})"
+        )
+    if len(now.rows) == kept >= state["size"] and not Sampler(kept, **state).drawn().intersection(changed):
+        return ""
+    old, new = Counter(before.rows), Counter(now.rows)
+    removed, added = (old - new).total(), (new - old).total()
+    if not removed and not added:
+        return f"data: {now.source} holds the problems that the run was drawn from in another order"
+    return (
+        f"data: {now.source} is not what the run was drawn from: of {kept:,} problems {removed:,} are gone or changed, "
+        f"and {added:,} are new"
+    )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
