@@ -36,6 +36,7 @@ from siri_kernels.validation import (
     check_placement,
     check_temperature,
     check_values,
+    counted_targets,
     given,
     is_float_tensor,
     is_pair,
@@ -131,7 +132,8 @@ def linear_grpo_loss(
     in the forward.
 
     hidden [N, D], weight [V, D] (one float dtype), target_ids [N] int; advantages [N] per token, or [S] per sequence
-    with cu_seqlens [S+1] (when N == S, per token). mask [N] bool, True = counts. old_logp [N]: log-probs before the
+    with cu_seqlens [S+1] (when N == S, per token). mask [N] bool, True = counts; where it is False an id may be none,
+    such as -100 (its logp is that of id 0). old_logp [N]: log-probs before the
     first update; None = on-policy, the ratio is 1 and its gradient that of logp. rollout_logp [N]: the sampler's
     log-probs, for the importance weight and the mismatch metrics.
 
@@ -181,6 +183,7 @@ def linear_grpo_loss(
     )
     if low_rank is not None and main_grad is not None:
         raise ValueError("main_grad and low_rank exclude each other: an adapter's gradient goes into its own .grad")
+    target_ids = counted_targets(target_ids, mask, vocab if group is None else vocab_size)
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
     impl = choose(
         impl,

@@ -21,7 +21,7 @@ class _Call:
         self.function, self.arguments, self.options = function, arguments, options
 
 
-class FusedLMHead(nn.Module):
+class FusedLMHead(nn.Linear):
     """LM head over the parameters of an existing one: `model.lm_head = FusedLMHead.of(model.lm_head)`.
 
     head(hidden) returns logits [..., V] as before, so `generate()` works; parameter names, tied embeddings and
@@ -29,11 +29,15 @@ class FusedLMHead(nn.Module):
     `__call__` as well: hooks on the module (FSDP2's all-gather, offloading) fire for them when the head is sharded as a
     module of its own (`fully_shard(model.lm_head)`).
 
+    It is an nn.Linear for those who ask, such as transformers' `resize_token_embeddings`, which for an untied model
+    puts a plain nn.Linear of the new size in its place: make that one fused again.
+
     softcap applies to `logprob` and `grpo_loss` only: models with a final softcap apply it to the logits themselves.
     """
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, *, softcap: float | None = None):
-        super().__init__()
+        nn.Module.__init__(self)  # not nn.Linear's, which would make parameters of its own
+        self.out_features, self.in_features = weight.shape
         self.weight = weight
         self.bias = bias
         self.softcap = softcap
@@ -73,6 +77,7 @@ class FusedLoraHead(FusedLMHead):
     def __init__(self, layer: Any, *, softcap: float | None = None):
         nn.Module.__init__(self)
         self.layer: Any = layer
+        self.out_features, self.in_features = layer.base_layer.weight.shape
         self.softcap = softcap
 
     @property

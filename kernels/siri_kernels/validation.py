@@ -173,6 +173,15 @@ def values_are_checked(x: Tensor) -> bool:
     return x.device.type == "cpu" or os.environ.get("SIRI_KERNELS_DEBUG") == "1"
 
 
+def counted_targets(target_ids: Tensor, mask: Tensor | None, vocab: int | None) -> Tensor:
+    """target_ids with 0 for what is no id (-100, as padding is marked) in rows that do not count, so that nothing reads
+    it; vocab None where only negative ids can be told."""
+    if mask is None:
+        return target_ids
+    none = target_ids < 0 if vocab is None else (target_ids < 0) | (target_ids >= vocab)
+    return target_ids.masked_fill(none & ~mask, 0)
+
+
 def check_values(
     target_ids: Tensor,
     vocab: int | None,

@@ -27,6 +27,9 @@ class ModelSettings(Settings):
     """Model to train: a folder, a hub name, or siri:demo/model for the one in the package."""
     data: str = setting("", everyday=True)
     """Training problems: .json, .jsonl, .parquet, a hub data set, or siri:demo/train.jsonl."""
+    data_changed: Literal["stop", "accept"] = setting("stop", free=True, machine=True)
+    """What a resumed run does about other problems, another tokenizer or template than it was drawn from: stop before
+    anything is written, or accept them. What is harmless (docs/data.md) goes on either way."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,6 @@ class PromptSettings(Settings):
     """Text added to every problem that does not hold it already."""
     max_prompt_tokens: int = setting(1024, least=1)
     """Longer prompts are left out and counted."""
-    data_changed: Literal["stop", "accept"] = setting("stop", free=True, machine=True)
-    """What a resumed run does about other problems, another tokenizer or template than it was drawn from: stop before
-    anything is written, or accept them. What is harmless (docs/data.md) goes on either way."""
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,31 @@ def test_the_argument_is_named(name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("none", [-100, -1, 61, 2**40])
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_ids_of_rows_that_do_not_count_may_be_none(none, impl, memory):
+    """-100 marks padding in every other library."""
+    case = make_case(1)
+    tensors = case.loss_tensors()
+    mask = torch.arange(65) % 3 > 0
+    results = []
+    for other in (0, none):
+        hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
+        ids = case.target_ids.masked_fill(~mask, other)
+        options = {**tensors, "mask": mask, "impl": impl, "memory": memory}
+        result = siri_kernels.linear_grpo_loss(hidden, weight, ids, case.advantages, **options)
+        result.loss.backward()
+        results.append((result.loss, result.logp, hidden.grad, weight.grad, *result.metrics.values()))
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one.nan_to_num(), two.nan_to_num())
+    with pytest.raises(ValueError, match="target_ids must lie in"):
+        ids = case.target_ids.masked_fill(mask, none)
+        siri_kernels.linear_grpo_loss(
+            case.hidden, case.weight, ids, case.advantages, **{**tensors, "mask": mask, "impl": impl}
+        )
+
+
 def test_the_other_functions_check_as_well():
     x, ids = torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"logits must be a float tensor \[..., V\]"):

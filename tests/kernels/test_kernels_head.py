@@ -260,3 +260,27 @@ def test_autocast_does_not_reach_given_logits():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = logprob_from_logits(logits, target_ids, return_entropy=True)
     assert all(torch.equal(x, y) for x, y in zip(inside, outside, strict=True))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_with_a_fused_head_can_be_resized(tied):
+    """transformers insists on an nn.Linear."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": tied}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **sizes, **heads))
+    old = model.lm_head.weight.detach().clone()
+    model.lm_head = FusedLMHead.of(model.lm_head)
+    assert (model.lm_head.in_features, model.lm_head.out_features) == (16, 40)
+    for size in (50, 30):
+        model.resize_token_embeddings(size, mean_resizing=False)
+        head = FusedLMHead.of(model.lm_head)
+        kept = min(size, 40)
+        assert head.weight.shape == (size, 16) and torch.equal(head.weight[:kept], old[:kept])
+        ids, targets, _ = batch(vocab=size)
+        hidden = torch.randn(30, 16)
+        expected = head(hidden).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+        torch.testing.assert_close(head.logprob(hidden, targets), expected)
+        assert model(ids[None]).logits.shape == (1, 30, size)
+        model.lm_head = head
