@@ -2,19 +2,24 @@
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siri.config import Config
 from siri.config.sections import DeviceSettings, GradingSettings, PromptSettings, RolloutSettings, Workload
 from siri.config.settings import names, setting
+from siri.data.content import digests
+from siri.data.problems import short_names
 from siri.errors import InputError
 from siri.store.jsonl import MetricsLog, efficiency_score, write_atomic
 from siri.text import encoded, printable, say
 
 if TYPE_CHECKING:
+    from siri.data.prompts import PromptSet
     from siri.train.evaluate import Answers
 
 PORTION = 2048
@@ -78,6 +83,7 @@ def run_evaluation(options: EvalOptions) -> int:
     from siri.train.collect import derive_seed
     from siri.train.evaluate import answer, average, summarise
     from siri.train.setup import Source, prepare
+    from siri.train.thinking import ThinkingCheck
 
     options = replace(options, data=expand(options.data))
     base = _read_results(options.base, options) if options.base else None
@@ -103,7 +109,7 @@ def run_evaluation(options: EvalOptions) -> int:
             )
     kept = options.out or f"siri-eval-{os.getpid()}"  # evaluations side by side must not share a folder
     engine = make_engine(options, policy, device=device, folder=Path(f"{kept}.weights") if vllm else None)
-    partial = Partial(Path(f"{options.out}.partial.jsonl") if options.out else None, options)
+    partial = Partial(Path(f"{options.out}.partial.jsonl") if options.out else None, options, sets)
     pool = RewardPool(
         options.reward,
         workers=options.reward_workers,
@@ -112,13 +118,14 @@ def run_evaluation(options: EvalOptions) -> int:
         memory_bytes=int(options.reward_memory_gb * 2**30),
     )
     results = {}
+    thinking = ThinkingCheck(options.reward, options.think)
     columns = (*Bar.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn())
     with closing(engine), pool, Bar(*columns, console=Console(stderr=True)) as bar:
         engine.sync()
         for note in engine.notes:
             say(note)
         for number, (name, prompts) in enumerate(sets.items()):
-            task = bar.add_task(escape(printable(Path(name).stem)), total=len(prompts.ids) * options.samples)
+            task = bar.add_task(escape(printable(short_names(sets)[name])), total=len(prompts.ids) * options.samples)
             answered: list[Answers] = []
             for start in range(0, len(prompts.ids), partial.problems):
                 answers = partial.known(name, start)
@@ -134,7 +141,10 @@ def run_evaluation(options: EvalOptions) -> int:
                         temperature=options.temperature,
                         seed=derive_seed(options.seed, number, start),
                         progress=lambda count, task=task: bar.advance(task, count),
+                        thinking=thinking,
                     )
+                    if line := thinking.line():
+                        say(line)
                     partial.add(name, start, answers)
                 else:
                     bar.advance(task, len(answers[0]))
@@ -166,17 +176,21 @@ class Partial:
     Problems are done in portions, each with seeds of its own, so that it does not matter where that was.
     """
 
-    def __init__(self, path: Path | None, options: EvalOptions) -> None:
-        """InputError when the file holds the answers of another evaluation."""
+    def __init__(self, path: Path | None, options: EvalOptions, sets: "Mapping[str, PromptSet]") -> None:
+        """InputError when the file holds the answers of another evaluation, or of problems that changed since."""
         self.problems = max(1, PORTION // options.samples)
         self.log = MetricsLog(path) if path else None
         self.rows: dict[tuple[str, int], Answers] = {}
         keys = ("model", "data", "cap", "samples", "temperature", "problems", "prompt_key", "answer_key", "template")
         keys += ("instruction", "max_prompt_tokens", "reward", "think", "seed", "rollout")
         head = json.loads(json.dumps({key: getattr(options, key) for key in keys}))
+        rows = b"".join(digest for prompts in sets.values() for digest in digests(prompts))
+        head["problems_sha256"] = sha256(rows).hexdigest()
         if not path or not self.log:
             return
         known = self.log.rows() if path.exists() else []
+        if known:  # an older release did not say which problems
+            known[0].setdefault("problems_sha256", head["problems_sha256"])
         if known and known[0] != head:
             differing = [key for key in head if known[0].get(key) != head[key]]
             raise InputError(
@@ -235,10 +249,11 @@ def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
         before = base["benchmarks"][name][key]
         return [percent(figures[name][key] / before - 1 if before else None, signed=True)]
 
+    short = short_names(figures)
     for name, result in figures.items():
         accuracy = [percent(result["accuracy"]), *change(name, "accuracy"), percent(result["pass_at_k"][best])]
         length = [f"{result['tokens_mean']:,.1f}", *change(name, "tokens_mean"), percent(result["truncation_rate"])]
-        table.add_row(escape(printable(Path(name).name)), str(result["problems"]), *accuracy, *length)
+        table.add_row(escape(printable(short[name])), str(result["problems"]), *accuracy, *length)
     if base:
         score = row["efficiency_score"]
         table.caption = f"efficiency score against {escape(printable(base['model']))}: " + (

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,10 @@ class Content:
 
     @classmethod
     def of(cls, source: str, prompts: PromptSet, tokenizer: Any) -> "Content":
-        rows = []
-        for ids, answer in zip(prompts.ids, prompts.answers, strict=True):
-            row = np.array(ids, "<i4").tobytes() + b"\0" + answer.encode()
-            rows.append(hashlib.sha256(row).digest()[:DIGEST])
         special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
         words = json.dumps([sorted(tokenizer.get_vocab().items()), special])
         template = json.dumps(getattr(tokenizer, "chat_template", None))
-        return cls(source, tuple(rows), _sha256(words), _sha256(template))
+        return cls(source, tuple(digests(prompts)), _sha256(words), _sha256(template))
 
     @classmethod
     def read(cls, path: Path) -> "Content | None":
@@ -64,6 +61,13 @@ class Content:
         row = {"source": self.source, "problems": len(self.rows), "sha256": hashlib.sha256(rows).hexdigest()}
         row |= {"tokenizer": self.tokenizer, "template": self.template, "rows": rows.hex()}
         return json.dumps(row, indent=1).encode()
+
+
+def digests(prompts: PromptSet) -> Iterator[bytes]:
+    """What each problem is known by: a digest of the token ids of its prompt and of its answer."""
+    for ids, answer in zip(prompts.ids, prompts.answers, strict=True):
+        row = np.array(ids, "<i4").tobytes() + b"\0" + answer.encode()
+        yield hashlib.sha256(row).digest()[:DIGEST]
 
 
 def continue_sampler(

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -67,6 +67,18 @@ def resolve_path(source: str | Path) -> str:
         found = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
         raise InputError(f"{source}: the installed package has no such data (beside it there is: {found})")
     return str(path)
+
+
+def short_names(sources: Collection[str]) -> dict[str, str]:
+    """For each source the shortest end of its path that no other has, its file name at least."""
+    short = {}
+    for source in sources:
+        parts = Path(source).parts
+        others = [Path(other).parts for other in sources if other != source]
+        ends = (parts[-length:] for length in range(1, len(parts)))
+        found = next((end for end in ends if all(other[-len(end) :] != end for other in others)), parts)
+        short[source] = str(Path(*found)) if found else source
+    return short
 
 
 def load_problems(

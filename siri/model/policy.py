@@ -11,7 +11,8 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from siri.data.problems import resolve_path
-from siri.errors import InputError, first_line
+from siri.data.prompts import PromptSet
+from siri.errors import InputError, first_line, parse_json
 from siri.model import attention
 from siri.model.attention import PackedLayout
 
@@ -113,6 +114,18 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     return make_policy(model.to(device), tokenizer)
 
 
+def _adapter(path: Path) -> str:
+    """What to do about a folder that holds an adapter alone."""
+    try:
+        base = parse_json(path.read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    return (
+        f"holds an adapter (adapter_config.json) without its base, base_model_name_or_path {base!r}; merge it into the "
+        "base (PEFT's merge_and_unload and save_pretrained) and give that folder"
+    )
+
+
 def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Policy:
     """The model of `source` with random weights, fp32, for timing: it needs no more than config.json, and has no
     tokenizer. layers: how many of them, 0 = all. InputError as `load_policy`."""
@@ -137,6 +150,9 @@ def _trainable_config(source: str) -> Any:
     folder = str(resolve_path(source))
     if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():
         raise InputError(f"model {source}: no such folder; give a folder, or a hub name such as org/model")
+    adapter = Path(folder) / "adapter_config.json"
+    if adapter.is_file() and not (Path(folder) / "config.json").is_file():
+        raise InputError(f"model {source}: {_adapter(adapter)}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RecursionError) as error:
@@ -193,6 +209,12 @@ def make_policy(model: Any, tokenizer: Any) -> Policy:
     stop_ids.discard(None)
     if not stop_ids:
         raise InputError("neither the model's generation config nor its tokenizer names an end-of-sequence token")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if min(stop_ids) >= rows:
+        raise InputError(
+            f"the end-of-sequence token is {min(stop_ids)}, but the model's embedding has {rows} rows, so that no "
+            "response could end; give the model the tokenizer that it was trained with"
+        )
     return Policy(model, tokenizer, frozenset(stop_ids), model.config.max_position_embeddings)
 
 
@@ -202,6 +224,19 @@ def check_context(policy: Policy, longest_prompt: int, cap: int) -> None:
         raise InputError(
             f"a cap of {cap} tokens and the longest prompt ({longest_prompt}) exceed the model's context of "
             f"{policy.context}; lower the cap (--l-max, --eval-cap) or --max-prompt-tokens"
+        )
+
+
+def check_prompts(policy: Policy, prompts: PromptSet, cap: int, *, source: str) -> None:
+    """`check_context`, and refuse prompts with tokens that the model has no embedding for."""
+    check_context(policy, prompts.longest, cap)
+    rows = policy.model.get_input_embeddings().weight.shape[0]
+    highest = max(max(ids, default=0) for ids in prompts.ids)
+    if highest >= rows:
+        token = policy.tokenizer.convert_ids_to_tokens(highest)
+        raise InputError(
+            f"{source}: the tokenizer makes token {highest} ({token!r}) of its prompts, but the model's embedding has "
+            f"{rows} rows; give the model the tokenizer that it was trained with, or resize its embedding"
         )
 
 

@@ -321,7 +321,7 @@ def load_model_config(source: str) -> Any:
     from siri.data.problems import resolve_path
 
     try:
-        return AutoConfig.from_pretrained(resolve_path(source))
+        return AutoConfig.from_pretrained(resolve_path(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

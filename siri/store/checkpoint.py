@@ -237,7 +237,9 @@ def export(source: Path, target: Path) -> Path:
         remove(part)
         part.mkdir(parents=True)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint), dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), dtype=torch.float32
+            )
         model.load_state_dict(whole_weights(checkpoint), strict=False, assign=True)
         model.tie_weights()
         model.save_pretrained(part)

@@ -20,6 +20,7 @@ from siri.rollout.order import spread
 from siri.runtime.ranks import ALONE, Arrays, Ranks
 from siri.runtime.signals import Stop
 from siri.runtime.stopwatch import Stopwatch
+from siri.train.thinking import ThinkingCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Collector:
     watch: Stopwatch
     ranks: Ranks = ALONE
     stop: Stop = field(default_factory=Stop)
+    thinking: ThinkingCheck | None = None
+    """Sees this rank's responses."""
 
     def collect(self, step: int, cap: int) -> list[Group]:
         """`prompts_per_step` groups under the cap of the step: each rank samples its share, all get all.
@@ -85,7 +88,10 @@ class Collector:
 
         def sample() -> tuple[list[list[Completion]], Any]:
             answered = self.engine.generate(requests, temperature=config.temperature, seed=seed)
-            texts = [self.policy.decode(answer.token_ids) for answers in answered for answer in answers]
+            flat = [answer for answers in answered for answer in answers]
+            texts = [self.policy.decode(answer.token_ids) for answer in flat]
+            if self.thinking:
+                self.thinking.see(texts, flat)
             with self.watch("reward"):
                 return answered, self.grader.score(texts, gold)
 

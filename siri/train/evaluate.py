@@ -10,6 +10,7 @@ from siri.model.policy import Policy
 from siri.rollout import Progress, Request, Rollout
 from siri.runtime.ranks import ALONE, Ranks
 from siri.runtime.signals import Stop
+from siri.train.thinking import ThinkingCheck
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def evaluate(
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
     stop: Stop | None = None,
+    thinking: ThinkingCheck | None = None,
 ) -> Evaluation:
     """Sample `samples` responses of at most `cap` tokens to every problem and grade them with the reward pool; each
     rank does its share of the problems, all get the figures.
@@ -82,6 +84,7 @@ def evaluate(
     """
     share = ranks.share(len(prompts.ids))
     options = {"cap": cap, "samples": samples, "temperature": temperature, "seed": seed, "progress": progress}
+    options["thinking"] = thinking
     at_once = ranks.size == 1 or engine.independent
     answers = (Stop() if stop is None else stop).heed(
         lambda: answer(policy, engine, rewards, prompts, share, **options), ranks=ranks, at_once=at_once
@@ -106,12 +109,15 @@ def answer(
     temperature: float,
     seed: int,
     progress: Progress | None,
+    thinking: ThinkingCheck | None = None,
 ) -> Answers:
     """Sample and grade the problems `share` of a set."""
     requests = [Request(ids, cap, samples) for ids in prompts.ids[share]]
     completions = engine.generate(requests, temperature=temperature, seed=seed, progress=progress)
     flat = [completion for answers in completions for completion in answers]
     texts = [policy.decode(completion.token_ids) for completion in flat]
+    if thinking:
+        thinking.see(texts, flat)
     graded = rewards.score(texts, [answer for answer in prompts.answers[share] for _ in range(samples)])
     faults = (graded.timeouts, graded.errors, graded.undecided)
     return [(len(completion.token_ids), completion.truncated) for completion in flat], list(graded.rewards), faults

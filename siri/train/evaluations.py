@@ -1,6 +1,6 @@
 """The evaluations of a run: which are due, and what is left of those that a kill cut short."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from siri.config import Config
@@ -13,6 +13,7 @@ from siri.store.run_folder import RunFolder
 from siri.train.collect import derive_seed
 from siri.train.evaluate import Evaluation, average, evaluate
 from siri.train.saves import due
+from siri.train.thinking import ThinkingCheck
 
 
 class Evaluations:
@@ -30,10 +31,13 @@ class Evaluations:
         *,
         ranks: Ranks,
         stop: Stop,
+        thinking: ThinkingCheck,
+        note: Callable[[str], None],
     ) -> None:
-        """held_out: the problems of each name in `config.eval_data`."""
+        """held_out: the problems of each name in `config.eval_data`. note: says a line to the user."""
         self.config, self.folder, self.policy, self.engine, self.rewards = config, folder, policy, engine, rewards
         self.held_out, self.ranks, self.stop = held_out, ranks, stop
+        self.thinking, self.note = thinking, note
         self.schedule = config.length_schedule()
 
     def due(self, done: int, *, last: bool) -> bool:
@@ -50,6 +54,8 @@ class Evaluations:
         figures = [Evaluation(**held) for held in known]
         for index in range(len(figures), len(self.held_out)):
             figures.append(self._evaluation(index))
+            if line := self.thinking.line():
+                self.note(line)
             if self.ranks.main:
                 self.folder.keep_measured(done, figures[-1])
         name = (self.schedule.milestone(done) or ("final" if last else f"step-{done}")) if done else "base"
@@ -72,4 +78,5 @@ class Evaluations:
             seed=derive_seed(config.seed, 1, index, *self.ranks.seed_path),
             ranks=self.ranks,
             stop=self.stop,
+            thinking=self.thinking,
         )

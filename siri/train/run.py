@@ -35,6 +35,7 @@ from siri.train.learner import Learner, Update
 from siri.train.samples import make_samples
 from siri.train.saves import Agreed, Saves
 from siri.train.setup import prepare, training_sources
+from siri.train.thinking import ThinkingCheck
 
 DONE, STOPPED = 0, 75
 """Exit codes: trained to the end; stopped by a signal with the state saved."""
@@ -85,6 +86,8 @@ class Run:
         self.engine = make_engine(config, self.policy, ranks=ranks, folder=folder.path)
         self.watch, self.times, self.stop = Stopwatch(device), StepTimes(), Stop()
         self.dynamics = Dynamics(self.policy.tokenizer)
+        self.thinking = ThinkingCheck(config.reward, config.think)
+        self.progress, self.logger = TrainProgress(config.steps, folder.start, self.quiet), Logger()
         self.rewards = RewardPool(
             config.reward,
             workers=config.reward_workers,
@@ -97,7 +100,16 @@ class Run:
         saver = Saver(folder.checkpoints, keep=config.keep_checkpoints, keep_every=config.keep_every, ranks=ranks)
         self.saves = Saves(saver, config, self.policy, self.optimizer, folder.start)
         self.collector = Collector(
-            config, self.policy, self.engine, self.rewards, prompts, self.sampler, self.watch, ranks, self.stop
+            config,
+            self.policy,
+            self.engine,
+            self.rewards,
+            prompts,
+            self.sampler,
+            self.watch,
+            ranks,
+            self.stop,
+            self.thinking,
         )
         self.learner = Learner(
             self.policy,
@@ -110,9 +122,17 @@ class Run:
             judge=self.judge,
         )
         self.evaluations = Evaluations(
-            config, folder, self.policy, self.engine, self.rewards, held_out, ranks=ranks, stop=self.stop
+            config,
+            folder,
+            self.policy,
+            self.engine,
+            self.rewards,
+            held_out,
+            ranks=ranks,
+            stop=self.stop,
+            thinking=self.thinking,
+            note=self.progress.note,
         )
-        self.progress, self.logger = TrainProgress(config.steps, folder.start, self.quiet), Logger()
         self.memory: MemoryPlan | None = None
         self.done, self.train_tokens = folder.start, folder.state["train_tokens"]
         self.stopped = False
@@ -226,6 +246,7 @@ class Run:
     def agree(self) -> Agreed:
         """What every rank has to know after an update; the one collective between steps."""
         notes, ill = self.judge.end()
+        notes += [line] if (line := self.thinking.line()) else []
         votes = self.ranks.gather((bool(self.stop), *self.saves.saver.failure()))
         self.stopped = any(asked for asked, *_ in votes)
         _, fault, failures = votes[0]

@@ -25,7 +25,7 @@ from siri.model.liger import Applied, apply_liger
 from siri.model.policy import (
     Policy,
     allocate,
-    check_context,
+    check_prompts,
     checkpoint_activations,
     load_policy,
     random_policy,
@@ -119,7 +119,7 @@ def prepare(
     problems = []
     for source in sources:
         prompts = load_prompts(source.name, policy.tokenizer, config, limit=source.limit)
-        check_context(policy, prompts.longest, source.cap)
+        check_prompts(policy, prompts, source.cap, source=source.name)
         problems.append(prompts)
     budget, cost = 0, None
     if ratio is not None:

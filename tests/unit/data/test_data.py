@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siri.data.problems import Problem, load_problems, resolve_path
+from siri.data.problems import Problem, load_problems, resolve_path, short_names
 from siri.data.prompts import render_prompts
 from siri.errors import InputError
 
@@ -227,6 +227,20 @@ def test_package_data(tmp_path, monkeypatch):
     assert resolve_path("~/x.json") == str(tmp_path / "x.json")
     with pytest.raises(InputError, match=r"siri:erors\.py: .*errors\.py"):
         resolve_path("siri:erors.py")
+
+
+def test_names_tell_sources_apart():
+    assert short_names(["x/a.json", "y/b.json"]) == {"x/a.json": "a.json", "y/b.json": "b.json"}
+    assert list(short_names(["A/test.jsonl", "B/test.jsonl", "B/x/test.jsonl"]).values()) == [
+        "A/test.jsonl",
+        "B/test.jsonl",
+        "x/test.jsonl",
+    ]
+    assert list(short_names(["test.jsonl", "A/test.jsonl", "org/name@test"]).values()) == [
+        "test.jsonl",
+        "A/test.jsonl",
+        "name@test",
+    ]
 
 
 # ---------------------------------------------------------------- bad input

@@ -2,14 +2,16 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from siri.data.prompts import PromptSet
 from siri.errors import InputError
 from siri.model.attention import PackedLayout, varlen_attention
-from siri.model.policy import checkpoint_activations, load_policy, packed_hidden
-from tests.support.tiny import VOCAB, save_tiny, tiny_model
+from siri.model.policy import check_prompts, checkpoint_activations, load_policy, make_policy, packed_hidden
+from tests.support.tiny import VOCAB, bpe_tokenizer, save_tiny, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -233,3 +235,29 @@ def test_a_model_folder_is_never_executed(tmp_path, trick):
     else:
         assert trick == "tokenizer code", "its data files may be read without its code"
     assert not canary.exists()
+
+
+def test_an_adapter_without_its_base_is_named(tmp_path):
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"adapter_config\.json.*base_model_name_or_path 'org/base'.*merge"):
+        load_policy(str(tmp_path), torch.device("cpu"))
+    (tmp_path / "adapter_config.json").write_text("[")
+    with pytest.raises(InputError, match=r"adapter_config\.json.*base_model_name_or_path None"):
+        load_policy(str(tmp_path), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_tokens_that_the_embedding_has_no_row_for_are_refused(tmp_path, weights):
+    tokenizer = bpe_tokenizer(["the answer is not known </think>"])
+    save_tiny(tmp_path, tokenizer, vocab_size=len(tokenizer) - 1)
+    policy = load_policy(str(tmp_path), torch.device("cpu"), weights=weights)
+    last = len(tokenizer) - 1
+    check_prompts(policy, PromptSet([[3, last - 1]], ["7"], 0, 0), 8, source="set.json")
+    with pytest.raises(InputError, match=rf"set\.json: the tokenizer makes token {last} \(.*has {last} rows"):
+        check_prompts(policy, PromptSet([[3, last]], ["7"], 0, 0), 8, source="set.json")
+
+
+def test_a_response_that_could_never_end_is_refused():
+    with pytest.raises(InputError, match="end-of-sequence token is 2000"):
+        make_policy(tiny_model(eos_token_id=2000), SimpleNamespace(eos_token_id=None))
