@@ -12,13 +12,13 @@ ROLES = ("system", "user", "assistant", "tool")
 NOT_TEXT = "with an image or another part that is no text in the prompt"
 
 Messages = list[dict[str, str]]
-_LOOKS_LIKE_MESSAGES = re.compile(r"\[\s*\{\s*(['\"])(?:role|content)\1\s*:")
+_LOOKS_LIKE_MESSAGES = re.compile(r"(?:\[\s*)?\{\s*(['\"])(?:role|content|messages)\1\s*:")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def read_prompt(value: Any) -> str | Messages:
-    """The prompt that `value` means: text, or messages with `role` and `content`. A message list may be JSON text, and
-    a content a list of text parts.
+    """The prompt that `value` means: text, or messages with `role` and `content`. Messages may be one alone, an object
+    that holds them under `messages`, or JSON text of all that; a content may be a list of text parts.
 
     Raises NoAnswer where there is no prompt or one that is not text alone, and TypeError for anything else.
     """
@@ -31,6 +31,8 @@ def read_prompt(value: Any) -> str | Messages:
         if not _LOOKS_LIKE_MESSAGES.match(text):
             return text
         value = _decoded(text)
+    if isinstance(value, dict):  # one message, or a whole conversation
+        value = value.get("messages", [value])
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(value, list):
         raise TypeError(f"the prompt is {kind(value)}, not text or chat messages")

@@ -159,13 +159,18 @@ def _lookup(row: dict, key: str) -> Any:
     return None if value is _MISSING else value
 
 
+def _dots(name: str) -> list[int]:
+    return [place for place, char in enumerate(name) if char == "."]
+
+
 def _choose_columns(name: str, found_columns: Sequence[str], prompt_key: str, answer_key: str) -> tuple[str, str]:
-    columns = dict.fromkeys(found_columns)
+    # a column of objects is there as well as what is in it
+    columns = {name[:end] for name in found_columns for end in (*_dots(name), len(name))}
     for known_prompt, known_answer in KNOWN_COLUMNS:
         wanted = (prompt_key or known_prompt, answer_key or known_answer)
         if all(key in columns for key in wanted):
             return wanted
-    found = f"; columns found: {', '.join(columns)}"
+    found = f"; columns found: {', '.join(found_columns)}"
     for key, option in ((prompt_key, "--prompt-key"), (answer_key, "--answer-key")):
         if key and key not in columns:
             raise InputError(f"{name}: no column {key!r} ({option}){found}")
@@ -175,7 +180,7 @@ def _choose_columns(name: str, found_columns: Sequence[str], prompt_key: str, an
             (prompt_key, "--prompt-key", {prompt for prompt, _ in KNOWN_COLUMNS}),
             (answer_key, "--answer-key", {answer for _, answer in KNOWN_COLUMNS}),
         )
-        if not given and not known & columns.keys()
+        if not given and not known & columns
     ]
     options = " and ".join(unknown or ["--prompt-key", "--answer-key"])
     raise InputError(f"{name}: no columns that are recognised as prompt and answer; name them with {options}{found}")

@@ -154,8 +154,12 @@ def read_parquet(path: Path) -> Table:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns, about = _schema_columns(file.schema_arrow), file.metadata
+            twice = [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]
     except faults as error:
         raise unreadable(error) from None
+
+    if twice:
+        raise InputError(f"{path}: has two columns {twice[0]!r}; leave one of them out")
 
     def rows(wanted: Sequence[str]) -> Iterator[Any]:
         leaves = _leaves(about, wanted)

@@ -121,8 +121,8 @@ def _adapter(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     return (
-        f"holds an adapter (adapter_config.json) without its base, base_model_name_or_path {base!r}; merge it into the "
-        "base (PEFT's merge_and_unload and save_pretrained) and give that folder"
+        f"holds an adapter (adapter_config.json) of base_model_name_or_path {base!r}, which would not be applied; "
+        "merge it into its base (PEFT's merge_and_unload, then save_pretrained) and give that folder"
     )
 
 
@@ -151,7 +151,9 @@ def _trainable_config(source: str) -> Any:
     if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():
         raise InputError(f"model {source}: no such folder; give a folder, or a hub name such as org/model")
     adapter = Path(folder) / "adapter_config.json"
-    if adapter.is_file() and not (Path(folder) / "config.json").is_file():
+    if adapter.is_file() and (
+        any(adapter.parent.glob("adapter_model.*")) or not (adapter.parent / "config.json").is_file()
+    ):
         raise InputError(f"model {source}: {_adapter(adapter)}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

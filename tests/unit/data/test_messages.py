@@ -27,6 +27,11 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ([{"role": "user", "content": ["Q", {"type": "input_text", "text": ""}, {"text": ""}]}], [USER]),
         (json.dumps([{"role": "user", "content": [{"type": "text", "text": "Q"}]}]), [USER]),
         ([{"role": "user", "content": "Q", "name": "x"}], [USER]),
+        (USER, [USER]),
+        ({"messages": [SYSTEM, USER]}, [SYSTEM, USER]),
+        (json.dumps({"messages": [SYSTEM, USER]}), [SYSTEM, USER]),
+        (json.dumps(USER), [USER]),
+        ("{'a', 'b'} has which size?", "{'a', 'b'} has which size?"),
         ("[1, 2] has which sum?", "[1, 2] has which sum?"),
         ('[{"a": 1}] is JSON of what?', '[{"a": 1}] is JSON of what?'),
     ],
@@ -45,7 +50,8 @@ def test_the_ways_of_writing_a_prompt(value, prompt):
         ([{"role": "user", "content": [3]}], "part of a chat message is of type int"),
         (["Q"], "a chat message is of type str"),
         ("[{'role': 'user', 'content': 'Q'}]", "not JSON"),
-        ({"role": "user", "content": "Q"}, "of type dict"),
+        ({"text": "Q"}, "'role' and a 'content'"),
+        ({"messages": "Q"}, "of type str"),
     ],
 )
 def test_what_is_no_prompt_is_refused(value, words):
@@ -93,6 +99,14 @@ def test_parts_in_parquet(tmp_path):
     pq.write_table(pa.table({"prompt": rows, "answer": ["7", "8"]}), path)
     found = load_problems(path)
     assert [(one.prompt, one.answer) for one in found.problems] == [([USER], "7")] and found.left_out == {NOT_TEXT: 1}
+
+
+def test_conversations_as_objects(tmp_path):
+    rows = [{"prompt": {"messages": [SYSTEM, USER]}, "answer": "7"}, {"prompt": USER, "answer": "7"}]
+    (tmp_path / "set.json").write_text(json.dumps(rows))
+    pq.write_table(pa.table({"prompt": [row["prompt"] for row in rows[:1]], "answer": ["7"]}), tmp_path / "set.parquet")
+    assert [one.prompt for one in load_problems(tmp_path / "set.json").problems] == [[SYSTEM, USER], [USER]]
+    assert load_problems(tmp_path / "set.parquet").problems[0].prompt == [SYSTEM, USER]
 
 
 def test_roles_in_a_file(tmp_path):

@@ -56,6 +56,20 @@ def test_windows_files_and_literals_that_are_no_json(tmp_path):
     assert [one.answer for one in found.problems] == ["7"] and found.dropped == 1
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "set.parquet"
+    pq.write_table(pa.table([["Q"], ["7"], ["8"]], names=["problem", "answer", "answer"]), path)
+    with pytest.raises(InputError, match=r"set\.parquet: has two columns 'answer'"):
+        load_problems(path)
+
+
+def test_names_with_dots_in_parquet(tmp_path):
+    path = tmp_path / "set.parquet"
+    pq.write_table(pa.table({"in.q": ["Q"], "meta": [{"gold": {"text": "7", "other": "8"}}]}), path)
+    [problem] = load_problems(path, prompt_key="in.q", answer_key="meta.gold.text").problems
+    assert (problem.prompt, problem.answer) == ("Q", "7")
+
+
 def hostile(path, kind: str) -> None:
     """Files of a few KB: one prompt for a million rows, or pages that compress to nothing."""
     if kind == "rows":

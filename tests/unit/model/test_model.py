@@ -242,6 +242,9 @@ def test_an_adapter_without_its_base_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"adapter_config\.json.*base_model_name_or_path 'org/base'.*merge"):
         load_policy(str(tmp_path), torch.device("cpu"))
+    save_tiny(tmp_path)
+    assert load_policy(str(tmp_path), torch.device("cpu")).context == 512, "what is left of one is none"
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "adapter_config.json").write_text("[")
     with pytest.raises(InputError, match=r"adapter_config\.json.*base_model_name_or_path None"):
         load_policy(str(tmp_path), torch.device("cpu"))

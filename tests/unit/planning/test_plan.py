@@ -1,5 +1,6 @@
 """The memory plan: what can be counted on a CPU is counted, the rest has to move the right way."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -334,3 +335,16 @@ def test_a_model_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"model org/name: no configuration to be had \(We couldn't connect") as hub:
         load_model_config("org/name")
     assert "\n" not in str(hub.value)
+
+
+@pytest.mark.parametrize("answer", ["y", ""])
+def test_a_plan_neither_asks_nor_runs_what_a_folder_brings(tmp_path, answer, monkeypatch):
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or answer)
+    with pytest.raises(InputError, match="no configuration to be had"):
+        load_model_config(str(tmp_path))
+    assert not asked and not canary.exists()
