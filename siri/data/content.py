@@ -32,7 +32,7 @@ class Content:
 
     @classmethod
     def of(cls, source: str, prompts: PromptSet, tokenizer: Any) -> "Content":
-        special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+        special = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")]
         words = json.dumps([sorted(tokenizer.get_vocab().items()), special])
         template = json.dumps(getattr(tokenizer, "chat_template", None))
         return cls(source, tuple(digests(prompts)), _sha256(words), _sha256(template))

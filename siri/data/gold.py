@@ -41,10 +41,8 @@ def gold_answer(value: Any) -> str:
 
     Raises NoAnswer where there is none, and TypeError for a value that is neither text nor a number.
     """
-    if isinstance(value, np.floating):
+    if isinstance(value, np.ndarray | np.generic):
         value = _from_numpy(value)
-    elif hasattr(value, "tolist"):  # arrays and other scalars
-        value = _from_numpy(value) if isinstance(value, np.ndarray) else value.tolist()
     if value is None:
         raise NoAnswer(MISSING)
     if isinstance(value, str):
@@ -67,9 +65,12 @@ class Single(float):
 
 
 def _from_numpy(value: Any) -> Any:
-    if value.dtype in (np.float32, np.float16):
-        return [Single(one) for one in value.ravel()] if isinstance(value, np.ndarray) else Single(value)
-    return value.tolist()
+    if value.dtype.kind in "mM":
+        raise TypeError(f"the answer is of type {value.dtype}, not text or a number")
+    if value.dtype not in (np.float32, np.float16):
+        return value.tolist()
+    short = Single if value.dtype == np.float32 else lambda one: float(str(one))
+    return [short(one) for one in value.ravel()] if isinstance(value, np.ndarray) else short(value)
 
 
 def _several(values: list) -> str:

@@ -21,8 +21,8 @@ BATCH = 1024
 MOST_EXPANSION = 200
 """A parquet file that takes more memory than so many times its own size, and LEAST_REFUSED, is refused."""
 LEAST_REFUSED = 2**28
-ROW_BYTES = 300
-"""What a row takes in memory besides its text."""
+ROW_BYTES, VALUE_BYTES = 300, 32
+"""What a row, and a value of a column, take in memory besides their text."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ def _check_expansion(path: Path, about: Any, leaves: dict[str, str]) -> None:
     size = about.num_rows * ROW_BYTES
     for group in map(about.row_group, range(about.num_row_groups)):
         parts = map(group.column, range(group.num_columns))
-        size += sum(max(0, part.total_uncompressed_size) for part in parts if part.path_in_schema in leaves)
+        own = [part for part in parts if part.path_in_schema in leaves]
+        size += sum(max(0, part.total_uncompressed_size) + VALUE_BYTES * part.num_values for part in own)
     if size > max(LEAST_REFUSED, MOST_EXPANSION * path.stat().st_size):
         raise InputError(
             f"{path}: {about.num_rows:,} rows that would take {size / 2**30:.1f} GiB in a file of "

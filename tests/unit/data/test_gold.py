@@ -114,7 +114,9 @@ def test_nested_columns_keep_their_nulls(tmp_path):
 def test_a_float_of_32_bits_is_what_it_stood_for():
     assert json.loads(gold_answer(np.float32(1 / 7))) == ["0.14285715", "0.142857", "1/7"]
     assert gold_answer(np.float32(0.1)) == "0.1"
-    assert gold_answer(np.array([2.5], np.float32)) == "2.5"
+    assert gold_answer(np.array([2.5], np.float32)) == "2.5" and gold_answer(np.float16(0.1)) == "0.1"
+    with pytest.raises(TypeError, match="datetime64"):
+        gold_answer(np.datetime64("2020-03-04", "ns"))
 
 
 @pytest.mark.parametrize(

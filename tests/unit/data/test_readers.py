@@ -71,7 +71,7 @@ def test_names_with_dots_in_parquet(tmp_path):
 
 
 def hostile(path, kind: str) -> None:
-    """Files of a few KB: one prompt for a million rows, or pages that compress to nothing."""
+    """Files of a few KB: one prompt for a million rows, pages that compress to nothing, an answer of millions."""
     if kind == "rows":
         prompts = pa.DictionaryArray.from_arrays(pa.array([0] * 1_300_000, pa.int32()), ["x" * 1000])
     elif kind == "text":
@@ -80,6 +80,13 @@ def hostile(path, kind: str) -> None:
         one = pa.array([{"role": "user", "content": "x" * 100_000}])
         flat = one.take(pa.array([0] * 5000, pa.int32()))
         prompts = pa.ListArray.from_arrays(pa.array(range(5001), pa.int32()), flat)
+    elif kind == "values":
+        one = pa.DictionaryArray.from_arrays(pa.array([0] * 9_000_000, pa.int8()), ["x"])
+        table = pa.table(
+            {"prompt": ["Q"], "answer": pa.ListArray.from_arrays(pa.array([0, len(one)], pa.int32()), one)}
+        )
+        pq.write_table(table, path, compression="zstd")
+        return
     else:
         prompts = pa.array(["x" * 100_000]).take(pa.array([0] * 4000, pa.int32()))
     answers = pa.DictionaryArray.from_arrays(pa.array([0] * len(prompts), pa.int32()), ["7"])
@@ -87,7 +94,7 @@ def hostile(path, kind: str) -> None:
     pq.write_table(table, path, compression="zstd", use_dictionary=kind != "pages")
 
 
-@pytest.mark.parametrize("kind", ["rows", "text", "messages", "pages"])
+@pytest.mark.parametrize("kind", ["rows", "text", "messages", "pages", "values"])
 def test_a_small_parquet_file_takes_little_memory(tmp_path, kind):
     path = tmp_path / "set.parquet"
     hostile(path, kind)
@@ -106,7 +113,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 120_000, "KiB"
-    assert ("would take" in run.stderr) == (kind in ("rows", "pages")), run.stderr
+    assert ("would take" in run.stderr) == (kind in ("rows", "pages", "values")), run.stderr
 
 
 def test_a_prompt_that_repeats_is_rendered_once(tmp_path):
