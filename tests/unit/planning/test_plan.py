@@ -328,7 +328,7 @@ def test_a_model_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(missing.value)
     from transformers import AutoConfig
 
-    def offline(*_):
+    def offline(*_, **options):
         raise OSError("We couldn't connect to the hub.\nCheck your connection.")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
