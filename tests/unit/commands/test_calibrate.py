@@ -9,6 +9,7 @@ from siri.cli import main
 from siri.commands import calibrate
 from siri.commands.calibrate import fit_ratio, pack_times
 from siri.errors import InputError
+from siri.model import liger
 from siri.packing.flops import forward_flops, read_cost_ratio
 from tests.support.tiny import save_tiny, tiny_model
 
@@ -66,6 +67,14 @@ def test_the_command_writes_what_a_run_reads(folder, tmp_path, capsys):
     assert (found["lengths"], found["tokens"], found["layers"]) == ([32, 256, 2048], 2048, 1)
     assert len(found["ms"]) == 3 and found["device"] == "cpu" and found["attention"] == "sdpa"
     assert f"--cost-ratio {out}" in capsys.readouterr().out
+
+
+def test_it_says_what_liger_leaves_out(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(liger, "apply_liger", lambda model, choice, device: liger.Applied(("RoPE",), ("left out",)))
+    monkeypatch.setattr(calibrate, "pack_times", lambda packs, run, device, repeats: [1.0, 2.0, 3.0])
+    out = tmp_path / "ratio.json"
+    assert main(command(folder, "--lengths", "32", "256", "2048", "--out", str(out))) == 0
+    assert capsys.readouterr().out.startswith("left out\n") and json.loads(out.read_text())["liger"] is True
 
 
 def test_the_packs_are_those_of_the_recipe(folder, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from siri import cli
 from siri.commands import replay
 from siri.config.rules import DEFAULTS, read_rules
 from siri.errors import InputError
+from siri.model.liger import Applied
 from siri.store.checkpoint import newest_good
 from siri.train import learner as update
 from siri.train.run import DONE
@@ -141,6 +142,10 @@ def test_a_bundle_replays_bit_for_bit(tmp_path, monkeypatch, capsys, fault):
     assert cli.main(["replay", str(bundle)]) == 0
     out = capsys.readouterr().out
     assert "the same, bit for bit" in out and "largest    micro-step" in out
+    with monkeypatch.context() as patched:
+        patched.setattr(replay, "apply_liger", lambda model, choice, device: Applied((), ("left out",)))
+        assert cli.main(["replay", str(bundle)]) == 0
+    assert capsys.readouterr().out == f"left out\n{out}"
     # sharded over one process, as on a GPU
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
