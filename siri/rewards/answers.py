@@ -29,6 +29,7 @@ from siri.grading.structure import (
     split,
     squeezed,
 )
+from siri.grading.units import without_unit
 from siri.grading.values import rational, rounds_to, same_value, same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
@@ -39,44 +40,6 @@ MAX_PARSED_CHARS = 512
 MAX_CLEANED_CHARS = 8192
 # One this much longer than the gold answer is wrong unread: nothing that is cleaned away takes as many characters.
 MAX_EXTRA_CHARS = 200_000
-
-_UNITS = {
-    variant: unit
-    for unit, variants in {
-        "millimeter": "mm millimetre",
-        "centimeter": "cm centimetre",
-        "meter": "m metre",
-        "kilometer": "km kilometre",
-        "inch": "in inches",
-        "foot": "ft feet",
-        "yard": "yd",
-        "mile": "mi",
-        "second": "s sec",
-        "minute": "min",
-        "hour": "h hr",
-        "day": "",
-        "week": "",
-        "month": "",
-        "year": "yr",
-        "gram": "g",
-        "kilogram": "kg",
-        "ounce": "oz",
-        "pound": "lb",
-        "liter": "l litre",
-        "gallon": "gal",
-        "acre": "",
-        "cent": "",
-        "dollar": "usd",
-        "euro": "",
-        "per": "",
-        "degree": "",
-        "am": "",
-        "pm": "",
-        "square": "sq",
-        "cubic": "cu",
-    }.items()
-    for variant in (unit, *variants.split())
-}
 
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?=[^,\d][^,]*$|$)")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})")
@@ -97,10 +60,7 @@ _BASES = {
 }
 _IN_BASE = re.compile(rf"\(?(-?[0-9A-F]+)\)?_\{{?(\d+|{'|'.join(_BASES)})\}}?")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
-_TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
-_PLAIN_UNIT = re.compile(r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*)(?:\^\s*\{?([23])\}?)?")
 _CENTS = re.compile(r"\d\s*(?:\\\w+\{)?\s*(?:cents?\b|¢)")
-_ANGLE = re.compile(r"sin|cos|tan|cot|sec|csc|tg")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _AND_OR = re.compile(
     r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
@@ -328,7 +288,7 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
 
 
 def _same_scalar(gold: str, answer: str) -> bool:
-    (gold, gold_unit), (bare, answer_unit) = _without_unit(gold), _without_unit(answer)
+    (gold, gold_unit), (bare, answer_unit) = without_unit(gold), without_unit(answer)
     if gold_unit and answer_unit and gold_unit != answer_unit:
         return False
     # "what percent ...?" is answered by the number; the other way round 5% is not 5
@@ -366,24 +326,3 @@ def _places(text: str) -> int:
     text = squeezed(text)
     match = _DECIMAL.fullmatch(text.removesuffix("\\%"))
     return (len(match[1]) + 2 * text.endswith("\\%")) if match else 0
-
-
-def _without_unit(text: str) -> tuple[str, tuple | None]:
-    """The quantity, and its unit where every word of it is a known measure. Unknown nouns ("9 values") are dropped."""
-    text = text.strip()
-    match = _TEXT_UNIT.fullmatch(text)
-    known_only = match is None
-    match = match or _PLAIN_UNIT.fullmatch(text)
-    if match is None:
-        return text, None
-    quantity, words, power = match.groups()
-    if words == "degree" and _ANGLE.search(quantity):
-        return text, None  # the sine of an angle is not one
-    words = re.sub(r"\bmph\b", "mile per hour", words.replace(".", "").casefold().replace("/", " per ")).split()
-    unit = [_UNITS.get(word, _UNITS.get(word.removesuffix("s"))) for word in words]
-    unit += [{"2": "square", "3": "cubic"}[power]] if power else []
-    if None in unit:
-        # without \text, letters after a number are a unit only if we know it (and single ones never): 2xy is not 2
-        return (text, None) if known_only else (quantity, None)
-    place = unit.index("per") if "per" in unit else len(unit)
-    return quantity, (*sorted(unit[:place]), *unit[place : place + 1], *sorted(unit[place + 1 :]))
