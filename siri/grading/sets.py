@@ -154,8 +154,9 @@ def _one(text: str, names: set[str], depth: int) -> Pieces:
     if match := _BUILDER.fullmatch(text):
         names.add(match[1])
         return _either(match[2], names, depth + 1)
-    if text.startswith("\\{") and text.endswith("\\}"):
-        return [Piece(tree, True, tree, True) for tree in map(_end, _top_level(text[2:-2], ",;"))]
+    if points := re.fullmatch(r"\\\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\\\}|\{([^{}]*)\}", text):
+        inside = points[1] if points[1] is not None else points[2]
+        return [Piece(tree, True, tree, True) for tree in map(_end, _top_level(inside, ",;"))]
     if len(text) > 2 and text[0] in "([" and text[-1] in ")]":
         ends = _top_level(text[1:-1], ",;")
         if len(ends) == 2:

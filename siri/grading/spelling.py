@@ -128,7 +128,7 @@ _REPLACEMENTS = [
         ("\\circ", r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\circ\b", r"\\text{degree}"),
         (
             "deg",
-            r"\\text\{\s*degrees?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
+            r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
         ("p", r"\\text\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b", r"\\%"),

@@ -98,8 +98,7 @@ def matrix(text: str) -> tuple | None:
         return None
     text = re.sub(r"\\hline(?![a-zA-Z])", "", match["cells"])
     rows = [row.split("&") for row in _ROW_BREAK.split(text)]
-    while len(rows) > 1 and not "".join(rows[-1]).strip():
-        rows.pop()
+    rows = [row for row in rows if "".join(row).strip()] or rows[:1]
     determinant = match["kind"][0] in "vV" or match["open"] == "|"
     factor = re.sub(r"\\(?:cdot|times)\s*$|\*\s*$", "", match["before"].strip()).strip()
     factor = "-1" if factor == "-" else factor

@@ -135,6 +135,7 @@ def test_equations_are_the_same_up_to_a_factor():
         ("|x|\\ge 2", "(-\\infty,-2]\\cup[2,\\infty)", True),
         ("[1,2]\\cap[3,4]", "\\emptyset", True),
         ("(0,10^{-400})", "(0,10^{-401})", False),
+        ("\\mathbb{R}\\setminus{2}", "x\\ne 2", True),
     ],
 )
 def test_sets(a, b, same):
