@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import siri
 from siri.errors import InputError
@@ -44,9 +44,12 @@ def run_pairs(study: Study, *, jobs: int, limit: int, runs: Path, only: Sequence
     for stage in ("sweeps", "arms"):
         rows = finished(study)
         chosen = choose(study, rows)
-        if stage == "arms" and chosen is None:
+        if stage == "sweeps":
+            pairs = study.sweep_pairs(folder)
+        elif chosen is None:
             return  # the limit was reached in the sweeps
-        pairs = study.sweep_pairs(folder) if stage == "sweeps" else study.arm_pairs(folder, chosen)
+        else:
+            pairs = study.arm_pairs(folder, chosen)
         missing: dict[tuple[int, str], Pair] = {}
         for pair in pairs:
             if find(rows, pair) is None and (stage == "sweeps" or not only or pair.arm in only):
@@ -108,14 +111,14 @@ def _run_all(study: Study, pairs: Sequence[Pair], *, jobs: int, runs: Path, thre
         try:
             while waiting or busy:
                 while waiting and len(busy) < jobs:
-                    here, there = context.Pipe()
+                    here, there = cast("tuple[Connection, Connection]", context.Pipe())
                     worker = context.Process(target=_work, args=(there, runs, threads), daemon=True)
                     worker.start()
                     there.close()
                     busy[here] = (worker, waiting[0])
                     here.send(waiting.pop(0))
                 bar.update(task, description=", ".join(pair.name for _, pair in busy.values()))
-                for connection in wait(list(busy)):
+                for connection in cast("list[Connection]", wait(list(busy))):
                     worker, pair = busy.pop(connection)
                     try:
                         row = _received(connection, pair)
@@ -193,7 +196,8 @@ def _work(connection: Connection, runs: Path, threads: int) -> None:
 def run_pair(pair: Pair, runs: Path) -> dict[str, Any] | None:
     """Train one pair in its folder under `runs` and return its row of results.jsonl; None if a signal stopped it."""
     from siri.data.problems import resolve_path
-    from siri.train.loop import STOPPED, train
+    from siri.train.loop import train
+    from siri.train.run import STOPPED
 
     run_dir = runs / f"{pair.name}-{pair.config_hash}"
     continued = run_dir.exists()
