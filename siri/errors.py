@@ -26,6 +26,6 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

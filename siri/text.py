@@ -23,8 +23,8 @@ def tolerant_streams() -> None:
     """Let standard output and error take any text from here on, whatever the locale: what they cannot encode is
     escaped."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
 
 
 def say(text: Any) -> None:

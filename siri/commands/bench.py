@@ -159,7 +159,7 @@ def compare(first: Record, second: Record) -> list["Table | Text"]:
         cells = [_pair(name, before, after, name in worse) for name in FIGURES]
         mark = "only in A" if after is None else "only in B" if before is None else "regression" if worse else ""
         table.add_row(op, size, impl, *cells, Text(mark, style="bold red" if worse else "dim"))
-    parts = [table]
+    parts: list[Table | Text] = [table]
     names = [name for name in {**first.goals, **second.goals} if _verdicts(name, first, second) != (None, None)]
     if names:
         goals = Table(title="Goals")
@@ -204,7 +204,8 @@ def _shown(name: str, value: float | None) -> str:
 
 
 def _verdicts(name: str, first: Record, second: Record) -> tuple[bool | None, bool | None]:
-    return tuple(record.goals.get(name, {}).get("met") for record in (first, second))
+    before, after = (record.goals.get(name, {}).get("met") for record in (first, second))
+    return before, after
 
 
 def _goal_cells(name: str, first: Record, second: Record) -> list["str | Text"]:

@@ -164,7 +164,7 @@ class GradingSettings(Settings):
     """Grading: what says whether a response is right."""
 
     reward: str = setting("math", everyday=True)
-    """math (math-verify), exact (string equality), or module:function taking (response, answer)."""
+    """math (docs/rewards.md), exact (string equality), or module:function taking (response, answer)."""
     think: bool = True
     """Grade only the text after </think>; without the closing tag the reward is 0."""
     reward_workers: int = setting(4, least=1, free=True, machine=True)

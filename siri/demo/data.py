@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from siri.demo import task as demo_task
 
@@ -72,7 +72,7 @@ def batches(
         rng.shuffle(chunks)
         for chunk in chunks:
             length = min(task.MAX_TOKENS, max(len(prompt) + len(trace) for prompt, trace in chunk))
-            tokens = torch.full((BATCH, length), tokenizer.pad_token_id)
+            tokens = torch.full((BATCH, length), cast(int, tokenizer.pad_token_id))
             labels = torch.full((BATCH, length), IGNORE)
             for i, (prompt, trace) in enumerate(chunk):
                 sequence = torch.tensor((prompt + trace)[:length])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from siri.demo import task as demo_task
 
@@ -89,6 +89,7 @@ def measure(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    generate = cast(Any, model).generate  # its type wants attributes that unquantised models lack
     model.eval()
     responses = []
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -96,11 +97,11 @@ def measure(
         for start in range(0, len(problems), batch):
             chunk = problems[start : start + batch]
             inputs = tokenizer([task.prompt_text(p) for p in chunk], return_tensors="pt", padding=True)
-            outputs_BT = model.generate(**inputs, generation_config=sampling)[:, inputs["input_ids"].shape[1] :]
+            outputs_BT = generate(**inputs, generation_config=sampling)[:, inputs["input_ids"].shape[1] :]
             for problem, ids in zip(chunk, outputs_BT.tolist(), strict=True):
                 truncated = tokenizer.eos_token_id not in ids
                 tokens = len(ids) if truncated else ids.index(tokenizer.eos_token_id) + 1
-                text = tokenizer.decode(ids[:tokens], skip_special_tokens=True)
+                text = cast(str, tokenizer.decode(ids[:tokens], skip_special_tokens=True))
                 responses.append(grade(problem, text, truncated, tokens, task))
     groups = {"all": responses, **{kind: [r for r in responses if r.kind == kind] for kind in task.KINDS}}
     return {name: summarise(group) for name, group in groups.items() if group}

@@ -19,9 +19,8 @@ def build_tokenizer(task: ModuleType = demo_task) -> "Qwen2Tokenizer":
     `<think>` and `</think>` are not special: `decode(ids, skip_special_tokens=True)` keeps them, as it does with the
     tokenizers of real reasoning models. Text outside the vocabulary is dropped.
     """
-    from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
-    from transformers import Qwen2Tokenizer
+    from transformers import AddedToken, Qwen2Tokenizer
 
     words = [*task.first_words(), *(f" {word}" for word in task.vocabulary())]
     ids = {word: i for i, word in enumerate([PAD, BOS, EOS, UNK, *words])}

@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from siri.demo import ASSETS, HELDOUT, MODEL, TRAIN, data, settle, settle_long
 from siri.demo import task as demo_task
@@ -48,6 +48,9 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int, size: Reasoner 
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    special: dict[str, Any] = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
+    }
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=size.width,
@@ -58,9 +61,7 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int, size: Reasoner 
         max_position_embeddings=size.context,
         rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **special,
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
@@ -130,11 +131,12 @@ def make(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror.lower()}; name a folder that can be written") from None
+        raise InputError(f"--out {out}: {str(error.strerror).lower()}; name a folder that can be written") from None
     module = TASKS[task].task
     train_set, heldout_set = data.draw_sets(seed, module)
     tokenizer = build_tokenizer(module)
-    model = build_model(tokenizer, seed, TASKS[task]).to(device)
+    model = build_model(tokenizer, seed, TASKS[task])
+    model.to(device)  # pyright: ignore[reportArgumentType]  # transformers' decorator hides its self
     train(model, tokenizer, steps, seed, {module.prompt_text(p) for p in heldout_set}, module)
     data.write_problems(out / TRAIN.name, train_set, module)
     data.write_problems(out / HELDOUT.name, heldout_set, module)

@@ -101,7 +101,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         match = _TOKEN.match(text, place)
         if match is None:
             raise NotRead(text[place : place + 20])
-        kind = match.lastgroup
+        kind = match.lastgroup or ""  # every alternative has a name
         if kind == "word":
             found += _names(match["word"])
         elif not (kind == "command" and match["command"] in ("\\left", "\\right")):

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 # math-verify rounds to six decimals, absolutely, so it is not asked about what that could confuse.
@@ -67,7 +68,9 @@ def _parse(text: str) -> list:
     normalization = replace(LatexExtractionConfig().normalization_config, units=False)
     config = (LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization),)
     with _numbers_only():
-        return parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=None)
+        # None is no limit, which its signature leaves out
+        timeout: Any = None
+        return parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=timeout)
 
 
 @contextlib.contextmanager

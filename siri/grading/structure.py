@@ -131,8 +131,8 @@ def has_other_choices(text: str) -> bool:
 
 def named_values(parts: list[str]) -> list[str]:
     """The values of `x = 1`, `y = 2` in the order of their names; empty if the parts are not all like that."""
-    pairs = [re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", part) for part in parts]
-    if not all(pairs) or len({pair[1] for pair in pairs}) < len(pairs):
+    pairs = [pair for part in parts if (pair := re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", part))]
+    if len({pair[1] for pair in pairs}) < len(parts):
         return []
     return [pair[2] for pair in sorted(pairs, key=lambda pair: pair[1])]
 

@@ -74,12 +74,12 @@ def same_zeros(a: Tree, b: Tree, *, signed: bool = False) -> bool:
     points = list(_points(names))
     first = points[0]
     try:
-        values = [rational(tree, first) for tree in (a, b)]
-        if None in values:
-            values = [_fraction(number(tree, Setting(first), 2 * _FIRST_BITS)) for tree in (a, b)]
+        left, right = rational(a, first), rational(b, first)
+        if left is None or right is None:
+            left, right = (_fraction(number(tree, Setting(first), 2 * _FIRST_BITS)) for tree in (a, b))
     except (Undefined, Undecided):
         return False
-    if 0 in values or (signed and values[0] * values[1] < 0):
+    if 0 in (left, right) or (signed and left * right < 0):
         return False
     # a * b(first) is b * a(first) everywhere
     crossed = [("*", (tree, _at_first(other, first))) for tree, other in ((a, b), (b, a))]
@@ -102,9 +102,9 @@ def _at_first(tree: Tree, point: Point) -> Tree:
 
 def order(a: Tree, b: Tree) -> int:
     """-1, 0 or 1 as the real number `a` is less than, the same as or more than `b`. Raises Undecided or Undefined."""
-    fractions = rational(a), rational(b)
-    if None not in fractions:
-        return (fractions[0] > fractions[1]) - (fractions[0] < fractions[1])
+    left, right = rational(a), rational(b)
+    if left is not None and right is not None:
+        return (left > right) - (left < right)
     infinite = [(tree == _INFINITY) - (tree == ("neg", _INFINITY)) for tree in (a, b)]
     if any(infinite):
         return (infinite[0] > infinite[1]) - (infinite[0] < infinite[1])

@@ -95,9 +95,9 @@ def varlen_attention(
     if layout.backend in ("sdpa", "flex"):
         return _TORCH[layout.backend](query_NHd, key_NKd, value_NKd, layout, scale)
     # autocast knows torch's dense attention, but not these
-    halves = (x.bfloat16() if x.dtype == torch.float32 else x for x in (query_NHd, key_NKd, value_NKd))
+    query, key, value = (x.bfloat16() if x.dtype == torch.float32 else x for x in (query_NHd, key_NKd, value_NKd))
     run = _varlen if layout.backend == "varlen" else _flash
-    return run(*halves, layout, scale).to(query_NHd.dtype)
+    return run(query, key, value, layout, scale).to(query_NHd.dtype)
 
 
 def _sdpa(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> torch.Tensor:
@@ -113,6 +113,7 @@ def _sdpa(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> 
         )
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
+    assert layout.place_N is not None  # as in every layout of this backend
     return torch.cat(outputs).index_select(0, layout.place_N)
 
 
@@ -134,11 +135,11 @@ def _flash(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) ->
 
 def _flash_function(backend: str) -> Callable[..., Any]:
     if backend == "flash3":
-        from flash_attn_interface import flash_attn_varlen_func
+        from flash_attn_interface import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]  # an extra
     elif backend == "flash4":
-        from flash_attn.cute import flash_attn_varlen_func
+        from flash_attn.cute import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]  # an extra
     else:
-        from flash_attn import flash_attn_varlen_func
+        from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]  # an extra
     return flash_attn_varlen_func
 
 
@@ -154,9 +155,10 @@ def _varlen(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -
             key_NKd, value_NKd = (tensor.repeat_interleave(share, 1) for tensor in (key_NKd, value_NKd))
     ends, longest = layout.cu_seqlens, layout.max_seqlen
     # a window that is open to the left and closed to the right is the causal mask
-    return varlen_attn(
+    out = varlen_attn(
         query_NHd, key_NKd, value_NKd, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), **options
     )
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _flex(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> torch.Tensor:
@@ -202,9 +204,10 @@ def _block_mask(lengths: Sequence[int], device: torch.device | str) -> Any:
 
     def listed(tiles: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         indices = np.argsort(~tiles, axis=1, kind="stable")
-        return tuple(
+        count, order = (
             torch.from_numpy(x.astype(np.int32)).to(device)[None, None].contiguous() for x in (tiles.sum(1), indices)
         )
+        return count, order
 
     return BlockMask.from_kv_blocks(
         *listed(some & ~full), *listed(full), BLOCK_SIZE=TILE, mask_mod=attends, seq_lengths=(total, total)
@@ -266,10 +269,10 @@ def fault(backend: str, device: torch.device, heads: int = 4, groups: int = 2, s
 
 
 def _with_gradients(tensors: Sequence[torch.Tensor], layout: PackedLayout) -> list[torch.Tensor]:
-    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    out = varlen_attention(*leaves, layout, scale=tensors[0].shape[-1] ** -0.5)
+    query, key, value = leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    out = varlen_attention(query, key, value, layout, scale=tensors[0].shape[-1] ** -0.5)
     out.backward(tensors[0])
-    return [out.detach().float(), *(leaf.grad.float() for leaf in leaves)]
+    return [out.detach().float(), *(leaf.grad.float() for leaf in leaves if leaf.grad is not None)]
 
 
 def register() -> str:
@@ -288,8 +291,8 @@ def register() -> str:
         if kwargs.get("sliding_window") is not None:
             raise InputError("packed attention has no sliding window; set use_sliding_window false in config.json")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        packed = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return varlen_attention(*packed, layout, scale=scale)[None], None
+        query_NHd, key_NKd, value_NKd = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return varlen_attention(query_NHd, key_NKd, value_NKd, layout, scale=scale)[None], None
 
     AttentionInterface.register(NAME, forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,12 +1,15 @@
 """The model sharded over ranks with FSDP2, and its tensors in one piece."""
 
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
 from siri.model.split_head import cut_head
 from siri.runtime.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_parallel: bool = False) -> None:
@@ -30,14 +33,20 @@ def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_paralle
     register_fsdp_forward_method(model, "run_inside")
 
 
+def is_sharded(tensor: torch.Tensor) -> TypeGuard["DTensor"]:
+    """Whether the tensor is spread over ranks."""
+    return hasattr(tensor, "to_local")
+
+
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor in one piece, on every rank (a collective); any other tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def fill(target: torch.Tensor, source: torch.Tensor | None) -> None:
     """Copy `source` into `target`. A sharded target (a collective) takes rank 0's source; other ranks may give None."""
-    if not hasattr(target, "full_tensor"):
+    if not is_sharded(target):
+        assert source is not None  # it may be lacking where there are other ranks only
         target.copy_(source)
         return
     from torch.distributed.tensor import distribute_tensor

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from siri.model.fsdp import is_sharded
+
 CHUNK_BYTES = 2**28
 """Moments of so many bytes visit the device together; one parameter is never divided."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -45,7 +47,7 @@ class HostAdamW(torch.optim.AdamW):
         """Move a parameter's moments to the host."""
         state = self.state[parameter]
         for name in MOMENTS:
-            local = state[name].to_local() if hasattr(state[name], "to_local") else state[name]
+            local = state[name].to_local() if is_sharded(state[name]) else state[name]
             if local.device.type == "cuda":
                 if (parameter, name) not in self._buffers:
                     self._buffers[parameter, name] = torch.empty(local.shape, dtype=local.dtype, pin_memory=True)
@@ -55,7 +57,7 @@ class HostAdamW(torch.optim.AdamW):
 
 def bring(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """A moment beside its parameter, and sharded like it; one that is there already stays as it is."""
-    if hasattr(moment, "to_local") or not hasattr(parameter, "to_local"):
+    if is_sharded(moment) or not is_sharded(parameter):
         return moment.to(parameter.device, non_blocking=True)
     from torch.distributed.tensor import DTensor
 
@@ -69,7 +71,7 @@ def _chunks(parameters: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     chunk: list[torch.Tensor] = []
     held = 0
     for parameter in parameters:
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        local = parameter.to_local() if is_sharded(parameter) else parameter
         size = 2 * local.numel() * local.element_size()
         if chunk and held + size > CHUNK_BYTES:
             yield chunk

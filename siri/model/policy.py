@@ -111,7 +111,8 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
         model = AutoModelForCausalLM.from_pretrained(folder, **options, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"model {source}: {first_line(error)}") from None
-    return make_policy(model.to(device), tokenizer)
+    model.to(device)  # pyright: ignore[reportArgumentType]  # transformers' decorator hides its self
+    return make_policy(model, tokenizer)
 
 
 def _adapter(path: Path) -> str:
@@ -207,8 +208,8 @@ def _keep_attention(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -
 def make_policy(model: Any, tokenizer: Any) -> Policy:
     """Wrap a model and a tokenizer that are already loaded."""
     stops = model.generation_config.eos_token_id if model.generation_config is not None else None
-    stop_ids = set(stops if isinstance(stops, list) else [stops]) | {tokenizer.eos_token_id}
-    stop_ids.discard(None)
+    ends = [*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id]
+    stop_ids = {end for end in ends if end is not None}
     if not stop_ids:
         raise InputError("neither the model's generation config nor its tokenizer names an end-of-sequence token")
     rows = model.get_input_embeddings().weight.shape[0]

@@ -121,7 +121,8 @@ def _fill(order: list[int], sizes: list[int], weights: list[float], count: int, 
     emptiest = [(-budget, index) for index in range(count)]  # by room; an entry is brought up to date when it is on top
     members: list[list[int]] = [[] for _ in range(count)]
     for item in order:
-        size, passed_over = sizes[item], []
+        size = sizes[item]
+        passed_over: list[tuple[float, int]] = []
         while heap and len(passed_over) < LOOK_AHEAD:
             cost, index = heap[0]
             if cost != load[index]:  # the bin was filled out of turn since
@@ -181,7 +182,7 @@ def _swap(row: list[Bin], sizes: np.ndarray, weights: np.ndarray, budget: int) -
         i, j = divmod(int(larger.argmin()), theirs.size)
         if not larger[i, j] < load[high] * (1 - 1e-9):
             break
-        other = owner[theirs[j]]
+        other = int(owner[theirs[j]])
         owner[mine[i]] = other
         if theirs[j] < items.size:
             owner[theirs[j]] = high

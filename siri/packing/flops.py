@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -47,9 +47,9 @@ def sequence_cost(model_config: Any, *, cost_ratio: float = COST_RATIO) -> Cost:
 
 def training_flops(
     model_config: Any,
-    lengths: Sequence[int],
-    responses: Sequence[int],
-    alive: Sequence[bool],
+    lengths: Sequence[int] | np.ndarray,
+    responses: Sequence[int] | np.ndarray,
+    alive: Sequence[bool] | np.ndarray,
     *,
     scored: bool = False,
 ) -> float:
@@ -74,12 +74,12 @@ def read_cost_ratio(setting: float | str) -> float:
     path = Path(setting)
     wayout = "give a number, or a file written by siri bench calibrate"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cost_ratio {setting}: cannot be read ({error.strerror}); {wayout}") from None
     except ValueError as error:
         raise InputError(f"cost_ratio {setting}: not JSON ({error}); {wayout}") from None
-    ratio = found.get("cost_ratio") if isinstance(found, dict) else None
+    ratio = cast("dict[str, object]", content).get("cost_ratio") if isinstance(content, dict) else None
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not (math.isfinite(ratio) and ratio > 0):
         raise InputError(f"cost_ratio {setting}: holds no number above 0 under the key cost_ratio; {wayout}")
     return float(ratio)

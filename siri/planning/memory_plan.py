@@ -11,6 +11,7 @@ The plan is that of the sharded trainer (torchrun) with the rollout engine that 
     served      vLLM on other GPUs: nothing
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -199,7 +200,8 @@ def _predict(c: Any, config: Config, machine: Machine, rollout: str) -> MemoryPl
     always = 2 * master + optimizer + gathered + engine
     batch = min(config.prompts_per_step, config.mini_batch_prompts) * config.group_size
     longest = config.max_prompt_tokens + config.length_schedule().longest
-    several = batch * longest > config.token_budget * machine.gpus
+    budget = int(config.token_budget)  # `memory_plan` has put a number for auto
+    several = batch * longest > budget * machine.gpus
     one_reduction = several and not config.sync_every_micro_step
     accumulated = accumulated_bytes(shapes, shards, cut) if one_reduction else 0
 
@@ -213,7 +215,7 @@ def _predict(c: Any, config: Config, machine: Machine, rollout: str) -> MemoryPl
     phases = []
     for name, cap in caps(config):
         sequence = config.max_prompt_tokens + cap
-        micro_step = min(config.token_budget, batch * sequence)
+        micro_step = min(budget, batch * sequence)
         share = -(-config.prompts_per_step // machine.gpus) * config.group_size
         in_flight = share if rollout == "served" else min(share, cache_tokens // sequence)
         peak = always + max(moments(micro_step).values())
@@ -261,7 +263,7 @@ def _advice(c: Any, plan: MemoryPlan, longest: int) -> tuple[str, ...]:
 
     lines = []
     smaller = _round(plan.phases[0].largest_micro_step)
-    if longest <= smaller < config.token_budget and fits(token_budget=smaller):
+    if longest <= smaller < int(config.token_budget) and fits(token_budget=smaller):
         lines.append(f"--token-budget {smaller}")
     stronger = LEVELS[LEVELS.index(config.checkpointing) + 1 :]
     lines += [f"--checkpointing {level}" for level in stronger if fits(checkpointing=level)][:1]
@@ -295,7 +297,7 @@ def _round(tokens: int) -> int:
     return tokens // 1024 * 1024 or tokens
 
 
-def _largest(fits: Any) -> int:
+def _largest(fits: Callable[[int], bool]) -> int:
     """The largest whole number that fits, for a condition that holds up to some number; at most 2^24."""
     low, high = 0, 2**24
     while low < high:

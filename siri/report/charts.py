@@ -16,6 +16,7 @@ from siri.store.jsonl import RunRecord
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 LIGHT = {
     "paper": "#ffffff",
@@ -47,7 +48,7 @@ for theme, colours in zip((LIGHT, DARK), PARTS, strict=True):
 FONTS = ("Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
 
 
-def _style() -> dict[str, Any]:
+def _style() -> "dict[RcKeyType, Any]":
     from matplotlib import font_manager
 
     known = {font.name for font in font_manager.fontManager.ttflist}
@@ -84,8 +85,9 @@ def _style() -> dict[str, Any]:
     }
 
 
-def draw(chart: Callable[..., "Figure | None"], run: RunRecord, *, narrow: bool = False) -> dict[str, bytes]:
-    """One of the charts below as {"png": ..., "svg": ...}; empty if the run holds nothing to draw. narrow: for phones.
+def draw(chart: Callable[..., "Figure | None"], run: object, *, narrow: bool = False) -> dict[str, bytes]:
+    """One of the charts below, or of what else the chart takes (the runs of a study, a benchmark), as {"png": ...,
+    "svg": ...}; empty if there is nothing to draw. narrow: for phones.
 
     The SVG names its colours as CSS variables and follows the reader's light or dark setting.
     """
@@ -358,7 +360,8 @@ def pareto_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
     axes = figure.add_axes((0.56 / width, 0.56 / height, 1 - (0.56 + 0.25) / width, 1 - (0.56 + 0.42) / height))
     axes.grid(True, axis="both")
     axes.set_title("Accuracy against length" + ("" if narrow else ": further up and to the left is better"))
-    x, y = [row.tokens for row in points], [100 * row.accuracy for row in points]
+    x = [row.tokens for row in points if row.tokens is not None]
+    y = [100 * row.accuracy for row in points if row.accuracy is not None]
     # the shortest answers are the interesting end: room on the left for their labels
     for values, set_limits, before, after in (
         (x, axes.set_xlim, 0.32 if narrow else 0.17, 0.08),

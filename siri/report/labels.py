@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -34,9 +35,9 @@ def place_labels(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    renderer = FigureCanvasAgg(cast("Figure", axes.figure)).get_renderer()
     unit = axes.figure.dpi / 72  # pixels in a typographic point
-    spots: list[Point] = [tuple(map(float, axes.transData.transform(point))) for point in points]
+    spots: list[Point] = [(float(x), float(y)) for x, y in map(axes.transData.transform, points)]
     frame = axes.get_window_extent(renderer)
     room = (frame.x0 + 3 * unit, frame.y0 + 3 * unit, frame.x1, frame.y1 + 4 * unit)
     taken: list[Box] = [_grown((x, y, x, y), 6 * unit) for x, y in spots]

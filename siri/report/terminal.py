@@ -220,7 +220,7 @@ def _effect(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Effect:
         tokens_change=tokens_change,
         truncation_rate=row.get("truncation_rate"),
         train_tokens=row.get("train_tokens"),
-        score=_score(row, base) if comparable else None,
+        score=_score(row, base) if base is not None and comparable else None,
     )
 
 
@@ -259,7 +259,7 @@ def verdict(rows: list[Effect]) -> str:
             )
         else:
             parts.append(f"{where}: accuracy {percent(row.accuracy)} at {tokens(row.tokens)} tokens")
-    if all(row.accuracy_change is not None and row.tokens_change is not None for row in picked):
+    if base and all(row.accuracy_change is not None and row.tokens_change is not None for row in picked):
         opening = f"Against base at cap {base.cap:,}: " if base.cap is not None else "Against base: "
     else:
         opening = "" if base else "No base evaluation to compare with. "

@@ -6,7 +6,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from siri.errors import InputError
 from siri.rewards.answers import final_boxes, same_answer
@@ -100,4 +101,4 @@ def resolve_reward(name: str, *, think: bool = True) -> Reward:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         where = getattr(module, "__file__", None) or "built in"
         raise InputError(f"reward {name!r}: {module_name} ({where}) has no function {function_name!r}{hint}")
-    return function
+    return cast(Reward, function)

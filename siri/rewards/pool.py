@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from typing import Protocol
 
 from siri.errors import InputError
 from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward, sandbox
@@ -66,6 +67,14 @@ class RewardBatch:
     def count_error(self, message: str) -> None:
         self.errors += 1
         self.first_error = self.first_error or printable(message)
+
+
+class Grader(Protocol):
+    """What scores responses: a `RewardPool`, to a trainer."""
+
+    def score(self, responses: Sequence[str], answers: Sequence[str]) -> RewardBatch:
+        """The rewards of `responses`, each against the gold answer in the same place of `answers`."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -150,7 +159,7 @@ class RewardPool:
             if worker.process.returncode is None:
                 worker.kill()
 
-    def score(self, responses: list[str], answers: list[str]) -> RewardBatch:
+    def score(self, responses: Sequence[str], answers: Sequence[str]) -> RewardBatch:
         """The rewards of `responses`, each against the gold answer in the same place of `answers`."""
         pairs = list(zip(responses, answers, strict=True))
         if self.reward == "exact":

@@ -40,7 +40,8 @@ class ColocatedEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         for name, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}.items():
             os.environ.setdefault(name, value)
-        from vllm import LLM
+        # a type checker takes vllm.py in this folder for it
+        from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
 
         try:
             self.llm = LLM(**engine_options(options, gpu=self.gpu))
@@ -57,7 +58,7 @@ class ColocatedEngine:
     def run(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
         """Answer the jobs in their order, at most `limit` at once."""
         waiting, running = deque(enumerate(jobs)), 0
-        done: list[Completion | None] = [None] * len(jobs)
+        done: dict[int, Completion] = {}
         began = last = perf_counter()
         busy = 0.0
         try:
@@ -76,12 +77,12 @@ class ColocatedEngine:
                 if finished and progress:
                     progress(len(finished))
         except BaseException as error:
-            left = [str(index) for index, one in enumerate(done) if one is None]
+            left = [str(index) for index in range(len(jobs)) if index not in done]
             self.engine.abort_request(left)  # so that nothing of it runs along with the next batch
             if isinstance(error, Interrupted) or not isinstance(error, Exception):
                 raise
             raise InputError(f"vLLM failed during rollout: {first_line(error)}") from error
-        return Ran(done, busy, perf_counter() - began)
+        return Ran([done[index] for index in range(len(jobs))], busy, perf_counter() - began)
 
     def probe(self, jobs: Sequence[Job], temperature: float) -> list[tuple[str, list[Completion]]]:
         """Answers for a fingerprint, with the name of the engine that gave them."""
@@ -157,8 +158,9 @@ def engine_options(options: VllmOptions, *, gpu: bool) -> dict[str, Any]:
 
 def sampling_params(job: Job, temperature: float) -> Any:
     """vLLM's parameters of plain sampling, with the log-prob of each token that was drawn."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    # a type checker takes vllm.py in this folder for it
+    from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     return SamplingParams(
         temperature=temperature,

@@ -96,12 +96,17 @@ class ServedEngine(ServerApi):
         if self.nccl:
             self.nccl.send(weights, version)
         elif self.ranks.main:
-            self.files.write(weights, version)
+            self._folder.write(weights, version)
             self.do(lambda session: self._give(session))
         else:
-            self.files.expect(weights, version)  # rank 0 needs this rank's shards
+            self._folder.expect(weights, version)  # rank 0 needs this rank's shards
         if self.ranks.main and all(server.fault for server in self.servers):
             raise InputError(f"weight {version} reached no rollout server: {self._faults()}")
+
+    @property
+    def _folder(self) -> FileTransfer:
+        assert self.files is not None  # as wherever NCCL does not carry the weights
+        return self.files
 
     async def _find(self, session: Any) -> None:
         """Look for the servers that were lost before."""
@@ -124,20 +129,20 @@ class ServedEngine(ServerApi):
     async def take_files(self, session: Any, server: Server) -> None:
         """Have one server load the files of the last sync, and compare checksums."""
         found = await self.rpc(
-            session, server, "siri_load", str(self.files.folder), timeout=self.options.sync_timeout_s
+            session, server, "siri_load", str(self._folder.folder), timeout=self.options.sync_timeout_s
         )
         for there in found:
             if there.get("unseen"):
                 raise InputError(
-                    f"rollout server {server.url} does not see {self.files.folder}; name a folder that trainer and "
+                    f"rollout server {server.url} does not see {self._folder.folder}; name a folder that trainer and "
                     "servers see with --rollout-sync-dir"
                 )
             if there["damaged"]:
                 raise InputError(
                     f"weight {self.version}: tensor {there['damaged'][0]} reached {server.url} damaged; see "
-                    f"{self.files.folder}"
+                    f"{self._folder.folder}"
                 )
-        await self.settle(session, server, found, self.files.sums)
+        await self.settle(session, server, found, self._folder.sums)
 
     async def settle(self, session: Any, server: Server, found: list[Any], sent: dict[str, list[int]]) -> None:
         """Compare what the server holds with what was sent, clear its prefix cache, and only then name the weights:
@@ -145,7 +150,7 @@ class ServedEngine(ServerApi):
         if len(found) == 1 and (names := differing(sent, found[0])):  # tensor-parallel workers hold parts
             raise InputError(f"weight {self.version}: {server.url} does not hold what was sent: {', '.join(names[:3])}")
         await self.clear_cache(session, server)
-        await self.rpc(session, server, "siri_mark", self.version, timeout=self.options.sync_timeout_s)
+        await self.rpc(session, server, "siri_mark", self.version or "", timeout=self.options.sync_timeout_s)
 
     # --- servers ---
 

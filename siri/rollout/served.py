@@ -304,9 +304,17 @@ class NcclTransfer:
         engine.do(work)
 
     def _connect(self, up: list[str]) -> Any:
-        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        # vLLM is an extra
+        from vllm.distributed.weight_transfer.base import (  # pyright: ignore[reportMissingImports]
+            ParamMeta,
+            WeightSource,
+        )
+        from vllm.distributed.weight_transfer.factory import (  # pyright: ignore[reportMissingImports]
+            WeightTransferTrainerFactory,
+        )
+        from vllm.distributed.weight_transfer.nccl_engine import (  # pyright: ignore[reportMissingImports]
+            NCCLTrainerInitInfo,
+        )
 
         engine = self.engine
         servers = [server for server in engine.servers if server.url in up]

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ class VllmRollout:
         for one in self.ranks.gather(fault):
             if one is not None:
                 raise one
-        return result
+        return cast(T, result)
 
     def _check(self, job: Job, one: Completion) -> None:
         """A response that the loss could not use is an error here, not a bias later."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -67,14 +67,15 @@ class Ranks:
 
     def broadcast_arrays(self, arrays: Arrays | None) -> Arrays:
         """Rank 0's arrays, on every rank; the others may give None. Bits, dtypes and shapes stay as they are."""
+        held = cast(Arrays, arrays)  # None on other ranks than 0 only, where it is not looked at
         if self.size == 1:
-            return arrays
-        data = _to_bytes(arrays) if self.main else None
+            return held
+        data = _to_bytes(held) if self.main else None
         size = torch.tensor([0 if data is None else len(data)], device=self._device)
         dist.broadcast(size, group=self.group, group_src=0)
         data = torch.empty(int(size), dtype=torch.uint8, device=self._device) if data is None else data.to(self._device)
         dist.broadcast(data, group=self.group, group_src=0)
-        return arrays if self.main else _from_bytes(data)
+        return held if self.main else _from_bytes(data)
 
     def gather_arrays(self, arrays: Arrays) -> list[Arrays]:
         """Every rank's arrays in order, on every rank; they may differ in length. Nothing is pickled."""
@@ -108,7 +109,7 @@ class Ranks:
         value, error = self.broadcast(outcome)
         if error is not None:
             raise error
-        return value
+        return cast(T, value)
 
     def share(self, count: int) -> slice:
         """This rank's part of `count` things: consecutive, the parts differing by one at most."""
@@ -120,7 +121,8 @@ ALONE = Ranks()
 
 def _to_bytes(arrays: Arrays) -> torch.Tensor:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    # its type would have it that a name might be allow_pickle
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
 
@@ -174,7 +176,7 @@ def recorded(function: Callable[[], T]) -> T:
         except InputError as error:
             return None, error
 
-    value, error = record(run)()
+    value, error = cast("tuple[T, InputError | None]", record(run)())
     if error is not None:
         raise error
     return value
@@ -200,7 +202,7 @@ def leave_ranks() -> None:
 def _leave_at_exit() -> None:
     """Every way out of the interpreter comes by here, while it still runs."""
     for name in ("last_exc", "last_type", "last_value", "last_traceback"):  # the frames of an error hold groups
-        vars(sys).pop(name, None)
+        sys.__dict__.pop(name, None)
     if dist.is_initialized():
         # not destroyed: that may wait for ranks that do not come any more
         dist.distributed_c10d._abort_process_group()

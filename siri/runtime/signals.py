@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from siri.runtime.ranks import ALONE, Ranks
 
@@ -57,7 +57,7 @@ class Stop:
                 self._at_once = False
         if any(ranks.gather(cut)):
             raise Interrupted
-        return outcome
+        return cast(T, outcome)
 
     def _note(self, number: int, _frame: Any) -> None:
         self.received.append(number)

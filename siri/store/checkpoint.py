@@ -175,7 +175,7 @@ def restore(
     load_weights(checkpoint, policy, ranks=ranks)
     make_moments(policy, optimizer, names_in(checkpoint / OPTIMIZER))
     read_pieces(checkpoint / OPTIMIZER, moments_of(policy, optimizer))
-    return ranks.broadcast(read_state(checkpoint) if ranks.main else None)
+    return ranks.on_main(lambda: read_state(checkpoint))
 
 
 def discard_after(folder: Path, steps: int) -> None:

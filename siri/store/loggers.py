@@ -22,7 +22,7 @@ def _scalars(row: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
     row = plain(row)
     numbers: dict[str, float] = {}
 
-    def walk(prefix: str, items: dict) -> None:
+    def walk(prefix: str, items: Mapping[str, Any]) -> None:
         for key, value in items.items():
             if isinstance(value, dict):
                 walk(f"{prefix}{key}/", value)
@@ -90,7 +90,7 @@ class WandbLogger(Logger):
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError:
             raise _missing("wandb") from None
         fresh = not run_dir.exists()
@@ -126,7 +126,7 @@ class TrackioLogger(Logger):
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]):
         try:
-            import trackio
+            import trackio  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError:
             raise _missing("trackio") from None
         self._run = trackio.init(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from siri.model.fsdp import is_sharded
 from siri.model.offload import MOMENTS, HostAdamW
 from siri.model.policy import Policy
 
@@ -56,12 +57,12 @@ class Piece:
 def piece_of(tensor: torch.Tensor, like: torch.Tensor | None = None) -> Piece:
     """The piece that this rank holds of a tensor, sharded (DTensor) or not. `like` is sharded as the tensor would be,
     where the tensor is a rank's local part by itself."""
-    whole = tensor if like is None or hasattr(tensor, "to_local") else like
+    whole = tensor if like is None or is_sharded(tensor) else like
     local = tensor.detach()
-    if not hasattr(whole, "to_local"):
+    if not is_sharded(whole):
         return Piece(local, local.size(), torch.Size([0] * local.ndim))
     (chunk,) = whole.__create_chunk_list__()
-    return Piece(local.to_local() if hasattr(local, "to_local") else local, whole.size(), torch.Size(chunk.offsets))
+    return Piece(local.to_local() if is_sharded(local) else local, whole.size(), torch.Size(chunk.offsets))
 
 
 def weights_of(policy: Policy) -> dict[str, Piece]:
@@ -85,7 +86,7 @@ def make_moments(policy: Policy, optimizer: torch.optim.Optimizer, known: set[st
             optimizer.state.pop(parameter, None)
             continue
         if isinstance(optimizer, HostAdamW):
-            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            local = parameter.to_local() if is_sharded(parameter) else parameter
             moments = {key: torch.zeros_like(local, device="cpu") for key in MOMENTS}
         else:
             moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
@@ -117,11 +118,16 @@ def read_pieces(folder: Path, pieces: dict[str, Piece]) -> None:
 def read_whole(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors in `folder`, each in one piece, on the CPU."""
     from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     if not folder.is_dir():
         return {}
     known = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in known.items()}
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in known.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
     read_pieces(folder, {name: piece_of(tensor) for name, tensor in tensors.items()})
     return tensors
 

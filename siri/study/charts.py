@@ -96,10 +96,10 @@ def _merged(points: list[tuple[str, Estimate, Estimate]], colours: list[str]) ->
     """Arms that turned out to be the same runs, as where a sweep chose the cap of another arm, as one point."""
     names: dict[tuple[Estimate, Estimate], list[str]] = {}
     kept = {}
-    for (name, *place), colour in zip(points, colours, strict=True):
-        names.setdefault(tuple(place), []).append(name)
-        kept.setdefault(tuple(place), colour)
-    return [(" = ".join(found), *place) for place, found in names.items()], list(kept.values())
+    for (name, length, accuracy), colour in zip(points, colours, strict=True):
+        names.setdefault((length, accuracy), []).append(name)
+        kept.setdefault((length, accuracy), colour)
+    return [(" = ".join(equals), *place) for place, equals in names.items()], list(kept.values())
 
 
 def last_low(runs: Sequence[Curve]) -> int | None:
@@ -148,7 +148,8 @@ def _grid(curves: Sequence[Curve], along: str, narrow: bool) -> "Figure | None":
         above.set_title(name, color=_colour(runs), size=9, pad=4)
         if runs is not reference:
             x, y = _accuracy(reference, along)
-            above.plot(x, [100 * one.mean for one in y], color=LIGHT["faint"], lw=1.1)
+            means = [math.nan if value.mean is None else 100 * value.mean for value in y]
+            above.plot(x, means, color=LIGHT["faint"], lw=1.1)
         x, y = _accuracy(runs, along)
         _band(above, x, y, LIGHT["ink"], 100, marker="o")
         x, y, caps = _lengths(runs, along)
@@ -163,6 +164,7 @@ def _grid(curves: Sequence[Curve], along: str, narrow: bool) -> "Figure | None":
         above.yaxis.set_major_locator(MaxNLocator(4))
         above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
         below.yaxis.set_major_locator(MaxNLocator(4))
+    assert below is not None  # there is an arm
     below.set_ylim(0, 1.1 * max(cap for run in curves for cap in run.steps["cap"]))
     styles = [
         Line2D([], [], color=LIGHT["ink"], marker="o", ms=3.5, label="accuracy, held out"),

@@ -30,7 +30,8 @@ def progress(study: Study, curves: Sequence[Curve]) -> str:
     """How many of the comparison's runs there are, and what the sweeps chose."""
     total = len(study.arms) * len(study.seeds)
     chosen = choose(study, finished(study)) or {}
-    picked = "".join(f", {arm}: {study.sweeps[study.arms[arm].sweep].key} = {value}" for arm, value in chosen.items())
+    keys = {name: study.sweeps[arm.sweep].key for name, arm in study.arms.items() if arm.sweep}
+    picked = "".join(f", {arm}: {keys[arm]} = {value}" for arm, value in chosen.items())
     return f"{len(curves)} of {total} runs{picked}"
 
 

@@ -118,7 +118,7 @@ class Study:
     def config(self, arm: str, settings: Mapping[str, Any], folder: Path | None) -> Config:
         """An arm's configuration; `folder` holds the model and problems of the reasoner, if the study has one
         (None where nothing will be run)."""
-        made = {}
+        made: dict[str, Any] = {}
         if self.reasoner:
             folder = folder or Path(self.reasoner.key)
             made = {"model": str(folder / "model"), "data": str(folder / "train.jsonl"), "template": "plain"}
@@ -279,15 +279,18 @@ def find(rows: list[dict], pair: Pair) -> dict | None:
 def choose(study: Study, rows: list[dict]) -> dict[str, Any] | None:
     """The value that its sweep chose for each arm that has one: the highest mean over the sweep's seeds, the first of
     equals. None while a run of a sweep is missing."""
-    found = {(pair.arm, pair.seed): find(rows, pair) for pair in study.sweep_pairs(None)}
-    if None in found.values():
-        return None
+    tried: dict[tuple[str, int], dict[str, Any]] = {}
+    for pair in study.sweep_pairs(None):
+        row = find(rows, pair)
+        if row is None:
+            return None
+        tried[pair.arm, pair.seed] = row
     chosen = {}
     for name, arm in study.arms.items():
         if arm.sweep:
             sweep = study.sweeps[arm.sweep]
             sums = [
-                sum(merit(found[f"{arm.sweep}={value}", seed], arm.choose) for seed in sweep.seeds)
+                sum(merit(tried[f"{arm.sweep}={value}", seed], arm.choose) for seed in sweep.seeds)
                 for value in sweep.values
             ]
             chosen[name] = sweep.values[sums.index(max(sums))]

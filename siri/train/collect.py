@@ -14,6 +14,7 @@ from siri.config import Config
 from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
 from siri.model.policy import Policy
+from siri.rewards.pool import Grader, RewardBatch
 from siri.rewards.shaping import shape_rewards
 from siri.rollout import Completion, Request, Rollout
 from siri.rollout.order import spread
@@ -53,7 +54,7 @@ class Collector:
     config: Config
     policy: Policy
     engine: Rollout
-    grader: Any
+    grader: Grader
     prompts: PromptSet
     sampler: Sampler
     watch: Stopwatch
@@ -86,7 +87,7 @@ class Collector:
         requests = [Request(prompts.ids[index], cap, config.group_size) for index in mine]
         gold = [prompts.answers[index] for index in mine for _ in range(config.group_size)]
 
-        def sample() -> tuple[list[list[Completion]], Any]:
+        def sample() -> tuple[list[list[Completion]], RewardBatch]:
             answered = self.engine.generate(requests, temperature=config.temperature, seed=seed)
             flat = [answer for answers in answered for answer in answers]
             texts = [self.policy.decode(answer.token_ids) for answer in flat]
@@ -114,7 +115,7 @@ def deal(engine: Rollout, prompts: Sequence[Sequence[int]], cap: int, ranks: Ran
 
 
 def _groups(
-    config: Config, requests: Sequence[Request], answered: Sequence[list[Completion]], graded: Any, cap: int
+    config: Config, requests: Sequence[Request], answered: Sequence[list[Completion]], graded: RewardBatch, cap: int
 ) -> list[Group]:
     groups = []
     for number, (request, completions) in enumerate(zip(requests, answered, strict=True)):
@@ -162,8 +163,8 @@ def from_arrays(arrays: Arrays) -> list[Group]:
     parts = zip(cut("response_ids", lengths), cut("logp", lengths), arrays["truncated"].tolist(), strict=True)
     answers = iter([Completion(*part) for part in parts])
     return [
-        Group(prompt_ids, list(islice(answers, len(scores))), scores, rewards, *faults, trained)
-        for prompt_ids, scores, rewards, faults, trained in zip(
+        Group(prompt_ids, list(islice(answers, len(scores))), scores, rewards, timeouts, errors, undecided, trained)
+        for prompt_ids, scores, rewards, (timeouts, errors, undecided), trained in zip(
             cut("prompt_ids", arrays["prompt_lengths"]),
             cut("scores", responses),
             cut("rewards", responses),

@@ -7,6 +7,7 @@ from typing import Any
 
 from siri.data.prompts import PromptSet
 from siri.model.policy import Policy
+from siri.rewards.pool import Grader
 from siri.rollout import Progress, Request, Rollout
 from siri.runtime.ranks import ALONE, Ranks
 from siri.runtime.signals import Stop
@@ -64,7 +65,7 @@ def average(results: Mapping[str, Evaluation]) -> dict[str, Any]:
 def evaluate(
     policy: Policy,
     engine: Rollout,
-    rewards: Any,
+    rewards: Grader,
     prompts: PromptSet,
     *,
     cap: int,
@@ -100,7 +101,7 @@ failed and were undecided in grading."""
 def answer(
     policy: Policy,
     engine: Rollout,
-    rewards: Any,
+    rewards: Grader,
     prompts: PromptSet,
     share: slice,
     *,

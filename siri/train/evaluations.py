@@ -6,6 +6,7 @@ from typing import Any
 from siri.config import Config
 from siri.data.prompts import PromptSet
 from siri.model.policy import Policy
+from siri.rewards.pool import Grader
 from siri.rollout import Rollout
 from siri.runtime.ranks import Ranks
 from siri.runtime.signals import Stop
@@ -26,7 +27,7 @@ class Evaluations:
         folder: RunFolder,
         policy: Policy,
         engine: Rollout,
-        rewards: Any,
+        rewards: Grader,
         held_out: Sequence[PromptSet],
         *,
         ranks: Ranks,

@@ -20,16 +20,21 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from siri_kernels import merge_metrics
 
+from siri.config import Config
 from siri.config.rules import DEFAULTS, read_rules
 from siri.errors import InputError
+from siri.model.policy import Policy
+from siri.packing import Plan
 from siri.runtime.ranks import ALONE, Ranks
 from siri.store.jsonl import MetricsLog
+from siri.train.collect import Group
+from siri.train.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,9 @@ class Attempt:
 
     number: int
     """Of the mini-batch, from 0."""
-    samples: Sequence[Any]
+    samples: Sequence[Sample]
     """The samples that ran, of all ranks; the plan's indices are theirs."""
-    plan: Any
+    plan: Plan
     old_logps: Sequence[torch.Tensor | None]
     """Of this rank's micro-batches."""
     denominator: float
@@ -54,7 +59,9 @@ class Attempt:
 class Judge:
     """Judges each optimizer step of a run. Every rank has one and makes the same calls, and comes to the same end."""
 
-    def __init__(self, config: Any, folder: Path, policy: Any, optimizer: Any, *, ranks: Ranks = ALONE):
+    def __init__(
+        self, config: Config, folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, *, ranks: Ranks = ALONE
+    ) -> None:
         from siri.store.saver import Saver
 
         self.config, self.policy, self.optimizer, self.ranks = config, policy, optimizer, ranks
@@ -67,7 +74,7 @@ class Judge:
         self._whole_batch: set[str] = set()
         self._here: set[str] = set()
 
-    def begin(self, step: int, groups: Sequence[Any], where: dict[str, Any]) -> None:
+    def begin(self, step: int, groups: Sequence[Group], where: dict[str, Any]) -> None:
         """Look at a rollout batch before its update. `where` says what was sampled from (the sampler's state)."""
         self._step, self._where, self._found, self._notes = step, where, {}, []
         scores = [score for group in groups for score in group.scores]
@@ -178,8 +185,8 @@ def _plain(value: float) -> float | str:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The process's generators. Sampling does not use them: its seeds are derived from `seed` and the step."""
-    state = {"torch": torch.get_rng_state().numpy().tobytes().hex(), "python": random.getstate()}
-    name, keys, *rest = np.random.get_state()
+    state: dict[str, Any] = {"torch": torch.get_rng_state().numpy().tobytes().hex(), "python": random.getstate()}
+    name, keys, *rest = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())
     state["numpy"] = [name, keys.tolist(), *rest]
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes().hex()

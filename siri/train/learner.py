@@ -7,7 +7,7 @@ budget nor the order of the samples changes the gradient.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class Learner:
                 scored=bool(batches),
             )
             batches.append(batch)
-        old_logps: list[list[torch.Tensor | None]] = [[None] * len(batch.micro_batches) for batch in batches[:1]]
+        old_logps: list[Sequence[torch.Tensor | None]] = [[None] * len(batch.micro_batches) for batch in batches[:1]]
         for batch in batches[1:]:
             with torch.no_grad(), self.watch("old_logp"):
                 scores = [self.policy.run(score, micro, self.config, self.cut) for micro in batch.micro_batches]
@@ -254,9 +254,8 @@ def score(model: Any, micro: MicroBatch, config: Config, cut: HeadCut | None = N
         ).logp
     # the anchor of the loss's own pass: the same kernel with the same anchor gives a ratio of exactly 1
     anchor = micro.rollout_logp_R
-    return linear_logprob(
-        hidden_RD, weight, micro.target_ids_R, temperature=config.temperature, bias=bias, anchor=anchor
-    )
+    options: dict[str, Any] = {"temperature": config.temperature, "bias": bias, "anchor": anchor}
+    return cast(torch.Tensor, linear_logprob(hidden_RD, weight, micro.target_ids_R, **options))  # no entropy asked for
 
 
 def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:
@@ -321,7 +320,7 @@ def _merged(rows: Sequence[dict[str, torch.Tensor]], ranks: Ranks) -> dict[str, 
         for row in ranks.gather(mine)
         if row
     ]
-    metrics = dict.fromkeys(ALWAYS, math.nan)
+    metrics: dict[str, float] = dict.fromkeys(ALWAYS, math.nan)
     if everybody:
         metrics |= {name: value.item() for name, value in merge_metrics(everybody).items()}
     metrics["entropy"] = metrics.pop("entropy_mean", math.nan)
