@@ -1,22 +1,22 @@
 """When are two written answers the same? Text first, then structure, then the values inside.
 
-A text is brought to one spelling (`siri.grading.spelling`). Its structure (how many answers, which brackets, which
+A text is brought to one spelling (`siri.rewards.grading.spelling`). Its structure (how many answers, which brackets, which
 unit, which base) is compared here and has to agree: a comparison of values alone would throw it away, and would pay
-for wrong answers. Sets of numbers (`siri.grading.sets`) and values (`siri.grading.grammar`, `siri.grading.values`) are
+for wrong answers. Sets of numbers (`siri.rewards.grading.sets`) and values (`siri.rewards.grading.grammar`, `siri.rewards.grading.values`) are
 read by a grammar of our own and compared exactly; what is undecided within bounds is not the same, and is counted.
-math-verify (`siri.grading.library`) is asked about what that grammar does not hold.
+math-verify (`siri.rewards.grading.library`) is asked about what that grammar does not hold.
 """
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from siri.grading import library, sets
-from siri.grading.boxes import final_boxes, last_boxed
-from siri.grading.grammar import NotRead, Tree, read
-from siri.grading.numbers import Undecided, Undefined
-from siri.grading.spelling import clean
-from siri.grading.structure import (
+from siri.rewards.grading import library, sets
+from siri.rewards.grading.boxes import final_boxes, last_boxed
+from siri.rewards.grading.grammar import NotRead, Tree, read
+from siri.rewards.grading.numbers import Undecided, Undefined
+from siri.rewards.grading.spelling import clean
+from siri.rewards.grading.structure import (
     bracketed,
     choice,
     has_other_choices,
@@ -29,8 +29,8 @@ from siri.grading.structure import (
     split,
     squeezed,
 )
-from siri.grading.units import without_unit
-from siri.grading.values import rational, rounds_to, same_value, same_zeros
+from siri.rewards.grading.units import without_unit
+from siri.rewards.grading.values import rational, rounds_to, same_value, same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
 

@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from siri.grading.boxes import final_boxes, last_boxed
-from siri.grading.grammar import MAX_DEPTH, NotRead, read
-from siri.grading.numbers import Undecided
-from siri.grading.sets import NotASet, read_set, same_pieces
-from siri.grading.values import rational, rounds_to, same_value, same_zeros
 from siri.rewards import math_reward
 from siri.rewards.answers import doubts, same_answer
+from siri.rewards.grading.boxes import final_boxes, last_boxed
+from siri.rewards.grading.grammar import MAX_DEPTH, NotRead, read
+from siri.rewards.grading.numbers import Undecided
+from siri.rewards.grading.sets import NotASet, read_set, same_pieces
+from siri.rewards.grading.values import rational, rounds_to, same_value, same_zeros
 from tests.support.mutants import BOMBS
 
 

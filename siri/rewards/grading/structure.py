@@ -2,8 +2,8 @@
 
 import re
 
-from siri.grading.grammar import NotRead, read, symbols
-from siri.grading.values import rational, same_value
+from siri.rewards.grading.grammar import NotRead, read, symbols
+from siri.rewards.grading.values import rational, same_value
 
 _MATRIX = re.compile(
     r"(?P<before>.*?)(?P<open>\\?[(\[|{]?)\s*\\begin\{(?P<kind>[pbvBV]?(?:small)?matrix|array)\}(?:\s*\{[lcr|@{} ]*\})?"

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from siri.grading.grammar import Tree
+from siri.rewards.grading.grammar import Tree
 
 MAX_EXACT_BITS = 60_000
 MAX_EXACT_FACTORIAL = 5000

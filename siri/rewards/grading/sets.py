@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from siri.grading.grammar import NotRead, Tree, read, symbols
-from siri.grading.numbers import Undefined
-from siri.grading.values import order
+from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
+from siri.rewards.grading.numbers import Undefined
+from siri.rewards.grading.values import order
 
 MAX_PIECES = 32
 _INFINITY = ("const", "inf")

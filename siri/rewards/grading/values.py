@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 
-from siri.grading.grammar import Tree, has, symbols
-from siri.grading.numbers import (
+from siri.rewards.grading.grammar import Tree, has, symbols
+from siri.rewards.grading.numbers import (
     MAX_EXACT_BITS,
     NotRational,
     Point,
