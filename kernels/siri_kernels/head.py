@@ -53,10 +53,10 @@ class FusedLMHead(nn.Linear):
             raise ValueError(f"FusedLMHead.of takes an nn.Linear or a LoRA layer around one, got {type(head).__name__}")
         return cls(weight, getattr(head, "bias", None), softcap=softcap)
 
-    def forward(self, hidden: Tensor, call: _Call | None = None) -> Any:
+    def forward(self, input: Tensor, call: _Call | None = None) -> Any:
         if call is None:
-            return F.linear(hidden, self.weight, self.bias)
-        return call.function(hidden, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **call.options)
+            return F.linear(input, self.weight, self.bias)
+        return call.function(input, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **call.options)
 
     def logprob(self, hidden: Tensor, target_ids: Tensor, **options: Any) -> Tensor | tuple[Tensor, Tensor]:
         """`linear_logprob` of this head: hidden [N, D], target_ids [N] -> logp [N] (and entropy)."""

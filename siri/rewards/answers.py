@@ -1,10 +1,10 @@
 """When are two written answers the same? Text first, then structure, then the values inside.
 
-A text is brought to one spelling (`siri.rewards.grading.spelling`). Its structure (how many answers, which brackets, which
+A text is brought to one spelling (`grading.spelling`). Its structure (how many answers, which brackets, which
 unit, which base) is compared here and has to agree: a comparison of values alone would throw it away, and would pay
-for wrong answers. Sets of numbers (`siri.rewards.grading.sets`) and values (`siri.rewards.grading.grammar`, `siri.rewards.grading.values`) are
+for wrong answers. Sets of numbers (`grading.sets`) and values (`grading.grammar`, `grading.values`) are
 read by a grammar of our own and compared exactly; what is undecided within bounds is not the same, and is counted.
-math-verify (`siri.rewards.grading.library`) is asked about what that grammar does not hold.
+math-verify (`grading.library`) is asked about what that grammar does not hold.
 """
 
 import re
@@ -169,16 +169,16 @@ def _same_choice(gold: str, answer: str) -> bool | None:
 
 def _same_sets(gold: str, answer: str) -> bool | None:
     """Whether two sets of real numbers are the same; None where one of them is not read as such a set or a number."""
-    found = [_set_or_none(text) for text in (gold, answer)]
-    if None in found:
-        if found == [None, None]:
+    gold_set, answer_set = _set_or_none(gold), _set_or_none(answer)
+    if gold_set is None or answer_set is None:
+        if gold_set is answer_set:
             return None
         try:
-            read(gold if found[0] is None else answer)
+            read(gold if gold_set is None else answer)
         except NotRead:
             return None
         return False  # a number is no set
-    (golds, gold_name), (answers, name) = found
+    (golds, gold_name), (answers, name) = gold_set, answer_set
     return (not gold_name or not name or gold_name == name) and sets.same_pieces(golds, answers)
 
 

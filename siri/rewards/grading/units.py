@@ -89,9 +89,10 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     if words == "degree" and _ANGLE.search(quantity):
         return text, None  # the sine of an angle is not one
     words = re.sub(r"\bmph\b", "mile per hour", words.replace(".", "").casefold().replace("/", " per ")).split()
-    unit = [_UNITS.get(word, _UNITS.get(word.removesuffix("s"))) for word in words]
+    measures = [_UNITS.get(word, _UNITS.get(word.removesuffix("s"))) for word in words]
+    unit = [measure for measure in measures if measure is not None]
     unit += [{"2": "square", "3": "cubic"}[power]] if power else []
-    if None in unit or (known_only and any(word in _PRODUCTS for word in words)):
+    if None in measures or (known_only and any(word in _PRODUCTS for word in words)):
         # without \text, letters after a number are a unit only if we know it (and single ones never): 2xy is not 2
         return (text, None) if known_only else (quantity, None)
     place = unit.index("per") if "per" in unit else len(unit)
