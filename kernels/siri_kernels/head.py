@@ -88,12 +88,12 @@ class FusedLoraHead(FusedLMHead):
     def bias(self) -> nn.Parameter | None:
         return self.layer.base_layer.bias
 
-    def forward(self, hidden: Tensor, call: _Call | None = None) -> Any:
+    def forward(self, input: Tensor, call: _Call | None = None) -> Any:
         if call is None:
-            return self.layer(hidden)
-        low_rank = self._low_rank(hidden)
+            return self.layer(input)
+        low_rank = self._low_rank(input)
         options = call.options if low_rank is None else {**call.options, "low_rank": low_rank}
-        return call.function(hidden, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **options)
+        return call.function(input, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **options)
 
     def _low_rank(self, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
         """(u [N, r], B [V, r]) with u B^T the adapters' share of the logits."""
