@@ -117,7 +117,7 @@ def rotate_by(model: Any, rotate: Callable[..., tuple[torch.Tensor, torch.Tensor
 
 def _twin(module: ModuleType) -> ModuleType:
     name = f"{module.__name__}_with_liger"  # in the same package, for its relative imports
-    spec = spec_from_file_location(name, module.__file__)
+    spec = spec_from_file_location(name, module.__spec__ and module.__spec__.origin)
     if spec is None or spec.loader is None:
         raise ImportError(f"{module.__name__} has no source to run again")
     twin = module_from_spec(spec)
