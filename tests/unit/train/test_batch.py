@@ -39,6 +39,9 @@ class FakeEngine:
     def __init__(self):
         self.calls = []
 
+    def expected(self, prompts, cap):
+        return None
+
     def generate(self, requests, *, temperature, seed, progress=None):
         self.calls.append(([request.prompt_ids[0] for request in requests], seed))
         answers = []
