@@ -27,6 +27,7 @@ def run_train(options: TrainOptions) -> int:
     """The exit code: 0 done, 75 stopped by a signal with the state saved."""
     config = options.config("model", "data")
     from siri.report.paper import expand
+    from siri.report.view import TerminalView
     from siri.runtime.ranks import leave_ranks, recorded
     from siri.train.loop import train
 
@@ -38,6 +39,7 @@ def run_train(options: TrainOptions) -> int:
         from siri.commands.dry_run import dry_run
 
         return dry_run(config, run_dir, recipe=recipe, resume=resume)
-    code = recorded(lambda: train(config, run_dir, recipe=recipe, resume=resume, quiet=options.quiet))
+    view = TerminalView()
+    code = recorded(lambda: train(config, run_dir, recipe=recipe, view=view, resume=resume, quiet=options.quiet))
     leave_ranks()
     return code

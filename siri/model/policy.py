@@ -77,8 +77,6 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
-    from siri.store.checkpoint import is_checkpoint, load_weights, verify
-
     folder = str(resolve_path(source))
     logging.disable_progress_bar()
     config = _trainable_config(source)
@@ -92,19 +90,12 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
         # transformers makes up an empty one where a folder has a config but no tokenizer files
         raise InputError(f"model {source}: no tokenizer there; copy tokenizer.json and tokenizer_config.json beside it")
     name = attention.register()
-    if not weights or is_checkpoint(folder):
+    if not weights:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=name)
         with suppress(OSError):  # as from_pretrained: the file, with all tokens that end a response, or config.json's
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        policy = make_policy(model, tokenizer)
-        if weights:
-            if fault := verify(Path(folder)):
-                raise InputError(f"model {source}: damaged, {fault}; choose another checkpoint")
-            allocate(model, device)
-            model.tie_weights()
-            load_weights(folder, policy)
-        return policy
+        return make_policy(model, tokenizer)
     options = {"dtype": torch.float32, "attn_implementation": name}
     try:
         # weights that would have to be unpickled are none

@@ -125,12 +125,12 @@ class MemoryPlan:
         return sampled and max(self.update_bytes, self.rollout_bytes) + self.reserve <= self.machine.memory
 
 
-def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout: str = "") -> MemoryPlan:
+def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout: str) -> MemoryPlan:
     """Predict the memory of each GPU for a run of `config` on a model of a transformers configuration.
 
     On several nodes the training state is sharded inside each, over all GPUs with config.shard_across_nodes. rollout:
-    the engine; empty = that of a run on GPUs with what is installed here. Raises InputError for an architecture that
-    cannot be trained, or figures that make no sense. The totals are predictions, not yet checked on a GPU.
+    the engine (`siri.rollout.engines.choose`). Raises InputError for an architecture that cannot be trained, or figures
+    that make no sense. The totals are predictions, not yet checked on a GPU.
     """
     from siri.model.policy import ARCHITECTURES
 
@@ -146,12 +146,6 @@ def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout:
         )
     longest = config.max_prompt_tokens + config.length_schedule().longest
     config = replace(config, token_budget=token_budget(config, longest=longest, on_gpu=True))
-    if not rollout:
-        import torch
-
-        from siri.rollout.engines import choose
-
-        rollout = choose(config, torch.device("cuda"))
     plan = _predict(model_config, config, machine, rollout)
     return plan if plan.fits else replace(plan, advice=_advice(model_config, plan, longest))
 

@@ -245,7 +245,7 @@ def _packing_alt(run: RunRecord) -> str:
 
 def _dynamics(run: RunRecord) -> str:
     """What section 4 of the paper looks at, by phase and cycle; empty for a run whose cap does not go up and down."""
-    from siri.train.dynamics import length_lag, phase_cells
+    from siri.report.phases import length_lag, phase_cells
 
     headings, lines = phase_cells(run.metrics)
     if len(lines) < 2:

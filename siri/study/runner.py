@@ -196,13 +196,14 @@ def _work(connection: Connection, runs: Path, threads: int) -> None:
 def run_pair(pair: Pair, runs: Path) -> dict[str, Any] | None:
     """Train one pair in its folder under `runs` and return its row of results.jsonl; None if a signal stopped it."""
     from siri.data.problems import resolve_path
+    from siri.report.view import TerminalView
     from siri.train.loop import train
     from siri.train.run import STOPPED
 
     run_dir = runs / f"{pair.name}-{pair.config_hash}"
     continued = run_dir.exists()
     started, used = time.perf_counter(), _cpu_seconds()
-    if train(pair.config, run_dir, recipe=pair.arm, resume="auto", quiet=True) == STOPPED:
+    if train(pair.config, run_dir, recipe=pair.arm, view=TerminalView(), resume="auto", quiet=True) == STOPPED:
         return None
     wall_s, cpu_s = time.perf_counter() - started, _cpu_seconds() - used
     run = read_run(run_dir)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from siri.report.phases import COLUMNS, by_phase, length_lag
 from siri.study.compare import ArmRow, Curve, Levels, by_arm, compare, estimate
-from siri.train.dynamics import COLUMNS, by_phase, length_lag
 
 
 def tables(curves: Sequence[Curve], reference: str = "") -> str:

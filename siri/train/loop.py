@@ -7,20 +7,23 @@ from siri.model.policy import pick_device
 from siri.runtime.ranks import join_ranks
 from siri.runtime.signals import Interrupted
 from siri.store.run_folder import Resume, RunFolder
-from siri.train.run import DONE, Run, show_finished
+from siri.train.run import DONE, Run, View, show_finished
 
 
-def train(config: Config, run_dir: Path, *, recipe: str, resume: Resume = "never", quiet: bool = False) -> int:
-    """Train `config` in the folder `run_dir`; returns the exit code. Bad input is an InputError, before any writing.
+def train(
+    config: Config, run_dir: Path, *, recipe: str, view: View, resume: Resume = "never", quiet: bool = False
+) -> int:
+    """Train `config` in the folder `run_dir`; returns the exit code. view: how it is shown. Bad input
+    is an InputError, before any writing.
 
     Under torchrun every process calls it with the same arguments.
     """
     ranks, device = join_ranks(pick_device(config.device), across_nodes=config.shard_across_nodes)
     folder = ranks.on_main(lambda: RunFolder(run_dir, config, recipe, resume))
     if folder.finished():
-        show_finished(folder, ranks, quiet=quiet)
+        show_finished(folder, ranks, view, quiet=quiet)
         return DONE
-    with Run(config, folder, ranks, device, quiet=quiet) as run:
+    with Run(config, folder, ranks, device, view, quiet=quiet) as run:
         try:
             run.begin()  # nothing is written before all that may be bad input was tried
             run.evaluate_if_due()

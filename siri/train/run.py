@@ -1,9 +1,10 @@
 """A training run: what it is made of, and what each of its steps consists of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -14,8 +15,6 @@ from siri.model.policy import Policy
 from siri.packing.step_plan import StepTimes
 from siri.planning.gpus import model_flops_utilisation
 from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
-from siri.report.html import write_report
-from siri.report.terminal import TrainProgress, print_closing
 from siri.rewards.pool import RewardPool
 from siri.rollout import NotFinite
 from siri.rollout.engines import choose, make_engine
@@ -41,6 +40,34 @@ DONE, STOPPED = 0, 75
 """Exit codes: trained to the end; stopped by a signal with the state saved."""
 
 
+class Progress(Protocol):
+    """The display of a run; a context."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        """Show a finished step, given as its row of metrics.jsonl."""
+
+    def note(self, message: str) -> None:
+        """Show a line."""
+
+
+class View(Protocol):
+    """How a run is shown (`siri.report.view`): what trains knows nothing of pictures and terminals."""
+
+    def progress(self, steps: int, start: int, quiet: bool) -> Progress:
+        """The display of a run of `steps` steps, `start` of which are done."""
+        ...
+
+    def write_report(self, folder: Path) -> None:
+        """Draw the report of a run folder."""
+
+    def print_closing(self, folder: Path) -> None:
+        """Print the table at the end of a run."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One turn of the loop."""
@@ -58,9 +85,11 @@ class Run:
     It is made before anything is written; as a context it holds the engine, the graders, the display and the signals.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, ranks: Ranks, device: torch.device, *, quiet: bool) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, ranks: Ranks, device: torch.device, view: View, *, quiet: bool
+    ) -> None:
         """Set everything up, from the newest checkpoint if the folder holds one. InputError names what does not fit."""
-        self.config, self.folder, self.ranks, self.device = config, folder, ranks, device
+        self.config, self.folder, self.ranks, self.device, self.view = config, folder, ranks, device, view
         self.quiet = quiet or not ranks.main
         self.schedule = config.length_schedule()
         later = ranks.sharded and folder.checkpoint is not None
@@ -87,7 +116,7 @@ class Run:
         self.watch, self.times, self.stop = Stopwatch(device), StepTimes(), Stop()
         self.dynamics = Dynamics(self.policy.tokenizer)
         self.thinking = ThinkingCheck(config.reward, config.think)
-        self.progress, self.logger = TrainProgress(config.steps, folder.start, self.quiet), Logger()
+        self.progress, self.logger = view.progress(config.steps, folder.start, self.quiet), Logger()
         self.rewards = RewardPool(
             config.reward,
             workers=config.reward_workers,
@@ -283,7 +312,7 @@ class Run:
         self.saves.finish(self.done, self.state)
         self.logger.close()
         if self.ranks.main and self.done:  # a signal before the first step leaves nothing to draw
-            write_report(self.folder.path)
+            self.view.write_report(self.folder.path)
         self.ranks.gather(None)
 
     def closing_words(self) -> int:
@@ -293,7 +322,7 @@ class Run:
                 print(f"stopped at step {self.done}, state saved; continue with --resume")
             return STOPPED
         if not self.quiet:
-            print_closing(self.folder.path)
+            self.view.print_closing(self.folder.path)
             say(f"report: {self.folder.path / 'report.html'}")
         return DONE
 
@@ -322,15 +351,15 @@ def plan_memory(config: Config, policy: Policy, ranks: Ranks, *, quiet: bool) ->
     return plan
 
 
-def show_finished(folder: RunFolder, ranks: Ranks, *, quiet: bool) -> None:
+def show_finished(folder: RunFolder, ranks: Ranks, view: View, *, quiet: bool) -> None:
     """The closing table of a run that was finished before, and its report, if a kill came before that."""
     if not ranks.main:
         return
     if not (folder.path / "report.html").exists():
         with suppress(OSError):
-            write_report(folder.path)
+            view.write_report(folder.path)
     if not quiet:
-        print_closing(folder.path)
+        view.print_closing(folder.path)
 
 
 def blown_up(folder: RunFolder, step: int) -> str:

@@ -19,6 +19,7 @@ import torch
 from siri.config import Config
 from siri.data.problems import resolve_path
 from siri.data.prompts import PromptSet, load_prompts
+from siri.errors import InputError
 from siri.model import attention
 from siri.model.fsdp import shard
 from siri.model.liger import Applied, apply_liger
@@ -109,7 +110,7 @@ def prepare(
     if weights == "random":
         policy = random_policy(config.model, device, layers=layers)
     else:
-        policy = load_policy(config.model, device, weights=weights != "none" and not ranks.sharded)
+        policy = read_policy(config.model, device, weights=weights != "none" and not ranks.sharded)
     backend, liger = "", Applied()
     if training:
         backend = attention.choose(config.attention, device, policy.model.config, config.checkpointing)
@@ -143,6 +144,20 @@ def prepare(
         token_budget=budget,
         cost=cost,
     )
+
+
+def read_policy(source: str, device: torch.device, *, weights: bool = True) -> Policy:
+    """`load_policy`, of a run's checkpoint as well as of a model."""
+    folder = Path(resolve_path(source))
+    if not weights or not checkpoint.is_checkpoint(folder):
+        return load_policy(source, device, weights=weights)
+    if fault := checkpoint.verify(folder):
+        raise InputError(f"model {source}: damaged, {fault}; choose another checkpoint")
+    policy = load_policy(source, device, weights=False)
+    allocate(policy.model, device)
+    policy.model.tie_weights()
+    checkpoint.load_weights(folder, policy)
+    return policy
 
 
 def _settle(policy: Policy, config: Config, ranks: Ranks, device: torch.device, *, training: bool, read: bool) -> None:

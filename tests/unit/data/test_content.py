@@ -113,7 +113,7 @@ def test_it_is_written_and_read(tmp_path):
 
 
 def train(folder: Path, *arguments: str, expect: int = 0) -> None:
-    with patch("siri.train.run.write_report"):
+    with patch("siri.report.view.write_report"):
         assert cli.main(["train", "demo", *SMALL, *arguments, "--run-dir", str(folder)]) == expect
 
 

@@ -194,7 +194,7 @@ def test_auto_leaves_out_what_does_not_fit_and_says_so(monkeypatch):
 def test_a_run_says_once_what_is_left_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(setup, "apply_liger", lambda model, choice, device: Applied((), ("liger leaves out all",)))
     run = ["train", "demo", "--steps", "1", "--eval-problems", "1", "--eval-samples", "1"]
-    with patch("siri.train.run.write_report"):
+    with patch("siri.report.view.write_report"):
         assert main([*run, "--run-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("liger leaves out all\n") == 1
 

@@ -20,6 +20,7 @@ from siri.planning.memory_plan import (
     update_peak,
 )
 from siri.planning.tables import find_gpu, print_plan
+from siri.rollout.engines import choose
 from siri.rollout.local import held_bytes
 from siri.runtime.ranks import Ranks
 from siri.train.run import plan_memory
@@ -207,10 +208,10 @@ def test_vllm_takes_its_share_while_it_samples_and_none_in_the_update(small):
 
 
 def test_the_engine_of_a_configuration(monkeypatch):
-    """The plan takes the engine that a run on GPUs would take with the vLLM that is installed, if it is."""
+    """`siri plan` takes the engine that a run on GPUs would take with the vLLM that is installed, if it is."""
 
     def engine(**options) -> str:
-        return memory_plan(qwen2(**R1_1_5B), Config(**options), Machine(8, 80 * 10**9)).rollout
+        return choose(Config(**options), torch.device("cuda"))
 
     monkeypatch.setattr("siri.rollout.engines.installed", lambda: None)
     assert engine() == engine(rollout="local") == "local"

@@ -35,7 +35,7 @@ def test_the_lock_goes_with_its_holder(tmp_path):
 
 
 def train(folder: Path, *arguments: str, expect: int = 0) -> None:
-    with patch("siri.train.run.write_report"):
+    with patch("siri.report.view.write_report"):
         assert cli.main(["train", "demo", *SMALL, "--quiet", *arguments, "--run-dir", str(folder)]) == expect
 
 
@@ -83,7 +83,7 @@ def test_a_kill_before_the_report_does_not_cost_it(tmp_path):
     train(tmp_path / "run", "--steps", "2")  # without one, as `train` here has it
     assert not (tmp_path / "run" / "report.html").exists()
     for _ in range(2):
-        with patch("siri.train.run.write_report", wraps=write_report) as wrote:
+        with patch("siri.report.view.write_report", wraps=write_report) as wrote:
             command = ["train", "demo", *SMALL, "--quiet", "--steps", "2", "--auto-resume"]
             assert cli.main([*command, "--run-dir", str(tmp_path / "run")]) == 0
         assert (tmp_path / "run" / "report.html").exists()
@@ -94,7 +94,7 @@ def test_rows_that_are_missing_are_told(tmp_path, capsys):
     train(tmp_path / "run", "--steps", "2", "--save-every", "1")
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_text(log.read_text().split("\n", 1)[1])
-    with patch("siri.train.run.write_report"):
+    with patch("siri.report.view.write_report"):
         assert cli.main(["train", "demo", *SMALL, "--steps", "3", "--resume", "--run-dir", str(tmp_path / "run")]) == 0
     assert "metrics.jsonl: 1 of 2 steps have no row" in capsys.readouterr().out
 

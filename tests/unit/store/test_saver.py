@@ -287,7 +287,7 @@ def test_a_collective_that_fails_is_a_failed_save_and_the_next_works(tmp_path, f
 
 
 def run(folder: Path, *arguments: str) -> int:
-    with patch("siri.train.run.write_report"):
+    with patch("siri.report.view.write_report"):
         return cli.main(["train", "demo", *SMALL, *arguments, "--save-every", "1", "--run-dir", str(folder)])
 
 
@@ -301,7 +301,7 @@ def test_a_phase_whose_save_failed_has_its_name_at_the_next(tmp_path, monkeypatc
         write(folder, *rest, **options)
 
     monkeypatch.setattr(saver, "write_pieces", fails_at_four)
-    with patch("siri.train.run.write_report"):
+    with patch("siri.report.view.write_report"):
         options = ["--cycle", "8", "--steps", "8", "--save-every", "100", "--run-dir", str(tmp_path / "run"), "--quiet"]
         assert cli.main(["train", "demo", *SMALL, *options]) == 0
     assert lost, "the compression ends after four steps"

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from siri.report.phases import by_phase, length_lag, phase_cells
 from siri.rollout import Completion
-from siri.train.dynamics import Dynamics, WordCounter, by_phase, length_lag, phase_cells, repetition_rate
+from siri.train.dynamics import Dynamics, WordCounter, repetition_rate
 
 VOCAB = {
     "Wait": 0,

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.torture
 
 def train(folder: Path, *arguments: str, expect: int = 0) -> list[dict]:
     command = ["train", "demo", *SMALL, "--eval-problems", "2", *arguments, "--run-dir", str(folder)]
-    with patch("siri.train.run.write_report"):
+    with patch("siri.report.view.write_report"):
         assert cli.main(command) == expect
     return rows(folder)
 

@@ -56,7 +56,7 @@ def other_tag():
 @pytest.mark.parametrize("held_out", [[], ["siri:demo/heldout.jsonl"]])
 def test_train_tells_it(other_tag, held_out, tmp_path, capsys):
     options = ["--steps", "2", "--eval-data", *held_out, "--run-dir", str(tmp_path / "run")]
-    with patch("siri.train.run.write_report"):
+    with patch("siri.report.view.write_report"):
         assert cli.main(["train", "demo", *SMALL, *options]) == 0
     text = capsys.readouterr().out
     assert text.count("give --no-think") == 1

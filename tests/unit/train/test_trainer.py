@@ -39,7 +39,7 @@ def train(folder: Path, *arguments: str, recipe: str = "demo", expect: int = 0, 
     longer than all the rest."""
     settings = SMALL if recipe == "demo" else []
     command = ["train", recipe, *settings, *arguments, "--run-dir", str(folder)]
-    with nullcontext() if report else patch("siri.train.run.write_report"):
+    with nullcontext() if report else patch("siri.report.view.write_report"):
         assert main(command) == expect
     return rows(folder)
 

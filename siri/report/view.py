@@ -1,0 +1,22 @@
+"""What a person sees of a run: the display while it trains, the report and the table at its end."""
+
+from pathlib import Path
+
+from siri.report.html import write_report
+from siri.report.terminal import TrainProgress, print_closing
+
+
+class TerminalView:
+    """The view of `siri train` and `siri study`; what `siri.train.run.View` asks for."""
+
+    def progress(self, steps: int, start: int, quiet: bool) -> TrainProgress:
+        """The display of a run of `steps` steps, `start` of which are done."""
+        return TrainProgress(steps, start, quiet)
+
+    def write_report(self, folder: Path) -> None:
+        """Draw report.html and the pictures of a run folder."""
+        write_report(folder)
+
+    def print_closing(self, folder: Path) -> None:
+        """Print the table of a run's evaluations."""
+        print_closing(folder)

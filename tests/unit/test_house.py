@@ -1,0 +1,86 @@
+"""The rooms of siri: whoever imports whom, also inside a function, there is no way back, and some rooms are kept."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import siri
+
+PACKAGE = Path(siri.__file__).parent
+FILES = {
+    ".".join(("siri", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+KNOWN_BY = {"commands": {"cli"}, "study": {"commands"}, "report": {"commands", "study"}}
+"""Rooms that only these others know."""
+KNOWS = {
+    "schedule": {"errors"},
+    "advantages": set(),
+    "errors": {"text"},
+    "text": set(),
+    "config": {"errors", "schedule"},
+    "packing": {"errors"},
+    "runtime": {"errors"},
+}
+"""Rooms on the ground: what they know."""
+MOST_ROOMS, MOST_FLOORS = 30, 10
+
+
+def imports() -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports, at its top or inside a function."""
+    graph = {}
+    for module, path in FILES.items():
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "siri":
+                full = [f"{node.module}.{alias.name}" for alias in node.names]
+                named |= {name if name in FILES else node.module for name in full}
+            elif isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names if alias.name in FILES}
+        graph[module] = named - {module}
+    return graph
+
+
+def room(module: str) -> str:
+    """Its folder; a module beside the folders is a room by itself."""
+    return module.split(".")[1] if "." in module else module
+
+
+def rooms() -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {}
+    for module, names in imports().items():
+        if module == "siri.__main__":  # the door
+            continue
+        graph.setdefault(room(module), set()).update({room(name) for name in names} - {room(module)})
+    return graph
+
+
+def test_modules_import_one_another_in_no_circle():
+    order = list(TopologicalSorter(imports()).static_order())
+    assert len(order) == len(FILES) > 100
+
+
+def test_rooms_import_one_another_in_no_circle_and_stand_on_few_floors():
+    graph = rooms()
+    floors: dict[str, int] = {}
+    for name in TopologicalSorter(graph).static_order():
+        floors[name] = 1 + max((floors[other] for other in graph[name]), default=0)
+    assert len(graph) <= MOST_ROOMS and max(floors.values()) <= MOST_FLOORS, floors
+
+
+def test_rooms_on_the_ground_know_nobody_above():
+    graph = rooms()
+    assert {name: graph[name] - known for name, known in KNOWS.items() if graph[name] - known} == {}
+
+
+def test_what_is_kept_is_known_by_few():
+    graph = rooms()
+    for name, known_by in KNOWN_BY.items():
+        assert {other for other, names in graph.items() if name in names} <= known_by, name
+
+
+def test_every_command_of_the_table_is_there():
+    """`cli` names the modules of the commands as text, so that help is instant: each of them is there."""
+    from siri.cli import COMMANDS
+
+    assert {command.module for command in COMMANDS.values()} <= FILES.keys()
