@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from siri.rewards.decimals import DOUBLE, SINGLE, Precision, is_double, meant, plain, significant
+from siri.data.decimals import DOUBLE, SINGLE, Precision, is_double, meant, plain, significant
 
 MISSING = "without prompt or answer"
 NOT_FINITE = "with an infinite number for an answer"

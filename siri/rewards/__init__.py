@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import cast
 
+from siri.data.decimals import readings
 from siri.errors import InputError
 from siri.rewards.answers import final_boxes, same_answer
-from siri.rewards.decimals import readings
 from siri.rewards.shaping import kimi_length_rewards as kimi_length_rewards
 
 END_OF_THINKING = "</think>"
@@ -36,7 +36,7 @@ def math_reward(response: str, answer: str, *, think: bool = True) -> float:
     Boxes side by side are one list, so that several guesses are not paid; where there is no box at all, what follows
     "Answer:" on the last line counts. The cap is the sampler's (arXiv 2509.25176): a response cut inside its thinking
     has nothing to grade. `answer` is LaTeX or plain text, or a JSON list of strings of which any will do; a float with
-    all its digits is also what it stands for (`siri.rewards.decimals`). With `think=False` everything is graded.
+    all its digits is also what it stands for (`siri.data.decimals`). With `think=False` everything is graded.
     Nothing is executed, but the symbolic comparison of a hostile response can take for ever: a training run calls this
     through `siri.rewards.pool.RewardPool`, which can kill it.
     """

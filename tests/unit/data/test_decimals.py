@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
+from siri.data.decimals import meant, plain, readings
 from siri.rewards import exact_reward, math_reward
-from siri.rewards.decimals import meant, plain, readings
 
 
 @pytest.mark.parametrize(
