@@ -1,9 +1,8 @@
 """Floats that stand for another number: 0.14285714285714285 in a data file was 1/7 before it became a double.
 
-The tolerance is written here and in docs/data.md: a decimal that is the shortest spelling of a double and takes its 16
-or 17 digits is also read as that number rounded to 15 digits, and as the simplest fraction within 1e-15 of it,
-relatively, where numerator times denominator is at most 10^10. A float by chance has one in fewer than 1 of 10,000
-cases.
+The tolerance is written here and in docs/data.md: a decimal of 16 significant digits or more, as many as a double has,
+is also read as that number rounded to 15 digits, and as the simplest fraction within 1e-15 of it, relatively, where
+numerator times denominator is at most 10^10. A float by chance has one in fewer than 1 of 10,000 cases.
 """
 
 import re
@@ -67,7 +66,7 @@ def meant(value: Decimal, precision: Precision = DOUBLE) -> list[str]:
 
 def readings(gold: str) -> list[str]:
     """`gold`, and what it stands for where it is a number as programs write floats: without its exponent (2e-05), and
-    `meant` of a double."""
+    `meant`."""
     match = _NUMBER.fullmatch(gold.strip())
     if match is None or len(gold) > LONGEST:
         return [gold]
@@ -75,7 +74,17 @@ def readings(gold: str) -> list[str]:
     if abs(value.adjusted()) > LONGEST:
         return [gold]
     found = [gold, plain(value)] if match["exponent"] else [gold]
-    return found + meant(value) if is_double(value) else found
+    return found + meant(value)
+
+
+def shortest(value: Decimal) -> Decimal:
+    """A number without the digits that printing a double adds: 0.10000000000000001 is 0.1. Whole numbers, and what has
+    no spelling of 15 digits, stay."""
+    if not value.is_finite() or significant(value) < DOUBLE.full or value == value.to_integral_value():
+        return value
+    short = Decimal(repr(float(value)))
+    near = short.is_finite() and abs(Fraction(short) / Fraction(value) - 1) <= DOUBLE.tolerance
+    return short if near and significant(short) <= DOUBLE.safe else value
 
 
 def is_double(value: Decimal) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from siri.data.decimals import DOUBLE, SINGLE, Precision, is_double, meant, plain, significant
+from siri.data.decimals import DOUBLE, SINGLE, Precision, is_double, meant, plain, shortest, significant
 
 MISSING = "without prompt or answer"
 NOT_FINITE = "with an infinite number for an answer"
@@ -56,6 +56,7 @@ def gold_answer(value: Any) -> str:
     if isinstance(value, float):
         return _float(Decimal(repr(value)), DOUBLE)
     if isinstance(value, Decimal):
+        value = shortest(value)
         return _float(value, DOUBLE) if value.is_finite() and is_double(value) else _number(value)
     raise TypeError(f"the answer is {kind(value)}, not text or a number")
 
