@@ -28,7 +28,7 @@ from tests.support.tiny import tiny_policy
 
 WAYS = {"end": 0, "stop": 75, "input": 2, "interrupt": 130, "error": 1, "saving": 1, "early": 2, "alone": 1}
 """Ways out and their exit codes."""
-PATIENCE_S = 180
+PATIENCE_S = 420
 """For one round, on a machine that others use."""
 
 

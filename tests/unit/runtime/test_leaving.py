@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.torture,
     pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads in /proc, and makes them idle"),
 ]
-RANKS = 4
 OPTIONS = ["train", "demo", "--steps", "2", "--cycle", "4", "--prompts-per-step", "2", "--group-size", "2"]
 OPTIONS += ["--mini-batch-prompts", "1", "--l-max", "24", "--l-min", "12", "--eval-data", "--quiet"]
 
@@ -35,9 +34,9 @@ def busy() -> Iterator[None]:
 def test_ranks_leave_in_order_whichever_way(tmp_path, busy, torture, fault):
     """Forked ranks, which join, save, and leave by main's exit code and the interpreter's end."""
     ways = leaving_worker.WAYS
-    rounds = 96 if torture else len(ways)
+    rounds, ranks = (104, 4) if torture else (len(ways), 2)
     done = subprocess.run(
-        [sys.executable, "-m", leaving_worker.__name__, str(tmp_path), str(rounds), str(RANKS)],
+        [sys.executable, "-m", leaving_worker.__name__, str(tmp_path), str(rounds), str(ranks)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -46,9 +45,9 @@ def test_ranks_leave_in_order_whichever_way(tmp_path, busy, torture, fault):
     )
     found = json.loads(done.stdout)
     assert not found["said"], "\n".join(found["said"])
-    each = rounds // len(ways) * RANKS
+    each = rounds // len(ways) * ranks
     assert found["codes"] == {way: {str(code): each} for way, code in ways.items()}
-    fault("ranks leave beside a busy process", f"{rounds}", "no abort, no hang, no thread left, in 8 ways")
+    fault("ranks leave beside a busy process", f"{rounds} x {ranks}", "no abort, no hang, no thread left, in 8 ways")
 
 
 @pytest.mark.parametrize("way", ["end", "signal", "input", "early"])
@@ -63,7 +62,7 @@ def test_runs_on_ranks_leave_in_order(tmp_path, busy, torture, way, fault):
     if way == "early":
         options += ["--group-size", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = command(tmp_path / "run", options, ranks=RANKS if torture else 2)
+    line = command(tmp_path / "run", options, ranks=4 if torture else 2)
     process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
     if way == "signal":
         wait_for(tmp_path / "run" / "metrics.jsonl", process)
