@@ -128,7 +128,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_name_and_traceback(tmp_path):
     assert process.returncode not in (0, None)
     summary = told[told.index("Root Cause") :]
     assert "rank      : 1" in summary and "RuntimeError: out of luck" in summary
-    assert "in train" in summary and "update_policy" in summary, "the traceback leads to the place"
+    assert "in train" in summary and "in learn" in summary, "the traceback leads to the place"
 
 
 STAND_IN = """#!/usr/bin/env bash
