@@ -53,10 +53,12 @@ class FusedLMHead(nn.Linear):
             raise ValueError(f"FusedLMHead.of takes an nn.Linear or a LoRA layer around one, got {type(head).__name__}")
         return cls(weight, getattr(head, "bias", None), softcap=softcap)
 
-    def forward(self, input: Tensor, call: _Call | None = None) -> Any:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # hidden is what callers of a fused head know
+        self, hidden: Tensor, call: _Call | None = None
+    ) -> Any:
         if call is None:
-            return F.linear(input, self.weight, self.bias)
-        return call.function(input, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **call.options)
+            return F.linear(hidden, self.weight, self.bias)
+        return call.function(hidden, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **call.options)
 
     def logprob(self, hidden: Tensor, target_ids: Tensor, **options: Any) -> Tensor | tuple[Tensor, Tensor]:
         """`linear_logprob` of this head: hidden [N, D], target_ids [N] -> logp [N] (and entropy)."""
@@ -88,12 +90,14 @@ class FusedLoraHead(FusedLMHead):
     def bias(self) -> nn.Parameter | None:
         return self.layer.base_layer.bias
 
-    def forward(self, input: Tensor, call: _Call | None = None) -> Any:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # hidden is what callers of a fused head know
+        self, hidden: Tensor, call: _Call | None = None
+    ) -> Any:
         if call is None:
-            return self.layer(input)
-        low_rank = self._low_rank(input)
+            return self.layer(hidden)
+        low_rank = self._low_rank(hidden)
         options = call.options if low_rank is None else {**call.options, "low_rank": low_rank}
-        return call.function(input, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **options)
+        return call.function(hidden, self.weight, *call.arguments, bias=self.bias, softcap=self.softcap, **options)
 
     def _low_rank(self, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
         """(u [N, r], B [V, r]) with u B^T the adapters' share of the logits."""

@@ -303,7 +303,8 @@ def _same_scalar(gold: str, answer: str) -> bool:
         trees = read(gold), read(answer)
     except NotRead:
         return library.verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
-    return same_value(*trees) or _rounded(trees, (gold, answer))
+    # a decimal that is near may be too near for a comparison of values to tell
+    return _rounded(trees, (gold, answer)) or same_value(*trees)
 
 
 def _in_base(text: str) -> tuple[str, str] | None:

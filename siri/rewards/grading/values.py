@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 
+from siri.data.decimals import DOUBLE
 from siri.rewards.grading.grammar import Tree, has, symbols
 from siri.rewards.grading.numbers import (
     MAX_EXACT_BITS,
@@ -125,7 +126,8 @@ def rational(tree: Tree, point: Point | None = None) -> Fraction | None:
 
 
 def rounds_to(tree: Tree, decimal: Fraction, places: int) -> bool:
-    """Whether `decimal` of so many places is `tree` rounded: 0.333333 is 1/3, from six places and digits on."""
+    """Whether `decimal` of so many places is `tree` rounded: 0.333333 is 1/3, from six places and digits on. With all
+    the digits of a double it may be that double, which is a little off the last of them (docs/data.md)."""
     if places < ROUNDED_PLACES or symbols(tree):
         return False
     value = rational(tree)
@@ -136,8 +138,10 @@ def rounds_to(tree: Tree, decimal: Fraction, places: int) -> bool:
         value = _fraction(digits.real)
     elif _finite(value):
         return value == decimal
-    error = abs(value - decimal)
-    return error <= Fraction(1, 2 * 10**places) and error * 10 ** (ROUNDED_PLACES - 1) <= abs(value)
+    error, half = abs(value - decimal), Fraction(1, 2 * 10**places)
+    if abs(decimal) * 10**places >= 10 ** (DOUBLE.full - 1):
+        half = max(half, DOUBLE.tolerance * abs(value))
+    return error <= half and error * 10 ** (ROUNDED_PLACES - 1) <= abs(value)
 
 
 def _finite(value: Fraction) -> bool:

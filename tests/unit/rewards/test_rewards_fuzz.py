@@ -43,7 +43,8 @@ def test_mutated_answers(tmp_path, monkeypatch, torture, fault):
             assert not any(children(worker.process.pid) for worker in pool._pool), f"seed {seed}: a process was started"
         good = [f"</think>\\boxed{{{answer}}}" for answer in ("5", "1/2", "x<3")]
         assert pool.score(good, ["5", "\\frac12", "x < 3"]).rewards == [1.0, 1.0, 1.0], "it still grades"
-    assert len(rewards) == count and set(rewards) <= {0.0, 1.0} and 0 < sum(rewards) < count / 2, f"seed {seed}"
+        # a mutant that is still right comes by chance: none in some seeds, now that less is paid
+        assert len(rewards) == count and set(rewards) <= {0.0, 1.0} and sum(rewards) < count / 2, f"seed {seed}"
     assert list(tmp_path.iterdir()) == [], f"seed {seed}: a file was made"
     assert time.monotonic() - began < 300 + (timeouts + errors) * (timeout_s + 8) / workers + count * 0.05
     fault("mutated answers", f"{count:,} (seed {seed})", f"all graded; {timeouts} timed out, {errors} errors, no trace")
