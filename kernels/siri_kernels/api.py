@@ -27,6 +27,9 @@ from siri_kernels.ops.settings import (
     LogprobSettings,
     Placement,
     TokenSettings,
+    as_tensor,
+    detached,
+    split_temperature,
 )
 from siri_kernels.reference import sequence_ids
 from siri_kernels.selection import choose
@@ -185,16 +188,8 @@ def linear_grpo_loss(
         raise ValueError("main_grad and low_rank exclude each other: an adapter's gradient goes into its own .grad")
     target_ids = counted_targets(target_ids, mask, vocab if group is None else vocab_size)
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
-    impl = choose(
-        impl,
-        hidden,
-        weight,
-        temperature=temperature,
-        bias=bias,
-        softcap=softcap,
-        logit_dtype=logit_dtype,
-        group=group,
-    )
+    kind: dict[str, Any] = {"temperature": temperature, "bias": bias, "softcap": softcap, "logit_dtype": logit_dtype}
+    impl = choose(impl, hidden, weight, **kind, group=group)
     if impl == "reference":
         if group is not None or main_grad is not None:
             raise ValueError("impl='reference' has neither vocabulary shards nor main_grad; use impl='torch'")
@@ -204,10 +199,7 @@ def linear_grpo_loss(
             weight,
             target_ids,
             advantages,
-            temperature=temperature,
-            bias=bias,
-            softcap=softcap,
-            logit_dtype=logit_dtype,
+            **kind,
             keep=keep,
             forward_all=forward_all,
             denominator=denominator,
@@ -398,23 +390,6 @@ def with_adapter(hidden: Tensor, weight: Tensor, low_rank: tuple[Tensor, Tensor]
     tensor("low_rank[1]", b, like=hidden, shape=(weight.shape[0], rank), kinds="float")
     frozen = 0 if weight.requires_grad else weight.shape[1]
     return torch.cat([hidden, u.to(hidden.dtype)], 1), torch.cat([weight, b.to(weight.dtype)], 1), frozen
-
-
-def split_temperature(temperature: float | Tensor) -> tuple[float, Tensor | None]:
-    return (1.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-
-
-def detached(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach()
-
-
-def as_tensor(denominator: float | Tensor | None, like: Tensor) -> Tensor | None:
-    """A 0-dim tensor; a number is filled in on the device, because copying it there would synchronise."""
-    if denominator is None:
-        return None
-    if isinstance(denominator, Tensor):
-        return denominator.detach().reshape(())
-    return torch.full((), float(denominator), dtype=torch.float64, device=like.device)
 
 
 def result(loss: Tensor, logp: Tensor, entropy: Tensor | None, metrics_M: Tensor, names: list[str]) -> GrpoResult:

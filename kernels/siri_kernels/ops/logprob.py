@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from siri_kernels import chunked, gemm
+from siri_kernels import logits as given_logits
 from siri_kernels.chunked import Needs
 from siri_kernels.ops.grpo import padded
 from siri_kernels.ops.operator import operator
@@ -182,7 +183,7 @@ def logits_logprob(
         check_values(target_ids, logits.shape[1], temperature=temperature_N)
     temperature, budget = scale_of(settings, temperature_N, logits), chunked.budget_bytes("fast", logits.device)
     with gemm.surroundings(logits):
-        return Logprob(*chunked.logits_logprob(settings.impl, logits, target_ids, temperature, budget=budget))
+        return Logprob(*given_logits.logits_logprob(settings.impl, logits, target_ids, temperature, budget=budget))
 
 
 @logits_logprob.register_fake
@@ -215,7 +216,7 @@ def logits_logprob_backward(
     saved = (logp, entropy, maximum, log_sum)
     with gemm.surroundings(logits):
         return LogitsGradient(
-            chunked.logits_logprob_backward(
+            given_logits.logits_logprob_backward(
                 settings.impl, d_logp, d_entropy, logits, target_ids, temperature, saved, budget=budget
             )
         )

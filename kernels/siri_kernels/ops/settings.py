@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from siri_kernels.chunked import Needs, compute_dtype
@@ -95,3 +96,20 @@ class LogitsSettings:
 
     impl: str
     temperature: float = 1.0
+
+
+def split_temperature(temperature: float | Tensor) -> tuple[float, Tensor | None]:
+    return (1.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
+
+
+def detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
+
+
+def as_tensor(denominator: float | Tensor | None, like: Tensor) -> Tensor | None:
+    """A 0-dim tensor; a number is filled in on the device, because copying it there would synchronise."""
+    if denominator is None:
+        return None
+    if isinstance(denominator, Tensor):
+        return denominator.detach().reshape(())
+    return torch.full((), float(denominator), dtype=torch.float64, device=like.device)
