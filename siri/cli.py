@@ -17,7 +17,7 @@ from siri.errors import InputError
 from siri.runtime.threads import wait_passively
 from siri.text import printable, tolerant_streams
 
-ALIKE_S = 5
+ALIKE_S = 20
 """Seconds that another rank waits for rank 0 to say what is wrong."""
 
 
