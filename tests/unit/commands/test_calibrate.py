@@ -70,7 +70,8 @@ def test_the_command_writes_what_a_run_reads(folder, tmp_path, capsys):
 
 
 def test_it_says_what_liger_leaves_out(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(liger, "apply_liger", lambda model, choice, device: liger.Applied(("RoPE",), ("left out",)))
+    applied = liger.Applied(("RoPE",), ("left out",))
+    monkeypatch.setattr("siri.train.setup.apply_liger", lambda model, choice, device: applied)
     monkeypatch.setattr(calibrate, "pack_times", lambda packs, run, device, repeats: [1.0, 2.0, 3.0])
     out = tmp_path / "ratio.json"
     assert main(command(folder, "--lengths", "32", "256", "2048", "--out", str(out))) == 0

@@ -143,7 +143,7 @@ def test_a_bundle_replays_bit_for_bit(tmp_path, monkeypatch, capsys, fault):
     out = capsys.readouterr().out
     assert "the same, bit for bit" in out and "largest    micro-step" in out
     with monkeypatch.context() as patched:
-        patched.setattr(replay, "apply_liger", lambda model, choice, device: Applied((), ("left out",)))
+        patched.setattr("siri.train.setup.apply_liger", lambda model, choice, device: Applied((), ("left out",)))
         assert cli.main(["replay", str(bundle)]) == 0
     assert capsys.readouterr().out == f"left out\n{out}"
     # sharded over one process, as on a GPU
