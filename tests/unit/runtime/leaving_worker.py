@@ -85,7 +85,7 @@ def rank_main(way: str, folder: Path, rank: int, ranks: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     cli.ALIKE_S = 0
-    cli.COMMANDS["leave"] = command
+    cli._run = lambda arguments: command(arguments[1:])
     sys.exit(cli.main(["leave", way, str(folder / "checkpoints")]))
 
 
