@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import siri
-from siri.cli import COMMANDS, main
+from siri.cli import ALIKE_S, COMMANDS, main
 from tests.support.tiny import save_tiny
 
 ROOT = Path(siri.__file__).parent.parent
@@ -155,7 +155,7 @@ def test_a_rank_whose_fault_is_its_own_says_so_after_a_while(inputs, capsys, mon
     alone = capsys.readouterr().err
     for name, value in {"RANK": "9", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert main(bad) == 2 and waited == [6], "one rank of a node after the other"
+    assert main(bad) == 2 and waited == [ALIKE_S + 1], "one rank of a node after the other"
     assert capsys.readouterr().err == alone.replace("siri: ", "siri (rank 9): ", 1)
 
 
