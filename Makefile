@@ -21,7 +21,7 @@ demo: .venv
 	.venv/bin/siri train demo --auto-resume
 
 test: .venv
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --durations=20
 
 test-vllm: .venv-vllm
 	OMP_NUM_THREADS=1 SIRI_TEST_VLLM=1 .venv-vllm/bin/python -m pytest tests/vllm
