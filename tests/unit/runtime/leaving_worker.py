@@ -1,8 +1,8 @@
 """leaving_worker.py FOLDER ROUNDS RANKS: start ranks and let them leave in every way; prints how often each ended how.
 
 The ranks are forked from this process, which has imported all that they need, and end as the `siri` command does:
-main's exit code, and then the interpreter's own end. gloo's threads run only when nobody else wants the processor, so
-that they are still busy with the last collective when their rank leaves it, as they may be on any busy machine.
+main's exit code, and then the interpreter's own end. gloo's threads run when hardly anybody else wants the processor,
+so that they are still busy with the last collective when their rank leaves it, as they may be on any busy machine.
 """
 
 import atexit
@@ -65,7 +65,7 @@ def command(arguments: list[str]) -> int:
             os.kill(os.getpid(), signal.SIGTERM)
         for task in os.listdir("/proc/self/task"):
             if "gloo_run" in Path(f"/proc/self/task/{task}/comm").read_text():
-                os.sched_setscheduler(int(task), os.SCHED_IDLE, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, int(task), 19)
         stopped = any(ranks.gather(bool(stop)))
     if way == "input":
         raise InputError("refused by all ranks")

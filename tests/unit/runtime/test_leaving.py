@@ -16,7 +16,7 @@ from tests.unit.runtime import leaving_worker
 
 pytestmark = [
     pytest.mark.torture,
-    pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads in /proc, and makes them idle"),
+    pytest.mark.skipif(sys.platform != "linux", reason="finds gloo's threads in /proc"),
 ]
 OPTIONS = ["train", "demo", "--steps", "2", "--cycle", "4", "--prompts-per-step", "2", "--group-size", "2"]
 OPTIONS += ["--mini-batch-prompts", "1", "--l-max", "24", "--l-min", "12", "--eval-data", "--quiet"]
