@@ -20,11 +20,13 @@ def test_the_curves_of_the_demo_stand(ranks, tmp_path):
         assert now == golden
         return
     # another machine or version: from the first update on, a last bit grows into other samples, so that only what was
-    # computed before it can be held to a tolerance
+    # computed before it can be held to a tolerance: relative, and absolute for the differences between two passes over
+    # the same tokens (mismatch, approx_kl), which are themselves last bits
     for name in ("metrics", "eval"):
         first, expected = now[name][0], golden[name][0]
         numbers = {key for key, value in expected.items() if isinstance(value, float)}
         assert {key: first[key] for key in first.keys() - numbers} == {
             key: expected[key] for key in expected.keys() - numbers
         }
-        assert {key: first[key] for key in numbers} == pytest.approx({key: expected[key] for key in numbers}, rel=1e-6)
+        near = pytest.approx({key: expected[key] for key in numbers}, rel=1e-6, abs=1e-6)
+        assert {key: first[key] for key in numbers} == near
