@@ -8,6 +8,10 @@ from tests.golden.demo import GOLDEN, RANKS, curves, environment, run
 
 GOLDEN_CURVES = json.loads(GOLDEN.read_text())
 
+AFTER_AN_UPDATE = ("ratio_max", "approx_kl")
+"""What the first step's second mini-batch is compared with the policy before the first one's update by: Adam divides a
+gradient's last bits by their own size."""
+
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_the_curves_of_the_demo_stand(ranks, tmp_path):
@@ -28,5 +32,6 @@ def test_the_curves_of_the_demo_stand(ranks, tmp_path):
         assert {key: first[key] for key in first.keys() - numbers} == {
             key: expected[key] for key in expected.keys() - numbers
         }
-        near = pytest.approx({key: expected[key] for key in numbers}, rel=1e-6, abs=1e-6)
-        assert {key: first[key] for key in numbers} == near
+        for key in numbers:
+            relative = 1e-5 if key in AFTER_AN_UPDATE else 1e-6
+            assert first[key] == pytest.approx(expected[key], rel=relative, abs=1e-6), key

@@ -288,7 +288,8 @@ def test_ranks_are_patient_with_one_that_samples_or_downloads(kind, backend, mon
 
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m", "siri", *arguments]
+    options = ["--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "siri", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 

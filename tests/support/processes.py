@@ -15,7 +15,8 @@ from tests.support.saving import tensors
 
 def command(run: Path, options: list[str], *, ranks: int = 1) -> list[str]:
     """siri with `options` in the folder `run`, started or continued; under torchrun from two ranks on."""
-    torchrun = ["torch.distributed.run", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
+    # --standalone takes a free port: at the default one, two suites on a machine would meet
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
     return [sys.executable, "-m", *torchrun, "siri", *options, "--run-dir", str(run), "--auto-resume"]
 
 
