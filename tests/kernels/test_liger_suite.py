@@ -19,7 +19,7 @@ REFUSED = {
     "test_correctness": "loss_type='luspo' weighs whole sequences",
     "test_sequence_level_rejects": "has ratios per token: importance_sampling_level='token'",
 }
-"""What fails, and with which of our refusals: LUSPO with a KL term, and the moment of two refusals that Liger has too."""
+"""What fails, and with which of our refusals: LUSPO with a KL term, and the moment of two that Liger refuses, too."""
 
 
 def checkout() -> Path:
