@@ -226,7 +226,7 @@ def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from siri.report.terminal import percent
+    from siri.report.format import percent
 
     figures = row["benchmarks"]
     best = max(next(iter(figures.values()))["pass_at_k"], key=int)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
+from siri.report.effects import effects, is_milestone
+from siri.report.format import percent, tokens
 from siri.report.labels import place_labels
-from siri.report.terminal import effects, is_milestone, percent, tokens
 from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:

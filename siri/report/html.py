@@ -10,20 +10,10 @@ from statistics import fmean, median
 from typing import Any
 
 from siri.report.charts import draw, pareto_chart, training_chart
+from siri.report.effects import HEADINGS, Effect, caption, effect_cells, effects, verdict
+from siri.report.format import compact, duration, percent, tokens
 from siri.report.page import PAGE, style
 from siri.report.step_charts import chosen_plans, parts_of, plan_chart, time_chart
-from siri.report.terminal import (
-    HEADINGS,
-    Effect,
-    caption,
-    compact,
-    duration,
-    effect_cells,
-    effects,
-    percent,
-    tokens,
-    verdict,
-)
 from siri.store.jsonl import RunRecord, read_run, write_atomic
 from siri.text import encoded
 

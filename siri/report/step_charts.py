@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from siri.report.charts import LIGHT
-from siri.report.terminal import percent
+from siri.report.format import percent
 from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from PIL import Image
 from siri.errors import InputError
 from siri.report import charts
 from siri.report.html import write_report
-from siri.report.terminal import effect_cells, effects
+from siri.report.effects import effect_cells, effects
 from siri.store.jsonl import MetricsLog, read_run
 from tests.support.synthetic_run import LARGE, make_run
 
