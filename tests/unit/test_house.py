@@ -1,6 +1,7 @@
 """The rooms of siri: whoever imports whom, also inside a function, there is no way back, and some rooms are kept."""
 
 import ast
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -77,6 +78,15 @@ def test_what_is_kept_is_known_by_few():
     graph = rooms()
     for name, known_by in KNOWN_BY.items():
         assert {other for other, names in graph.items() if name in names} <= known_by, name
+
+
+def test_a_wheel_holds_every_file_that_is_read():
+    """Recipes, templates, the demo's assets: setuptools takes only what pyproject.toml names."""
+    root = PACKAGE.parent
+    named = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["siri"]
+    packed = {path for pattern in named for path in PACKAGE.glob(pattern)}
+    held = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert held - packed - set(FILES.values()) == set()
 
 
 def test_every_command_of_the_table_is_there():
