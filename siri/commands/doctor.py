@@ -76,7 +76,7 @@ class Finding:
 
 def collect() -> dict[str, Any]:
     """Everything that `siri doctor` knows, ready for JSON: {"gpu": bool, "problems": int, "findings": [...]}."""
-    gpus = _gpus()
+    gpus = gpu_findings()
     findings = [*_machine(), *gpus, *_packages(), *_attention(), *_kernels(), *_extras()]
     return {
         "gpu": any(finding.name.startswith("GPU ") and finding.found for finding in gpus),
@@ -154,8 +154,8 @@ def _machine() -> list[Finding]:
     return findings
 
 
-def _gpus() -> list[Finding]:
-    driver = _driver()
+def gpu_findings() -> list[Finding]:
+    driver = driver_version()
     findings = [Finding("GPU", "driver", driver)] if driver else []
     try:
         import torch
@@ -183,7 +183,7 @@ def _gpus() -> list[Finding]:
     return findings
 
 
-def _driver() -> str:
+def driver_version() -> str:
     """Version of the NVIDIA driver; "" without one."""
     if not shutil.which("nvidia-smi"):
         return ""

@@ -159,7 +159,7 @@ def run_evaluation(options: EvalOptions) -> int:
             for measured in (row, base)
         ]
         row |= {"base": base["model"], "efficiency_score": efficiency_score(*pairs)}
-    Console().print(_results_table(row, base))
+    Console().print(results_table(row, base))
     if row["reward_errors"]:
         say(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
     if row["reward_undecided"]:
@@ -222,7 +222,7 @@ class Partial:
             self.log.path.unlink(missing_ok=True)
 
 
-def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
+def results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
     from rich.markup import escape
     from rich.table import Table
 

@@ -77,7 +77,7 @@ def pack(lengths: Sequence[int], *, token_budget: int, ranks: int = 1, cost: Cos
     order = np.lexsort((np.arange(sizes.size), -sizes, -weights)).tolist()
     size_list, weight_list = sizes.tolist(), weights.tolist()
 
-    micro_steps = _least_micro_steps(sizes, token_budget, ranks)
+    micro_steps = least_micro_steps(sizes, token_budget, ranks)
     bins = _fill(order, size_list, weight_list, micro_steps * ranks, ranks, token_budget)
     rows = _rows(bins, ranks)
     if len(order) <= CARE * ranks:
@@ -96,7 +96,7 @@ def _rows(bins: list[Bin], ranks: int) -> list[list[Bin]]:
     return [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
 
 
-def _least_micro_steps(sizes: np.ndarray, budget: int, ranks: int) -> int:
+def least_micro_steps(sizes: np.ndarray, budget: int, ranks: int) -> int:
     """Lower bound of Martello and Toth: sequences over half the budget never share a bin; for every length k, those of
     k tokens and more that are no longer than half fit only beside the long ones that leave k free."""
     falling = np.sort(sizes)[::-1]

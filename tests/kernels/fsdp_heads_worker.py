@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from siri_kernels import FusedLMHead
-from siri_kernels.integrations import _common, transformers
+from siri_kernels.integrations import padded, transformers
 from siri_kernels.integrations.trl import LossCall, add_fused_lm_head
 from trl.trainer.utils import add_fused_lm_head as add_trls_head
 
@@ -36,7 +36,7 @@ def verl_style(model, rank):
     """hidden states from the backbone, `lm_head.weight` read outside the head's own forward"""
     ids, ones = batch(rank)
     hidden = model.model(input_ids=ids, attention_mask=ones, use_cache=False).last_hidden_state
-    logp, entropy = _common.padded_logprob(hidden, model.lm_head.weight, ids.roll(-1, 1), None)
+    logp, entropy = padded.padded_logprob(hidden, model.lm_head.weight, ids.roll(-1, 1), None)
     return -(logp * ADVANTAGES[:, None]).mean() + 0.01 * entropy.mean()
 
 

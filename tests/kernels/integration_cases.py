@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from siri_kernels.integrations._common import release
+from siri_kernels.integrations.padded import release
 from torch.profiler import ProfilerActivity, profile
 
 D, VOCAB = 16, 53

@@ -11,7 +11,7 @@ import torch
 from integration_cases import leaves, padded_batch
 from kernel_cases import relative
 from siri_kernels import linear_grpo_loss, linear_logprob
-from siri_kernels.integrations._common import padded_logprob
+from siri_kernels.integrations.padded import padded_logprob
 from test_kernels_no_sync import Synchronisations, bare  # noqa: F401
 
 KERNELS = Path(linear_logprob.__globals__["__file__"]).parent

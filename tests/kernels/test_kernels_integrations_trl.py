@@ -12,7 +12,7 @@ pytest.importorskip("trl", reason="trl is not installed")
 from datasets import Dataset
 from integration_cases import peak_bytes
 from siri_kernels import api
-from siri_kernels.integrations import _common
+from siri_kernels.integrations import padded
 from siri_kernels.integrations.trl import FusedGRPO, FusedGRPOTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -120,7 +120,7 @@ def test_five_steps_are_the_same(name, tmp_path, monkeypatch):
             calls[function] += 1
             return getattr(api, function)(*args, **options)
 
-        monkeypatch.setattr(_common, function, counted)
+        monkeypatch.setattr(padded, function, counted)
     ours = trainer(FusedGRPOTrainer, tmp_path / "b", **settings)
     ours.train()
     log = assert_same_training(theirs, ours)

@@ -306,17 +306,17 @@ def test_selective_checkpointing_keeps_the_result_of_each_backend():
     """By the name of the operator, as torch and flash-attn register it."""
     from torch.utils.checkpoint import CheckpointPolicy
 
-    from siri.model.policy import _keep_attention
+    from siri.model.policy import keep_attention
 
     kept = ["flash_attn::_flash_attn_varlen_forward", "flash_attn_3::_flash_attn_forward", "torch_attn::_varlen_attn"]
     kept += ["aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_cudnn_attention"]
     for name in kept:
         namespace, operator = name.split("::")
-        assert _keep_attention(None, f"{namespace}.{operator}.default") == CheckpointPolicy.MUST_SAVE, name
+        assert keep_attention(None, f"{namespace}.{operator}.default") == CheckpointPolicy.MUST_SAVE, name
     import torch.nn.attention.varlen  # registers it
 
-    assert _keep_attention(None, torch.ops.torch_attn._varlen_attn.default) == CheckpointPolicy.MUST_SAVE
-    assert _keep_attention(None, torch.ops.aten.mm.default) == CheckpointPolicy.PREFER_RECOMPUTE
+    assert keep_attention(None, torch.ops.torch_attn._varlen_attn.default) == CheckpointPolicy.MUST_SAVE
+    assert keep_attention(None, torch.ops.aten.mm.default) == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):

@@ -255,11 +255,11 @@ def test_nulls_everywhere(tmp_path):
 
 
 def test_smoothing_skips_gaps_and_keeps_constants():
-    values, window = charts._smooth([2.0] * 400)
+    values, window = charts.smoothed([2.0] * 400)
     assert values == [2.0] * 400 and window == 11
-    values, window = charts._smooth([1.0, math.nan, 3.0])
+    values, window = charts.smoothed([1.0, math.nan, 3.0])
     assert window == 1 and values[0] == 1.0 and math.isnan(values[1])
-    ramp, window = charts._smooth([float(i) for i in range(160)])
+    ramp, window = charts.smoothed([float(i) for i in range(160)])
     assert window == 5 and ramp[10:150] == [float(i) for i in range(10, 150)]
 
 
@@ -270,7 +270,7 @@ def figure(chart, run, narrow):
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with matplotlib.rc_context(charts._style()):
+    with matplotlib.rc_context(charts.rc_style()):
         drawn = chart(run, narrow=narrow)
         FigureCanvasAgg(drawn).draw()
     return drawn
