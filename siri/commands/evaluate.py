@@ -79,7 +79,7 @@ def run_evaluation(options: EvalOptions) -> int:
     from siri.model.policy import pick_device
     from siri.report.paper import expand
     from siri.rewards.pool import RewardPool
-    from siri.rollout.engines import choose, make_engine
+    from siri.rollout.engines import engine_for, make_engine
     from siri.train.collect import derive_seed
     from siri.train.evaluate import answer, average, summarise
     from siri.train.setup import Source, prepare
@@ -90,7 +90,7 @@ def run_evaluation(options: EvalOptions) -> int:
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: no such folder; make it first")
     device = pick_device(options.device)
-    vllm = choose(options, device) != "local"
+    vllm = engine_for(options, device) != "local"
     setup = prepare(
         options.config(),
         # weights that leave for vLLM need not lie on its GPU as well

@@ -34,7 +34,7 @@ class Policy:
     context: int
     """Most tokens the model can hold."""
 
-    def run(self, function: Callable[..., T], *args: Any) -> T:
+    def call(self, function: Callable[..., T], *args: Any) -> T:
         """function(model, *args) with the model's parameters at hand, sharded or not."""
         run_inside = getattr(self.model, "run_inside", None)
         if run_inside is None:

@@ -45,13 +45,13 @@ def effects(evals: Iterable[Mapping[str, Any]], *, every: bool = False) -> list[
     With `every`, or when there is no milestone but the base, routine evaluations have rows too.
     """
     latest = {row["name"]: row for row in evals}
-    chosen = [row for row in latest.values() if every or is_milestone(row["name"])]
-    if not any(row["name"] != "base" for row in chosen):
-        chosen = list(latest.values())
+    shown = [row for row in latest.values() if every or is_milestone(row["name"])]
+    if not any(row["name"] != "base" for row in shown):
+        shown = list(latest.values())
     # base and ends of phases before final before routine checks, so that of equal rows the telling name stays
-    chosen.sort(key=lambda row: (row["step"], not is_milestone(row["name"]), row["name"] == "final"))
+    shown.sort(key=lambda row: (row["step"], not is_milestone(row["name"]), row["name"] == "final"))
     distinct = {}
-    for row in chosen:
+    for row in shown:
         distinct.setdefault(tuple(row.get(key) for key in ("step", "cap", "accuracy", "tokens_mean")), row)
     return [_effect(row, latest.get("base")) for row in distinct.values()]
 
@@ -142,4 +142,4 @@ def caption(rows: list[Effect], config: Mapping[str, Any]) -> str:
     """What the table is about: the recipe and the cap(s) of its evaluations."""
     caps = sorted({row.cap for row in rows if row.cap is not None})
     at = f"evaluated at cap {', '.join(f'{cap:,}' for cap in caps)}" if caps else ""
-    return ", ".join(part for part in (str(config.get("recipe") or ""), at) if part)
+    return ", ".join(word for word in (str(config.get("recipe") or ""), at) if word)

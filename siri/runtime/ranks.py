@@ -170,13 +170,13 @@ def recorded(function: Callable[[], T]) -> T:
         return function()
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    def run() -> tuple[Any, InputError | None]:
+    def outcome() -> tuple[Any, InputError | None]:
         try:
             return function(), None
         except InputError as error:
             return None, error
 
-    value, error = cast("tuple[T, InputError | None]", record(run)())
+    value, error = cast("tuple[T, InputError | None]", record(outcome)())
     if error is not None:
         raise error
     return value

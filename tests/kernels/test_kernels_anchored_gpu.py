@@ -7,7 +7,7 @@ import torch
 from kernel_cases import KERNEL_OPTIONS, make_case, relative, run
 from siri_kernels import linear_grpo_loss, linear_logprob, reference, self_check
 from siri_kernels.rows.anchored.tiles import PLANS, capability, use_plan
-from siri_kernels.selection import choose
+from siri_kernels.selection import select
 from test_kernels_gpu import HALF, large_case, on_gpu
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -54,7 +54,7 @@ def test_the_self_check_passes(plan, head):
 @pytest.mark.skipif(torch.cuda.is_available() and capability(torch.device("cuda", 0)) != 90, reason="auto is for sm_90")
 def test_auto_takes_it():
     hidden, weight, target_ids, _ = large_case()
-    assert choose("auto", hidden, weight) == "anchored"
+    assert select("auto", hidden, weight) == "anchored"
     auto, anchored = (linear_logprob(hidden, weight, target_ids, impl=impl) for impl in ("auto", "anchored"))
     assert torch.equal(auto, anchored)
 

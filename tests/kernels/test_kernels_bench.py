@@ -49,11 +49,11 @@ def test_the_table_of_goals(record):
 
 def test_siri_bench_reads_it(record, tmp_path, capsys, monkeypatch):
     from siri.cli import main
-    from siri.commands.bench import compare, read_record
+    from siri.commands.bench import comparison_tables, read_record
 
     found = read_record(record)
     assert ("forward_backward", "tiny", "siri") in found.rows and "G2.tiny" in found.goals
-    assert len(compare(found, found)) == 2, "tiny sizes on a CPU claim no goal"
+    assert len(comparison_tables(found, found)) == 2, "tiny sizes on a CPU claim no goal"
     worse = json.loads(record.read_text())
     for row in worse["rows"]:
         if row["op"] == "forward" and row["impl"] == "siri":

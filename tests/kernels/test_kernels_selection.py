@@ -8,7 +8,7 @@ import pytest
 import torch
 from siri_kernels import selection, self_check
 from siri_kernels.rows.anchored import tiles
-from siri_kernels.selection import choose
+from siri_kernels.selection import select
 
 BF16 = torch.bfloat16
 
@@ -25,7 +25,7 @@ def gpu(monkeypatch):
 
     def verify(device, tile, d_model, head, ragged):
         state.asked.append((device.index, head, d_model % 64, ragged))
-        assert choose("anchored", named(9, d_model), named(7, d_model)) == "anchored", "the check needs what it checks"
+        assert select("anchored", named(9, d_model), named(7, d_model)) == "anchored", "the check needs what it checks"
         return state.fault
 
     for module in (tiles, self_check):
@@ -59,54 +59,54 @@ def gpu(monkeypatch):
 def test_auto_on_a_gpu(gpu, expected, arch, dtype, d, vocab):
     gpu.arch = arch
     for n in (0, 1, 100_000):  # passes over other rows must agree
-        assert choose("auto", named(n, d, dtype=dtype), named(vocab, d, dtype=dtype)) == expected
+        assert select("auto", named(n, d, dtype=dtype), named(vocab, d, dtype=dtype)) == expected
     assert len(gpu.asked) == (expected == "anchored")
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32, torch.float64])
 def test_auto_elsewhere(gpu, dtype):
-    assert choose("auto", named(5, 1536, dtype=dtype, device="cpu"), named(5000, 1536)) == "torch"
-    assert choose("auto", named(5, 1536, dtype=dtype)) == ("torch" if dtype == torch.float64 else "fallback"), "logits"
+    assert select("auto", named(5, 1536, dtype=dtype, device="cpu"), named(5000, 1536)) == "torch"
+    assert select("auto", named(5, 1536, dtype=dtype)) == ("torch" if dtype == torch.float64 else "fallback"), "logits"
     assert gpu.asked == []
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch", "fallback", "triton", "anchored"])
 def test_what_is_asked_for(gpu, impl):
     gpu.arch = 80
-    assert choose(impl, named(5, 66), named(9, 66)) == ("fallback" if impl == "triton" else impl)
+    assert select(impl, named(5, 66), named(9, 66)) == ("fallback" if impl == "triton" else impl)
     if impl == "anchored":
-        assert choose(impl, named(5, 66, dtype=torch.float16), named(9, 66)) == "fallback"
-        assert choose(impl, named(5, 66)) == "fallback", "given logits"
+        assert select(impl, named(5, 66, dtype=torch.float16), named(9, 66)) == "fallback"
+        assert select(impl, named(5, 66)) == "fallback", "given logits"
     if impl in ("anchored", "triton", "fallback"):
         for like, words in ((named(5, 66, dtype=torch.float64), "fp64"), (named(5, 66, device="cpu"), "needs CUDA")):
             with pytest.raises(ValueError, match=words):
-                choose(impl, like, named(9, 66))
+                select(impl, like, named(9, 66))
     with pytest.raises(ValueError, match="did you mean"):
-        choose("anchor", named(5, 66))
+        select("anchor", named(5, 66))
 
 
 def test_triton_is_the_best_there_is(gpu):
     like, weight = named(5, 1536), named(151_936, 1536)
-    assert choose("triton", like, weight) == choose("auto", like, weight) == "anchored"
+    assert select("triton", like, weight) == select("auto", like, weight) == "anchored"
     gpu.arch = 80
-    assert choose("triton", like, weight) == "fallback"
+    assert select("triton", like, weight) == "fallback"
 
 
 def test_every_kind_of_head_is_tried_once_per_device(gpu):
     like, weight, one = named(5, 1536), named(151_936, 1536), torch.ones(5)
     for _ in range(3):
-        choose("auto", like, weight)
-        choose("auto", like, weight, temperature=0.7)  # a number is no other kernel
-        choose("anchored", named(7, 1536), weight)
+        select("auto", like, weight)
+        select("auto", like, weight, temperature=0.7)  # a number is no other kernel
+        select("anchored", named(7, 1536), weight)
     assert gpu.asked == [(0, (False,) * 4, 0, True)]
     kinds = [{"temperature": one}, {"bias": one}, {"softcap": 3.0}, {"logit_dtype": "bf16"}]
     for kind in kinds * 2:
-        choose("auto", like, weight, **kind)
+        select("auto", like, weight, **kind)
     assert [asked[1].index(True) for asked in gpu.asked[1:]] == [0, 1, 2, 3]
-    choose("auto", like, named(152_064, 1536))  # whole tiles
-    choose("auto", named(5, 1544), named(151_936, 1544))  # a part of a step of depth
-    choose("auto", named(5, 1536, device="cuda:1"), weight)
-    choose("auto", like, weight)
+    select("auto", like, named(152_064, 1536))  # whole tiles
+    select("auto", named(5, 1544), named(151_936, 1544))  # a part of a step of depth
+    select("auto", named(5, 1536, device="cuda:1"), weight)
+    select("auto", like, weight)
     assert [(a[0], *a[2:]) for a in gpu.asked[5:]] == [(0, 0, False), (0, 8, True), (1, 0, True)]
 
 
@@ -116,7 +116,7 @@ def test_another_plan_is_tried_again(gpu):
     try:
         for name in tiles.PLANS:
             assert tiles.use_plan(name) in tiles.PLANS
-            choose("auto", like, weight)
+            select("auto", like, weight)
             assert tiles.planned_tile(90, 1536, busy=True) == tiles.BUSY_TILES[90]
     finally:
         tiles.use_plan(before)
@@ -129,13 +129,13 @@ def test_a_fault_is_told_once_and_avoided(gpu):
     gpu.fault = "log-prob off by 3.0e-01, more than 1e-04"
     like, weight = named(5, 1536), named(151_936, 1536)
     with pytest.warns(RuntimeWarning, match=r"takes the fallback: log-prob off by 3.0e-01") as seen:
-        assert choose("auto", like, weight) == "fallback"
+        assert select("auto", like, weight) == "fallback"
     assert len(seen) == 1 and "\n" not in str(seen[0].message) and "cuda:0 (a GPU)" in str(seen[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose("auto", like, weight) == "fallback"
+        assert select("auto", like, weight) == "fallback"
     with pytest.raises(ValueError, match=r"does not work on cuda:0 .* use impl='auto' or 'fallback'"):
-        choose("anchored", like, weight)
+        select("anchored", like, weight)
     assert len(gpu.asked) == 1
 
 
@@ -143,7 +143,7 @@ def test_a_kernel_that_does_not_compile_is_a_fault(monkeypatch):
     def fails(*_):
         raise RuntimeError("PassManager::run failed\nand a page of IR")
 
-    monkeypatch.setattr(self_check, "compare", fails)
+    monkeypatch.setattr(self_check, "difference", fails)
     tile = tiles.INTERPRETER[True]
     found = self_check.verify(torch.device("cpu"), tile, 64, (False,) * 4, ragged=False)
     assert found == "RuntimeError: PassManager::run failed"
@@ -156,23 +156,23 @@ def test_an_interrupt_leaves_no_verdict(gpu, monkeypatch):
     like, weight, verify = named(5, 1536), named(151_936, 1536), self_check.verify
     monkeypatch.setattr(self_check, "verify", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        choose("auto", like, weight)
+        select("auto", like, weight)
     monkeypatch.setattr(self_check, "verify", verify)
-    assert choose("auto", like, weight) == "anchored" and len(gpu.asked) == 1
+    assert select("auto", like, weight) == "anchored" and len(gpu.asked) == 1
 
 
 def test_nothing_is_tried_inside_a_capture(gpu):
     like, weight = named(5, 1536), named(151_936, 1536)
     gpu.capturing = True
     with pytest.warns(RuntimeWarning, match="call it once before"):
-        assert choose("auto", like, weight) == "fallback"
+        assert select("auto", like, weight) == "fallback"
     with pytest.raises(ValueError, match="call it once before"):
-        choose("anchored", like, weight)
+        select("anchored", like, weight)
     assert gpu.asked == []
     gpu.capturing = False
-    assert choose("auto", like, weight) == "anchored"
+    assert select("auto", like, weight) == "anchored"
     gpu.capturing = True
-    assert choose("auto", like, weight) == "anchored"
+    assert select("auto", like, weight) == "anchored"
 
 
 def test_torch_compile_asks_while_it_traces(gpu):
@@ -194,9 +194,9 @@ def test_ranks_agree(gpu, monkeypatch):
     group = SimpleNamespace(group_name="tp")
     like, weight = named(5, 1536), named(100, 1536)  # a shard may be small
     with pytest.warns(RuntimeWarning, match="failed on another rank"):
-        assert choose("auto", like, weight, group=group) == "fallback"
+        assert select("auto", like, weight, group=group) == "fallback"
     others[0] = 0
-    assert choose("auto", like, weight, group=SimpleNamespace(group_name="pp")) == "anchored"
+    assert select("auto", like, weight, group=SimpleNamespace(group_name="pp")) == "anchored"
     gpu.fault = "late"
     with pytest.raises(ValueError, match="on this rank alone"):  # the same group, a shard with another last tile
-        choose("auto", like, named(256, 1536), group=SimpleNamespace(group_name="pp"))
+        select("auto", like, named(256, 1536), group=SimpleNamespace(group_name="pp"))

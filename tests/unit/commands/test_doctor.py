@@ -195,11 +195,11 @@ def test_a_hanging_driver_does_not_hang_the_doctor(monkeypatch):
 
 
 def test_kernels_come_from_the_kernel_package(monkeypatch):
-    from siri_kernels.api import choose
+    from siri_kernels.selection import select
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     findings = by_name()
-    assert findings["impl=auto"]["found"] == choose("auto", torch.empty(0))
+    assert findings["impl=auto"]["found"] == select("auto", torch.empty(0))
     assert "interpreter" in findings["impl=auto"]["note"]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     findings = by_name()

@@ -41,7 +41,7 @@ def test_nothing_planned():
     plan = StepPlan()
     assert math.isnan(plan.lockstep_efficiency) and math.isnan(plan.budget_use(10)) and plan.slowest == []
     assert plan.largest(0) == 0 and not plan.several
-    assert StepTimes().compare(plan, []) == {"micro_steps_s": 0, "micro_steps_predicted_s": None}
+    assert StepTimes().note(plan, []) == {"micro_steps_s": 0, "micro_steps_predicted_s": None}
 
 
 def test_times_are_learned_from_earlier_steps_only():
