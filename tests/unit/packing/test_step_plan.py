@@ -9,7 +9,7 @@ from siri.packing import pack
 from siri.packing.flops import sequence_cost
 from siri.packing.step_plan import StepPlan, StepTimes
 from siri.planning.memory_plan import load_model_config
-from tests.unit.train.test_trainer import rows, train
+from tests.support.training import rows, train
 
 
 def planned(*batches, ranks=2, budget=20):

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import siri_kernels
 import torch
-from kernel_cases import relative
 from siri_kernels import linear_grpo_loss, reference
 from siri_kernels.loss.spec import LossOptions, LossSettings
 from siri_kernels.loss.tokens import prepare
 from torch import nn
+
+from tests.support.kernel_cases import relative
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"
 LOSS = {

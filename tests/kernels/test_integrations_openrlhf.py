@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
-from integration_cases import Stubs, fresh, installed, pretend_installed
-from kernel_cases import relative
 from torch import nn
+
+from tests.support.integration_cases import Stubs, fresh, installed, pretend_installed
+from tests.support.kernel_cases import relative
 
 tests_tiny = pytest.importorskip("tests.support.tiny", reason="transformers is not installed")
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from kernel_cases import GRADIENT, KERNEL_OPTIONS, VALUE, make_case, relative, run
 from siri_kernels import linear_grpo_loss, linear_logprob, logprob_from_logits, reference, selection
+
+from tests.support.kernel_cases import GRADIENT, KERNEL_OPTIONS, VALUE, make_case, relative, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 HALF = 4e-3
@@ -12,7 +13,7 @@ REFERENCE = {torch.float32: 1e-4, torch.bfloat16: HALF, torch.float16: HALF}
 
 @pytest.fixture(autouse=True)
 def the_fallback(monkeypatch):
-    """Is what "auto" means in this file, wherever it runs; test_kernels_anchored_gpu.py has the other."""
+    """Is what "auto" means in this file, wherever it runs; test_anchored_gpu.py has the other."""
     monkeypatch.setattr(selection, "AUTO_ARCHS", ())
 
 
@@ -24,7 +25,7 @@ def on_gpu(case):
 
 
 def check(case, dtype, **options):
-    """The fallback; `test_kernels_anchored_gpu.py` does the same for the kernel that auto takes on Hopper."""
+    """The fallback; `test_anchored_gpu.py` does the same for the kernel that auto takes on Hopper."""
     result, gradients = run(linear_grpo_loss, case, impl="fallback", **options)
     plain = {k: v for k, v in options.items() if k != "memory"}
     expected, expected_gradients = run(reference.linear_grpo_loss, case, upcast=True, **plain)

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from kernel_cases import make_case, relative, run
 from siri_kernels import linear_grpo_loss, linear_logprob, logprob_from_logits, reference
+
+from tests.support.kernel_cases import make_case, relative, run
 
 ONE = torch.ones(1, 1)
 

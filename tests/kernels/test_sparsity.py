@@ -3,8 +3,9 @@ weights formed inside) is that of the plain way."""
 
 import pytest
 import torch
-from kernel_cases import make_case
 from siri_kernels import grpo_loss, linear_grpo_loss, linear_logprob
+
+from tests.support.kernel_cases import make_case
 
 OPTIONS = {
     "grpo": {},

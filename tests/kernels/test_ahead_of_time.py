@@ -5,8 +5,9 @@ Every variant that a launch can ask for on sm_90, the leanest and the fullest of
 """
 
 import pytest
-from compiler_reports import ANCHORED, ROWS, TOKENS, Reports, matching, reports
 from siri_kernels import inspect
+
+from tests.support.compiler_reports import ANCHORED, ROWS, TOKENS, Reports, matching, reports
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_nothing_to_show_is_said(arguments, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_100"])
 def test_the_anchored_kernels_of_older_and_newer_gpus(compiled, arch):
-    """Those that `test_kernels_anchored_ahead_of_time.py` does not look at there."""
+    """Those that `test_anchored_ahead_of_time.py` does not look at there."""
     for key, report in matching(compiled, ANCHORED, arch).items():
         assert report["spills"] == 0 and report["stack"] == 0, (key, report)
         if "gemm" in key[0] or key[0].startswith(("anchored redo online", "anchored redo store")):

@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
-from kernel_cases import KERNEL_OPTIONS, make_case, relative, run
 from siri_kernels import linear_grpo_loss, linear_logprob, reference, self_check
 from siri_kernels.rows.anchored.tiles import PLANS, capability, use_plan
 from siri_kernels.selection import select
-from test_kernels_gpu import HALF, large_case, on_gpu
+
+from tests.kernels.test_gpu import HALF, large_case, on_gpu
+from tests.support.kernel_cases import KERNEL_OPTIONS, make_case, relative, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 BF16 = torch.bfloat16

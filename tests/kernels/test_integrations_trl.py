@@ -10,13 +10,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("trl", reason="trl is not installed")
 
 from datasets import Dataset
-from integration_cases import peak_bytes
 from siri_kernels import api
 from siri_kernels.integrations import padded
 from siri_kernels.integrations.trl import FusedGRPO, FusedGRPOTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.support.integration_cases import peak_bytes
 from tests.support.tiny import word_tokenizer
 
 # TRL asks transformers for what is deprecated there

@@ -3,18 +3,14 @@ through the adapters, against the mean gradient of the whole model over both bat
 
 import os
 import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from siri_kernels import FusedLMHead
 from siri_kernels.integrations import padded, transformers
 from siri_kernels.integrations.trl import LossCall, add_fused_lm_head
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from trl.trainer.utils import add_fused_lm_head as add_trls_head
 
 from tests.support.tiny import tiny_model

@@ -4,10 +4,11 @@ import sys
 
 import torch
 import torch.distributed as dist
-from kernel_cases import make_case, relative, run
 from siri_kernels import FusedLMHead, linear_grpo_loss
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from tests.support.kernel_cases import make_case, relative, run
 
 # the second shard is the larger one: by their own sizes the ranks would make chunks of 30 and of 20 rows
 SHARD_OPTIONS = [

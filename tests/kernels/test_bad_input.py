@@ -3,7 +3,8 @@
 import pytest
 import siri_kernels
 import torch
-from kernel_cases import make_case
+
+from tests.support.kernel_cases import make_case
 
 BAD = {
     "hidden shape": ({"hidden": torch.zeros(2, 3, 4)}, r"hidden must be a float tensor \[N, D\]"),

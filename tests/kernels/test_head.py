@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from kernel_cases import make_case, relative, run
 from siri_kernels import FusedLMHead, linear_grpo_loss, linear_logprob, logprob_from_logits
 from siri_kernels.chunked import Needs
 from siri_kernels.loss.spec import LossSettings
@@ -19,6 +18,8 @@ from siri_kernels.ops.settings import (
     TokenSettings,
 )
 from torch import nn
+
+from tests.support.kernel_cases import make_case, relative, run
 
 
 class TinyModel(nn.Module):

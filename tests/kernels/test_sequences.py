@@ -3,9 +3,10 @@ wear out."""
 
 import pytest
 import torch
-from kernel_cases import assert_same, make_case, relative, run
 from siri_kernels import api, chunked, grpo_loss, linear_grpo_loss, reference
 from siri_kernels.loss.tokens import segment_sum
+
+from tests.support.kernel_cases import assert_same, make_case, relative, run
 
 GSPO = {"loss": "gspo", "clip_low": 0.02, "clip_high": 0.03}
 LENGTHS = (9, 0, 31, 1, 24, 17, 3)

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kernel_cases import relative
 from siri_kernels import linear_grpo_loss, logprob_from_logits
+
+from tests.support.kernel_cases import relative
 
 LENGTHS = (7, 3, 12, 9)
 D, VOCAB = 16, 53

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from integration_cases import leaves, logprob_and_entropy, padded_batch, peak_bytes
-from kernel_cases import relative
 from siri_kernels import linear_grpo_loss
 from siri_kernels.integrations.padded import padded_grpo_loss, padded_logprob, rows_with_gradient
 from torch import nn
+
+from tests.support.integration_cases import leaves, logprob_and_entropy, padded_batch, peak_bytes
+from tests.support.kernel_cases import relative
 
 tests_tiny = pytest.importorskip("tests.support.tiny", reason="transformers is not installed")
 

@@ -4,9 +4,10 @@ import inspect
 
 import pytest
 import torch
-from integration_cases import leaves, padded_batch, peak_bytes
-from kernel_cases import relative
 from siri_kernels.integrations import liger
+
+from tests.support.integration_cases import leaves, padded_batch, peak_bytes
+from tests.support.kernel_cases import relative
 
 oracle = pytest.importorskip("liger_kernel.chunked_loss.grpo_loss", reason="liger-kernel is not installed")
 Theirs, Ours = oracle.LigerFusedLinearGRPOLoss, liger.LigerFusedLinearGRPOLoss

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from integration_cases import leaves, padded_batch
-from kernel_cases import relative
 from siri_kernels import linear_grpo_loss, linear_logprob
 from siri_kernels.integrations.padded import padded_logprob
-from test_kernels_no_sync import Synchronisations, bare  # noqa: F401
+
+from tests.kernels.test_no_sync import Synchronisations, bare  # noqa: F401
+from tests.support.integration_cases import leaves, padded_batch
+from tests.support.kernel_cases import relative
 
 KERNELS = Path(linear_logprob.__globals__["__file__"]).parent
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -170,10 +171,10 @@ def test_more_than_65535_rows(device):
 
 def test_fsdp2_lm_head(tmp_path):
     """verl's fused forward under FSDP2 with an untied head, TRL's with a sharded one: hooks that do not fire, tensors
-    mixed with DTensors. Two processes, the head a module of its own, through the adapters (see fsdp_heads_worker.py).
+    mixed with DTensors. Two processes, the head a module of its own, through the adapters
+    (tests/support/fsdp_heads_worker.py).
     """
-    worker = Path(__file__).with_name("fsdp_heads_worker.py")
-    command = [sys.executable, str(worker), str(tmp_path / "store")]
+    command = [sys.executable, "-m", "tests.support.fsdp_heads_worker", str(tmp_path / "store")]
     ranks = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)
     ]

@@ -2,7 +2,8 @@
 shared memory as planned. Speed is not claimed from any of it."""
 
 import pytest
-from compiler_reports import matching
+
+from tests.support.compiler_reports import matching
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,18 @@
-"""Vocabulary shards and FSDP2 over two gloo processes (see distributed_worker.py)."""
+"""Vocabulary shards and FSDP2 over two gloo processes (see vocabulary_shards_worker.py)."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import make_case
 from siri_kernels import linear_grpo_loss
 from siri_kernels.sharding import plan_columns
 
+from tests.support.kernel_cases import make_case
+
 
 def test_two_processes(tmp_path):
-    worker = Path(__file__).with_name("distributed_worker.py")
-    command = [sys.executable, str(worker)]
+    command = [sys.executable, "-m", "tests.support.vocabulary_shards_worker"]
     ranks = [
         subprocess.Popen(
             [*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT

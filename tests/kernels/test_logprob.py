@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from kernel_cases import GRADIENT, VALUE, make_case, relative
 from siri_kernels import grpo_loss, linear_grpo_loss, linear_logprob, logprob_from_logits, reference
+
+from tests.support.kernel_cases import GRADIENT, VALUE, make_case, relative
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

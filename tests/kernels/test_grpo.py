@@ -5,9 +5,10 @@ import siri_kernels
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_same, make_case, relative, run
 from siri_kernels import linear_grpo_loss, reference
 from siri_kernels.chunked import whole_waves
+
+from tests.support.kernel_cases import assert_same, make_case, relative, run
 
 OPTIONS = {
     "grpo": {},

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from integration_cases import (
+from torch import nn
+
+from tests.support.integration_cases import (
     VOCAB,
     Stubs,
     fresh,
@@ -23,8 +25,7 @@ from integration_cases import (
     padded_batch,
     pretend_installed,
 )
-from kernel_cases import relative
-from torch import nn
+from tests.support.kernel_cases import relative
 
 tests_tiny = pytest.importorskip("tests.support.tiny", reason="transformers is not installed")
 

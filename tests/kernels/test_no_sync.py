@@ -1,12 +1,11 @@
 """No value travels to the host, shown without a GPU: the operations that would synchronise are listed as they run.
 
 A custom operator hides its inside from such a list, so its Python function is called in its place. What only a GPU's
-runtime can show, copies from pageable memory among it, is in `test_kernels_gpu.py`.
+runtime can show, copies from pageable memory among it, is in `test_gpu.py`.
 """
 
 import pytest
 import torch
-from kernel_cases import make_case
 from siri_kernels import linear_grpo_loss, linear_logprob
 from siri_kernels.chunked import Needs
 from siri_kernels.ops import grpo as ops_grpo
@@ -14,6 +13,7 @@ from siri_kernels.ops import logprob as ops_logprob
 from siri_kernels.ops.operator import Operator
 from siri_kernels.ops.settings import HeadSettings, LogprobBackwardSettings, LogprobSettings, Placement
 
+from tests.support.kernel_cases import make_case
 from tests.support.synchronisations import Synchronisations
 
 

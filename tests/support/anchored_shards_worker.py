@@ -5,8 +5,9 @@ import sys
 
 import torch
 import torch.distributed as dist
-from kernel_cases import make_case, relative, run
 from siri_kernels import linear_grpo_loss, reference
+
+from tests.support.kernel_cases import make_case, relative, run
 
 OPTIONS = [
     {},
