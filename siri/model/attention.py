@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from siri.errors import InputError, first_line
+from siri.packing.flops import head_size
 
 NAME = "siri_varlen"
 FILL = 0.75
@@ -235,7 +236,7 @@ def select_backend(name: str, device: torch.device, model_config: Any = None, ch
     heads, groups, size = 4, 2, 64
     if model_config is not None:
         heads, groups = model_config.num_attention_heads, model_config.num_key_value_heads
-        size = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
+        size = head_size(model_config)
     if name == "auto":
         order = [backend for backend in candidates(device) if not (kept and backend == "flex")]
         return next(backend for backend in order if not fault(backend, device, heads, groups, size))
