@@ -213,7 +213,7 @@ def trl_chunked(policy: Policy, batch: SimpleNamespace) -> torch.Tensor:
         targets, weight = batch.ids[:, 1:][batch.predicts], model.lm_head.weight.to(hidden.dtype)
         return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
 
-    return policy.run(inside)
+    return policy.call(inside)
 
 
 def padded_plan(setup: Setup, longest: int, logits: bool) -> tuple[int, str]:

@@ -32,7 +32,7 @@ from siri_kernels.ops.settings import (
     split_temperature,
 )
 from siri_kernels.reference import sequence_ids
-from siri_kernels.selection import choose
+from siri_kernels.selection import select
 from siri_kernels.sharding import group_name, plan_columns
 from siri_kernels.validation import (
     check_head,
@@ -79,7 +79,7 @@ def linear_logprob(
     if anchor is not None:
         tensor("anchor", anchor, like=hidden, shape=tuple(target_ids.shape), kinds="float")
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
-    impl = choose(impl, hidden, weight, temperature=temperature, bias=bias, softcap=softcap)
+    impl = select(impl, hidden, weight, temperature=temperature, bias=bias, softcap=softcap)
     if impl == "reference":
         check_values(target_ids, weight.shape[0])
         z_NV = reference.logits(hidden, weight, temperature=temperature, bias=bias, softcap=softcap)
@@ -160,7 +160,7 @@ def linear_grpo_loss(
     chunks. main_grad fp32 [V, D]: dW is added to it in the backward and weight gets no .grad; this bypasses whatever
     reduces .grad, FSDP2's included.
 
-    impl: "auto" or one that `selection.choose` names. low_rank: (u [N, r], B [V, r]), an adapter's share u B^T of the
+    impl: "auto" or one that `selection.select` names. low_rank: (u [N, r], B [V, r]), an adapter's share u B^T of the
     logits; while weight needs no gradient only B's columns of dW are formed.
 
     Returns GrpoResult. Under any upstream gradient the result is exact: gradients are kept in fp32 and scaled in the
@@ -189,7 +189,7 @@ def linear_grpo_loss(
     target_ids = counted_targets(target_ids, mask, vocab if group is None else vocab_size)
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
     kind: dict[str, Any] = {"temperature": temperature, "bias": bias, "softcap": softcap, "logit_dtype": logit_dtype}
-    impl = choose(impl, hidden, weight, **kind, group=group)
+    impl = select(impl, hidden, weight, **kind, group=group)
     if impl == "reference":
         if group is not None or main_grad is not None:
             raise ValueError("impl='reference' has neither vocabulary shards nor main_grad; use impl='torch'")
@@ -278,7 +278,7 @@ def logprob_from_logits(
         tensor("temperature", temperature_N, like=logits, shape=tuple(shape), kinds="float")
         temperature_N = temperature_N.reshape(-1)
     check_temperature(scalar, target_ids.numel(), logits)
-    impl = choose(impl, logits)
+    impl = select(impl, logits)
     if impl == "reference":
         check_values(target_ids, flat.shape[1], temperature=temperature_N)
         wide = flat.to(compute_dtype(flat.dtype))

@@ -330,10 +330,10 @@ def logprob_backward(
                 gemm.add_mm(dz, rows_of.weight(columns), out=dx)
             if x is not None:
                 exact = dw.dtype in (dz.dtype, dtype)
-                part = dw[columns] if exact else torch.empty(dz.shape[1], x.shape[1], dtype=dtype, device=device)
-                gemm.mm(dz.T, x, out=part)
+                product = dw[columns] if exact else torch.empty(dz.shape[1], x.shape[1], dtype=dtype, device=device)
+                gemm.mm(dz.T, x, out=product)
                 if not exact:
-                    dw[columns] = part.to(dw.dtype)
+                    dw[columns] = product.to(dw.dtype)
             if needs.bias:
                 db[columns] = column_sums(dz, v, dtype).to(db.dtype)
     times_(dx, v)

@@ -270,8 +270,8 @@ def run_tool(tool: str, *arguments: str) -> str:
 
 def compile_named(name: str, arch: int, ones: bool) -> Report:
     # tiles differ between architectures under one name
-    found = (variant for variant in variants() if variant.name == name and arch in variant.archs)
-    return compile_variant(next(found), arch, ones)
+    matching = (variant for variant in variants() if variant.name == name and arch in variant.archs)
+    return compile_variant(next(matching), arch, ones)
 
 
 def main() -> None:

@@ -62,10 +62,10 @@ def merge_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     ValueError."""
     if not parts:
         raise ValueError("merge_metrics: no metrics to merge; pass at least one result's metrics")
-    tokens = torch.stack([part["tokens"] for part in parts])
+    tokens = torch.stack([metrics["tokens"] for metrics in parts])
     merged: dict[str, Tensor] = {}
     for name in parts[0]:
-        values = torch.stack([part[name] for part in parts])
+        values = torch.stack([metrics[name] for metrics in parts])
         reduction = METRIC_REDUCTION[name]
         if reduction == "sum":
             merged[name] = values.sum()

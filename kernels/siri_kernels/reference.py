@@ -17,6 +17,7 @@ from siri_kernels.metrics import GrpoResult, mean_metrics
 from siri_kernels.validation import given
 
 LOG_RATIO_BOUND = 20.0
+"""Log ratios of probabilities are clamped to +- this, in nats, here, on every path of the loss and in the trainer."""
 
 
 def logits(

@@ -31,7 +31,7 @@ def asked_once(function: Function) -> Function:
     return constant(function)
 
 
-def choose(
+def select(
     impl: str,
     like: Tensor,
     weight: Tensor | None = None,

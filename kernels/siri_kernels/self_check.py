@@ -87,13 +87,13 @@ def verify(device: torch.device, tile: Tile, d_model: int, head: Kind, *, ragged
             stack.callback(torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode())
             torch.cuda.set_sync_debug_mode("default")  # the caller's mode is for steps, not for this
         try:
-            return compare(device, tile, d_model, head, ragged)
+            return difference(device, tile, d_model, head, ragged)
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             return f"{type(error).__name__}: {lines[0][:200]}".removesuffix(": ")
 
 
-def compare(device: torch.device, tile: Tile, d_model: int, head: Kind, ragged: bool) -> str | None:
+def difference(device: torch.device, tile: Tile, d_model: int, head: Kind, ragged: bool) -> str | None:
     leaves, tensors, options = problem(device, tile, d_model, head, ragged)
     for entropy_coef in (0.0, 0.01):
         loss = LossSettings(entropy_coef=entropy_coef)

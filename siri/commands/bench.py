@@ -106,10 +106,10 @@ def _no_constant(name: str) -> None:
 
 
 def _objects(data: dict, key: str, wrong: str) -> list[dict[str, Any]]:
-    found = data.get(key)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    objects = data.get(key)
+    if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
         raise InputError(f"{wrong}: {key} is not a list of objects")
-    return found
+    return objects
 
 
 def _check(row: dict, texts: Sequence[str], numbers: Sequence[str], where: str) -> None:
@@ -135,7 +135,7 @@ def regressions(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return worse
 
 
-def compare(first: Record, second: Record) -> list["Table | Text"]:
+def comparison_tables(first: Record, second: Record) -> list["Table | Text"]:
     """What `siri bench --compare` prints: the rows, the goals, and one line with the verdict."""
     from rich.table import Table
     from rich.text import Text
@@ -301,8 +301,8 @@ def run_bench(options: BenchOptions) -> int:
         from rich.console import Console
 
         console = Console(highlight=False)
-        for part in compare(*(read_record(path) for path in options.compare)):
-            console.print(part)
+        for table in comparison_tables(*(read_record(path) for path in options.compare)):
+            console.print(table)
     elif options.plot:
         print(plot(options.plot, options.out))
     else:

@@ -112,12 +112,12 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
         packs = [_pack(model_config, tokens // length, length, device, setup.backend) for length in lengths]
         watch = Stopwatch(device)
 
-        def run(pack: "MicroBatch") -> None:
+        def update(pack: "MicroBatch") -> None:
             policy_loss(model, pack, config, None, float(tokens), watch).loss.backward()
             model.zero_grad(set_to_none=True)
             watch.spans.clear()
 
-        seconds = pack_times(packs, run, device, options.repeats)
+        seconds = pack_times(packs, update, device, options.repeats)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"calibrate: {tokens} tokens do not fit ({str(error).splitlines()[0]}); lower --tokens and --lengths, or "
@@ -136,7 +136,7 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
         "threads": setup.threads,
         "tokens": tokens,
         "lengths": list(lengths),
-        "ms": [round(1e3 * one, 3) for one in seconds],
+        "ms": [round(1e3 * second, 3) for second in seconds],
         "repeats": options.repeats,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
@@ -160,7 +160,7 @@ def _pack(model_config: Any, sequences: int, length: int, device: "torch.device"
 
     draw = np.random.default_rng(length)
     ids = draw.integers(0, model_config.vocab_size, (sequences, length)).tolist()
-    samples = [Sample(one[:1], one[1:], [-1.0] * (length - 1), 1.0) for one in ids]
+    samples = [Sample(sequence[:1], sequence[1:], [-1.0] * (length - 1), 1.0) for sequence in ids]
     return MicroBatch.of(samples, entropy_bonus=False, device=device, backend=backend)
 
 
@@ -173,13 +173,13 @@ def run_calibrate(options: CalibrateOptions) -> int:
     path = Path(options.out)
     if not path.parent.is_dir():
         raise InputError(f"{path}: no such folder; give --out FILE")
-    found = calibrate(config, options)
+    measured = calibrate(config, options)
     try:
-        write_atomic(path, encoded(json.dumps(found, indent=1) + "\n"))
+        write_atomic(path, encoded(json.dumps(measured, indent=1) + "\n"))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); give --out FILE") from None
-    for length, ms in zip(found["lengths"], found["ms"], strict=True):
-        print(f"{found['tokens'] // length:>5} x {length:>6} tokens  {ms:10.2f} ms")
-    print(f"cost_ratio {found['cost_ratio']:g} on {found['device']}, fit within {found['fit_error']:.1%}")
+    for length, ms in zip(measured["lengths"], measured["ms"], strict=True):
+        print(f"{measured['tokens'] // length:>5} x {length:>6} tokens  {ms:10.2f} ms")
+    print(f"cost_ratio {measured['cost_ratio']:g} on {measured['device']}, fit within {measured['fit_error']:.1%}")
     say(f'{path}: name it in a recipe (cost_ratio = "{path}") or with --cost-ratio {path}')
     return 0

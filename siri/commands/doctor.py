@@ -76,7 +76,7 @@ class Finding:
 
 def collect() -> dict[str, Any]:
     """Everything that `siri doctor` knows, ready for JSON: {"gpu": bool, "problems": int, "findings": [...]}."""
-    gpus = _gpus()
+    gpus = gpu_findings()
     findings = [*_machine(), *gpus, *_packages(), *_attention(), *_kernels(), *_extras()]
     return {
         "gpu": any(finding.name.startswith("GPU ") and finding.found for finding in gpus),
@@ -154,8 +154,8 @@ def _machine() -> list[Finding]:
     return findings
 
 
-def _gpus() -> list[Finding]:
-    driver = _driver()
+def gpu_findings() -> list[Finding]:
+    driver = driver_version()
     findings = [Finding("GPU", "driver", driver)] if driver else []
     try:
         import torch
@@ -176,14 +176,14 @@ def _gpus() -> list[Finding]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         capability = f"{properties.major}.{properties.minor}"
-        found = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, capability {capability}"
+        card = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, capability {capability}"
         old = properties.major < 8
         note = "no bf16 and no Triton kernels below capability 8.0" if old else ""
-        findings.append(Finding("GPU", f"GPU {index}", found, note, problem=old))
+        findings.append(Finding("GPU", f"GPU {index}", card, note, problem=old))
     return findings
 
 
-def _driver() -> str:
+def driver_version() -> str:
     """Version of the NVIDIA driver; "" without one."""
     if not shutil.which("nvidia-smi"):
         return ""
@@ -199,15 +199,15 @@ def _packages() -> list[Finding]:
     wanted = _requirements()
     findings = []
     for package in REQUIRED:
-        found = _version(package)
-        if package == "siri-kernels" and not found and find_spec("siri_kernels"):
-            found = "in the checkout"
-        if package == "triton" and not found and platform.system() != "Linux":
+        installed = _version(package)
+        if package == "siri-kernels" and not installed and find_spec("siri_kernels"):
+            installed = "in the checkout"
+        if package == "triton" and not installed and platform.system() != "Linux":
             continue
-        note, problem = "", not found
-        if found and package in wanted and not wanted[package].contains(found, prereleases=True):
+        note, problem = "", not installed
+        if installed and package in wanted and not wanted[package].contains(installed, prereleases=True):
             note, problem = f"this version of SIRI needs {wanted[package]}", True
-        findings.append(Finding("packages", package, found, note, INSTALL if problem else "", problem))
+        findings.append(Finding("packages", package, installed, note, INSTALL if problem else "", problem))
     return findings
 
 
@@ -219,7 +219,11 @@ def _requirements() -> dict[str, Any]:
     except (PackageNotFoundError, ImportError):
         return {}
     parsed = [Requirement(line) for line in lines]
-    return {one.name: one.specifier for one in parsed if not (one.marker and "extra" in str(one.marker))}
+    return {
+        requirement.name: requirement.specifier
+        for requirement in parsed
+        if not (requirement.marker and "extra" in str(requirement.marker))
+    }
 
 
 def _attention() -> list[Finding]:
@@ -246,7 +250,7 @@ def _kernels() -> list[Finding]:
     if not (find_spec("siri_kernels") and find_spec("torch")):
         return []
     import torch
-    from siri_kernels.api import choose
+    from siri_kernels.selection import select
     from siri_kernels.validation import IMPLS
 
     # what the trainer gives the head on a GPU; nothing is allocated
@@ -255,7 +259,7 @@ def _kernels() -> list[Finding]:
 
     def runs(impl: str) -> bool:
         try:
-            choose(impl, like, weight)
+            select(impl, like, weight)
         except ValueError:
             return False
         return True
@@ -263,15 +267,15 @@ def _kernels() -> list[Finding]:
     interpreter = "Triton interpreter (TRITON_INTERPRET=1), slow" if os.environ.get("TRITON_INTERPRET") == "1" else ""
     usable = [impl for impl in IMPLS if impl != "auto" and runs(impl)]
     return [
-        Finding("kernels", "impl=auto", choose("auto", like, weight), interpreter),
+        Finding("kernels", "impl=auto", select("auto", like, weight), interpreter),
         Finding("kernels", "also", ", ".join(usable), "what impl= accepts here"),
     ]
 
 
 def _extras() -> list[Finding]:
     findings = []
-    for one in EXTRAS:
-        found = _version(one.package) or ("yes" if find_spec(one.module) else "")
-        note = "not used by this version" if not one.used else "" if found else one.without
-        findings.append(Finding("extras", one.package, found, note, "" if found else one.install))
+    for extra in EXTRAS:
+        there = _version(extra.package) or ("yes" if find_spec(extra.module) else "")
+        note = "not used by this version" if not extra.used else "" if there else extra.without
+        findings.append(Finding("extras", extra.package, there, note, "" if there else extra.install))
     return findings

@@ -12,7 +12,7 @@ from siri.model.policy import pick_device
 from siri.planning.budget import token_budget
 from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan
 from siri.rewards.pool import RewardPool
-from siri.rollout.engines import choose, vllm_options
+from siri.rollout.engines import engine_for, vllm_options
 from siri.rollout.vllm import check_version, installed
 from siri.runtime.threads import choose_threads
 from siri.store.loggers import check_logger
@@ -45,7 +45,7 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     with RewardPool(config.reward, workers=1, timeout_s=config.reward_timeout_s, think=config.think) as rewards:
         rewards.try_gold(setup.problems[0].answers)
     # a run on vLLM means GPUs, wherever it is dry
-    mode = choose(config, torch.device("cuda" if gpu or config.rollout == "vllm" else "cpu"))
+    mode = engine_for(config, torch.device("cuda" if gpu or config.rollout == "vllm" else "cpu"))
     planned = gpu or mode != "local"
     longest = setup.problems[0].longest + setup.sources[0].cap
     budget = token_budget(config, longest=longest, on_gpu=planned)

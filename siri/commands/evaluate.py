@@ -79,7 +79,7 @@ def run_evaluation(options: EvalOptions) -> int:
     from siri.model.policy import pick_device
     from siri.report.paper import expand
     from siri.rewards.pool import RewardPool
-    from siri.rollout.engines import choose, make_engine
+    from siri.rollout.engines import engine_for, make_engine
     from siri.train.collect import derive_seed
     from siri.train.evaluate import answer, average, summarise
     from siri.train.setup import Source, prepare
@@ -90,7 +90,7 @@ def run_evaluation(options: EvalOptions) -> int:
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: no such folder; make it first")
     device = pick_device(options.device)
-    vllm = choose(options, device) != "local"
+    vllm = engine_for(options, device) != "local"
     setup = prepare(
         options.config(),
         # weights that leave for vLLM need not lie on its GPU as well
@@ -159,7 +159,7 @@ def run_evaluation(options: EvalOptions) -> int:
             for measured in (row, base)
         ]
         row |= {"base": base["model"], "efficiency_score": efficiency_score(*pairs)}
-    Console().print(_results_table(row, base))
+    Console().print(results_table(row, base))
     if row["reward_errors"]:
         say(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
     if row["reward_undecided"]:
@@ -222,11 +222,11 @@ class Partial:
             self.log.path.unlink(missing_ok=True)
 
 
-def _results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
+def results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from siri.report.terminal import percent
+    from siri.report.format import percent
 
     figures = row["benchmarks"]
     best = max(next(iter(figures.values()))["pass_at_k"], key=int)

@@ -32,14 +32,14 @@ def run_plan(options: PlanOptions) -> int:
     """Print the plan, and the GPU-hours where the GPU is known; returns 0 when it fits and 1 when it does not."""
     import torch
 
-    from siri.rollout.engines import choose
+    from siri.rollout.engines import engine_for
 
     config = options.config("model")
     gpu = find_gpu(options.gpu)
     machine = Machine(options.gpus, gpu.memory, options.gpus_per_node, options.reserve, gpu.multiprocessors)
     model_config = load_model_config(config.model)
     # that of a run on GPUs, with the vLLM that is installed here, if it is
-    plan = memory_plan(model_config, config, machine, rollout=choose(config, torch.device("cuda")))
+    plan = memory_plan(model_config, config, machine, rollout=engine_for(config, torch.device("cuda")))
     print_plan(plan)
     if gpu.flops:
         rates = Rates(options.assumed_mfu * gpu.flops, gpu.bandwidth, options.assumed_tokens_per_s)

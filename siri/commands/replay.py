@@ -45,8 +45,8 @@ class Replay:
     @property
     def same(self) -> bool:
         """Whether the loss is the same bit for bit (NaN is NaN)."""
-        one, two = self.recorded[0], self.replayed[0]
-        return one == two or (math.isnan(one) and math.isnan(two))
+        recorded, replayed = self.recorded[0], self.replayed[0]
+        return recorded == replayed or (math.isnan(recorded) and math.isnan(replayed))
 
 
 def replay(folder: Path, device: str = "auto") -> Replay:
@@ -87,7 +87,7 @@ def replay(folder: Path, device: str = "auto") -> Replay:
             )
             old = old_logps[rank].get(str(number))
             old = None if old is None else torch.tensor(old, dtype=torch.float32, device=policy.device)
-            result = policy.run(policy_loss, micro, config, old, bundle["denominator"], watch, None)
+            result = policy.call(policy_loss, micro, config, old, bundle["denominator"], watch, None)
             result.loss.backward()
             total += result.loss.detach()
             size = abs(result.loss.item())
@@ -103,16 +103,16 @@ def replay(folder: Path, device: str = "auto") -> Replay:
 
 def run_replay(options: ReplayOptions) -> int:
     """Print a replay; 0 if the loss is the same bit for bit, else 1."""
-    found = replay(Path(options.bundle))
+    outcome = replay(Path(options.bundle))
     leave_ranks()
-    for line in found.notes:
+    for line in outcome.notes:
         say(line)
-    say(f"step {found.step}: {', '.join(f'{case} {value}' for case, value in found.cases.items())}")
-    for name, one, two in zip(("loss", "grad norm"), found.recorded, found.replayed, strict=True):
-        print(f"{name:9}  recorded {one!r}  replayed {two!r}")
-    say(f"largest    {found.worst}")
-    print("the same, bit for bit" if found.same else "not the same: another machine, number of ranks or version?")
-    return 0 if found.same else 1
+    say(f"step {outcome.step}: {', '.join(f'{case} {value}' for case, value in outcome.cases.items())}")
+    for name, recorded, replayed in zip(("loss", "grad norm"), outcome.recorded, outcome.replayed, strict=True):
+        print(f"{name:9}  recorded {recorded!r}  replayed {replayed!r}")
+    say(f"largest    {outcome.worst}")
+    print("the same, bit for bit" if outcome.same else "not the same: another machine, number of ranks or version?")
+    return 0 if outcome.same else 1
 
 
 def _tuples(value: Any) -> Any:

@@ -31,7 +31,7 @@ def run_study(options: StudyOptions) -> int:
     """The exit code: 0 done, 75 stopped by a signal with the state saved."""
     from siri.study.report import progress, study_curves, write_comparison
     from siri.study.runner import Stopped, run_pairs
-    from siri.study.study import choose, finished, read_study
+    from siri.study.study import finished, read_study, swept_values
 
     study = read_study(options.study)
     if not options.draw:
@@ -43,7 +43,7 @@ def run_study(options: StudyOptions) -> int:
         except Stopped:
             print("stopped, state saved; the same command continues")
             return 75
-        if choose(study, finished(study)) is None:
+        if swept_values(study, finished(study)) is None:
             print("the sweeps are not finished yet; the same command continues")
             return 0
     curves = study_curves(study)

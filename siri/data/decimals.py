@@ -56,12 +56,12 @@ def meant(value: Decimal, precision: Precision = DOUBLE) -> list[str]:
     if significant(value) < precision.full or value == value.to_integral_value():
         return []
     rounded = Context(prec=precision.safe, rounding=ROUND_HALF_EVEN).plus(value)
-    found = [plain(rounded)]
+    spellings = [plain(rounded)]
     exact = abs(Fraction(value))
     simple = _simplest(exact * (1 - precision.tolerance), exact * (1 + precision.tolerance))
     if simple.numerator * simple.denominator <= precision.most:
-        found.append(f"{'-' if value < 0 else ''}{simple.numerator}/{simple.denominator}")
-    return found
+        spellings.append(f"{'-' if value < 0 else ''}{simple.numerator}/{simple.denominator}")
+    return spellings
 
 
 def readings(gold: str) -> list[str]:
@@ -73,8 +73,8 @@ def readings(gold: str) -> list[str]:
     value = Decimal(gold.strip())
     if abs(value.adjusted()) > LONGEST:
         return [gold]
-    found = [gold, plain(value)] if match["exponent"] else [gold]
-    return found + meant(value)
+    spellings = [gold, plain(value)] if match["exponent"] else [gold]
+    return spellings + meant(value)
 
 
 def shortest(value: Decimal) -> Decimal:

@@ -70,19 +70,19 @@ def _from_numpy(value: Any) -> Any:
         raise TypeError(f"the answer is of type {value.dtype}, not text or a number")
     if value.dtype not in (np.float32, np.float16):
         return value.tolist()
-    short = Single if value.dtype == np.float32 else lambda one: float(str(one))
-    return [short(one) for one in value.ravel()] if isinstance(value, np.ndarray) else short(value)
+    short = Single if value.dtype == np.float32 else lambda scalar: float(str(scalar))
+    return [short(scalar) for scalar in value.ravel()] if isinstance(value, np.ndarray) else short(value)
 
 
 def _several(values: list) -> str:
     accepted, why = [], NoAnswer(MISSING)
     for value in values:
         try:
-            found = gold_answer(value)
+            answer = gold_answer(value)
         except NoAnswer as error:
             why = error if error.why != MISSING else why
         else:
-            accepted += _unpacked(found) if not isinstance(value, str) else [found]
+            accepted += _unpacked(answer) if not isinstance(value, str) else [answer]
     if not accepted:
         raise why
     return accepted[0] if len(accepted) == 1 else json.dumps(accepted, ensure_ascii=False)

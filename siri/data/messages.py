@@ -56,10 +56,10 @@ def without_answer(prompt: str | Messages) -> str | Messages:
 def _decoded(text: str) -> list:
     """The message list that a text holds."""
     try:
-        found = json.loads(text)
+        messages = json.loads(text)
     except (ValueError, RecursionError):
         raise TypeError("the prompt looks like a list of chat messages, but is not JSON") from None
-    return found
+    return messages
 
 
 def _message(message: Any) -> dict[str, str]:

@@ -64,8 +64,8 @@ def resolve_path(source: str | Path) -> str:
         inside = "demo/assets/" + inside.removeprefix("demo/")
     path = Path(str(files("siri"))) / inside
     if not path.exists():
-        found = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
-        raise InputError(f"{source}: the installed package has no such data (beside it there is: {found})")
+        names = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
+        raise InputError(f"{source}: the installed package has no such data (beside it there is: {names})")
     return str(path)
 
 
@@ -76,8 +76,8 @@ def short_names(sources: Collection[str]) -> dict[str, str]:
         parts = Path(source).parts
         others = [Path(other).parts for other in sources if other != source]
         ends = (parts[-length:] for length in range(1, len(parts)))
-        found = next((end for end in ends if all(other[-len(end) :] != end for other in others)), parts)
-        short[source] = str(Path(*found)) if found else source
+        shortest = next((end for end in ends if all(other[-len(end) :] != end for other in others)), parts)
+        short[source] = str(Path(*shortest)) if shortest else source
     return short
 
 
@@ -117,7 +117,7 @@ def load_problems(
             raise InputError(f"{name}: row {number}: {error} (column {column!r})") from None
         else:
             # prompts that repeat are one object: a file may hold the same ones a hundred times
-            key = asked if isinstance(asked, str) else tuple((one["role"], one["content"]) for one in asked)
+            key = asked if isinstance(asked, str) else tuple((message["role"], message["content"]) for message in asked)
             problems.append(Problem(f"{stem}/{number}", known.setdefault(key, asked), answer))
     if not count:
         raise InputError(f"{name}: the data set is empty")
@@ -154,8 +154,8 @@ def _lookup(row: dict, key: str) -> Any:
     if key in row:
         return row[key]
     value: Any = row
-    for part in key.split("."):
-        value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
+    for name in key.split("."):
+        value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
     return None if value is _MISSING else value
 
 
@@ -170,10 +170,10 @@ def _choose_columns(name: str, found_columns: Sequence[str], prompt_key: str, an
         wanted = (prompt_key or known_prompt, answer_key or known_answer)
         if all(key in columns for key in wanted):
             return wanted
-    found = f"; columns found: {', '.join(found_columns)}"
+    there = f"; columns found: {', '.join(found_columns)}"
     for key, option in ((prompt_key, "--prompt-key"), (answer_key, "--answer-key")):
         if key and key not in columns:
-            raise InputError(f"{name}: no column {key!r} ({option}){found}")
+            raise InputError(f"{name}: no column {key!r} ({option}){there}")
     unknown = [
         option
         for given, option, known in (
@@ -183,4 +183,4 @@ def _choose_columns(name: str, found_columns: Sequence[str], prompt_key: str, an
         if not given and not known & columns
     ]
     options = " and ".join(unknown or ["--prompt-key", "--answer-key"])
-    raise InputError(f"{name}: no columns that are recognised as prompt and answer; name them with {options}{found}")
+    raise InputError(f"{name}: no columns that are recognised as prompt and answer; name them with {options}{there}")

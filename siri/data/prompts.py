@@ -36,8 +36,8 @@ def render_prompts(
     fitting: dict[str | tuple[str], list[int]] = {}
     shortest = 0
     for start in range(0, len(once), PORTION):
-        part = once[start : start + PORTION]
-        for (key, _), tokens in zip(part, render([prompt for _, prompt in part], tokenizer), strict=True):
+        portion = once[start : start + PORTION]
+        for (key, _), tokens in zip(portion, render([prompt for _, prompt in portion], tokenizer), strict=True):
             shortest = min(shortest or len(tokens), len(tokens))
             if len(tokens) <= max_prompt_tokens:
                 fitting[key] = tokens
@@ -107,13 +107,13 @@ class PromptSet:
 
 def load_prompts(source: str | Path, tokenizer, config, *, limit: int = 0) -> PromptSet:
     """`load_problems` and `render_prompts` with the settings of a `siri.config.Config`; `limit` > 0 keeps the first."""
-    found = load_problems(source, prompt_key=config.prompt_key, answer_key=config.answer_key)
+    problem_set = load_problems(source, prompt_key=config.prompt_key, answer_key=config.answer_key)
     ids, problems, too_long = render_prompts(
-        found.problems[: limit or None],
+        problem_set.problems[: limit or None],
         tokenizer,
         template=config.template,
         instruction=config.instruction,
         max_prompt_tokens=config.max_prompt_tokens,
     )
     answers = [problem.answer for problem in problems]
-    return PromptSet(ids, answers, found.dropped, too_long, found.left_out, found.answered)
+    return PromptSet(ids, answers, problem_set.dropped, too_long, problem_set.left_out, problem_set.answered)

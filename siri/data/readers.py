@@ -67,11 +67,11 @@ def _read_text(path: Path) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"an object has the key {twice!r} twice")
-    return found
+    return members
 
 
 def _parse(text: str) -> Any:
@@ -190,11 +190,11 @@ def _schema_columns(fields: Any, prefix: str = "") -> list[str]:
 def _leaves(about: Any, wanted: Sequence[str]) -> dict[str, str]:
     """Path and physical type of the parquet columns that make up the wanted ones."""
     schema = about.schema
-    found = [schema.column(i) for i in range(len(schema))]
+    columns = [schema.column(i) for i in range(len(schema))]
     return {
-        one.path: one.physical_type
-        for one in found
-        if any(one.path == name or one.path.startswith(f"{name}.") for name in wanted)
+        column.path: column.physical_type
+        for column in columns
+        if any(column.path == name or column.path.startswith(f"{name}.") for name in wanted)
     }
 
 
@@ -203,8 +203,8 @@ def _check_expansion(path: Path, about: Any, leaves: dict[str, str]) -> None:
     size = about.num_rows * ROW_BYTES
     for group in map(about.row_group, range(about.num_row_groups)):
         parts = map(group.column, range(group.num_columns))
-        own = [part for part in parts if part.path_in_schema in leaves]
-        size += sum(max(0, part.total_uncompressed_size) + VALUE_BYTES * part.num_values for part in own)
+        read = [chunk for chunk in parts if chunk.path_in_schema in leaves]
+        size += sum(max(0, chunk.total_uncompressed_size) + VALUE_BYTES * chunk.num_values for chunk in read)
     if size > max(LEAST_REFUSED, MOST_EXPANSION * path.stat().st_size):
         raise InputError(
             f"{path}: {about.num_rows:,} rows that would take {size / 2**30:.1f} GiB in a file of "
@@ -276,17 +276,17 @@ def read_hub(name: str, split: str) -> Table:
 
     repository, _, configuration = name.partition(":")
     try:
-        found = datasets.load_dataset(repository, configuration or None, split=split)
-        if not isinstance(found, datasets.Dataset):
-            return _listed(list(found))
+        dataset = datasets.load_dataset(repository, configuration or None, split=split)
+        if not isinstance(dataset, datasets.Dataset):
+            return _listed(list(dataset))
     except Exception as error:  # the hub client raises a dozen unrelated types; none of them is our bug
         raise InputError(
             f"{name}: no such file, and as a hub dataset (split {split!r}) it cannot be loaded: {first_line(error)}"
         ) from None
 
     def rows(wanted: Sequence[str]) -> Iterator[Any]:
-        tops = [column for column in found.column_names if any(f"{key}.".startswith(f"{column}.") for key in wanted)]
-        for table in found.select_columns(tops).with_format("arrow").iter(BATCH):
+        tops = [column for column in dataset.column_names if any(f"{key}.".startswith(f"{column}.") for key in wanted)]
+        for table in dataset.select_columns(tops).with_format("arrow").iter(BATCH):
             yield from _batch_rows(table)
 
-    return Table(_schema_columns(found.features.arrow_schema), rows)
+    return Table(_schema_columns(dataset.features.arrow_schema), rows)

@@ -31,9 +31,9 @@ class Sampler:
         """The next `k` indices. A draw that crosses the end of an epoch goes on in the next one."""
         taken: list[int] = []
         while len(taken) < k:
-            part = self._order[self.cursor : self.cursor + k - len(taken)]
-            taken += part.tolist()
-            self.cursor += len(part)
+            portion = self._order[self.cursor : self.cursor + k - len(taken)]
+            taken += portion.tolist()
+            self.cursor += len(portion)
             if self.cursor == self.size:
                 self.epoch, self.cursor, self.size = self.epoch + 1, 0, self.n
                 self._order = self._permutation()

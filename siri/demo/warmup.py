@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of `python -m siri.demo`: make the files, then print what the base model does when held out."""
     import tyro
 
-    def run(
+    def make_files(
         out: Path = ASSETS,
         steps: int = 2900,
         seed: int = 0,
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
 
     wait_passively()
     try:
-        tyro.cli(run, prog="python -m siri.demo", args=argv)
+        tyro.cli(make_files, prog="python -m siri.demo", args=argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from siri.errors import InputError, first_line
+from siri.packing.flops import head_size
 
 NAME = "siri_varlen"
 FILL = 0.75
@@ -223,7 +224,7 @@ def candidates(device: torch.device) -> tuple[str, ...]:
     return (*newest, "flash2", "varlen", "flex", "sdpa") if major >= 8 else ("sdpa",)
 
 
-def choose(name: str, device: torch.device, model_config: Any = None, checkpointing: str = "none") -> str:
+def select_backend(name: str, device: torch.device, model_config: Any = None, checkpointing: str = "none") -> str:
     """The backend for `attention = name` on a device and for the heads of a model.
 
     auto: the first of `candidates` that passes `fault`. InputError when a named one does not, or cannot be kept by
@@ -235,10 +236,10 @@ def choose(name: str, device: torch.device, model_config: Any = None, checkpoint
     heads, groups, size = 4, 2, 64
     if model_config is not None:
         heads, groups = model_config.num_attention_heads, model_config.num_key_value_heads
-        size = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
+        size = head_size(model_config)
     if name == "auto":
-        order = [one for one in candidates(device) if not (kept and one == "flex")]
-        return next(one for one in order if not fault(one, device, heads, groups, size))
+        order = [backend for backend in candidates(device) if not (kept and backend == "flex")]
+        return next(backend for backend in order if not fault(backend, device, heads, groups, size))
     if reason := fault(name, device, heads, groups, size):
         raise InputError(f"attention {name} does not work here ({reason}); use --attention auto, or see siri doctor")
     return name
@@ -261,7 +262,7 @@ def fault(backend: str, device: torch.device, heads: int = 4, groups: int = 2, s
         torch.randn(sum(lengths), n, size, device=device, generator=draw).bfloat16() for n in (heads, groups, groups)
     ]
     try:
-        got, wanted = (_with_gradients(tensors, PackedLayout.of(lengths, device, one)) for one in (backend, "sdpa"))
+        got, wanted = (_with_gradients(tensors, PackedLayout.of(lengths, device, kind)) for kind in (backend, "sdpa"))
         worst = max(float((x - y).norm() / y.norm()) for x, y in zip(got, wanted, strict=True))
     except Exception as error:  # what a package raises that does not fit the GPU is its own
         return first_line(error)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from siri.errors import InputError, first_line
+from siri.packing.flops import head_size
 
 ROTATE = "apply_rotary_pos_emb"
 """What attention layers of transformers call, by this name in their module."""
@@ -166,8 +167,7 @@ def _count_rotations(model: Any) -> list[str]:
 def _small_model(config: Any, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    small = type(config).from_dict({**config.to_dict(), **SMALL, "head_dim": size})
+    small = type(config).from_dict({**config.to_dict(), **SMALL, "head_dim": head_size(config)})
     model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation="eager")
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -34,7 +34,7 @@ class Policy:
     context: int
     """Most tokens the model can hold."""
 
-    def run(self, function: Callable[..., T], *args: Any) -> T:
+    def call(self, function: Callable[..., T], *args: Any) -> T:
         """function(model, *args) with the model's parameters at hand, sharded or not."""
         run_inside = getattr(self.model, "run_inside", None)
         if run_inside is None:
@@ -183,14 +183,14 @@ def checkpoint_activations(model: Any, mode: str) -> None:
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, keep_attention)
     # the method's name until transformers 6, and the argument's name, changed on the way
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
     model.train()  # transformers checkpoints in training mode only; none of these models has dropout
 
 
-def _keep_attention(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+def keep_attention(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
     # flash-attn 4 runs outside torch's operators: its result cannot be kept, and is computed anew
     kept = any(part in str(operator) for part in ("scaled_dot_product", "flash_att", "varlen_attn"))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -77,7 +77,7 @@ def pack(lengths: Sequence[int], *, token_budget: int, ranks: int = 1, cost: Cos
     order = np.lexsort((np.arange(sizes.size), -sizes, -weights)).tolist()
     size_list, weight_list = sizes.tolist(), weights.tolist()
 
-    micro_steps = _least_micro_steps(sizes, token_budget, ranks)
+    micro_steps = least_micro_steps(sizes, token_budget, ranks)
     bins = _fill(order, size_list, weight_list, micro_steps * ranks, ranks, token_budget)
     rows = _rows(bins, ranks)
     if len(order) <= CARE * ranks:
@@ -86,17 +86,17 @@ def pack(lengths: Sequence[int], *, token_budget: int, ranks: int = 1, cost: Cos
         ):  # bins opened late hold short sequences only; with all open from the start, they mix
             again = _rows(_fill(order, size_list, weight_list, len(bins), ranks, token_budget), ranks)
             rows = min(rows, again, key=lambda plan: (len(plan), sum(row[0][0] for row in plan)))
-        rows = _rows([one for row in rows for one in _swap(row, sizes, weights, token_budget)], ranks)
-    return Plan([[one[1] for one in row] for row in rows], [[one[0] for one in row] for row in rows])
+        rows = _rows([weighed for row in rows for weighed in _swap(row, sizes, weights, token_budget)], ranks)
+    return Plan([[members for _, members in row] for row in rows], [[cost for cost, _ in row] for row in rows])
 
 
 def _rows(bins: list[Bin], ranks: int) -> list[list[Bin]]:
     """Bins of like cost side by side, the costliest first."""
-    bins = sorted(bins, key=lambda one: (-one[0], one[1]))
+    bins = sorted(bins, key=lambda weighed: (-weighed[0], weighed[1]))
     return [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
 
 
-def _least_micro_steps(sizes: np.ndarray, budget: int, ranks: int) -> int:
+def least_micro_steps(sizes: np.ndarray, budget: int, ranks: int) -> int:
     """Lower bound of Martello and Toth: sequences over half the budget never share a bin; for every length k, those of
     k tokens and more that are no longer than half fit only beside the long ones that leave k free."""
     falling = np.sort(sizes)[::-1]
@@ -151,8 +151,8 @@ def _fill(order: list[int], sizes: list[int], weights: list[float], count: int, 
         members[index].append(item)
         room[index] -= size
     if len(order) >= len(load):
-        for index in (index for index, one in enumerate(members) if not one):
-            donor = max((other for other, one in enumerate(members) if len(one) > 1), key=load.__getitem__)
+        for index in (index for index, items in enumerate(members) if not items):
+            donor = max((other for other, items in enumerate(members) if len(items) > 1), key=load.__getitem__)
             item = members[donor].pop()
             members[index].append(item)
             load[index] = weights[item]

@@ -15,6 +15,11 @@ COST_RATIO = 1.6
 """Time of one FLOP of attention over that of one in the matrix products, where no calibration says otherwise."""
 
 
+def head_size(model_config: Any) -> int:
+    """Width of an attention head; configurations that do not name it divide the hidden size among the heads."""
+    return getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
+
+
 def forward_flops(model_config: Any) -> tuple[float, float, float]:
     """FLOPs of a forward pass through a Qwen2, Qwen3 or Llama config: for each token in the layers, for each token that
     enters the head, and times n^2 for a sequence of n tokens under causal attention.
@@ -24,9 +29,8 @@ def forward_flops(model_config: Any) -> tuple[float, float, float]:
         attention   2 Q of each layer: QK' and PV, two FLOPs each, over half of the n^2 pairs
     """
     c = model_config
-    head_size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    queries = c.num_attention_heads * head_size
-    attention = c.hidden_size * (2 * queries + 2 * c.num_key_value_heads * head_size)
+    queries = c.num_attention_heads * head_size(c)
+    attention = c.hidden_size * (2 * queries + 2 * c.num_key_value_heads * head_size(c))
     layer = attention + 3 * c.hidden_size * c.intermediate_size
     return 2.0 * c.num_hidden_layers * layer, 2.0 * c.hidden_size * c.vocab_size, 2.0 * c.num_hidden_layers * queries
 

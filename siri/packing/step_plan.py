@@ -22,7 +22,7 @@ class StepPlan:
     starts: list[int] = field(default_factory=list)
     """First micro-step of each optimizer step."""
     seconds: list[float] = field(default_factory=list)
-    """What each micro-step took here; empty before `StepTimes.compare`."""
+    """What each micro-step took here; empty before `StepTimes.note`."""
     predicted: list[float] | None = None
     """What it was predicted to take; None in the first step of a process."""
 
@@ -30,7 +30,7 @@ class StepPlan:
         """One more optimizer step, whose sequences have these tokens."""
         self.starts.append(len(self.costs))
         self.costs += plan.costs
-        self.lengths += [[[lengths[index] for index in one] for one in step] for step in plan.steps]
+        self.lengths += [[[lengths[index] for index in micro_step] for micro_step in step] for step in plan.steps]
 
     @property
     def slowest(self) -> list[float]:
@@ -53,7 +53,7 @@ class StepPlan:
 
     def budget_use(self, token_budget: int) -> float:
         """Mean share of the token budget that a rank's micro-step fills; NaN where nothing was planned."""
-        bins = [sum(one) for step in self.lengths for one in step]
+        bins = [sum(micro_step) for step in self.lengths for micro_step in step]
         return sum(bins) / (token_budget * len(bins)) if bins else math.nan
 
     def record(self, **more: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class StepTimes:
     def __init__(self) -> None:
         self._sums = [0.0] * 5  # of 1, c, s, c^2, c s over micro-steps of cost c and s seconds
 
-    def compare(self, plan: StepPlan, seconds: Sequence[float]) -> dict[str, float | None]:
+    def note(self, plan: StepPlan, seconds: Sequence[float]) -> dict[str, float | None]:
         """Note in the plan of a step what its micro-steps took and what the earlier steps had led to expect, and learn
         from it; returns both sums, for metrics.jsonl."""
         plan.seconds, plan.predicted = list(seconds), self.predict(plan.slowest)
@@ -90,7 +90,7 @@ class StepTimes:
         overhead = (seconds - rate * cost) / weight
         if rate < 0 or overhead < 0:
             rate, overhead = products / squares, 0.0
-        return [rate * one + overhead for one in costs]
+        return [rate * each + overhead for each in costs]
 
     def learn(self, costs: Sequence[float], seconds: Sequence[float]) -> None:
         """Take in the micro-steps of a step."""

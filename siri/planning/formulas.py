@@ -12,6 +12,8 @@ With the head cut by vocabulary (vocab_parts > 1) V is that of a part in the hea
 from math import prod
 from typing import Any, Literal
 
+from siri.packing.flops import head_size
+
 Checkpointing = Literal["none", "selective", "full"]
 LEVELS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 Shapes = dict[str, tuple[int, ...]]
@@ -180,7 +182,7 @@ def embedded_cache_tokens(
 
 def widths(c: Any) -> tuple[int, int, int]:
     """Head size, width of all query heads, width of all key-value heads."""
-    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    head = head_size(c)
     return head, head * c.num_attention_heads, head * c.num_key_value_heads
 
 

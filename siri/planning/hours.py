@@ -78,7 +78,8 @@ def run_hours(model_config: Any, plan: MemoryPlan, rates: Rates) -> RunHours:
 
     steps = [at(schedule.cap(step)) for step in range(config.steps)]
     rollout, training = (
-        gpus * sum(seconds) / 3600 for seconds in ([one.rollout_s for one in steps], [one.train_s for one in steps])
+        gpus * sum(seconds) / 3600
+        for seconds in ([hours.rollout_s for hours in steps], [hours.train_s for hours in steps])
     )
     return RunHours(rollout, training, tuple((name, at(cap)) for name, cap in caps(config)))
 

@@ -129,8 +129,8 @@ def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout:
     """Predict the memory of each GPU for a run of `config` on a model of a transformers configuration.
 
     On several nodes the training state is sharded inside each, over all GPUs with config.shard_across_nodes. rollout:
-    the engine (`siri.rollout.engines.choose`). Raises InputError for an architecture that cannot be trained, or figures
-    that make no sense. The totals are predictions, not yet checked on a GPU.
+    the engine (`siri.rollout.engines.engine_for`). Raises InputError for an architecture that cannot be trained, or
+    figures that make no sense. The totals are predictions, not yet checked on a GPU.
     """
     from siri.model.policy import ARCHITECTURES
 

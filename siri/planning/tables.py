@@ -65,7 +65,7 @@ def print_plan(plan: MemoryPlan) -> None:
     for phase in plan.phases:
         figures = (phase.cap, phase.micro_step_tokens, _gb(phase.update_bytes), phase.largest_micro_step)
         figures += ("-" if plan.rollout == "served" else phase.cache_tokens, phase.sequences_in_flight)
-        phases.add_row(phase.name, *(one if isinstance(one, str) else f"{one:,}" for one in figures))
+        phases.add_row(phase.name, *(figure if isinstance(figure, str) else f"{figure:,}" for figure in figures))
     console.print(phases)
     for line in (
         "Lengths are in tokens. largest: the micro-step that would fill the memory.",

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
+from siri.report.effects import effects, is_milestone
+from siri.report.format import percent, tokens
 from siri.report.labels import place_labels
-from siri.report.terminal import effects, is_milestone, percent, tokens
 from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ for theme, colours in zip((LIGHT, DARK), PARTS, strict=True):
 FONTS = ("Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
 
 
-def _style() -> "dict[RcKeyType, Any]":
+def rc_style() -> "dict[RcKeyType, Any]":
     from matplotlib import font_manager
 
     known = {font.name for font in font_manager.fontManager.ttflist}
@@ -95,7 +96,7 @@ def draw(chart: Callable[..., "Figure | None"], run: object, *, narrow: bool = F
 
     import matplotlib
 
-    with matplotlib.rc_context(_style()):
+    with matplotlib.rc_context(rc_style()):
         figure = chart(run, narrow=narrow)
         if figure is None:
             return {}
@@ -121,14 +122,14 @@ def _column(rows: Sequence[dict], key: str) -> list[float]:
     return [math.nan if row.get(key) is None else float(row[key]) for row in rows]
 
 
-def _smooth(values: Sequence[float]) -> tuple[list[float], int]:
+def smoothed(values: Sequence[float]) -> tuple[list[float], int]:
     """Centred running mean without the missing values, and its window in steps (1: nothing to smooth)."""
     half = len(values) // 80
-    smoothed = []
+    means = []
     for i, value in enumerate(values):
         window = [x for x in values[max(0, i - half) : i + half + 1] if not math.isnan(x)]
-        smoothed.append(math.nan if math.isnan(value) else sum(window) / len(window))
-    return smoothed, 2 * half + 1
+        means.append(math.nan if math.isnan(value) else sum(window) / len(window))
+    return means, 2 * half + 1
 
 
 # --- over the steps ---
@@ -180,7 +181,7 @@ def training_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
             axes.plot(steps, caps, color=LIGHT["muted"], lw=1.1, dashes=(4, 2), **style)
             labels.append((caps[-1], "cap", "muted"))
         values = [scale * value for value in _column(rows, key)]
-        smooth, window = _smooth(values)
+        smooth, window = smoothed(values)
         dot = {"marker": "o", "ms": 3.5, "clip_on": False} if len(rows) < 3 else {}
         if window > 1:
             axes.plot(steps, values, color=LIGHT["faint"], lw=0.7)

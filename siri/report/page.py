@@ -1,73 +1,326 @@
-"""The frame of `report.html`: markup around the body, and the style, light and dark."""
+"""What `report.html` shows of a run, as text: tiles, tables, captions and facts. The markup is in `templates`."""
 
-from siri.report.charts import DARK, LIGHT
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from siri.report.effects import HEADINGS, Effect, caption, effect_cells, effects, verdict
+from siri.report.format import compact, duration, percent, tokens
+from siri.report.step_charts import chosen_plans, parts_of
+from siri.store.jsonl import RunRecord
+
+MINUS = "\N{MINUS SIGN}"
+FACTS = (
+    *("recipe", "model", "data", "schedule", "stages", "l_max", "l_min", "cycle", "steps", "prompts_per_step"),
+    *("group_size", "mini_batch_prompts", "lr", "temperature", "loss", "aggregation", "clip_low", "clip_high"),
+    *("rollout", "reward", "seed"),
+)
+"""Keys of config.json that the page shows at once, where the run has them; the rest folds out."""
+TIME_NOTE = (
+    "Shares are of all time shown. Grading is taken out of the rollout that it is part of; a checkpoint counts in the "
+    "step after it; evaluations are left out. Predicted: from the plan's cost, at the rate of the earlier steps."
+)
+PACKING_NOTE = (
+    "How the sequences of a step were packed: each bar is what one rank runs in one micro-step (numbered), as wide as "
+    "its cost, cut into its sequences where they are few; behind it the rank waits for the slowest. A dark line is an "
+    "optimizer step."
+)
+
+Facts = list[tuple[str, str]]
+"""Words and what they are in this run."""
 
 
-def style() -> str:
-    """The page's CSS; its colours are those of the pictures."""
-    light, dark = (";".join(f"--{name}:{colour}" for name, colour in theme.items()) for theme in (LIGHT, DARK))
-    return f":root{{color-scheme:light dark;{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{CSS}"
+@dataclass(frozen=True)
+class Picture:
+    """A chart as data URIs of SVG, for wide and for narrow windows."""
+
+    wide: str
+    narrow: str
+    alt: str
+    note: str
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} · SIRI</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+@dataclass(frozen=True)
+class Figure:
+    """A headline number of a tile, and what it counts."""
 
-CSS = """
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.5 "Helvetica Neue",Arial,"Liberation Sans",system-ui,sans-serif;-webkit-text-size-adjust:100%}
-main{max-width:880px;margin:0 auto;padding:40px 24px 64px}
-h1{font-size:32px;line-height:1.15;margin:0 0 8px;letter-spacing:-.01em;overflow-wrap:anywhere}
-h2{font-size:18px;margin:40px 0 8px}
-h3{font-size:14px;margin:0 0 8px}
-small{font-weight:400;color:var(--muted);font-size:13px}
-p{margin:0 0 12px}
-.eyebrow{color:var(--muted);font-size:13px;margin:0 0 4px}
-.muted,.note,figcaption,dt,thead th{color:var(--muted)}
-.muted{overflow-wrap:anywhere}
-.note,figcaption{font-size:13px}
-.note{margin-top:12px}
-.lead{margin:20px 0 8px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(270px,1fr));gap:16px;margin-top:24px}
-.tile{border:1px solid var(--grid);border-left:4px solid var(--ink);border-radius:6px;padding:14px 16px}
-.tile.low{border-left-color:var(--low)}
-.tile.high{border-left-color:var(--high)}
-.figures{display:flex;flex-wrap:wrap;gap:8px 28px}
-.figures b{display:block;font-size:28px;line-height:1.15;font-variant-numeric:tabular-nums;white-space:nowrap}
-.figures span{font-size:13px;color:var(--muted);white-space:nowrap}
-figure{margin:32px 0 0}
-img{display:block;width:100%;height:auto}
-figcaption{margin-top:8px}
-.scroll{overflow-x:auto}
-.scroll+.scroll{margin-top:20px}
-table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
-th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
-th:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--paper)}
-td:last-child,th:last-child{padding-right:0}
-thead th{font-weight:400;font-size:13px;vertical-align:bottom}
-tbody th{font-weight:600}
-tr.low th{color:var(--low)}
-tr.high th{color:var(--high)}
-dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:0 32px;margin:0;font-size:14px}
-dl div{display:flex;justify-content:space-between;gap:16px;padding:6px 0;border-bottom:1px solid var(--grid)}
-dt{flex:none}
-dd{margin:0;text-align:right;overflow-wrap:anywhere}
-details{margin-top:16px;font-size:14px}
-summary{cursor:pointer;color:var(--muted)}
-pre{overflow-x:auto;font-size:12.5px;line-height:1.45}
-@media(max-width:640px){main{padding:24px 16px 48px}h1{font-size:26px}.figures b{font-size:24px}figure{margin-top:24px}}
-@media print{main{max-width:none;padding:0}.tile,figure{break-inside:avoid}}
-"""
+    large: str
+    small: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The two headline figures of a checkpoint."""
+
+    kind: str
+    """Its colour: "low", "high" or "ink"."""
+    name: str
+    step: int
+    figures: list[Figure]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table."""
+
+    name: str
+    cells: Sequence[str]
+
+    @property
+    def kind(self) -> str:
+        """Its colour: "low", "high" or "other"."""
+        return next((kind for kind in ("low", "high") if self.name.startswith(f"siri-{kind}")), "other")
+
+
+@dataclass(frozen=True)
+class Table:
+    headings: Sequence[str]
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page shows; None or empty for what this run does not have."""
+
+    title: str
+    subtitle: str
+    tiles: list[Tile]
+    achieved: str
+    """What the tiles compare; without tiles, the run's result in words."""
+    training: Picture | None
+    pareto: Picture | None
+    time: Picture | None
+    packing: Picture | None
+    effects: Table | None
+    evaluated_at: str
+    all_effects: Table | None
+    """With the routine evaluations, if there are any."""
+    benchmarks: Table | None
+    phases: Table | None
+    lag: int | None
+    """Steps by which the response length follows the cap."""
+    efficiency: Facts
+    settings: Facts
+    versions: Facts
+    whole_config: str
+
+
+def page_of(run: RunRecord, charts: Mapping[str, tuple[bytes, bytes]], *, title: str) -> Page:
+    """The page of a run; `charts` maps the names of its charts to their SVGs for wide and for narrow windows."""
+    rows, every = effects(run.evals), effects(run.evals, every=True)
+    tiles, achieved = _tiles(rows)
+    phases, lag = _dynamics(run)
+
+    def picture(name: str, alt: str, note: str) -> Picture | None:
+        if name not in charts:
+            return None
+        wide, narrow = (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for svg in charts[name])
+        return Picture(wide, narrow, alt, note)
+
+    return Page(
+        title=title,
+        subtitle=_subtitle(run),
+        tiles=tiles,
+        achieved=achieved,
+        training=picture("training", _training_alt(run), _training_note(run)),
+        pareto=picture("pareto", f"Accuracy against mean response tokens. {verdict(rows)}", _pareto_note(rows)),
+        time=picture("time", _time_alt(run), TIME_NOTE),
+        packing=picture("packing", _packing_alt(run), PACKING_NOTE),
+        effects=_effects_table(rows) if rows else None,
+        evaluated_at=caption(rows, {}).capitalize(),
+        all_effects=_effects_table(every) if len(every) > len(rows) else None,
+        benchmarks=_benchmark_table(rows, run),
+        phases=phases,
+        lag=lag,
+        efficiency=_efficiency(run),
+        settings=[(key, _text(run.config[key])) for key in FACTS if _given(run.config.get(key))],
+        versions=[(str(name), _text(version)) for name, version in _versions(run.config).items()],
+        whole_config=json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
+    )
+
+
+def _subtitle(run: RunRecord) -> str:
+    config = run.config
+    parts = [str(config[key]) for key in ("model", "data") if config.get(key)]
+    kind, high, low = (config.get(key) for key in ("schedule", "l_max", "l_min"))
+    if kind == "constant" and high:
+        parts.append(f"constant cap of {high:,} tokens")
+    elif kind == "steps" and config.get("stages"):
+        parts.append("caps by stages")
+    elif kind and high and low and config.get("cycle"):
+        shape = str(kind).replace("_", " ")
+        parts.append(f"{shape} cap between {high:,} and {low:,} tokens, cycle of {config['cycle']} steps")
+    done = run.metrics[-1]["step"] + 1 if run.metrics else 0
+    steps = config.get("steps")
+    parts.append(f"{done} of {steps} steps" if steps and steps != done else f"{done} steps")
+    return " · ".join(parts)
+
+
+def _tiles(rows: list[Effect]) -> tuple[list[Tile], str]:
+    """The headline figures of the last SIRI-low and SIRI-high (or of the last checkpoint), and what they compare."""
+    base = next((row for row in rows if row.name == "base"), None)
+    trained = [row for row in rows if row.name != "base" and row.accuracy is not None and row.tokens is not None]
+    ends = [[row for row in trained if row.name.startswith(kind)][-1:] for kind in ("siri-low", "siri-high")]
+    shown = [row for group in ends for row in group] or trained[-1:]
+    tiles = []
+    for row in shown:
+        kind = "low" if "low" in row.name else "high" if "high" in row.name else "ink"
+        compared = base and row.accuracy_change is not None and row.tokens_change is not None
+        figures = []
+        for word, now, change, before, show in (
+            ("accuracy", row.accuracy, row.accuracy_change, base and base.accuracy, percent),
+            ("tokens", row.tokens, row.tokens_change, base and base.tokens, tokens),
+        ):
+            large = percent(change, signed=True) if compared else show(now)
+            small = f"{word} {show(before)} → {show(now)}" if compared else word
+            figures.append(Figure(large.replace("-", MINUS), small))
+        tiles.append(Tile(kind, row.name, row.step, figures))
+    if any(row.accuracy_change is not None for row in shown):
+        return tiles, f"Change against the base model, {caption(rows, {})}."
+    return tiles, verdict(rows)
+
+
+def _effects_table(rows: list[Effect]) -> Table:
+    return _table(HEADINGS, [effect_cells(row) for row in rows])
+
+
+def _benchmark_table(rows: list[Effect], run: RunRecord) -> Table | None:
+    """Accuracy and tokens on each benchmark, as in the tables of the paper; None for a run with only one."""
+    benchmarks = {row["name"]: row["benchmarks"] for row in run.evals if row.get("benchmarks")}
+    names = list(dict.fromkeys(name for figures in benchmarks.values() for name in figures))
+    if not names:
+        return None
+    short = [Path(name).stem for name in names]
+    headings = ("accuracy / tokens", *(short if len(set(short)) == len(short) else names))
+    lines = []
+    for row in rows:
+        figures = [benchmarks.get(row.name, {}).get(name, {}) for name in names]
+        cells = (f"{percent(each.get('accuracy'))} / {tokens(each.get('tokens_mean'))}" for each in figures)
+        lines.append((row.name, *cells))
+    return _table(headings, lines)
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    return Table(headings, [Line(name, cells) for name, *cells in lines])
+
+
+def _training_alt(run: RunRecord) -> str:
+    parts = [f"Curves over {len(run.metrics)} training steps."]
+    for word, key, show in (
+        ("mean tokens", "response_tokens_mean", tokens),
+        ("training accuracy", "accuracy", percent),
+        ("entropy", "entropy", lambda value: f"{value:.2f}"),
+    ):
+        known = [row[key] for row in run.metrics if row.get(key) is not None]
+        if known:
+            parts.append(f"{word.capitalize()} from {show(known[0])} to {show(known[-1])}.")
+    return " ".join(parts)
+
+
+def _training_note(run: RunRecord) -> str:
+    notes = []
+    if any(row.get("phase") == "compression" for row in run.metrics):
+        notes.append("Shaded: compression, where the cap on the response length falls; between: expansion.")
+    notes.append("Curves show the rollouts that the model is trained on, sampled under the cap of their step.")
+    if run.evals:
+        notes.append("Points are evaluations, all under their own cap.")
+    return " ".join(notes)
+
+
+def _pareto_note(rows: list[Effect]) -> str:
+    note = "The line follows the training."
+    if any(row.name.startswith("siri-") for row in rows):
+        cycle = "Low k and high k are the checkpoints at the end of the compression and of the expansion of cycle k."
+        return f"{cycle} {note}"
+    return note
+
+
+def _time_alt(run: RunRecord) -> str:
+    total: dict[str, float] = {}
+    for row in run.metrics:
+        for name, seconds in parts_of(row).items():
+            total[name] = total.get(name, 0.0) + seconds
+    whole = math.fsum(total.values()) or 1.0
+    shares = ", ".join(f"{name} {percent(seconds / whole)}" for name, seconds in total.items() if seconds)
+    return f"Time of a step by part: {shares}."
+
+
+def _packing_alt(run: RunRecord) -> str:
+    says = []
+    for plan in chosen_plans(run.plans):
+        efficiency = percent(plan["lockstep_efficiency"])
+        says.append(f"step {plan['step']}: {len(plan['costs'])} micro-steps, lock-step efficiency {efficiency}")
+    return f"Ranks by micro-steps; {'; '.join(says)}."
+
+
+def _dynamics(run: RunRecord) -> tuple[Table | None, int | None]:
+    """What section 4 of the paper looks at, by phase and cycle, and the lag of the response length behind the cap;
+    None for a run whose cap does not go up and down."""
+    from siri.report.phases import length_lag, phase_cells
+
+    headings, lines = phase_cells(run.metrics)
+    if len(lines) < 2:
+        return None, None
+    rows = [row for row in run.metrics if row.get("cap") is not None]
+    lag = length_lag([row["cap"] for row in rows], [row.get("response_tokens_mean") for row in rows])
+    return _table(headings, lines), lag
+
+
+def _efficiency(run: RunRecord) -> Facts:
+    def column(key: str) -> list[float]:
+        return [row[key] for row in run.metrics if row.get(key) is not None]
+
+    facts = []
+    times, rollout, train = column("step_time_s"), column("rollout_s"), column("train_s")
+    if times:
+        facts.append(("time in training steps", duration(math.fsum(times))))
+        facts.append(("median step", f"{median(times):.2f} s"))
+        if rollout and train:
+            shares = percent(math.fsum(rollout) / math.fsum(times)), percent(math.fsum(train) / math.fsum(times))
+            facts.append(("spent on", f"rollout {shares[0]}, training {shares[1]}"))
+    errors = [
+        abs(row["micro_steps_predicted_s"] / row["micro_steps_s"] - 1)
+        for row in run.metrics
+        if row.get("micro_steps_predicted_s") is not None and row.get("micro_steps_s")
+    ]
+    if errors:
+        facts.append(("micro-steps predicted", f"median error {percent(median(errors))}"))
+    peaks = [row for row in run.metrics if row.get("memory_peak") and row.get("memory_predicted")]
+    if peaks:
+        most = max(peaks, key=lambda row: row["memory_peak"])
+        sizes = f"{most['memory_peak'] / 1e9:.1f} GB, {most['memory_predicted'] / 1e9:.1f} GB predicted"
+        facts.append(("peak memory of an update", sizes))
+    if threads := run.config.get("threads_used"):
+        asked = run.config.get("threads", "auto")
+        facts.append(("CPU threads of a process", f"{threads}" + " (chosen)" * (asked == "auto")))
+    for word, key, show in (
+        ("median MFU", "mfu", lambda values: percent(median(values))),
+        ("median speed", "tokens_per_s", lambda values: f"{compact(median(values))} tokens/s"),
+        ("trained on", "train_tokens", lambda values: f"{compact(values[-1])} response tokens"),
+        ("mean lock-step efficiency", "lockstep_efficiency", lambda values: percent(fmean(values))),
+        ("mean use of the token budget", "budget_use", lambda values: percent(fmean(values))),
+        ("groups without variance", "zero_variance_groups", lambda values: percent(fmean(values))),
+    ):
+        if values := column(key):
+            facts.append((word, show(values)))
+    return facts
+
+
+def _versions(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    versions = config.get("versions")
+    return versions if isinstance(versions, Mapping) else {}
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value != [] and value != ""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

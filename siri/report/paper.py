@@ -104,13 +104,13 @@ def read_result(path: str) -> Result:
     try:
         row = json.loads(Path(path).read_bytes())
         figures = {}
-        for source, one in row["benchmarks"].items():
+        for source, benchmark in row["benchmarks"].items():
             if name := benchmark_of(source):
-                twice, once = one["pass_at_k"].get("2"), one["accuracy"]
+                twice, once = benchmark["pass_at_k"].get("2"), benchmark["accuracy"]
                 # the mean of p (1 - p) over problems is pass@2 - pass@1
-                count = one["problems"] * one["samples"]
+                count = benchmark["problems"] * benchmark["samples"]
                 error = None if twice is None else 100 * math.sqrt(max(twice - once, 0) / count)
-                figures[name] = Measured(100 * once, one["tokens_mean"], error, one["problems"])
+                figures[name] = Measured(100 * once, benchmark["tokens_mean"], error, benchmark["problems"])
         protocol = {key: row[key] for key in PROTOCOL}
         result = Result(_label(Path(path).stem), row["model"], protocol, figures)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -140,7 +140,7 @@ def score_of(result: Result, base: Result | None) -> float | None:
         return None
     shared = [name for name in result.figures if name in base.figures]
     pairs = [
-        {name: (one.figures[name].accuracy, one.figures[name].tokens) for name in shared} for one in (result, base)
+        {name: (each.figures[name].accuracy, each.figures[name].tokens) for name in shared} for each in (result, base)
     ]
     return efficiency_score(*pairs) if shared else None
 
@@ -159,9 +159,9 @@ def remarks(results: Sequence[Result]) -> list[str]:
         missing = [name for name in BENCHMARKS if name not in result.figures]
         if missing:
             lines.append(f"{result.label}: {', '.join(missing)} not measured")
-        for name, one in result.figures.items():
-            if one.problems != BENCHMARKS[name][2]:
-                lines.append(f"{result.label}: {name} has {one.problems} problems, not {BENCHMARKS[name][2]}")
+        for name, measured in result.figures.items():
+            if measured.problems != BENCHMARKS[name][2]:
+                lines.append(f"{result.label}: {name} has {measured.problems} problems, not {BENCHMARKS[name][2]}")
     if not any(result.label == "base" for result in results):
         lines.append("no base among the results (a file with base in its name): no score, and no check that it agrees")
     return lines
@@ -174,10 +174,14 @@ def base_verdict(results: Sequence[Result], size: str) -> str:
     if base is None:
         return ""
     apart = []
-    for name, one in base.figures.items():
-        gap = one.accuracy - TABLE[size]["base"][name][0]
-        if one.error is not None and abs(gap) > 2 * math.sqrt(2) * one.error + 0.05:  # 0.05: the paper's rounding
-            apart.append(f"{name} by {gap:+.1f} points (sampling error of a difference {math.sqrt(2) * one.error:.1f})")
+    for name, measured in base.figures.items():
+        gap = measured.accuracy - TABLE[size]["base"][name][0]
+        if (
+            measured.error is not None and abs(gap) > 2 * math.sqrt(2) * measured.error + 0.05
+        ):  # 0.05: the paper's rounding
+            apart.append(
+                f"{name} by {gap:+.1f} points (sampling error of a difference {math.sqrt(2) * measured.error:.1f})"
+            )
     if apart:
         return (
             f"the base differs from the paper's: {', '.join(apart)}; look at template, data and engine before training"
@@ -198,15 +202,15 @@ def print_paper(paths: Sequence[str], size: Literal["auto", "1.5b", "7b"] = "aut
         table.add_column(heading, justify="left" if heading in ("model", "source") else "right")
     base = next((result for result in results if result.label == "base"), None)
     for label in [*TABLE[half], *(result.label for result in results if result.label not in TABLE[half])]:
-        own = [result for result in results if result.label == label]
+        ours = [result for result in results if result.label == label]
         if label in TABLE[half]:
             theirs = [f"{accuracy:.1f} / {tokens:,}" for accuracy, tokens in TABLE[half][label].values()]
-            table.add_row(label, "paper", *theirs, f"{SCORES[half][label]:.2f}", end_section=not own)
-        for result in own:
+            table.add_row(label, "paper", *theirs, f"{SCORES[half][label]:.2f}", end_section=not ours)
+        for result in ours:
             score = score_of(result, base)
             shown = [_shown(result.figures.get(name)) for name in BENCHMARKS]
             table.add_row(
-                label, "here", *shown, "-" if score is None else f"{score:.2f}", end_section=result is own[-1]
+                label, "here", *shown, "-" if score is None else f"{score:.2f}", end_section=result is ours[-1]
             )
     console = Console()
     console.print(table)
@@ -215,11 +219,11 @@ def print_paper(paths: Sequence[str], size: Literal["auto", "1.5b", "7b"] = "aut
             console.print(line, markup=False, highlight=False)
 
 
-def _shown(one: Measured | None) -> str:
-    if one is None:
+def _shown(measured: Measured | None) -> str:
+    if measured is None:
         return "-"
-    error = "" if one.error is None else f" ± {one.error:.1f}"
-    return f"{one.accuracy:.1f}{error} / {one.tokens:,.0f}"
+    error = "" if measured.error is None else f" ± {measured.error:.1f}"
+    return f"{measured.accuracy:.1f}{error} / {measured.tokens:,.0f}"
 
 
 def check_scores() -> Mapping[str, Mapping[str, Any]]:

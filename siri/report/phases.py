@@ -58,17 +58,17 @@ def length_lag(caps: Sequence[float], lengths: Sequence[float | None]) -> int | 
     caps and lengths: one a step. Of a run of three cycles or more the first third is left out, where the length moves
     from the base's to the run's own; and a linear drift is taken out, or it would pass for a lag.
     """
-    found = [(step, cap, length) for step, (cap, length) in enumerate(zip(caps, lengths, strict=True)) if length]
-    if len(found) < 8:
+    known = [(step, cap, length) for step, (cap, length) in enumerate(zip(caps, lengths, strict=True)) if length]
+    if len(known) < 8:
         return None
-    step_T, cap_T, length_T = (np.array(column, float) for column in zip(*found, strict=True))
+    step_T, cap_T, length_T = (np.array(column, float) for column in zip(*known, strict=True))
     above = cap_T > (cap_T.max() + cap_T.min()) / 2
     rises = np.flatnonzero(above[1:] & ~above[:-1])
     if len(rises) < 2:
         return None
     period = int(np.diff(rises).max())
-    if len(found) >= 3 * period:
-        step_T, cap_T, length_T = (column[len(found) // 3 :] for column in (step_T, cap_T, length_T))
+    if len(known) >= 3 * period:
+        step_T, cap_T, length_T = (column[len(known) // 3 :] for column in (step_T, cap_T, length_T))
     length_T = length_T - np.polyval(np.polyfit(step_T, length_T, 1), step_T)
     best, lag = 0.0, None
     for shift in range(period // 2 + 1):

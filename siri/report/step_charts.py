@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from siri.report.charts import LIGHT
-from siri.report.terminal import percent
+from siri.report.format import percent
 from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:
@@ -139,12 +139,12 @@ def plan_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
 
 def _draw_plan(axes: "Axes", plan: dict, narrow: bool) -> None:
     lengths, total = plan["lengths"], sum(max(row) for row in plan["costs"])
-    scale, unit = next((one for one in UNITS if total >= one[0]), UNITS[-1])
+    scale, unit = next(((scale, unit) for scale, unit in UNITS if total >= scale), UNITS[-1])
     costs = [[cost / scale for cost in row] for row in plan["costs"]]
     ranks, slowest = len(costs[0]), [max(row) for row in costs]
     edges = [0.0, *accumulate(slowest)]
     every = -(-len(costs) // (10 if narrow else 25))  # as many numbers as there is room for
-    told_apart = sum(len(one) for row in lengths for one in row) <= LINES
+    told_apart = sum(len(sequences) for row in lengths for sequences in row) <= LINES
     for rank in range(ranks):
         bars = [(left, row[rank]) for left, row in zip(edges, costs, strict=False)]
         axes.broken_barh(bars, (rank - 0.38, 0.76), color=LIGHT["part0"], lw=0)

@@ -93,10 +93,10 @@ def same_answer(gold: str, answer: str) -> bool:
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
     undecided = False
-    for one in _readings(clean(gold)):
+    for reading in _readings(clean(gold)):
         for other in _readings(clean(answer)):
             try:
-                if _same(one, other):
+                if _same(reading, other):
                     return True
             except Undecided:
                 undecided = True
@@ -112,15 +112,15 @@ def _readings(text: str) -> list[str]:
     "81,256" is one number or two, "2e-05" a power of ten or 2e less 5, "0.1(6)" and "0.1666..." recur.
     """
     number = _THOUSANDS.match(text)
-    found = [text, number[0].replace(",", "") + text[number.end() :]] if number else [text]
+    readings = [text, number[0].replace(",", "") + text[number.end() :]] if number else [text]
     if _SPACED.fullmatch(text):
-        found.append(text.replace(" ", ""))
+        readings.append(text.replace(" ", ""))
     if match := _SCIENTIFIC.fullmatch(text):
-        found.append(f"{match[1]} \\cdot 10^{{{match[2]}}}")
+        readings.append(f"{match[1]} \\cdot 10^{{{match[2]}}}")
     if (match := _REPEATING.fullmatch(text)) and (match[3] or match[6]):
         sign, fixed, *periods, _ = match.groups()
-        found.append(f"{sign}{fixed}\\overline{{{next(filter(None, periods))}}}")
-    return found
+        readings.append(f"{sign}{fixed}\\overline{{{next(filter(None, periods))}}}")
+    return readings
 
 
 def _same(gold: str, answer: str) -> bool:
@@ -258,18 +258,18 @@ def _same_in_any_order(golds: list[str], answers: list[str]) -> bool:
         return False
     left = list(answers)
     for gold in golds:
-        found = next((i for i, answer in enumerate(left) if _same(gold, answer)), None)
-        if found is None:
+        place = next((i for i, answer in enumerate(left) if _same(gold, answer)), None)
+        if place is None:
             return False
-        del left[found]
+        del left[place]
     return True
 
 
 def _same_named_tuple(golds: list[str], answers: list[str]) -> bool:
     """`x = 1, y = 2` is the pair (1, 2): the values in the order of the names."""
-    one, several = (golds[0], answers) if len(golds) == 1 else (answers[0], golds)
-    tuple_, values = bracketed(one), named_values(several)
-    if not tuple_ or not values or one.strip()[0] + one.strip()[-1] != "()" or len(values) != len(tuple_[1]):
+    single, several = (golds[0], answers) if len(golds) == 1 else (answers[0], golds)
+    tuple_, values = bracketed(single), named_values(several)
+    if not tuple_ or not values or single.strip()[0] + single.strip()[-1] != "()" or len(values) != len(tuple_[1]):
         return False
     return all(map(_same, tuple_[1], values))
 

@@ -33,7 +33,7 @@ def shape_rewards(
         rewards = [score + penalty for score, penalty in zip(scores, penalties, strict=True)]
     if config.length_reward == "kimi":
         brevity = kimi_length_rewards(lengths, [score >= 1 for score in scores])
-        rewards = [reward + config.length_weight * part for reward, part in zip(rewards, brevity, strict=True)]
+        rewards = [reward + config.length_weight * share for reward, share in zip(rewards, brevity, strict=True)]
     return scores, rewards
 
 

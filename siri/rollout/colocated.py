@@ -55,7 +55,7 @@ class ColocatedEngine:
         self.cache_tokens = cache.num_gpu_blocks * cache.block_size
         self.most = self.engine.vllm_config.scheduler_config.max_num_seqs
 
-    def run(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
+    def ask(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
         """Answer the jobs in their order, at most `limit` at once."""
         waiting, running = deque(enumerate(jobs)), 0
         done: dict[int, Completion] = {}
@@ -87,7 +87,7 @@ class ColocatedEngine:
     def probe(self, jobs: Sequence[Job], temperature: float) -> list[tuple[str, list[Completion]]]:
         """Answers for a fingerprint, with the name of the engine that gave them."""
         rank = os.environ.get("RANK", "0")
-        return [(f"the engine of rank {rank}", self.run(jobs, temperature=temperature, limit=len(jobs)).completions)]
+        return [(f"the engine of rank {rank}", self.ask(jobs, temperature=temperature, limit=len(jobs)).completions)]
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
         """Replace the model's weights in place; compare checksums where the engine keeps a tensor as it was sent."""

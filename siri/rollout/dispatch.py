@@ -82,7 +82,7 @@ class Dispatch:
             free = [server for server in self.keepers.values() if not server.fault and load[server] < share]
             if not free:
                 return
-            server = min(free, key=lambda one: load[one])
+            server = min(free, key=lambda candidate: load[candidate])
             index = self.queue.popleft()
             task = asyncio.create_task(self._sample(index, server))
             self.running[task] = (index, server)

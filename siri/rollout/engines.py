@@ -33,7 +33,7 @@ def make_engine(
     as files. Its weights are those of the policy only after the first `sync`.
     """
     device = device or policy.device
-    mode, workload = choose(settings, device), settings.workload()
+    mode, workload = engine_for(settings, device), settings.workload()
     if mode == "local":
         from siri.rollout.local import local_engine
 
@@ -58,7 +58,7 @@ def make_engine(
     )
 
 
-def choose(settings: RolloutSettings, device: torch.device) -> str:
+def engine_for(settings: RolloutSettings, device: torch.device) -> str:
     """ "local", "colocated" or "served". auto is vLLM where there are servers, or a GPU and an installed version that
     works; on a CPU the embedded engine is the better one."""
     if settings.rollout == "local":

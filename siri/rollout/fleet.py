@@ -69,7 +69,7 @@ class ServedEngine(ServerApi):
 
     # --- sampling ---
 
-    def run(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
+    def ask(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
         """Answer the jobs, in their order as far as servers are free, at most `limit` at once."""
         self.retries.clear()
         return self.do(lambda session: Dispatch(self, session, jobs, temperature, limit, progress).run(self.servers))
@@ -79,7 +79,7 @@ class ServedEngine(ServerApi):
         if not self.ranks.main:
             return []
         answers = []
-        for server in [one for one in self.servers if not one.fault]:
+        for server in [server for server in self.servers if not server.fault]:
             ran = self.do(
                 lambda session, server=server: Dispatch(self, session, jobs, temperature, len(jobs)).run([server])
             )
@@ -110,7 +110,7 @@ class ServedEngine(ServerApi):
 
     async def _find(self, session: Any) -> None:
         """Look for the servers that were lost before."""
-        for server in [one for one in self.servers if one.fault]:
+        for server in [server for server in self.servers if server.fault]:
             with suppress(ServerLost, BadAnswer):
                 await self.check(session, server)
                 server.fault = ""
@@ -128,10 +128,10 @@ class ServedEngine(ServerApi):
 
     async def take_files(self, session: Any, server: Server) -> None:
         """Have one server load the files of the last sync, and compare checksums."""
-        found = await self.rpc(
+        held = await self.rpc(
             session, server, "siri_load", str(self._folder.folder), timeout=self.options.sync_timeout_s
         )
-        for there in found:
+        for there in held:
             if there.get("unseen"):
                 raise InputError(
                     f"rollout server {server.url} does not see {self._folder.folder}; name a folder that trainer and "
@@ -142,12 +142,12 @@ class ServedEngine(ServerApi):
                     f"weight {self.version}: tensor {there['damaged'][0]} reached {server.url} damaged; see "
                     f"{self._folder.folder}"
                 )
-        await self.settle(session, server, found, self._folder.sums)
+        await self.settle(session, server, held, self._folder.sums)
 
-    async def settle(self, session: Any, server: Server, found: list[Any], sent: dict[str, list[int]]) -> None:
+    async def settle(self, session: Any, server: Server, held: list[Any], sent: dict[str, list[int]]) -> None:
         """Compare what the server holds with what was sent, clear its prefix cache, and only then name the weights:
         a server that is lost on the way is given all of it again before it samples."""
-        if len(found) == 1 and (names := differing(sent, found[0])):  # tensor-parallel workers hold parts
+        if len(held) == 1 and (names := differing(sent, held[0])):  # tensor-parallel workers hold parts
             raise InputError(f"weight {self.version}: {server.url} does not hold what was sent: {', '.join(names[:3])}")
         await self.clear_cache(session, server)
         await self.rpc(session, server, "siri_mark", self.version or "", timeout=self.options.sync_timeout_s)

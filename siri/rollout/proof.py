@@ -45,7 +45,7 @@ def gap(policy: Policy, answers: Sequence[tuple[list[int], Completion, float]]) 
     log-probs at temperature 1. With a sharded model it is a collective: every rank gives the same answers."""
     differences, greedy = [], [0.0]
     for prompt_ids, completion, temperature in answers:
-        logp_LV = policy.run(_log_softmax, [*prompt_ids, *completion.token_ids], len(prompt_ids), temperature or 1.0)
+        logp_LV = policy.call(_log_softmax, [*prompt_ids, *completion.token_ids], len(prompt_ids), temperature or 1.0)
         tokens_L1 = torch.tensor(completion.token_ids, device=logp_LV.device)[:, None]
         own_L = logp_LV.gather(1, tokens_L1)[:, 0]
         differences.append((own_L - torch.tensor(completion.logp, device=own_L.device)).abs())

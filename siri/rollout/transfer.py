@@ -32,15 +32,15 @@ class FileTransfer:
 
         if self.folder is None:
             shutil.rmtree(self.root, ignore_errors=True)
-            self.made = [one for one in (self.root, *self.root.parents) if not one.exists()]
-        part = self.root / f".{version}.part"
+            self.made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        unfinished = self.root / f".{version}.part"
         self.sums, files, held, size = {}, [], {}, 0
         try:
-            part.mkdir(parents=True)
+            unfinished.mkdir(parents=True)
 
             def flush() -> None:
                 files.append(f"weights-{len(files):05d}.safetensors")
-                save_file(held, part / files[-1])
+                save_file(held, unfinished / files[-1])
                 held.clear()
 
             for name, tensor in weights:
@@ -52,13 +52,13 @@ class FileTransfer:
                     size = 0
             if held:
                 flush()
-            (part / MANIFEST).write_text(json.dumps({"version": version, "files": files, "sums": self.sums}))
+            (unfinished / MANIFEST).write_text(json.dumps({"version": version, "files": files, "sums": self.sums}))
             final = self.root / version
-            part.rename(final)
+            unfinished.rename(final)
         except OSError as error:
             raise InputError(f"{self.root}: weights cannot be written there ({error.strerror or error})") from None
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder = final

@@ -85,7 +85,7 @@ class Backend(Protocol):
     most: int
     """Most responses that the engines run at once for this rank."""
 
-    def run(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran: ...
+    def ask(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran: ...
     def probe(self, jobs: Sequence[Job], temperature: float) -> list[tuple[str, list[Completion]]]: ...
     def load(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None: ...
     def sleep(self) -> None: ...
@@ -135,7 +135,7 @@ class VllmRollout:
         order = longest_first([expected[owner] for owner in owners])
         limit = self._limit(jobs)
         ran = self._together(
-            lambda: self.backend.run([jobs[i] for i in order], temperature=temperature, limit=limit, progress=progress)
+            lambda: self.backend.ask([jobs[i] for i in order], temperature=temperature, limit=limit, progress=progress)
         )
         answers: list[list[Completion]] = [[] for _ in requests]
         placed = dict(zip(order, ran.completions, strict=True))

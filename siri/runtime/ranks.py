@@ -70,18 +70,18 @@ class Ranks:
         held = cast(Arrays, arrays)  # None on other ranks than 0 only, where it is not looked at
         if self.size == 1:
             return held
-        data = _to_bytes(held) if self.main else None
+        data = to_bytes(held) if self.main else None
         size = torch.tensor([0 if data is None else len(data)], device=self._device)
         dist.broadcast(size, group=self.group, group_src=0)
         data = torch.empty(int(size), dtype=torch.uint8, device=self._device) if data is None else data.to(self._device)
         dist.broadcast(data, group=self.group, group_src=0)
-        return held if self.main else _from_bytes(data)
+        return held if self.main else from_bytes(data)
 
     def gather_arrays(self, arrays: Arrays) -> list[Arrays]:
         """Every rank's arrays in order, on every rank; they may differ in length. Nothing is pickled."""
         if self.size == 1:
             return [arrays]
-        data = _to_bytes(arrays).to(self._device)
+        data = to_bytes(arrays).to(self._device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(data)], device=self._device), group=self.group)
         sizes = torch.cat(sizes).tolist()
@@ -89,7 +89,7 @@ class Ranks:
         padded[: len(data)] = data
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group=self.group)
-        return [_from_bytes(part[:size]) for part, size in zip(parts, sizes, strict=True)]
+        return [from_bytes(part[:size]) for part, size in zip(parts, sizes, strict=True)]
 
     @property
     def _device(self) -> torch.device:
@@ -119,14 +119,14 @@ class Ranks:
 ALONE = Ranks()
 
 
-def _to_bytes(arrays: Arrays) -> torch.Tensor:
+def to_bytes(arrays: Arrays) -> torch.Tensor:
     buffer = io.BytesIO()
     # its type would have it that a name might be allow_pickle
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
 
-def _from_bytes(data: torch.Tensor) -> Arrays:
+def from_bytes(data: torch.Tensor) -> Arrays:
     with np.load(io.BytesIO(data.cpu().numpy().tobytes()), allow_pickle=False) as held:
         return dict(held)
 
@@ -170,13 +170,13 @@ def recorded(function: Callable[[], T]) -> T:
         return function()
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    def run() -> tuple[Any, InputError | None]:
+    def outcome() -> tuple[Any, InputError | None]:
         try:
             return function(), None
         except InputError as error:
             return None, error
 
-    value, error = cast("tuple[T, InputError | None]", record(run)())
+    value, error = cast("tuple[T, InputError | None]", record(outcome)())
     if error is not None:
         raise error
     return value

@@ -61,8 +61,8 @@ class Stop:
 
     def _note(self, number: int, _frame: Any) -> None:
         self.received.append(number)
-        for one in self._previous:  # the next one, of either kind, ends the process as the system does
-            signal.signal(one, signal.SIG_DFL)
+        for watched in self._previous:  # the next one, of either kind, ends the process as the system does
+            signal.signal(watched, signal.SIG_DFL)
         if self._at_once:
             self._at_once = False
             raise Interrupted

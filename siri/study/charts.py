@@ -207,8 +207,8 @@ def _lengths(runs: Sequence[Curve], along: str) -> tuple[list[float], list[Estim
 
 
 def _band(axes: "Axes", x: Sequence[float], y: Sequence[Estimate], colour: str, scale: float, marker: str = "") -> None:
-    means = [math.nan if one.mean is None else scale * one.mean for one in y]
-    halves = [scale * (one.half or 0) for one in y]
+    means = [math.nan if value.mean is None else scale * value.mean for value in y]
+    halves = [scale * (value.half or 0) for value in y]
     low = [mean - half for mean, half in zip(means, halves, strict=True)]
     high = [mean + half for mean, half in zip(means, halves, strict=True)]
     axes.fill_between(x, low, high, color=colour, alpha=BAND, lw=0)

@@ -168,7 +168,7 @@ def shared_steps(curves: Sequence[Curve]) -> list[int]:
     return sorted(shared if len(shared) > 1 else set.union(*sets))
 
 
-def compare(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, list[ArmRow]]:
+def compare_arms(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, list[ArmRow]]:
     """The table's rows, one an arm; the reference is the first arm unless named. Raises InputError without runs."""
     arms = by_arm(curves)
     if not arms:

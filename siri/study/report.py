@@ -7,7 +7,7 @@ from pathlib import Path
 from siri.errors import InputError
 from siri.store.jsonl import write_atomic
 from siri.study.compare import Curve, curve_of_row
-from siri.study.study import Study, choose, find, finished
+from siri.study.study import Study, find, finished, swept_values
 from siri.study.tables import tables
 from siri.text import encoded
 
@@ -17,7 +17,7 @@ PICTURES = ("pareto", "steps", "training_tokens")
 def study_curves(study: Study) -> list[Curve]:
     """The finished runs of the comparison, by arm in the order of the study file."""
     rows = finished(study)
-    chosen = choose(study, rows)
+    chosen = swept_values(study, rows)
     if chosen is None:
         raise InputError(f"{study.path}: its sweeps are not finished yet; run the study without --draw")
     pairs = [(pair, find(rows, pair)) for pair in study.arm_pairs(None, chosen)]
@@ -29,7 +29,7 @@ def study_curves(study: Study) -> list[Curve]:
 def progress(study: Study, curves: Sequence[Curve]) -> str:
     """How many of the comparison's runs there are, and what the sweeps chose."""
     total = len(study.arms) * len(study.seeds)
-    chosen = choose(study, finished(study)) or {}
+    chosen = swept_values(study, finished(study)) or {}
     keys = {name: study.sweeps[arm.sweep].key for name, arm in study.arms.items() if arm.sweep}
     picked = "".join(f", {arm}: {keys[arm]} = {value}" for arm, value in chosen.items())
     return f"{len(curves)} of {total} runs{picked}"

@@ -20,7 +20,7 @@ from typing import Any, cast
 import siri
 from siri.errors import InputError
 from siri.store.jsonl import read_run
-from siri.study.study import Pair, Reasoner, Study, append, choose, find, finished
+from siri.study.study import Pair, Reasoner, Study, append, find, finished, swept_values
 from siri.text import printable, tolerant_streams
 
 STEP_KEYS = ("cap", "response_tokens_mean", "accuracy", "truncation_rate", "entropy", "zero_variance_groups")
@@ -43,7 +43,7 @@ def run_pairs(study: Study, *, jobs: int, limit: int, runs: Path, only: Sequence
     left = limit or sys.maxsize
     for stage in ("sweeps", "arms"):
         rows = finished(study)
-        chosen = choose(study, rows)
+        chosen = swept_values(study, rows)
         if stage == "sweeps":
             pairs = study.sweep_pairs(folder)
         elif chosen is None:

@@ -207,8 +207,8 @@ def read_study(path: str | Path) -> Study:
                 raise InputError(f"{path}: {pair.arm} has no eval_data; a study compares evaluations")
             caps.setdefault(pair.config.eval_cap or pair.config.length_schedule().longest, pair.arm)
     if len(caps) > 1:
-        found = ", ".join(f"{arm} at {cap}" for cap, arm in caps.items())
-        raise InputError(f"{path}: arms are evaluated at different caps ({found}); set one eval_cap in [common]")
+        listed = ", ".join(f"{arm} at {cap}" for cap, arm in caps.items())
+        raise InputError(f"{path}: arms are evaluated at different caps ({listed}); set one eval_cap in [common]")
     return study
 
 
@@ -276,7 +276,7 @@ def find(rows: list[dict], pair: Pair) -> dict | None:
     return next((row for row in reversed(rows) if (row.get("seed"), row.get("config_hash")) == mine), None)
 
 
-def choose(study: Study, rows: list[dict]) -> dict[str, Any] | None:
+def swept_values(study: Study, rows: list[dict]) -> dict[str, Any] | None:
     """The value that its sweep chose for each arm that has one: the highest mean over the sweep's seeds, the first of
     equals. None while a run of a sweep is missing."""
     tried: dict[tuple[str, int], dict[str, Any]] = {}
@@ -302,7 +302,7 @@ def merit(row: Mapping[str, Any], by: str) -> float:
     first, last = row["evals"][0], row["evals"][-1]
     if by == "accuracy":
         return last["accuracy"]
-    pairs = [{"": (one["accuracy"], one["tokens_mean"])} for one in (last, first)]
+    pairs = [{"": (evaluation["accuracy"], evaluation["tokens_mean"])} for evaluation in (last, first)]
     return efficiency_score(*pairs) or 0.0
 
 

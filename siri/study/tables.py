@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 from siri.report.phases import COLUMNS, by_phase, length_lag
-from siri.study.compare import ArmRow, Curve, Levels, by_arm, compare, estimate
+from siri.study.compare import ArmRow, Curve, Levels, by_arm, compare_arms, estimate
 
 
 def tables(curves: Sequence[Curve], reference: str = "") -> str:
     """All tables that the runs have figures for."""
-    levels, rows = compare(curves, reference)
+    levels, rows = compare_arms(curves, reference)
     runs = by_arm(curves)[levels.arm]
-    parts = [arms_table(levels, rows), ends_table(curves, runs), phases_table(runs), lags_table(curves)]
-    return "\n".join(part for part in parts if part)
+    sections = [arms_table(levels, rows), ends_table(curves, runs), phases_table(runs), lags_table(curves)]
+    return "\n".join(section for section in sections if section)
 
 
 def arms_table(levels: Levels, rows: Sequence[ArmRow]) -> str:
@@ -34,8 +34,8 @@ def last_ends(runs: Sequence[Curve]) -> list[tuple[str, int]]:
     names = {row["name"]: row["step"] for row in runs[0].evals if str(row.get("name", "")).startswith("siri-")}
     ends = []
     for kind in ("low", "high"):
-        own = [(name, step) for name, step in names.items() if name.startswith(f"siri-{kind}-")]
-        ends += own[-1:]
+        ends_of_kind = [(name, step) for name, step in names.items() if name.startswith(f"siri-{kind}-")]
+        ends += ends_of_kind[-1:]
     return ends
 
 
@@ -49,16 +49,18 @@ def ends_table(curves: Sequence[Curve], runs: Sequence[Curve]) -> str:
     for name, step in ends:
         headings += [f"accuracy at step {step}, %", f"{name} minus it", "tokens", f"{name} minus it"]
     body = []
-    for arm, own in by_arm(curves).items():
+    for arm, runs_of_arm in by_arm(curves).items():
         cells = [arm]
         for _, step in ends:
-            mine = {run.seed: row for run in own for row in run.evals if row["step"] == step}
+            mine = {run.seed: row for run in runs_of_arm for row in run.evals if row["step"] == step}
             theirs = {run.seed: row for run in runs for row in run.evals if row["step"] == step}
             for key, scale in (("accuracy", 100), ("tokens_mean", 1)):
                 gaps = [theirs[seed][key] - row[key] for seed, row in mine.items() if seed in theirs]
                 cells.append(estimate([row[key] for row in mine.values()]).text(scale))
                 cells.append(
-                    "" if own is runs or own[0].arm == runs[0].arm else estimate(gaps).text(scale, signed=True)
+                    ""
+                    if runs_of_arm is runs or runs_of_arm[0].arm == runs[0].arm
+                    else estimate(gaps).text(scale, signed=True)
                 )
         body.append(cells)
     return _table("At the ends of the reference's last phases", headings, body)

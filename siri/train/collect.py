@@ -119,10 +119,10 @@ def _groups(
 ) -> list[Group]:
     groups = []
     for number, (request, completions) in enumerate(zip(requests, answered, strict=True)):
-        own = slice(number * config.group_size, (number + 1) * config.group_size)
+        of_prompt = slice(number * config.group_size, (number + 1) * config.group_size)
         lengths = [len(completion.token_ids) for completion in completions]
         truncated = [completion.truncated for completion in completions]
-        scores, rewards = shape_rewards(config, graded.rewards[own], lengths, truncated, cap)
+        scores, rewards = shape_rewards(config, graded.rewards[of_prompt], lengths, truncated, cap)
         trained = not config.dynamic_sampling or len(set(scores)) > 1
         faults = (graded.timeouts, graded.errors, graded.undecided) if number == 0 else (0, 0, 0)
         groups.append(Group(request.prompt_ids, completions, scores, rewards, *faults, trained))
@@ -134,7 +134,7 @@ def to_arrays(groups: Sequence[Group]) -> Arrays:
     answers = [completion for group in groups for completion in group.completions]
 
     def flat(lists: Iterable[Sequence[Any]], dtype: type) -> np.ndarray:
-        return np.fromiter((item for one in lists for item in one), dtype)
+        return np.fromiter((item for items in lists for item in items), dtype)
 
     return {
         "prompt_lengths": np.array([len(group.prompt_ids) for group in groups], np.int32),
@@ -157,11 +157,11 @@ def from_arrays(arrays: Arrays) -> list[Group]:
     """The groups that `to_arrays` was given."""
 
     def cut(name: str, lengths: np.ndarray) -> list[list[Any]]:
-        return [part.tolist() for part in np.split(arrays[name], np.cumsum(lengths)[:-1])] if len(lengths) else []
+        return [piece.tolist() for piece in np.split(arrays[name], np.cumsum(lengths)[:-1])] if len(lengths) else []
 
     lengths, responses = arrays["response_lengths"], arrays["responses"]
-    parts = zip(cut("response_ids", lengths), cut("logp", lengths), arrays["truncated"].tolist(), strict=True)
-    answers = iter([Completion(*part) for part in parts])
+    columns = zip(cut("response_ids", lengths), cut("logp", lengths), arrays["truncated"].tolist(), strict=True)
+    answers = iter([Completion(*fields) for fields in columns])
     return [
         Group(prompt_ids, list(islice(answers, len(scores))), scores, rewards, timeouts, errors, undecided, trained)
         for prompt_ids, scores, rewards, (timeouts, errors, undecided), trained in zip(

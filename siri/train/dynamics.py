@@ -40,10 +40,10 @@ class WordCounter:
         total = 0
         for words in self.phrases_ids:
             starts = max(0, len(token_ids) - len(words) + 1)
-            found = np.ones(starts, bool)
+            matching = np.ones(starts, bool)
             for offset, ids in enumerate(words):
-                found &= np.isin(token_ids[offset : offset + starts], ids)
-            total += int(found.sum())
+                matching &= np.isin(token_ids[offset : offset + starts], ids)
+            total += int(matching.sum())
         return total
 
 
@@ -72,7 +72,7 @@ class Dynamics:
         """Means over all sampled responses, as keys of metrics.jsonl."""
         responses = [np.array(completion.token_ids, np.int64) for group in groups for completion in group.completions]
         between = np.array([-1])  # no phrase goes on in the next response
-        joined = np.concatenate([part for ids in responses for part in (ids, between)])
+        joined = np.concatenate([piece for ids in responses for piece in (ids, between)])
         return {
             "backtracking_per_response": self.backtracking.count(joined) / len(responses),
             "forward_words_per_response": self.forward.count(joined) / len(responses),

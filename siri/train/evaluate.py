@@ -48,18 +48,18 @@ class Evaluation:
 
 def average(results: Mapping[str, Evaluation]) -> dict[str, Any]:
     """One row of eval.jsonl: the mean over benchmarks, each counting the same; several are listed in `benchmarks`."""
-    parts = [asdict(result) for result in results.values()]
-    if len(parts) == 1:
-        return parts[0]
-    row: dict[str, Any] = {"cap": parts[0]["cap"], "samples": parts[0]["samples"]}
+    each = [asdict(result) for result in results.values()]
+    if len(each) == 1:
+        return each[0]
+    row: dict[str, Any] = {"cap": each[0]["cap"], "samples": each[0]["samples"]}
     counts = ("problems", "left_out", "reward_timeouts", "reward_errors", "reward_undecided")
-    row |= {key: sum(part[key] for part in parts) for key in counts}
+    row |= {key: sum(result[key] for result in each) for key in counts}
     row |= {
-        key: _mean([part[key] for part in parts])
+        key: _mean([result[key] for result in each])
         for key in ("accuracy", "reward_mean", "tokens_mean", "truncation_rate")
     }
-    row["pass_at_k"] = {k: _mean([part["pass_at_k"][k] for part in parts]) for k in parts[0]["pass_at_k"]}
-    return row | {"benchmarks": dict(zip(results, parts, strict=True))}
+    row["pass_at_k"] = {k: _mean([result["pass_at_k"][k] for result in each]) for k in each[0]["pass_at_k"]}
+    return row | {"benchmarks": dict(zip(results, each, strict=True))}
 
 
 def evaluate(

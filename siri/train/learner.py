@@ -14,7 +14,7 @@ import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
 from siri.config import Config
-from siri.model.attention import choose
+from siri.model.attention import select_backend
 from siri.model.fsdp import full
 from siri.model.policy import Policy, packed_hidden
 from siri.model.split_head import HeadCut, gather_rows
@@ -82,7 +82,7 @@ class Learner:
         self.token_budget, self.watch, self.ranks, self.judge = token_budget, watch, ranks, judge
         self.cost = cost or sequence_cost(policy.model.config)
         self.cut = HeadCut.of(ranks) if config.vocab_parallel else None
-        self.backend = choose(config.attention, policy.device, policy.model.config, config.checkpointing)
+        self.backend = select_backend(config.attention, policy.device, policy.model.config, config.checkpointing)
         self.bonus = config.entropy_coef != 0
 
     def update(self, mini_batches: Sequence[Sequence[Sample]]) -> Update:
@@ -103,7 +103,7 @@ class Learner:
         old_logps: list[Sequence[torch.Tensor | None]] = [[None] * len(batch.micro_batches) for batch in batches[:1]]
         for batch in batches[1:]:
             with torch.no_grad(), self.watch("old_logp"):
-                scores = [self.policy.run(score, micro, self.config, self.cut) for micro in batch.micro_batches]
+                scores = [self.policy.call(score, micro, self.config, self.cut) for micro in batch.micro_batches]
                 old_logps.append(scores)
 
         tally = _Tally(Mismatch(self.config.importance_low, self.config.importance_cap, self.policy.device))
@@ -140,7 +140,7 @@ class Learner:
                 is_last = number == len(batch.micro_batches)
                 policy.model.set_requires_gradient_sync(is_last or config.sync_every_micro_step)
                 policy.model.set_requires_all_reduce(is_last)  # across the replicas of HSDP
-            result = policy.run(policy_loss, micro, config, old_logp, denominator, self.watch, cut)
+            result = policy.call(policy_loss, micro, config, old_logp, denominator, self.watch, cut)
             with self.watch("backward"):
                 # FSDP2 averages gradients over the ranks, but the denominator is already everybody's
                 (result.loss * ranks.size).backward()

@@ -50,13 +50,15 @@ class MicroBatch:
         answers = torch.tensor([len(sample.response_ids) for sample in samples])
         starts = torch.tensor(lengths).cumsum(0) - answers
         offsets_R = torch.arange(int(answers.sum())) - torch.repeat_interleave(answers.cumsum(0) - answers, answers)
-        parts = together or (samples,)
-        everybody = [sample for part in parts for sample in part]
+        ranks = together or (samples,)
+        everybody = [sample for of_rank in ranks for sample in of_rank]
         responses = torch.tensor([len(sample.response_ids) for sample in everybody])
         counted_S = torch.tensor([sample.counted for sample in everybody])
         alive_S = counted_S & torch.tensor([entropy_bonus or sample.advantage != 0 for sample in everybody])
         tensors = {
-            "input_ids_N": _joined((ids for one in samples for ids in (one.prompt_ids, one.response_ids)), np.int64),
+            "input_ids_N": _joined(
+                (ids for sample in samples for ids in (sample.prompt_ids, sample.response_ids)), np.int64
+            ),
             "rows_R": torch.repeat_interleave(starts, answers) + offsets_R - 1,
             "target_ids_R": _joined((sample.response_ids for sample in everybody), np.int64),
             "rollout_logp_R": _joined((sample.rollout_logp for sample in everybody), np.float32),
@@ -68,10 +70,10 @@ class MicroBatch:
         return cls(
             layout=PackedLayout.of(lengths, device, backend),
             keep_lengths_S=responses * alive_S,
-            shares=tuple(sum(len(sample.response_ids) for sample in part) for part in parts),
+            shares=tuple(sum(len(sample.response_ids) for sample in of_rank) for of_rank in ranks),
             **{name: tensor.to(device) for name, tensor in tensors.items()},
         )
 
 
 def _joined(lists: Iterable[Sequence[Any]], dtype: type) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([np.asarray(one, dtype) for one in lists]))
+    return torch.from_numpy(np.concatenate([np.asarray(values, dtype) for values in lists]))

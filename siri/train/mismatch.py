@@ -3,11 +3,9 @@
 from typing import Any
 
 import torch
+from siri_kernels.reference import LOG_RATIO_BOUND
 
 from siri.runtime.ranks import Ranks
-
-BOUND = 20.0
-"""Log ratios are clamped to +-20, as in the loss."""
 
 
 class Mismatch:
@@ -23,7 +21,7 @@ class Mismatch:
         """Tokens of a micro-batch. logp_R: under the weights that sampled; rows that were not computed are NaN."""
         gap_R = logp_R.double() - rollout_logp_R.double()
         counted_R = mask_R & gap_R.isfinite()
-        weight_R = gap_R.clamp(-BOUND, BOUND).exp()
+        weight_R = gap_R.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()  # as in the loss
         outside_R = (weight_R < self.low) | (weight_R > self.high)
         zero = gap_R.new_zeros(())
         self.sums += torch.stack(
@@ -32,6 +30,6 @@ class Mismatch:
 
     def metrics(self, ranks: Ranks) -> dict[str, Any]:
         """Mean |logp - rollout_logp|, and the share of tokens beyond the band, over all ranks; NaN without tokens."""
-        absolute, outside, tokens = (sum(one) for one in zip(*ranks.gather(self.sums.tolist()), strict=True))
-        found = {"mismatch_abs_mean": absolute, "mismatch_outside_fraction": outside}
-        return {name: total / tokens if tokens else float("nan") for name, total in found.items()}
+        absolute, outside, tokens = (sum(of_ranks) for of_ranks in zip(*ranks.gather(self.sums.tolist()), strict=True))
+        totals = {"mismatch_abs_mean": absolute, "mismatch_outside_fraction": outside}
+        return {name: total / tokens if tokens else float("nan") for name, total in totals.items()}

@@ -17,7 +17,7 @@ from siri.planning.gpus import model_flops_utilisation
 from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
 from siri.rewards.pool import RewardPool
 from siri.rollout import NotFinite
-from siri.rollout.engines import choose, make_engine
+from siri.rollout.engines import engine_for, make_engine
 from siri.runtime.ranks import Ranks
 from siri.runtime.signals import Stop
 from siri.runtime.stopwatch import Stopwatch, profiled
@@ -249,7 +249,7 @@ class Run:
         """The one row of the step: in metrics.jsonl, in the logger and on the screen."""
         row: dict[str, Any] = {"step": step.number, "phase": step.phase, "cap": step.cap}
         row |= rollout_metrics(groups) | self.dynamics.metrics(groups) | self.engine.metrics() | update.metrics
-        row |= self.times.compare(update.plan, self.watch.laps("forward", "backward"))
+        row |= self.times.note(update.plan, self.watch.laps("forward", "backward"))
         if self.memory:
             largest, several = update.plan.largest(self.ranks.rank), update.plan.several
             row["memory_predicted"] = update_peak(self.policy.model.config, self.memory, largest, several=several)
@@ -345,7 +345,7 @@ def plan_memory(config: Config, policy: Policy, ranks: Ranks, *, quiet: bool) ->
     gpu = torch.cuda.get_device_properties(policy.device)
     here = ranks.mesh.shape[-1]
     machine = Machine(ranks.size, gpu.total_memory, here, multiprocessors=gpu.multi_processor_count)
-    plan = memory_plan(policy.model.config, config, machine, rollout=choose(config, policy.device))
+    plan = memory_plan(policy.model.config, config, machine, rollout=engine_for(config, policy.device))
     if not quiet:
         print_plan(plan)
     return plan

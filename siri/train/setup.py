@@ -113,7 +113,7 @@ def prepare(
         policy = read_policy(config.model, device, weights=weights != "none" and not ranks.sharded)
     backend, liger = "", Applied()
     if training:
-        backend = attention.choose(config.attention, device, policy.model.config, config.checkpointing)
+        backend = attention.select_backend(config.attention, device, policy.model.config, config.checkpointing)
         liger = apply_liger(policy.model, config.liger, device)
         if config.vocab_parallel:
             check_parts(policy.model, parts or (ranks.mesh.shape[-1] if ranks.sharded else 1))

@@ -20,7 +20,11 @@ class ThinkingCheck:
     def see(self, texts: Sequence[str], completions: Sequence[Completion]) -> None:
         """Count responses, given as text and as they were sampled; those that the cap cut say nothing."""
         if self.watching:
-            ended = [END_OF_THINKING in text for text, one in zip(texts, completions, strict=True) if not one.truncated]
+            ended = [
+                END_OF_THINKING in text
+                for text, completion in zip(texts, completions, strict=True)
+                if not completion.truncated
+            ]
             self.finished, self.closed = self.finished + len(ended), self.closed + sum(ended)
 
     def line(self) -> str | None:

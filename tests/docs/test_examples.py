@@ -60,7 +60,7 @@ def test_the_page_about_the_kernels_keeps_what_it_promises():
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
     assert len(links) >= 8 and [link for link in links if not (page.parent / link).exists()] == []
-    tests = (root / "tests" / "kernels" / "test_kernels_integrations_issues.py").read_text()
+    tests = (root / "tests" / "kernels" / "test_integrations_issues.py").read_text()
     named = re.findall(r"`(test_\w+)`", text)
     assert len(named) >= 7 and [name for name in named if f"def {name}(" not in tests] == []
     assert "docs/kernels.md" in (root / "README.md").read_text()

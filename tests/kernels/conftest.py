@@ -1,5 +1,6 @@
 import pytest
-from compiler_reports import Reports, all_reports
+
+from tests.support.compiler_reports import Reports, all_reports
 
 
 def pytest_configure(config):

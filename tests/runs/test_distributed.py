@@ -108,7 +108,7 @@ def worker(rank: int, world: int, port: int, results) -> None:
     if rank == 0:
         results["few"] = parameters
     with torch.no_grad():  # as the check of an engine after a sync, which a checkpoint may follow
-        policy.run(lambda model: None)
+        policy.call(lambda model: None)
     left = {name: hasattr(value, "to_local") for name, value in policy.model.named_parameters()}
     if rank == 0:
         results["left"] = left

@@ -144,7 +144,7 @@ def make_run(
             plan, lengths = StepPlan(), rng.integers(1, cap + 1, 64).tolist()
             for part in (lengths[:32], lengths[32:]):
                 plan.add(pack(part, token_budget=3 * cap, ranks=4), part)
-            StepTimes().compare(plan, [0.1] * len(plan.costs))
+            StepTimes().note(plan, [0.1] * len(plan.costs))
             plans.append(plan.record(step=step, phase=caps.phase(step), cap=cap, token_budget=3 * cap))
         if schedule != "constant" and done % cycle == cycle // 2:
             evaluate(done, f"siri-low-{done // cycle + 1}")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siri.commands.evaluate import _results_table
+from siri.commands.evaluate import results_table
 from siri.errors import InputError
 from siri.report.html import write_report
 from siri.report.terminal import TrainProgress
@@ -97,7 +97,7 @@ def test_notes_tables_and_messages_hold_no_control_characters(capsys):
     batch = RewardBatch([])
     batch.count_error(NASTY)
     figures = {"accuracy": 0.5, "tokens_mean": 3.0, "truncation_rate": 0.0, "problems": 2, "pass_at_k": {"1": 0.5}}
-    table = _results_table({"model": NASTY, "samples": 1, "benchmarks": {f"[red]{NASTY}": figures}}, None)
+    table = results_table({"model": NASTY, "samples": 1, "benchmarks": {f"[red]{NASTY}": figures}}, None)
     from rich.console import Console
 
     Console(width=200).print(table)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from siri_kernels.integrations._common import AGGREGATION, clip_options, padded_grpo_loss, padded_logprob
-from siri_kernels.integrations._formulas import policy_loss
+from siri_kernels.integrations.formulas import policy_loss
+from siri_kernels.integrations.padded import AGGREGATION, clip_options, padded_grpo_loss, padded_logprob
 from siri_kernels.sharding import all_reduce
 from siri_kernels.validation import given
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from siri_kernels.integrations._common import padded_logprob, require, scales_logits, softcap_of
+from siri_kernels.integrations.padded import padded_logprob, require, scales_logits, softcap_of
 
 require("openrlhf", "0.11", "0.12")
 

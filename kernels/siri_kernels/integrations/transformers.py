@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from siri_kernels.integrations._common import padded_grpo_loss, padded_logprob, require, scales_logits, softcap_of
+from siri_kernels.integrations.padded import padded_grpo_loss, padded_logprob, require, scales_logits, softcap_of
 from siri_kernels.metrics import GrpoResult
 
 require("transformers", "5.17", "6")

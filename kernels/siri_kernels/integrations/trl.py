@@ -21,7 +21,7 @@ import types
 from contextlib import nullcontext
 from typing import Any
 
-from siri_kernels.integrations._common import (
+from siri_kernels.integrations.padded import (
     AGGREGATION,
     clip_options,
     no_autocast,

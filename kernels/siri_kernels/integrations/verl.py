@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from siri_kernels.integrations._common import padded_logprob, require
+from siri_kernels.integrations.padded import padded_logprob, require
 
 require("verl", "0.9", "0.10")
 

@@ -45,9 +45,9 @@ class Settings:
         for field in fields(kind):
             name = prefix + field.name
             if is_dataclass(hints[field.name]):
-                part = self.parts[field.name] = Settings(hints[field.name], name + "_")
-                self.schema |= part.schema
-                self.paths |= {argument: (field.name, *path) for argument, path in part.paths.items()}
+                inner = self.parts[field.name] = Settings(hints[field.name], name + "_")
+                self.schema |= inner.schema
+                self.paths |= {argument: (field.name, *path) for argument, path in inner.paths.items()}
             else:
                 self.parts[field.name] = name
                 self.schema[name], self.paths[name] = schema_type(hints[field.name]), (field.name,)
@@ -66,8 +66,8 @@ class Settings:
         """The object from its arguments."""
         return self.kind(
             **{
-                field: values[part] if isinstance(part, str) else part.build(values)
-                for field, part in self.parts.items()
+                field: values[source] if isinstance(source, str) else source.build(values)
+                for field, source in self.parts.items()
             }
         )
 
@@ -87,10 +87,10 @@ class Operator(Generic[Arguments, Outputs]):
         returns = ", ".join(["Tensor"] * len(self.outputs._fields))
         schema = f"({', '.join(arguments)}) -> ({returns})"
 
-        def run(*tensors: Tensor | None, **values: Any) -> Any:
+        def apply(*tensors: Tensor | None, **values: Any) -> Any:
             return self._call(function, tensors, values)
 
-        self.library_operator: Any = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
+        self.library_operator: Any = torch.library.custom_op(name, apply, mutates_args=(), schema=schema)
 
     def _call(self, function: Callable[..., Any], tensors: tuple[Tensor | None, ...], values: Mapping[str, Any]) -> Any:
         named = dict(zip(self.tensors, tensors, strict=True))

@@ -32,7 +32,7 @@ class Placement:
     """How and where the work is done; no number of the result is meant to depend on it."""
 
     impl: str
-    """what `selection.choose` returned"""
+    """what `selection.select` returned"""
     budget: int
     """bytes of the logits of a chunk"""
     forward_all: bool = True

@@ -89,15 +89,15 @@ def row_stats_kernel(
         weighted = (weighted + sums * shift) * factor + e * d
         sums = sums * factor + e
         maximum = new
-    own = (y >= 0) & (y < V)
-    target = tl.load(z + tl.where(own, y, 0)).to(tl.float32)
+    in_shard = (y >= 0) & (y < V)
+    target = tl.load(z + tl.where(in_shard, y, 0)).to(tl.float32)
     if SOFTCAP:
         target = softcap * tanh(target / softcap)
     out = OUT + row
     tl.store(out, maximum)
     tl.store(out + out_stride, tl.sum(sums))
     tl.store(out + 2 * out_stride, tl.sum(weighted))
-    tl.store(out + 3 * out_stride, tl.where(own, target * scale, 0.0))
+    tl.store(out + 3 * out_stride, tl.where(in_shard, target * scale, 0.0))
 
 
 @triton.jit

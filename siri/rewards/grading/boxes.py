@@ -51,26 +51,26 @@ def final_boxes(text: str) -> list[str]:
         line = text.rstrip()[-_MAX_LINE:].rsplit("\n", 1)[-1]
         match = _ANSWER.fullmatch(line)
         return [match["answer"]] if match else []
-    found = [boxes[-1]]
+    last = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        gap = text[box.end : found[0].start]
+        gap = text[box.end : last[0].start]
         if len(gap) > _MAX_BETWEEN or not _BETWEEN.fullmatch(gap):
             break
-        found.insert(0, box)
-    return list(dict.fromkeys(box.content for box in found))
+        last.insert(0, box)
+    return list(dict.fromkeys(box.content for box in last))
 
 
 def _boxes(text: str) -> list[_Box]:
     """The complete boxes in the order in which they begin; the innermost where they are nested."""
     open_braces: list[tuple[int, int] | None] = []  # where a box and its content start; None for any other brace
-    found: list[_Box] = []
+    boxes: list[_Box] = []
     for token in _TOKEN.finditer(text):
         if token["bare"]:
-            found.append(_Box(token.start(), token.end(), token["bare"]))
+            boxes.append(_Box(token.start(), token.end(), token["bare"]))
         elif token["close"]:
             opened = open_braces.pop() if open_braces else None
-            if opened is not None and not (found and found[-1].start > opened[0]):
-                found.append(_Box(opened[0], token.end(), text[opened[1] : token.start()].strip()))
+            if opened is not None and not (boxes and boxes[-1].start > opened[0]):
+                boxes.append(_Box(opened[0], token.end(), text[opened[1] : token.start()].strip()))
         elif token["open"] or token["box"]:  # the fourth kind is an escaped character, braces among them
             open_braces.append((token.start(), token.end()) if token["box"] else None)
-    return found
+    return boxes

@@ -96,32 +96,32 @@ def recurring(text: str) -> Fraction | None:
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
-    found, place, text = [], 0, text.strip()
+    tokens, place, text = [], 0, text.strip()
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None:
             raise NotRead(text[place : place + 20])
         kind = match.lastgroup or ""  # every alternative has a name
         if kind == "word":
-            found += _names(match["word"])
+            tokens += _names(match["word"])
         elif not (kind == "command" and match["command"] in ("\\left", "\\right")):
-            found.append((kind, match[kind]))
+            tokens.append((kind, match[kind]))
         place = match.end()
-    return found
+    return tokens
 
 
 def _names(word: str) -> list[tuple[str, str]]:
     """Letters without a backslash: names of functions and constants, the longest first, and else single variables."""
-    found, place, letters = [], 0, 0
+    tokens, place, letters = [], 0, 0
     while place < len(word):
         ends = range(min(len(word), place + _LONGEST_PLAIN), place + 1, -1)
         name = next((word[place:end] for end in ends if word[place:end] in _PLAIN), "")
-        found.append(("name", name) if name else ("letter", word[place]))
+        tokens.append(("name", name) if name else ("letter", word[place]))
         letters += not name
         place += len(name) or 1
-    if letters > 2 and letters < len(found):
+    if letters > 2 and letters < len(tokens):
         raise NotRead(word)  # "single" is no sine
-    return found
+    return tokens
 
 
 class _Reader:
@@ -164,10 +164,10 @@ class _Reader:
         return ("+", tuple(terms)) if len(terms) > 1 else terms[0]
 
     def product(self) -> Tree:
-        tree = self.signed(self.run)
+        tree = self.signed(self.factors)
         while self.peek() in (*_TIMES, *_OVER):
             over = self.take() in _OVER
-            factor = self.signed(self.run)
+            factor = self.signed(self.factors)
             tree = ("/", tree, factor) if over else ("*", (tree, factor))
         return tree
 
@@ -178,7 +178,7 @@ class _Reader:
         tree = what()
         return ("neg", tree) if negative else tree
 
-    def run(self, in_function: bool = False) -> Tree:
+    def factors(self, in_function: bool = False) -> Tree:
         """Factors side by side. A number before a fraction of integers is a mixed number."""
         factors = [self.power()]
         while self.starts_a_factor() and not (in_function and self.is_function()):
@@ -291,12 +291,12 @@ class _Reader:
         if name in ("e", "i"):
             return ("const", name)
         if name == "C" and self.peek() == "(":
-            return self.choose(name)
+            return self.binomial(name)
         if name == "f" and self.peek() == "(":
             return ("apply", self.group())
         return ("sym", name)
 
-    def choose(self, name: str) -> Tree:
+    def binomial(self, name: str) -> Tree:
         start = self.place
         self.take("(")
         upper = self.sum()
@@ -310,20 +310,20 @@ class _Reader:
 
     def subscript(self) -> str:
         """The subscript and primes of a name, as part of it."""
-        found = ""
+        subscript = ""
         if self.peek() == "_":
             self.take()
-            found = "_"
+            subscript = "_"
             if self.peek() == "{":
                 self.take()
                 while self.peek() != "}":
-                    found += self.take()
+                    subscript += self.take()
                 self.take("}")
             else:
-                found += self.take()
+                subscript += self.take()
         while self.peek() == "'":
-            found += self.take()
-        return found
+            subscript += self.take()
+        return subscript
 
     def named(self, name: str) -> Tree:
         """A name without a backslash."""
@@ -389,9 +389,9 @@ class _Reader:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise NotRead("too deep")
-        tree = self.function(self.take().removeprefix("\\")) if self.is_function() else self.run(in_function=True)
+        tree = self.function(self.take().removeprefix("\\")) if self.is_function() else self.factors(in_function=True)
         self.depth -= 1
         while self.peek() == "/":
             self.take()
-            tree = ("/", tree, self.run(in_function=True))
+            tree = ("/", tree, self.factors(in_function=True))
         return tree

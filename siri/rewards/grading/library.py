@@ -33,7 +33,7 @@ def verify(gold: str, answer: str) -> bool:
     from math_verify import verify as library_verify
 
     golds, answers = _parse(gold), _parse(answer)
-    if not golds or not answers or any(isinstance(found[0], str) for found in (golds, answers)):
+    if not golds or not answers or any(isinstance(parsed[0], str) for parsed in (golds, answers)):
         return False
     values = _number(golds[0]), _number(answers[0])
     if None not in values and not _agree(*values):

@@ -84,9 +84,9 @@ def _either(text: str, names: set[str], depth: int) -> Pieces:
         raise NotASet
     if _BUILDER.fullmatch(text.strip()):
         return _one(text, names, depth)
-    alternatives = [part for part in _OR.split(text) if part.strip()]
+    alternatives = [alternative for alternative in _OR.split(text) if alternative.strip()]
     if len(alternatives) > 1:
-        return [piece for part in alternatives for piece in _all_of(part, names, depth + 1)]
+        return [piece for alternative in alternatives for piece in _all_of(alternative, names, depth + 1)]
     return _all_of(text, names, depth)
 
 
@@ -95,27 +95,27 @@ def _all_of(text: str, names: set[str], depth: int) -> Pieces:
     if match := _MEMBER.fullmatch(text):
         names.add(match[1])
         return _either(match[2], names, depth + 1)
-    conditions = [part for part in _AND.split(text) if part.strip(" ,")]
+    conditions = [condition for condition in _AND.split(text) if condition.strip(" ,")]
     commas = len(conditions) == 1 and _RELATION.search(text) and not _BUILDER.fullmatch(text.strip())
     if commas:
-        conditions = [part for part in _top_level(text, ",;") if part.strip()]
-    sets = [_joined(_condition(part.strip(" ,"), names, depth)) for part in _carried(conditions)]
-    found = sets[0]
+        conditions = [condition for condition in _top_level(text, ",;") if condition.strip()]
+    sets = [_joined(_condition(condition.strip(" ,"), names, depth)) for condition in _carried(conditions)]
+    solution = sets[0]
     for other in sets[1:]:
-        found = _common(found, other)
-    if commas and len(sets) > 1 and not found:
+        solution = _common(solution, other)
+    if commas and len(sets) > 1 and not solution:
         return [piece for pieces in sets for piece in pieces]
-    return found
+    return solution
 
 
 def _carried(conditions: list[str]) -> list[str]:
     r"""`x \ne 1, 2` says that x is neither."""
-    found: list[str] = []
-    for part in conditions:
-        if found and not _RELATION.search(part) and (match := re.match(r"(.*\\ne )", found[-1])):
-            part = match[1] + part
-        found.append(part)
-    return found
+    carried: list[str] = []
+    for condition in conditions:
+        if carried and not _RELATION.search(condition) and (match := re.match(r"(.*\\ne )", carried[-1])):
+            condition = match[1] + condition
+        carried.append(condition)
+    return carried
 
 
 def _condition(text: str, names: set[str], depth: int) -> Pieces:
@@ -127,22 +127,22 @@ def _condition(text: str, names: set[str], depth: int) -> Pieces:
 
 
 def _union(text: str, names: set[str], depth: int) -> Pieces:
-    found: Pieces = []
-    for part in _split(text, r"\\cup(?![a-zA-Z])"):
+    union: Pieces = []
+    for member in _split(text, r"\\cup(?![a-zA-Z])"):
         met: Pieces | None = None
-        for factor in _split(part, r"\\cap(?![a-zA-Z])"):
+        for factor in _split(member, r"\\cap(?![a-zA-Z])"):
             pieces = _difference(factor, names, depth)
             met = pieces if met is None else _common(met, pieces)
-        found += met or []
-    return found
+        union += met or []
+    return union
 
 
 def _difference(text: str, names: set[str], depth: int) -> Pieces:
     whole, *taken = _split(text, r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=[\])}R])\s*-\s*(?=\\\{)")
-    found = _joined(_one(whole.strip(), names, depth))
-    for part in taken:
-        found = _common(found, _complement(_joined(_one(part.strip(), names, depth))))
-    return found
+    remaining = _joined(_one(whole.strip(), names, depth))
+    for excluded in taken:
+        remaining = _common(remaining, _complement(_joined(_one(excluded.strip(), names, depth))))
+    return remaining
 
 
 def _one(text: str, names: set[str], depth: int) -> Pieces:
@@ -181,7 +181,7 @@ def _chain(text: str, names: set[str]) -> Pieces:
     r"""`a < x \le b`, `x > 3`, `x \ne 2`, with the bare variable on one side of each sign."""
     sides = [side.strip() for side in _RELATION.split(text)]
     signs = _RELATION.findall(text)
-    found = [EVERYTHING]
+    solution = [EVERYTHING]
     for left, sign, right in zip(sides, signs, sides[1:], strict=False):
         if (name := _variable(left)) and not _variable(right):
             end = _end(right)
@@ -190,8 +190,8 @@ def _chain(text: str, names: set[str]) -> Pieces:
         else:
             raise NotASet
         names.add(name)
-        found = _common(found, _half_line(sign, end))
-    return found
+        solution = _common(solution, _half_line(sign, end))
+    return solution
 
 
 def _bounded(name: str, sign: str, end: Tree, names: set[str]) -> Pieces:
@@ -241,29 +241,29 @@ def _joined(pieces: Pieces) -> Pieces:
     """The same numbers in order, as few pieces as there can be."""
     if len(pieces) > MAX_PIECES:
         raise NotASet
-    found: Pieces = []
+    merged: Pieces = []
     for piece in _in_order(pieces):
-        last = found[-1] if found else None
+        last = merged[-1] if merged else None
         if last is not None:
             touch = order(piece.low, last.high)
             if touch < 0 or (touch == 0 and (piece.low_in or last.high_in)):
                 side = order(piece.high, last.high)
                 high, high_in = (piece.high, piece.high_in) if side > 0 else (last.high, last.high_in)
                 high_in |= side == 0 and piece.high_in
-                found[-1] = Piece(last.low, last.low_in, high, high_in)
+                merged[-1] = Piece(last.low, last.low_in, high, high_in)
                 continue
-        found.append(piece)
-    return found
+        merged.append(piece)
+    return merged
 
 
 def _in_order(pieces: Pieces) -> Pieces:
-    found: Pieces = []
+    ordered: Pieces = []
     for piece in pieces:
-        place = len(found)
-        while place and _before(piece, found[place - 1]):
+        place = len(ordered)
+        while place and _before(piece, ordered[place - 1]):
             place -= 1
-        found.insert(place, piece)
-    return found
+        ordered.insert(place, piece)
+    return ordered
 
 
 def _before(a: Piece, b: Piece) -> bool:
@@ -272,24 +272,24 @@ def _before(a: Piece, b: Piece) -> bool:
 
 
 def _common(a: Pieces, b: Pieces) -> Pieces:
-    found: Pieces = []
+    shared: Pieces = []
     for x in a:
         for y in b:
             low, high = order(x.low, y.low), order(x.high, y.high)
             later, earlier = (x if low > 0 else y), (x if high < 0 else y)
             low_in = later.low_in and (low != 0 or x.low_in)
             high_in = earlier.high_in and (high != 0 or x.high_in)
-            found += _between(later.low, low_in, earlier.high, high_in)
-    return found
+            shared += _between(later.low, low_in, earlier.high, high_in)
+    return shared
 
 
 def _complement(pieces: Pieces) -> Pieces:
-    found: Pieces = []
+    outside: Pieces = []
     low, low_in = _MINUS_INFINITY, False
     for piece in pieces:
-        found += _between(low, low_in, piece.low, not piece.low_in)
+        outside += _between(low, low_in, piece.low, not piece.low_in)
         low, low_in = piece.high, not piece.high_in
-    return found + (_between(low, low_in, _INFINITY, False) if low != _INFINITY else [])
+    return outside + (_between(low, low_in, _INFINITY, False) if low != _INFINITY else [])
 
 
 # ------------------------------------------------------------------------------------------------ text

@@ -171,9 +171,9 @@ def clean(text: str) -> str:
         text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z. ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
     if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
-        found = [part.strip() for part in text.split("\\approx") if part.strip()]
-        named = len(found) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", found[0])
-        text = "".join(found[1:2] if named else found[:1])
+        sides = [side.strip() for side in text.split("\\approx") if side.strip()]
+        named = len(sides) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", sides[0])
+        text = "".join(sides[1:2] if named else sides[:1])
     return text
 
 

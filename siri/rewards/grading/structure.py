@@ -26,11 +26,11 @@ def squeezed(text: str) -> str:
 
 def key(text: str) -> str:
     """What is compared as text: no spaces, no text commands; words and choice letters without case."""
-    found = squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
-    letter = re.fullmatch(r"\(([A-Za-z])\)", found)
+    plain = squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    letter = re.fullmatch(r"\(([A-Za-z])\)", plain)
     if letter:
         return letter[1].upper()
-    return found.casefold() if re.fullmatch(r"[A-Za-z]{2,}", found) else found
+    return plain.casefold() if re.fullmatch(r"[A-Za-z]{2,}", plain) else plain
 
 
 def split(text: str, separators: str) -> list[str]:
@@ -68,18 +68,18 @@ def members(text: str) -> list[str]:
         text = text[2:-2]
     elif text.startswith("{") and text.endswith("}") and enclosed(text):
         text = text[1:-1]
-    found = []
-    for part in split(text, ",;"):
-        count = part.count("\\pm")
-        if count == 1 or (count == 0 and part.count("\\mp") == 1):
-            found += [part.replace("\\pm", a).replace("\\mp", b) for a, b in ("+-", "-+")]
-        elif count == 2 and "\\mp" not in part:
-            found += [
-                re.sub(r"\\pm", first, part, count=1).replace("\\pm", second) for first in "+-" for second in "+-"
+    answers = []
+    for piece in split(text, ",;"):
+        count = piece.count("\\pm")
+        if count == 1 or (count == 0 and piece.count("\\mp") == 1):
+            answers += [piece.replace("\\pm", a).replace("\\mp", b) for a, b in ("+-", "-+")]
+        elif count == 2 and "\\mp" not in piece:
+            answers += [
+                re.sub(r"\\pm", first, piece, count=1).replace("\\pm", second) for first in "+-" for second in "+-"
             ]
         else:
-            found.append(part)
-    return found
+            answers.append(piece)
+    return answers
 
 
 def bracketed(text: str) -> tuple | None:

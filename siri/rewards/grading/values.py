@@ -187,17 +187,17 @@ def _drawn(name: str, place: int) -> int:
 
 def _same_at(setting: Setting, a: Tree, b: Tree) -> bool | None:
     """Whether both are the same at this point; None where neither is defined, and False where only one is."""
-    found = []
+    values = []
     for tree in (a, b):
         try:
-            found.append(exact(tree, setting.point))
+            values.append(exact(tree, setting.point))
         except NotRational:
             return _same_numbers(setting, a, b)
         except Undefined:
-            found.append(None)
-    if None in found:
-        return None if setting.point and found == [None, None] else False
-    return found[0] == found[1]
+            values.append(None)
+    if None in values:
+        return None if setting.point and values == [None, None] else False
+    return values[0] == values[1]
 
 
 def _same_numbers(setting: Setting, a: Tree, b: Tree) -> bool | None:

@@ -1,6 +1,6 @@
 """These tests run the Triton kernels themselves on CPU tensors.
 
-The interpreter is chosen when Triton is imported, so they need a process of their own: `test_kernels_interpreter.py`
+The interpreter is chosen when Triton is imported, so they need a process of their own: `test_interpreter.py`
 starts it with TRITON_INTERPRET=1, and a plain collection leaves them out.
 """
 

@@ -3,14 +3,9 @@
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import kernel_cases
-from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, exact_problem, make_case, relative, run
 from siri_kernels import linear_grpo_loss, linear_logprob, reference
 from siri_kernels.rows.anchored import rows as rows_anchored
 from siri_kernels.rows.anchored import tiles as plans
@@ -18,6 +13,9 @@ from siri_kernels.rows.anchored.rows import AnchoredRows
 from siri_kernels.rows.protocol import Head
 from siri_kernels.rows.torch import finish
 from siri_kernels.sharding import Shard
+
+from tests.support import kernel_cases
+from tests.support.kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, exact_problem, make_case, relative, run
 
 BF16 = torch.bfloat16
 HALF = 4e-3
@@ -317,10 +315,9 @@ def test_a_chunk_holds_whole_waves_of_the_next_gemm():
 
 
 def test_vocabulary_shards(tmp_path):
-    worker = Path(__file__).parents[1] / "anchored_shards_worker.py"
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(worker), str(rank), str(tmp_path / "store")],
+            [sys.executable, "-m", "tests.support.anchored_shards_worker", str(rank), str(tmp_path / "store")],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

@@ -1,16 +1,13 @@
 """The anchored-exp GEMM by itself, interpreted: what it stores and what it sums, against fp64."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from kernel_cases import exact_problem
 from siri_kernels.rows.anchored import gemm as anchored_gemm
 from siri_kernels.rows.anchored import tiles as plans
+
+from tests.support.kernel_cases import exact_problem
 
 BF16 = torch.bfloat16
 

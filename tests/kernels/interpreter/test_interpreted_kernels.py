@@ -1,17 +1,14 @@
 """The Triton implementation against the fp64 reference and the torch path, on CPU tensors."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import kernel_cases
-from kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, make_case, relative, run
 from siri_kernels import linear_grpo_loss, linear_logprob, logprob_from_logits, reference
 from siri_kernels.rows.kernels import dlogits, narrow_view, row_stats
+
+from tests.support import kernel_cases
+from tests.support.kernel_cases import GRADIENT, KERNEL_OPTIONS, assert_same, make_case, relative, run
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HALF = 4e-3  # dlogits, dX in bf16

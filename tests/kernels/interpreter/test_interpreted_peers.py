@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import verl_heads
-from kernel_cases import relative
 from kernel_check import verdicts
 from kernel_peers import installed
 from kernel_problems import problem
+
+from tests.support.kernel_cases import relative
 
 SHAPE = (24, 40, 70)
 

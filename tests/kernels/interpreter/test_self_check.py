@@ -1,12 +1,7 @@
 """The check before the first use on a GPU, run in the interpreter: it passes what is right and finds what is not."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from siri_kernels import self_check
 from siri_kernels.rows.anchored import rows as rows_anchored
 

@@ -161,7 +161,7 @@ def nvidia(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: cards[index])
         monkeypatch.setattr(torch.version, "cuda", built_for)
-        return {finding.name: finding for finding in doctor._gpus()}
+        return {finding.name: finding for finding in doctor.gpu_findings()}
 
     return make
 
@@ -191,15 +191,15 @@ def test_a_hanging_driver_does_not_hang_the_doctor(monkeypatch):
 
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(doctor.subprocess, "run", hang)
-    assert doctor._driver() == ""
+    assert doctor.driver_version() == ""
 
 
 def test_kernels_come_from_the_kernel_package(monkeypatch):
-    from siri_kernels.api import choose
+    from siri_kernels.selection import select
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     findings = by_name()
-    assert findings["impl=auto"]["found"] == choose("auto", torch.empty(0))
+    assert findings["impl=auto"]["found"] == select("auto", torch.empty(0))
     assert "interpreter" in findings["impl=auto"]["note"]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     findings = by_name()

@@ -15,7 +15,7 @@ from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
 from siri.errors import InputError
 from tests.support.tiny import word_tokenizer
-from tests.unit.train.test_trainer import SMALL, rows
+from tests.support.training import SMALL, rows
 
 
 def content(values, source="set.json", template=None, words=96) -> Content:

@@ -198,14 +198,14 @@ def test_the_choice_goes_by_what_works(monkeypatch):
     monkeypatch.setattr(attention, "fault", lambda backend, *rest: faults.get(backend, ""))
     capability = (9, 0)
     assert attention.candidates(gpu) == ("flash3", "flash4", "flash2", "varlen", "flex", "sdpa")
-    assert attention.choose("auto", gpu) == "flash2"
+    assert attention.select_backend("auto", gpu) == "flash2"
     faults["flash2"] = faults["varlen"] = "no module"
-    assert attention.choose("auto", gpu) == "flex"
-    assert attention.choose("auto", gpu, checkpointing="selective") == "sdpa"
+    assert attention.select_backend("auto", gpu) == "flex"
+    assert attention.select_backend("auto", gpu, checkpointing="selective") == "sdpa"
     with pytest.raises(InputError, match=r"attention flash4 does not work here .no backward.; use --attention auto"):
-        attention.choose("flash4", gpu)
+        attention.select_backend("flash4", gpu)
     with pytest.raises(InputError, match="selective cannot keep what flex attends; use --checkpointing full"):
-        attention.choose("flex", gpu, checkpointing="selective")
+        attention.select_backend("flex", gpu, checkpointing="selective")
     capability = (10, 0)
     assert attention.candidates(gpu)[0] == "flash4" and "flash3" not in attention.candidates(gpu)
     capability = (7, 5)
@@ -214,9 +214,9 @@ def test_the_choice_goes_by_what_works(monkeypatch):
 
 @pytest.mark.parametrize("name", ["flash4", "flash3", "flash2", "varlen", "flex"])
 def test_on_a_cpu_only_sdpa_trains(name):
-    assert attention.choose("auto", CPU) == attention.choose("sdpa", CPU) == "sdpa"
+    assert attention.select_backend("auto", CPU) == attention.select_backend("sdpa", CPU) == "sdpa"
     with pytest.raises(InputError, match=rf"attention {name} does not work here .it has no backward on cpu."):
-        attention.choose(name, CPU)
+        attention.select_backend(name, CPU)
 
 
 def test_a_backend_whose_numbers_are_wrong_is_refused(monkeypatch):
@@ -292,7 +292,7 @@ def test_backends_on_a_gpu(backend, heads, groups, size):
 def test_no_layer_synchronises_on_a_gpu():
     device = torch.device("cuda")
     lengths = PACKS[3]
-    layout = PackedLayout.of(lengths, device, attention.choose("auto", device))
+    layout = PackedLayout.of(lengths, device, attention.select_backend("auto", device))
     tensors = [x.requires_grad_() for x in pack(lengths, size=64, dtype=torch.bfloat16, device=device)]
     varlen_attention(*tensors, layout, scale=0.1).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
@@ -306,17 +306,17 @@ def test_selective_checkpointing_keeps_the_result_of_each_backend():
     """By the name of the operator, as torch and flash-attn register it."""
     from torch.utils.checkpoint import CheckpointPolicy
 
-    from siri.model.policy import _keep_attention
+    from siri.model.policy import keep_attention
 
     kept = ["flash_attn::_flash_attn_varlen_forward", "flash_attn_3::_flash_attn_forward", "torch_attn::_varlen_attn"]
     kept += ["aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_cudnn_attention"]
     for name in kept:
         namespace, operator = name.split("::")
-        assert _keep_attention(None, f"{namespace}.{operator}.default") == CheckpointPolicy.MUST_SAVE, name
+        assert keep_attention(None, f"{namespace}.{operator}.default") == CheckpointPolicy.MUST_SAVE, name
     import torch.nn.attention.varlen  # registers it
 
-    assert _keep_attention(None, torch.ops.torch_attn._varlen_attn.default) == CheckpointPolicy.MUST_SAVE
-    assert _keep_attention(None, torch.ops.aten.mm.default) == CheckpointPolicy.PREFER_RECOMPUTE
+    assert keep_attention(None, torch.ops.torch_attn._varlen_attn.default) == CheckpointPolicy.MUST_SAVE
+    assert keep_attention(None, torch.ops.aten.mm.default) == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
@@ -343,7 +343,7 @@ def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
     outcomes = []
     for setting in ("sdpa", "flash2"):
         if setting == "flash2":
-            monkeypatch.setattr(learner, "choose", chosen)
+            monkeypatch.setattr(learner, "select_backend", chosen)
         policy = tiny_policy(dtype=torch.float64)
         optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
         settings = config(attention=setting)

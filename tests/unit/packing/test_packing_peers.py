@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
 
 import packing_peers as peers
 
-from siri.packing import _least_micro_steps, pack
+from siri.packing import least_micro_steps, pack
 
 
 @pytest.mark.parametrize("peer", peers.PEERS)
@@ -149,13 +149,13 @@ def test_the_lower_bound_is_one():
     sharper = 0
     for _ in range(60):
         sizes = rng.integers(1, 21, 7)
-        bound = _least_micro_steps(sizes, 20, 1)
+        bound = least_micro_steps(sizes, 20, 1)
         simple = max(-(-int(sizes.sum()) // 20), int((2 * sizes > 20).sum()), 1)
         assert simple <= bound <= fewest_bins(tuple(sorted(sizes.tolist(), reverse=True)), 20)
         sharper += bound > simple
     assert sharper, "no problem on which the bound says more than the simple one"
-    assert _least_micro_steps(np.array([6, 6, 5, 5, 5]), 10, 1) == 4  # 5 fits beside no 6: 2 + 3 halves
-    assert _least_micro_steps(np.array([10, 10, 10]), 20, 1) == 2
+    assert least_micro_steps(np.array([6, 6, 5, 5, 5]), 10, 1) == 4  # 5 fits beside no 6: 2 + 3 halves
+    assert least_micro_steps(np.array([10, 10, 10]), 20, 1) == 2
 
 
 def test_small_plans_are_within_a_fifth_of_a_per_cent_of_perfect_balance():

@@ -9,7 +9,7 @@ from siri.packing import pack
 from siri.packing.flops import sequence_cost
 from siri.packing.step_plan import StepPlan, StepTimes
 from siri.planning.memory_plan import load_model_config
-from tests.unit.train.test_trainer import rows, train
+from tests.support.training import rows, train
 
 
 def planned(*batches, ranks=2, budget=20):
@@ -41,7 +41,7 @@ def test_nothing_planned():
     plan = StepPlan()
     assert math.isnan(plan.lockstep_efficiency) and math.isnan(plan.budget_use(10)) and plan.slowest == []
     assert plan.largest(0) == 0 and not plan.several
-    assert StepTimes().compare(plan, []) == {"micro_steps_s": 0, "micro_steps_predicted_s": None}
+    assert StepTimes().note(plan, []) == {"micro_steps_s": 0, "micro_steps_predicted_s": None}
 
 
 def test_times_are_learned_from_earlier_steps_only():

@@ -20,7 +20,7 @@ from siri.planning.memory_plan import (
     update_peak,
 )
 from siri.planning.tables import find_gpu, print_plan
-from siri.rollout.engines import choose
+from siri.rollout.engines import engine_for
 from siri.rollout.local import held_bytes
 from siri.runtime.ranks import Ranks
 from siri.train.run import plan_memory
@@ -211,7 +211,7 @@ def test_the_engine_of_a_configuration(monkeypatch):
     """`siri plan` takes the engine that a run on GPUs would take with the vLLM that is installed, if it is."""
 
     def engine(**options) -> str:
-        return choose(Config(**options), torch.device("cuda"))
+        return engine_for(Config(**options), torch.device("cuda"))
 
     monkeypatch.setattr("siri.rollout.engines.installed", lambda: None)
     assert engine() == engine(rollout="local") == "local"

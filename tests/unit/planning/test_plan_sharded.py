@@ -35,7 +35,7 @@ def backward(policy) -> None:
         hidden = packed_hidden(model, ids, PackedLayout.of([9, 7]))
         return (hidden @ model.lm_head.weight.T.to(hidden.dtype)).float().logsumexp(-1).sum()
 
-    policy.run(loss).backward()
+    policy.call(loss).backward()
 
 
 def measure(hybrid) -> dict[str, int]:

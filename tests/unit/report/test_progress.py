@@ -5,18 +5,9 @@ import pytest
 from rich.console import Console
 
 from siri.errors import InputError
-from siri.report.terminal import (
-    TrainProgress,
-    closing_table,
-    compact,
-    duration,
-    effect_cells,
-    effects,
-    percent,
-    print_closing,
-    tokens,
-    verdict,
-)
+from siri.report.effects import effect_cells, effects, verdict
+from siri.report.format import compact, duration, percent, tokens
+from siri.report.terminal import TrainProgress, closing_table, print_closing
 from siri.store.jsonl import read_run
 from tests.support.synthetic_run import make_run
 

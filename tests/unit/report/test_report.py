@@ -12,8 +12,8 @@ from PIL import Image
 
 from siri.errors import InputError
 from siri.report import charts
+from siri.report.effects import effect_cells, effects
 from siri.report.html import write_report
-from siri.report.terminal import effect_cells, effects
 from siri.store.jsonl import MetricsLog, read_run
 from tests.support.synthetic_run import LARGE, make_run
 
@@ -155,6 +155,22 @@ def test_text_of_the_run_cannot_break_the_page(tmp_path):
     assert "<script>alert(1)</script> & co" in page.text
 
 
+def test_names_of_all_kinds_are_text_and_no_markup(tmp_path):
+    folder = make_run(tmp_path / "run")
+    hostile = "\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}</pre>&amp;"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model": hostile, "data": hostile, "reward": hostile, hostile: hostile, "versions": {hostile: hostile}}
+    (folder / "config.json").write_text(json.dumps(config))
+    evals = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    for row in evals:
+        row["benchmarks"] = {hostile: {"accuracy": 0.5, "tokens_mean": 3.0}}
+    evals.append(evals[-1] | {"step": 119, "name": hostile})
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evals))
+    page = read(folder)
+    assert len(page.links) == 8 and "<img src=x" not in (folder / "report.html").read_text()
+    assert page.text.count(hostile) >= 6 and any(cells[0] == hostile for cells in page.cells)
+
+
 def test_not_a_run_folder(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
         write_report(tmp_path)
@@ -239,11 +255,11 @@ def test_nulls_everywhere(tmp_path):
 
 
 def test_smoothing_skips_gaps_and_keeps_constants():
-    values, window = charts._smooth([2.0] * 400)
+    values, window = charts.smoothed([2.0] * 400)
     assert values == [2.0] * 400 and window == 11
-    values, window = charts._smooth([1.0, math.nan, 3.0])
+    values, window = charts.smoothed([1.0, math.nan, 3.0])
     assert window == 1 and values[0] == 1.0 and math.isnan(values[1])
-    ramp, window = charts._smooth([float(i) for i in range(160)])
+    ramp, window = charts.smoothed([float(i) for i in range(160)])
     assert window == 5 and ramp[10:150] == [float(i) for i in range(10, 150)]
 
 
@@ -254,7 +270,7 @@ def figure(chart, run, narrow):
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with matplotlib.rc_context(charts._style()):
+    with matplotlib.rc_context(charts.rc_style()):
         drawn = chart(run, narrow=narrow)
         FigureCanvasAgg(drawn).draw()
     return drawn

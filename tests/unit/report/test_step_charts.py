@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 def drawn(chart, run, narrow=False):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with matplotlib.rc_context(charts._style()):
+    with matplotlib.rc_context(charts.rc_style()):
         figure = chart(run, narrow=narrow)
         FigureCanvasAgg(figure).draw()
     return figure

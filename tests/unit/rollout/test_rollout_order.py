@@ -111,13 +111,13 @@ def test_knowing_the_lengths_saves_time_at_both_caps():
 def test_auto_takes_vllm_only_where_it_works(monkeypatch):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(engines, "installed", lambda: "0.32.0")
-    assert engines.choose(Config(), gpu) == "colocated" and engines.choose(Config(), cpu) == "local"
-    assert engines.choose(Config(rollout="vllm"), cpu) == "colocated"
-    assert engines.choose(Config(rollout_servers=("http://a:1",)), cpu) == "served"
-    assert engines.choose(Config(rollout="local"), gpu) == "local"
+    assert engines.engine_for(Config(), gpu) == "colocated" and engines.engine_for(Config(), cpu) == "local"
+    assert engines.engine_for(Config(rollout="vllm"), cpu) == "colocated"
+    assert engines.engine_for(Config(rollout_servers=("http://a:1",)), cpu) == "served"
+    assert engines.engine_for(Config(rollout="local"), gpu) == "local"
     for other in (None, "0.20.0", "0.40.0"):
         monkeypatch.setattr(engines, "installed", lambda other=other: other)
-        assert engines.choose(Config(), gpu) == "local"
+        assert engines.engine_for(Config(), gpu) == "local"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def command(arguments: list[str]) -> int:
         policy = tiny_policy()
         shard(policy.model, ranks, compute_dtype=torch.float32)
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
-        policy.run(lambda model: None)
+        policy.call(lambda model: None)
         saver = Saver(Path(folder), keep=1, ranks=ranks)
         saver.save(1, policy, optimizer, {"train_tokens": 0})
         if way == "saving":

@@ -14,7 +14,7 @@ from siri.report.html import write_report
 from siri.store.run_folder import RunFolder
 from siri.train import evaluations
 from siri.train.evaluate import Evaluation
-from tests.unit.train.test_trainer import SMALL, rows
+from tests.support.training import SMALL, rows
 
 CONFIG = Config(model="m", data="d")
 

@@ -26,7 +26,7 @@ from siri.store.saver import MAX_FAILURES, Saver
 from tests.runs.test_distributed import join, spawn
 from tests.support.saving import save_now, tensors
 from tests.support.tiny import tiny_policy
-from tests.unit.train.test_trainer import SMALL
+from tests.support.training import SMALL
 
 pytestmark = pytest.mark.torture
 

@@ -9,7 +9,7 @@ from siri.study.compare import (
     Curve,
     accuracy_after,
     accuracy_within,
-    compare,
+    compare_arms,
     curves_of_runs,
     estimate,
     front,
@@ -70,18 +70,18 @@ def test_arms_are_compared_at_the_first_ones_level_seed_by_seed():
         curve([(50, 0.5), (25, 0.6)], "fixed", 0),
         curve([(50, 0.5), (40, 0.9)], "fixed", 1),
     ]
-    levels, (siri, fixed) = compare(curves)
+    levels, (siri, fixed) = compare_arms(curves)
     assert (levels.tokens, levels.accuracy, levels.train_tokens) == (25, 0.75, 1000)
     assert siri.accuracy.mean == pytest.approx(0.75) and siri.against.mean is None
     assert fixed.against.mean == pytest.approx(((0.6 - 0.8) + (0.9 - 0.7)) / 2)
     assert fixed.at_equal_tokens.mean == 0.6 and fixed.at_equal_tokens.count == 1
     assert fixed.at_equal_accuracy.mean == 40 and fixed.at_equal_accuracy.count == 1
     assert siri.score.mean == pytest.approx((0.6 / 0.4 + 0.4 / 0.6) / 2)
-    assert compare(curves, "fixed")[0].arm == "fixed"
+    assert compare_arms(curves, "fixed")[0].arm == "fixed"
     with pytest.raises(InputError, match="typo"):
-        compare(curves, "typo")
+        compare_arms(curves, "typo")
     with pytest.raises(InputError, match="no finished run"):
-        compare([])
+        compare_arms([])
 
 
 def test_no_arm_chooses_among_more_checkpoints_than_another():
@@ -89,7 +89,7 @@ def test_no_arm_chooses_among_more_checkpoints_than_another():
     seldom = curve([(50, 0.5), (30, 0.6)], "seldom")
     seldom.evals[1]["step"] = 20
     assert shared_steps([often, seldom]) == [0, 20]
-    rows = {row.arm: row for row in compare([seldom, often])[1]}
+    rows = {row.arm: row for row in compare_arms([seldom, often])[1]}
     assert rows["often"].at_equal_tokens.mean == 0.6 and rows["often"].area.mean == rows["seldom"].area.mean
     apart = curve([(50, 0.5), (30, 0.6)], "apart")
     apart.evals[1]["step"] = 15

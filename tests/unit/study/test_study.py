@@ -15,9 +15,9 @@ from siri.cli import main
 from siri.config import Config
 from siri.demo.warmup import TASKS
 from siri.errors import InputError
-from siri.study.compare import compare, curve_of_row
+from siri.study.compare import compare_arms, curve_of_row
 from siri.study.report import study_curves
-from siri.study.study import Study, choose, find, finished, learning_settings, read_study
+from siri.study.study import Study, find, finished, learning_settings, read_study, swept_values
 from siri.study.tables import tables
 
 ROOT = Path(__file__).parents[3]
@@ -166,11 +166,11 @@ def test_sweeps_choose_by_their_mean_and_arms_may_share_a_run(tmp_path):
     study = read_study(write(tmp_path))
     first, second = study.sweep_pairs(None)
     record(study, [row(first, accuracy=0.6, tokens=12)])
-    assert choose(study, finished(study)) is None, "a run is missing"
+    assert swept_values(study, finished(study)) is None, "a run is missing"
     record(study, [row(first, accuracy=0.6, tokens=12), row(second, accuracy=0.7, tokens=24)])
-    assert choose(study, finished(study)) == {"best": 24}
+    assert swept_values(study, finished(study)) == {"best": 24}
     by_score = SMALL.replace('sweep = "cap"', 'sweep = "cap"\nchoose = "score"')
-    assert choose(read_study(write(tmp_path, by_score)), finished(study)) == {"best": 20}
+    assert swept_values(read_study(write(tmp_path, by_score)), finished(study)) == {"best": 20}
 
     pairs = {pair.name: pair for pair in study.arm_pairs(None, {"best": 24})}
     assert pairs["best-0"].config_hash == pairs["high-0"].config_hash
@@ -209,7 +209,7 @@ def test_runs_are_made_skipped_and_drawn(tmp_path, capsys, monkeypatch):
     assert [(one["arm"], one["seed"]) for one in rows] == [("cap=20", 7), ("cap=24", 7), ("siri", 0)]
     assert main(["study", path, "--jobs", "2"]) == 0
     rows = finished(study)
-    chosen = choose(study, rows)
+    chosen = swept_values(study, rows)
     distinct = {(pair.seed, pair.config_hash) for pair in study.arm_pairs(None, chosen)}
     assert len(rows) == 2 + len(distinct), "one line a run, and none twice"
     assert all(find(rows, pair) for pair in study.arm_pairs(None, chosen))
@@ -303,7 +303,7 @@ def test_committed_studies_are_well_formed(path):
     if not study.results.exists():
         return
     rows = finished(study)
-    chosen = choose(study, rows)
+    chosen = swept_values(study, rows)
     assert chosen, "the sweeps are finished"
     found = [find(rows, pair) for pair in study.arm_pairs(None, chosen)]
     assert all(found), "results.jsonl holds every pair under the configuration of the study file"
@@ -312,7 +312,7 @@ def test_committed_studies_are_well_formed(path):
     # what people read is what the results say
     assert tables(study_curves(study)) in (path.parent / "table.md").read_text()
     readme = (path.parent / "README.md").read_text()
-    _, rows = compare(study_curves(study))
+    _, rows = compare_arms(study_curves(study))
     for one in rows:
         for figure in (one.accuracy.text(100), one.tokens.text(), one.area.text(digits=3)):
             assert f"| {figure} |" in readme, (one.arm, figure)

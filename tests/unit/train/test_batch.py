@@ -13,7 +13,7 @@ from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
 from siri.rewards.shaping import soft_penalty
 from siri.rollout import Completion
-from siri.runtime.ranks import Ranks, _from_bytes, _to_bytes
+from siri.runtime.ranks import Ranks, from_bytes, to_bytes
 from siri.runtime.stopwatch import Stopwatch
 from siri.train.collect import Collector, Group, from_arrays, rollout_metrics, to_arrays
 from siri.train.samples import make_samples
@@ -154,7 +154,7 @@ def test_groups_travel_between_ranks_bit_for_bit():
         arrays = to_arrays(groups)
         assert not any(array.dtype.hasobject for array in arrays.values())
         assert arrays["response_ids"].dtype == np.int32 and arrays["logp"].dtype == np.float32
-        told = from_arrays(_from_bytes(_to_bytes(arrays)))
+        told = from_arrays(from_bytes(to_bytes(arrays)))
         assert told == groups
         assert all(type(one.truncated) is bool for group in told for one in group.completions)
 

@@ -10,7 +10,7 @@ import pytest
 from siri.cli import main
 from siri.data.prompts import PromptSet
 from siri.errors import InputError
-from siri.report.terminal import effects
+from siri.report.effects import effects
 from siri.rollout import Completion
 from siri.store.jsonl import efficiency_score
 from siri.train import evaluate as evaluation
@@ -70,7 +70,7 @@ def test_efficiency_score_of_the_base_and_beyond():
 
 
 def test_the_closing_table_has_the_same_score():
-    """siri.report.terminal works on rows of eval.jsonl; both have to mean the same."""
+    """siri.report.effects works on rows of eval.jsonl; both have to mean the same."""
     for size, _, figures, _ in PRINTED:
         rows = [
             {

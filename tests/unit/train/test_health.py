@@ -19,7 +19,7 @@ from siri.model.liger import Applied
 from siri.store.checkpoint import newest_good
 from siri.train import learner as update
 from siri.train.run import DONE
-from tests.unit.train.test_trainer import SMALL, reproducible, rows
+from tests.support.training import SMALL, reproducible, rows
 
 pytestmark = pytest.mark.torture
 

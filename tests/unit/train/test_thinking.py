@@ -7,9 +7,9 @@ import pytest
 from siri import cli
 from siri.rollout import Completion
 from siri.train.thinking import ThinkingCheck
+from tests.support.training import SMALL
 from tests.unit.train.test_batch import config, prompt_set
 from tests.unit.train.test_batch import run as collected
-from tests.unit.train.test_trainer import SMALL
 
 ENDED, CUT = Completion([1], [-1.0], False), Completion([1], [-1.0], True)
 

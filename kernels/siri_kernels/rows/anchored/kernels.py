@@ -32,17 +32,17 @@ def target_logit_kernel(
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     valid = rows < n
     y = tl.load(TARGET_IDS + rows, mask=valid, other=0).to(tl.int64) - vocab_start
-    own = valid & (y >= 0) & (y < V)
-    y = tl.where(own, y, 0)
+    in_shard = valid & (y >= 0) & (y < V)
+    y = tl.where(in_shard, y, 0)
     acc = tl.zeros((BM, BK), tl.float32)
     for start in range(0, D, BK):
         k = start + tl.arange(0, BK)
-        inside = own[:, None] & (k < D)[None, :]
+        inside = in_shard[:, None] & (k < D)[None, :]
         x = tl.load(X + rows.to(tl.int64)[:, None] * x_stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
         acc += x * tl.load(W + y[:, None] * w_stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
     z = tl.sum(acc, 1)
     if HAS_BIAS:
-        z += tl.load(BIAS + y, mask=own, other=0.0).to(tl.float32)
+        z += tl.load(BIAS + y, mask=in_shard, other=0.0).to(tl.float32)
     if ROUND:
         z = narrow(z, tl.bfloat16).to(tl.float32)
     if SOFTCAP:
@@ -50,7 +50,7 @@ def target_logit_kernel(
     z = z * scale
     if PER_ROW:
         z = z * tl.load(SCALE + rows, mask=valid, other=1.0)
-    tl.store(OUT + rows, tl.where(own, z, 0.0), mask=valid)
+    tl.store(OUT + rows, tl.where(in_shard, z, 0.0), mask=valid)
 
 
 @triton.jit(do_not_specialize=["tiles"])  # a single tile must not be a constant, which has no type to widen
@@ -103,9 +103,9 @@ def online_sums_kernel(
     if tl.program_id(0) * BM < tl.load(COUNT):
         rows = tl.load(ROWS + slot, mask=valid, other=0)
         y = tl.load(TARGET_IDS + rows, mask=valid, other=0).to(tl.int64) - vocab_start
-        own = (y >= 0) & (y < V)
+        in_shard = (y >= 0) & (y < V)
         target = tl.load(TARGET + rows, mask=valid, other=0.0)
-        maximum = tl.where(own & (target > FLOOR), target, FLOOR)
+        maximum = tl.where(in_shard & (target > FLOOR), target, FLOOR)
         plane = tiles.to(tl.int64) * n
         for start in range(0, tiles, BT):
             t = start + tl.arange(0, BT)
@@ -127,7 +127,7 @@ def online_sums_kernel(
         tl.store(out, maximum * LN2, mask=valid)
         tl.store(out + n, total, mask=valid)
         tl.store(out + 2 * n, weighted * LN2, mask=valid)
-        tl.store(out + 3 * n, tl.where(own, target * LN2, 0.0), mask=valid)
+        tl.store(out + 3 * n, tl.where(in_shard, target * LN2, 0.0), mask=valid)
         tl.store(B2 + rows, maximum, mask=valid)
         tl.store(GAP + rows, tl.zeros((BM,), tl.float32), mask=valid)
 
@@ -183,9 +183,9 @@ def gradient_kernel(
         tl.store(e + columns, narrow(x, E.dtype.element_ty), mask=columns < limit)
     tl.debug_barrier()  # the row is written before its target is
     y = tl.load(TARGET_IDS + row).to(tl.int64) - vocab_start
-    own = (y >= 0) & (y < V)
+    in_shard = (y >= 0) & (y < V)
     target = tl.where(active, target * tl.exp(-base), 0.0)
-    tl.store(e + tl.where(own, y, 0), narrow(target, E.dtype.element_ty), mask=own)
+    tl.store(e + tl.where(in_shard, y, 0), narrow(target, E.dtype.element_ty), mask=in_shard)
     tl.store(FACTOR + row, tl.where(active, factor, 0.0))
 
 
