@@ -28,7 +28,7 @@ CASES += [(3, "untied", False), (3, "tied", True), (3, "a head", True)]
 
 
 def learn(root, ranks: Ranks, kind: str, cut: bool) -> dict:
-    """One optimizer step of the model in a folder, as a run sets it up; its parameters, which the engine has as well."""
+    """One optimizer step of the model in a folder, as a run sets it up; its parameters, which the engine has, too."""
     settings = Config(model=str(root / kind), rollout="local", vocab_parallel=cut)
     setup = prepare(settings, device=CPU, ranks=ranks)
     engine = make_engine(settings, setup.policy, ranks=ranks)
