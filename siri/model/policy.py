@@ -88,7 +88,7 @@ def load_policy(
 
     folder = str(resolve_path(source))
     logging.disable_progress_bar()
-    config, note = _trainable_config(source, fetch=fetch, ranks=ranks)
+    config, note = trainable_config(source, fetch=fetch, ranks=ranks)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers raise
@@ -161,7 +161,7 @@ def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Poli
     tokenizer. layers: how many of them, 0 = all. InputError as `load_policy`."""
     from transformers import AutoModelForCausalLM
 
-    config, note = _trainable_config(source, fetch=False)
+    config, note = trainable_config(source, fetch=False)
     if layers > config.num_hidden_layers:
         raise InputError(f"layers is {layers}, but the model has {config.num_hidden_layers}")
     if layers:
@@ -173,7 +173,7 @@ def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Poli
     return Policy(model, None, frozenset(), config.max_position_embeddings, (note,) if note else ())
 
 
-def _trainable_config(source: str, *, fetch: bool, ranks: Ranks = ALONE) -> tuple[Any, str]:
+def trainable_config(source: str, *, fetch: bool, ranks: Ranks = ALONE) -> tuple[Any, str]:
     """The configuration of a model that trains packed, and a line where it was settled otherwise than its file has it
     (see `siri.model.weight_files`); InputError names what speaks against it."""
     from transformers import AutoConfig

@@ -22,8 +22,8 @@ import torch
 
 from siri.errors import InputError, first_line, parse_json
 from siri.model.fsdp import fill
-from siri.model.policy import Policy, read_model
-from siri.model.weight_files import MANIFEST, WEIGHTS, is_checkpoint, settle_tying
+from siri.model.policy import Policy, read_model, trainable_config
+from siri.model.weight_files import MANIFEST, WEIGHTS, is_checkpoint
 from siri.runtime.ranks import ALONE, Ranks
 from siri.store.shards import make_moments, moments_of, names_in, read_pieces, read_whole, weights_of
 
@@ -215,7 +215,7 @@ def export(source: Path, target: Path, *, tell: Callable[[str], None] = lambda l
     source: a checkpoint folder, a name link such as checkpoints/siri-low-1, or a run folder (its newest checkpoint).
     tell: gets a line where the checkpoint's config.json does not fit its weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -232,8 +232,8 @@ def export(source: Path, target: Path, *, tell: Callable[[str], None] = lambda l
         raise InputError(f"{source}: damaged, {fault}; choose another checkpoint")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: exists and is no empty folder; choose a new one")
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    if note := settle_tying(config, str(checkpoint), checkpoint):
+    config, note = trainable_config(str(checkpoint), fetch=False)
+    if note:
         tell(note)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
