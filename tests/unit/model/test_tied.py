@@ -177,11 +177,9 @@ def test_a_long_vocabulary_is_compared_to_its_last_row(tmp_path, monkeypatch):
         assert is_tied(load_policy(str(folder_of(tmp_path / head, True, head)), CPU)) == tied
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"tied, not a number"}))
 def test_checkpoint_resume_and_export_hold_the_same_model(tmp_path, case):
     says, head, tied = CASES[case]
-    if head == "equal, not a number":
-        pytest.skip("a model that is none cannot be compared")
     source = str(folder_of(tmp_path / "model", says, head))
     policy = load_policy(source, CPU)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
