@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from siri.config import Config
-from siri.model.policy import pick_device
+from siri.model.policy import Policy, pick_device
 from siri.planning.budget import token_budget
 from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan
 from siri.rewards.pool import RewardPool
@@ -49,8 +49,8 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     planned = gpu or mode != "local"
     longest = setup.problems[0].longest + setup.sources[0].cap
     budget = token_budget(config, longest=longest, on_gpu=planned)
-    lines = [*problem_lines(setup), *folder.notes, run_line(config, budget)]
-    lines += engine_lines(config, mode, world, setup.policy.context, run_dir)
+    lines = [*setup.policy.notes, *problem_lines(setup), *folder.notes, run_line(config, budget)]
+    lines += engine_lines(config, mode, world, setup.policy, run_dir)
     parameters = sum(parameter.numel() for parameter in setup.policy.model.parameters())
     threads = choose_threads(config.threads, parameters=parameters, device="cuda" if planned else "cpu")
     lines.append(f"{threads} CPU thread{'s' * (threads > 1)} in each process")
@@ -80,11 +80,12 @@ def run_line(config: Config, budget: int) -> str:
     )
 
 
-def engine_lines(config: Config, mode: str, ranks: int, context: int, run_dir: Path) -> list[str]:
+def engine_lines(config: Config, mode: str, ranks: int, policy: Policy, run_dir: Path) -> list[str]:
     """What the rollout engine would be, after its version was checked."""
     if mode == "local":
         return ["rollout: the embedded engine"]
-    options = vllm_options(config, ranks, folder=run_dir, context=context)
+    tied = policy.model.config.tie_word_embeddings
+    options = vllm_options(config, ranks, folder=run_dir, context=policy.context, tied=tied)
     if mode == "served":
         from siri.rollout.served import LAUNCH, version_of
 

@@ -18,5 +18,5 @@ class ExportOptions:
 def run_export(options: ExportOptions) -> int:
     from siri.store.checkpoint import export
 
-    say(export(Path(options.checkpoint), Path(options.folder)))
+    say(export(Path(options.checkpoint), Path(options.folder), tell=say))
     return 0

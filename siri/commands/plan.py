@@ -8,6 +8,7 @@ from siri.planning.formulas import RESERVE
 from siri.planning.hours import Rates, run_hours
 from siri.planning.memory_plan import Machine, load_model_config, memory_plan
 from siri.planning.tables import find_gpu, print_hours, print_plan
+from siri.text import say
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,19 @@ def run_plan(options: PlanOptions) -> int:
     """Print the plan, and the GPU-hours where the GPU is known; returns 0 when it fits and 1 when it does not."""
     import torch
 
+    from siri.data.problems import resolve_path
+    from siri.model.policy import ARCHITECTURES
+    from siri.model.weight_files import settle_tying
     from siri.rollout.engines import engine_for
 
     config = options.config("model")
     gpu = find_gpu(options.gpu)
     machine = Machine(options.gpus, gpu.memory, options.gpus_per_node, options.reserve, gpu.multiprocessors)
     model_config = load_model_config(config.model)
+    if model_config.model_type in ARCHITECTURES:  # others are refused below
+        note = settle_tying(model_config, config.model, resolve_path(config.model), fetch=False)
+        if note:
+            say(note)
     # that of a run on GPUs, with the vLLM that is installed here, if it is
     plan = memory_plan(model_config, config, machine, rollout=engine_for(config, torch.device("cuda")))
     print_plan(plan)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from siri.data.prompts import PromptSet
 from siri.errors import InputError, first_line, parse_json
 from siri.model import attention
 from siri.model.attention import PackedLayout
+from siri.model.weight_files import settle_tying
+from siri.runtime.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 
@@ -33,6 +36,8 @@ class Policy:
     """Tokens that end a response."""
     context: int
     """Most tokens the model can hold."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: what of the model's files was taken otherwise than its config.json has it."""
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """function(model, *args) with the model's parameters at hand, sharded or not."""
@@ -68,18 +73,22 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_policy(source: str, device: torch.device, *, weights: bool = True) -> Policy:
+def load_policy(
+    source: str, device: torch.device, *, weights: bool = True, fetch: bool = True, ranks: Ranks = ALONE
+) -> Policy:
     """Load model and tokenizer with fp32 weights from a folder, the hub or the package (siri:demo/model).
 
-    weights False leaves the model on the meta device, without storage, to be sharded before it is filled. Raises
-    InputError when there is no model, no tokenizer, or an architecture that was not checked to work packed.
+    weights False leaves the model on the meta device, without storage, to be sharded before it is filled. fetch False:
+    it never will be, so weights of the hub are not downloaded to be looked at. ranks: those that call this together;
+    rank 0 looks into the files for all. Raises InputError when there is no model, no tokenizer, an architecture that
+    was not checked to work packed, or a head that config.json promises and the files do not hold.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     folder = str(resolve_path(source))
     logging.disable_progress_bar()
-    config = _trainable_config(source)
+    config, note = trainable_config(source, fetch=fetch, ranks=ranks)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers raise
@@ -89,21 +98,50 @@ def load_policy(source: str, device: torch.device, *, weights: bool = True) -> P
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # transformers makes up an empty one where a folder has a config but no tokenizer files
         raise InputError(f"model {source}: no tokenizer there; copy tokenizer.json and tokenizer_config.json beside it")
-    name = attention.register()
-    if not weights:
+    if weights:
+        model = read_model(source, config).to(device)
+    else:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=name)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=attention.register()
+            )
         with suppress(OSError):  # as from_pretrained: the file, with all tokens that end a response, or config.json's
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return make_policy(model, tokenizer)
-    options = {"dtype": torch.float32, "attn_implementation": name}
+    return replace(make_policy(model, tokenizer), notes=(note,) if note else ())
+
+
+def read_model(source: str | Path, config: Any) -> Any:
+    """The model of a settled configuration with the weights of a folder or the hub, fp32, on the CPU. InputError when
+    some of them are not there: they would be random."""
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": attention.register()}
+    # weights that would have to be unpickled are none
+    options |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     try:
-        # weights that would have to be unpickled are none
-        model = AutoModelForCausalLM.from_pretrained(folder, **options, use_safetensors=True, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(resolve_path(source), config=config, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"model {source}: {first_line(error)}") from None
-    model.to(device)  # pyright: ignore[reportArgumentType]  # transformers' decorator hides its self
-    return make_policy(model, tokenizer)
+    model, told = loaded
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - 1} more" * (len(missing) > 1)
+        raise InputError(
+            f"model {source}: its files hold no {missing[0]}{more}, which would be random; copy all of its files, or "
+            "mend its config.json"
+        )
+    model.tie_weights()  # transformers leaves apart what is no number in both
+    return model
+
+
+def hollow_copy(policy: Policy) -> Policy:
+    """The same model without weights, on the meta device, whether or not the policy's is sharded."""
+    from transformers import AutoModelForCausalLM
+
+    config = deepcopy(policy.model.config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.register())
+    model.generation_config = policy.model.generation_config
+    return replace(policy, model=model)
 
 
 def _adapter(path: Path) -> str:
@@ -123,7 +161,7 @@ def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Poli
     tokenizer. layers: how many of them, 0 = all. InputError as `load_policy`."""
     from transformers import AutoModelForCausalLM
 
-    config = _trainable_config(source)
+    config, note = trainable_config(source, fetch=False)
     if layers > config.num_hidden_layers:
         raise InputError(f"layers is {layers}, but the model has {config.num_hidden_layers}")
     if layers:
@@ -132,11 +170,12 @@ def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Poli
             config.layer_types = config.layer_types[:layers]
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.register())
-    return Policy(model, None, frozenset(), config.max_position_embeddings)
+    return Policy(model, None, frozenset(), config.max_position_embeddings, (note,) if note else ())
 
 
-def _trainable_config(source: str) -> Any:
-    """The configuration of a model that trains packed; InputError names what speaks against it."""
+def trainable_config(source: str, *, fetch: bool, ranks: Ranks = ALONE) -> tuple[Any, str]:
+    """The configuration of a model that trains packed, and a line where it was settled otherwise than its file has it
+    (see `siri.model.weight_files`); InputError names what speaks against it."""
     from transformers import AutoConfig
 
     folder = str(resolve_path(source))
@@ -166,12 +205,20 @@ def _trainable_config(source: str) -> Any:
             f"model {source}: rope_type {rotary!r} turns a token by the length of the longest sequence beside it, so "
             "packing would change the numbers; set a fixed rope_type (default, linear, yarn, llama3)"
         )
-    return config
+
+    def settle() -> tuple[bool, str]:
+        note = settle_tying(config, source, folder, fetch=fetch)
+        return config.tie_word_embeddings, note
+
+    config.tie_word_embeddings, note = ranks.on_main(settle)
+    return config, note
 
 
 def allocate(model: Any, device: torch.device) -> None:
-    """Give a model on the meta device, sharded or not, storage on `device`: parameters undefined, buffers right."""
+    """Give a model on the meta device, sharded or not, storage on `device`: parameters undefined, buffers right. A head
+    that is tied stays so."""
     model.to_empty(device=device)
+    model.tie_weights()  # each module has got storage for itself
     # the only buffers of these architectures are the rotary frequencies, which come from the config
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
 

@@ -139,6 +139,8 @@ def engine_options(options: VllmOptions, *, gpu: bool) -> dict[str, Any]:
         "tensor_parallel_size": 1,
         "distributed_executor_backend": "external_launcher" if "RANK" in os.environ else "uni",
         "load_format": "dummy",  # the trainer sends its weights, so none are read, and a sync left out shows
+        # config.json may say otherwise than the files, and the trainer goes by these
+        "hf_overrides": {"tie_word_embeddings": options.tied},
         "skip_tokenizer_init": True,  # prompts and answers are token ids
         "dtype": "bfloat16" if gpu else "float32",
         "max_model_len": options.context,

@@ -38,7 +38,8 @@ def make_engine(
         from siri.rollout.local import local_engine
 
         return local_engine(settings, policy, copy=ranks.sharded)
-    options = vllm_options(settings, ranks.size, folder=folder, context=policy.context)
+    tied = policy.model.config.tie_word_embeddings
+    options = vllm_options(settings, ranks.size, folder=folder, context=policy.context, tied=tied)
     if mode == "served":
         from siri.rollout.fleet import ServedEngine
 
@@ -76,9 +77,11 @@ def engine_for(settings: RolloutSettings, device: torch.device) -> str:
     return "colocated"
 
 
-def vllm_options(settings: RolloutSettings, engines: int, *, folder: Path | None, context: int) -> VllmOptions:
+def vllm_options(
+    settings: RolloutSettings, engines: int, *, folder: Path | None, context: int, tied: bool = False
+) -> VllmOptions:
     """The part of a Config, or of `siri eval`'s options, that vLLM needs. engines: in-process ones that share the
-    batch. context: of the model."""
+    batch. context, tied: of the model."""
     workload = settings.workload()
     sequences = MOST_SEQUENCES if workload.responses is None else -(-workload.responses // engines)
     sync_dir = folder / "rollout-weights" if folder else None
@@ -87,6 +90,7 @@ def vllm_options(settings: RolloutSettings, engines: int, *, folder: Path | None
         sync_dir = Path(settings.rollout_sync_dir) / f"{Path(run).name}-{crc32(os.fsencode(run)):08x}"
     return VllmOptions(
         model=str(resolve_path(workload.model)),
+        tied=tied,
         context=min(max(CONTEXT, workload.tokens), context),
         sequences=max(1, min(MOST_SEQUENCES, sequences)),
         memory=settings.rollout_memory,

@@ -9,7 +9,7 @@ import torch
 from siri.config.sections import RolloutSettings
 from siri.errors import InputError
 from siri.model.fsdp import full
-from siri.model.policy import Policy, allocate, load_policy
+from siri.model.policy import Policy, allocate, hollow_copy
 from siri.planning.formulas import embedded_cache_tokens
 from siri.rollout import Completion, NotFinite, Progress, Request
 
@@ -58,8 +58,10 @@ class LocalRollout:
     @torch.no_grad()
     def sync(self) -> None:
         if self.trained is not None:
-            for own, theirs in zip(self.policy.model.parameters(), self.trained.parameters(), strict=True):
-                own.copy_(full(theirs))
+            own = dict(self.policy.model.named_parameters())
+            for name, theirs in self.trained.named_parameters():
+                own.pop(name).copy_(full(theirs))
+            assert not own, f"never trained: {', '.join(own)}"
 
     def sleep(self) -> None:
         pass
@@ -196,7 +198,7 @@ def local_engine(settings: RolloutSettings, policy: Policy, *, copy: bool = Fals
     the policy's are sharded."""
     sampled, trained, workload = policy, None, settings.workload()
     if copy:
-        sampled, trained = load_policy(workload.model, policy.device, weights=False), policy.model
+        sampled, trained = hollow_copy(policy), policy.model
         if policy.device.type == "cuda":
             sampled.model.to(torch.bfloat16)
         allocate(sampled.model, policy.device)

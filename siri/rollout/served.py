@@ -176,9 +176,12 @@ class ServerApi:
         own = json.loads(json.dumps(self.policy.model.config.to_dict(), default=str))
         for key in SAME:
             if about[0]["model"].get(key) != own.get(key):
+                way = "start it with the model that is trained"
+                if key == "tie_word_embeddings":  # config.json may say otherwise than the files
+                    way += f", and --hf-overrides '{json.dumps({key: own.get(key)})}' where its config.json is wrong"
                 raise InputError(
                     f"rollout server {server.url} serves another model: its {key} is {about[0]['model'].get(key)}, "
-                    f"the trainer's {own.get(key)}; start it with the model that is trained"
+                    f"the trainer's {own.get(key)}; {way}"
                 )
         server.cache_tokens, server.dtype = about[0]["cache_tokens"], about[0]["dtype"]
         server.workers = len(about)

@@ -61,6 +61,8 @@ class VllmOptions:
 
     model: str
     """Folder or hub name; the engine takes the architecture from it, weights come from the trainer."""
+    tied: bool
+    """Whether the trainer's head is its embedding, whatever the model's config.json says."""
     context: int
     """Longest prompt and response together, tokens."""
     sequences: int

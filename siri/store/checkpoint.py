@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ import torch
 
 from siri.errors import InputError, first_line, parse_json
 from siri.model.fsdp import fill
-from siri.model.policy import Policy
+from siri.model.policy import Policy, read_model, trainable_config
+from siri.model.weight_files import MANIFEST, WEIGHTS, is_checkpoint
 from siri.runtime.ranks import ALONE, Ranks
 from siri.store.shards import make_moments, moments_of, names_in, read_pieces, read_whole, weights_of
 
-MANIFEST = "manifest.json"
 STATE = "state.json"
-WEIGHTS, OPTIMIZER = "weights", "optimizer"
+OPTIMIZER = "optimizer"
 TRAINING_FILES = (MANIFEST, STATE, WEIGHTS, OPTIMIZER)
 """What a checkpoint holds beyond the files of a model folder."""
 
@@ -139,29 +139,28 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 @torch.no_grad()
 def load_weights(folder: str | Path, policy: Policy, *, ranks: Ranks = ALONE) -> None:
     """Fill the policy's parameters from a checkpoint, a model folder, or the hub. Every rank calls it; of a checkpoint
-    each reads what it holds, from the others rank 0 reads. InputError, on every rank, where there are none."""
+    each reads what it holds, from the others rank 0 reads. InputError, on every rank, where there are none, or those
+    of another model."""
     if is_checkpoint(folder):
-        read_pieces(Path(folder) / WEIGHTS, weights_of(policy))
+        pieces = weights_of(policy)
+        _check_names(Path(folder), names_in(Path(folder) / WEIGHTS), set(pieces))
+        read_pieces(Path(folder) / WEIGHTS, pieces)
         return
-    from transformers import AutoModelForCausalLM
-
     weights: dict[str, torch.Tensor] = {}
-
-    def read() -> None:
-        options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-        try:
-            weights.update(AutoModelForCausalLM.from_pretrained(folder, **options).state_dict())
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"model {folder}: {first_line(error)}") from None
-
-    ranks.on_main(read)
+    ranks.on_main(lambda: weights.update(read_model(folder, copy.deepcopy(policy.model.config)).state_dict()))
     for name, parameter in policy.model.named_parameters():
         fill(parameter, weights.get(name))
 
 
-def is_checkpoint(folder: str | Path) -> bool:
-    """Whether the folder is a checkpoint of ours rather than a model folder."""
-    return (Path(folder) / MANIFEST).is_file()
+def _check_names(checkpoint: Path, held: set[str], wanted: set[str]) -> None:
+    """Refuse a checkpoint that lacks one of the model's parameters, or has one that the model would not take."""
+    if wanted != held:
+        name = min(wanted ^ held)
+        there = "has a" if name in held else "has no"
+        raise InputError(
+            f"{checkpoint}: {there} {name}, {'unlike' if name in held else 'which is in'} the model that it is loaded "
+            "into; go on with the model that it was written of, or start a new run"
+        )
 
 
 @torch.no_grad()
@@ -210,12 +209,13 @@ def whole_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
     return read_whole(checkpoint / OPTIMIZER)
 
 
-def export(source: Path, target: Path) -> Path:
+def export(source: Path, target: Path, *, tell: Callable[[str], None] = lambda line: None) -> Path:
     """Write the model and tokenizer of a checkpoint to a folder that transformers loads; the training state stays.
 
     source: a checkpoint folder, a name link such as checkpoints/siri-low-1, or a run folder (its newest checkpoint).
+    tell: gets a line where the checkpoint's config.json does not fit its weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -232,15 +232,17 @@ def export(source: Path, target: Path) -> Path:
         raise InputError(f"{source}: damaged, {fault}; choose another checkpoint")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: exists and is no empty folder; choose a new one")
+    config, note = trainable_config(str(checkpoint), fetch=False)
+    if note:
+        tell(note)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _check_names(checkpoint, names_in(checkpoint / WEIGHTS), {name for name, _ in model.named_parameters()})
     part = target.parent / f".{target.name}.part"
     try:
         remove(part)
         part.mkdir(parents=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), dtype=torch.float32
-            )
-        model.load_state_dict(whole_weights(checkpoint), strict=False, assign=True)
+        model.load_state_dict(whole_weights(checkpoint), strict=False, assign=True)  # a tied head is there once
         model.tie_weights()
         model.save_pretrained(part)
         for path in checkpoint.iterdir():  # the rest as it is

@@ -16,6 +16,7 @@ import torch
 from siri.model.fsdp import is_sharded
 from siri.model.offload import MOMENTS, HostAdamW
 from siri.model.policy import Policy
+from siri.model.weight_files import places
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,13 +135,7 @@ def read_whole(folder: Path) -> dict[str, torch.Tensor]:
 
 def names_in(folder: Path) -> set[str]:
     """Names of the tensors in `folder`."""
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names |= set(file.keys())
-    return names
+    return set(places(folder.glob("*.safetensors")))
 
 
 def _planner(*, saving: bool) -> Any:

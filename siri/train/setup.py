@@ -83,9 +83,14 @@ class Setup:
     """Of a sequence in the packing plan; None where nothing is planned."""
 
     def notes(self) -> list[str]:
-        """Lines for the user: what of Liger could not be had, and what was left out of the problems."""
+        """Lines for the user: what of the model's files was taken otherwise than its config.json has it, what of Liger
+        could not be had, and what was left out of the problems."""
         pairs = zip(self.sources, self.problems, strict=True)
-        return [*self.liger.notes, *(line for source, problems in pairs for line in problems.notes(source.name))]
+        return [
+            *self.policy.notes,
+            *self.liger.notes,
+            *(line for source, problems in pairs for line in problems.notes(source.name)),
+        ]
 
 
 def prepare(
@@ -110,7 +115,8 @@ def prepare(
     if weights == "random":
         policy = random_policy(config.model, device, layers=layers)
     else:
-        policy = read_policy(config.model, device, weights=weights != "none" and not ranks.sharded)
+        read = weights != "none"
+        policy = read_policy(config.model, device, weights=read and not ranks.sharded, fetch=read, ranks=ranks)
     backend, liger = "", Applied()
     if training:
         backend = attention.select_backend(config.attention, device, policy.model.config, config.checkpointing)
@@ -146,16 +152,17 @@ def prepare(
     )
 
 
-def read_policy(source: str, device: torch.device, *, weights: bool = True) -> Policy:
+def read_policy(
+    source: str, device: torch.device, *, weights: bool = True, fetch: bool = True, ranks: Ranks = ALONE
+) -> Policy:
     """`load_policy`, of a run's checkpoint as well as of a model."""
     folder = Path(resolve_path(source))
     if not weights or not checkpoint.is_checkpoint(folder):
-        return load_policy(source, device, weights=weights)
+        return load_policy(source, device, weights=weights, fetch=fetch, ranks=ranks)
     if fault := checkpoint.verify(folder):
         raise InputError(f"model {source}: damaged, {fault}; choose another checkpoint")
-    policy = load_policy(source, device, weights=False)
+    policy = load_policy(source, device, weights=False, ranks=ranks)
     allocate(policy.model, device)
-    policy.model.tie_weights()
     checkpoint.load_weights(folder, policy)
     return policy
 

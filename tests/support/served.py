@@ -12,6 +12,7 @@ from tests.support.tiny import tiny_policy
 def options(servers, folder, **changes) -> VllmOptions:
     base = VllmOptions(
         model="tiny",
+        tied=False,
         context=128,
         sequences=8,
         memory=0.5,

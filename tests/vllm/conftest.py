@@ -4,6 +4,7 @@ In any other run nothing here is collected, because vLLM pins torch and transfor
 environment with the trainer's.
 """
 
+import json
 import os
 
 import pytest
@@ -18,12 +19,19 @@ os.environ.update(CPU)
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Folders of tiny Qwen2 models, by whether embedding and head are tied. vLLM's CPU attention needs heads of 32."""
+    """Folders of tiny Qwen2 models, by whether embedding and head are tied; "head" has a head of its own, but its
+    config.json says that they are. vLLM's CPU attention needs heads of 32."""
     from tests.support.tiny import save_tiny
 
     root = tmp_path_factory.mktemp("models")
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return {tied: save_tiny(root / f"tied-{tied}", tie_word_embeddings=tied, **shape) for tied in (False, True)}
+    folders: dict = {
+        tied: save_tiny(root / f"tied-{tied}", tie_word_embeddings=tied, **shape) for tied in (False, True)
+    }
+    folders["head"] = save_tiny(root / "head", tie_word_embeddings=False, **shape)
+    path = folders["head"] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    return folders
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])

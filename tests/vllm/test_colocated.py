@@ -8,9 +8,10 @@ import pytest
 from tests.vllm.server import ROOT
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_samples_follows_and_is_found_out(models, tmp_path, tied):
-    command = [sys.executable, "-m", "tests.vllm.colocated_worker", str(models[tied]), str(tmp_path), str(int(tied))]
+@pytest.mark.parametrize("model", [False, True, "head"], ids=["untied", "tied", "untied, config.json says tied"])
+def test_samples_follows_and_is_found_out(models, tmp_path, model):
+    tied = str(int(model is True))
+    command = [sys.executable, "-m", "tests.vllm.colocated_worker", str(models[model]), str(tmp_path), tied]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     assert done.stdout.strip().endswith("all held")

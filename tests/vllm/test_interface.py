@@ -45,7 +45,7 @@ def test_engine_options_on_a_gpu_are_vllms():
     from siri.rollout.colocated import engine_options
     from siri.rollout.engines import vllm_options
 
-    options = vllm_options(Config(model="m"), 8, folder=None, context=131072)
+    options = vllm_options(Config(model="m"), 8, folder=None, context=131072, tied=True)
     assert (options.context, options.sequences) == (16384 + 1024, 256)
     known = inspect.signature(EngineArgs).parameters
     assert set(engine_options(options, gpu=True)) <= set(known)

@@ -65,6 +65,13 @@ def test_another_model_is_refused(server, models, tmp_path):
         make(other, tmp_path, rollout_servers=(server.url,))
 
 
+@tied_only
+def test_a_server_that_goes_by_a_wrong_configuration_is_refused(server, models, tmp_path):
+    """Its config.json says tied, as this server is; the trainer has the head that the files hold."""
+    with pytest.raises(InputError, match=r"its tie_word_embeddings is True, the trainer's False; .* --hf-overrides"):
+        make(models["head"], tmp_path, rollout_servers=(server.url,))
+
+
 # --- faults ---
 
 

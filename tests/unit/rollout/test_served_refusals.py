@@ -34,6 +34,9 @@ def test_other_reasons_to_refuse_a_server(servers, tmp_path):
         engine(servers, tmp_path, context=600)
     with pytest.raises(InputError, match="serves another model: its num_hidden_layers is 2, the trainer's 3"):
         engine(servers, tmp_path, policy=tiny_policy(num_hidden_layers=3))
+    wanted = r"its tie_word_embeddings is False, the trainer's True; .*--hf-overrides '{\"tie_word_embeddings\": true}'"
+    with pytest.raises(InputError, match=wanted):
+        engine(servers, tmp_path, policy=tiny_policy(tie_word_embeddings=True))
     with pytest.raises(InputError, match="rollout_sync is nccl, which needs a trainer on GPUs"):
         engine(servers, tmp_path, sync="nccl")
     with pytest.raises(InputError, match="name a folder they see with --rollout-sync-dir"):
