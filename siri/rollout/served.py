@@ -90,7 +90,7 @@ class ServerApi:
         """Drop the keys and values of prompts seen with other weights."""
         # what still runs there, for another rank or for nobody since its connection broke, is computed again
         path = "/reset_prefix_cache?reset_running_requests=true"
-        cleared = await self.ask(session, server, "POST", path, timeout=self.options.timeout_s)
+        cleared = await self.http(session, server, "POST", path, timeout=self.options.timeout_s)
         if not cleared["success"]:
             raise BadAnswer("it kept its prefix cache, which holds keys of old weights")
 
@@ -114,7 +114,7 @@ class ServerApi:
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        answer = await self.ask(session, server, "POST", "/v1/completions", body, timeout=None)
+        answer = await self.http(session, server, "POST", "/v1/completions", body, timeout=None)
         try:
             (choice,) = answer["choices"]
             tokens, logp, reason = choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"]
@@ -156,8 +156,8 @@ class ServerApi:
 
     async def _check(self, session: Any, server: Server) -> None:
         timeout = self.options.timeout_s
-        check_version((await self.ask(session, server, "GET", "/version", timeout=timeout))["version"], server.url)
-        info = await self.ask(session, server, "GET", "/server_info?config_format=json", timeout=timeout)
+        check_version((await self.http(session, server, "GET", "/version", timeout=timeout))["version"], server.url)
+        info = await self.http(session, server, "GET", "/server_info?config_format=json", timeout=timeout)
         config = info["vllm_config"]
         for path, allowed, remedy in REQUIRED:
             value: Any = config
@@ -165,7 +165,7 @@ class ServerApi:
                 value = value.get(key) if isinstance(value, dict) else None
             if value not in allowed:
                 raise InputError(f"rollout server {server.url}: {path} is {value!r}; {remedy}")
-        (served,) = (await self.ask(session, server, "GET", "/v1/models", timeout=timeout))["data"]
+        (served,) = (await self.http(session, server, "GET", "/v1/models", timeout=timeout))["data"]
         server.model = served["id"]
         if served["max_model_len"] < self.options.context:
             raise InputError(
@@ -200,13 +200,13 @@ class ServerApi:
     async def rpc(self, session: Any, server: Server, method: str, *args: str, timeout: float) -> list[Any]:
         """What each of the server's workers answers to one of `SyncWorker`'s methods."""
         body = {"method": method, "args": list(args)}
-        answer = await self.ask(session, server, "POST", "/collective_rpc", body, timeout=timeout)
+        answer = await self.http(session, server, "POST", "/collective_rpc", body, timeout=timeout)
         try:
             return [json.loads(result) for result in answer["results"]]
         except (KeyError, TypeError, ValueError):
             raise BadAnswer(f"{method} was answered with {str(answer)[:80]!r}") from None
 
-    async def ask(
+    async def http(
         self, session: Any, server: Server, verb: str, path: str, body: Any = None, *, timeout: float | None
     ) -> Any:
         """One HTTP request; the JSON of the answer. timeout: seconds for all of it, None = somebody else watches."""
@@ -365,7 +365,7 @@ class Fan:
             timeout = engine.options.sync_timeout_s
             calls = zip(self.servers, bodies, strict=True)
             await asyncio.gather(
-                *(engine.ask(session, server, "POST", path, body, timeout=timeout) for server, body in calls)
+                *(engine.http(session, server, "POST", path, body, timeout=timeout) for server, body in calls)
             )
 
         engine.do(work)
