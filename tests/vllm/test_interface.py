@@ -80,7 +80,7 @@ def transfer(models, monkeypatch):
     monkeypatch.setattr("siri.rollout.served._meeting_point", lambda url: ("127.0.0.1", 29501))
     policy = load_policy(str(models[False]), torch.device("cpu"))
 
-    async def ask(session, server, verb, path, body=None, *, timeout):
+    async def http(session, server, verb, path, body=None, *, timeout):
         calls.append((server.url, path, body))
 
     async def rpc(session, server, method, *arguments, timeout):
@@ -96,7 +96,9 @@ def transfer(models, monkeypatch):
         return asyncio.run(work(None))
 
     servers = [SimpleNamespace(url=f"http://n:{i}", fault="", workers=2) for i in range(3)]
-    engine = SimpleNamespace(servers=servers, ranks=ALONE, dtype=torch.bfloat16, ask=ask, rpc=rpc, settle=settle, do=do)
+    engine = SimpleNamespace(
+        servers=servers, ranks=ALONE, dtype=torch.bfloat16, http=http, rpc=rpc, settle=settle, do=do
+    )
     engine.options = SimpleNamespace(sync_timeout_s=20.0)
     return policy, engine, NcclTransfer(engine, policy), calls
 
