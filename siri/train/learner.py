@@ -62,7 +62,9 @@ class Learner:
 
     The first mini-batch of an update is on-policy: its old log-probs are its own and need no pass. Those of the later
     ones are computed before the first step, under the weights that sampled. A step whose gradient is not finite is
-    skipped and counted, and so is one that the judge, who is asked on every rank, does not allow.
+    skipped and counted, and so is one that the judge, who is asked on every rank, does not allow. A mini-batch in which
+    nothing has a gradient takes no step, whether its responses were run or not: AdamW would move the weights by its
+    momentum and decay alone.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Learner:
                 self.policy.model.config,
                 lengths,
                 [len(sample.response_ids) for sample in batch.running],
-                [sample.counted and (self.bonus or sample.advantage != 0) for sample in batch.running],
+                [sample.teaches(self.bonus) for sample in batch.running],
                 scored=bool(batches),
             )
             batches.append(batch)
@@ -120,7 +122,7 @@ class Learner:
     def _laid_out(self, samples: Sequence[Sample]) -> _MiniBatch:
         """Plan a mini-batch, and lay this rank's sequences end to end."""
         everything = self.config.score_all or self.bonus
-        running = [sample for sample in samples if everything or (sample.advantage and sample.counted)]
+        running = [sample for sample in samples if everything or sample.teaches(self.bonus)]
         with self.watch("plan"):
             plan = _plan(running, self.token_budget, self.ranks, self.cost) if running else Plan([], [])
             shares = _shares(running, plan, self.ranks, self.cut)
@@ -163,10 +165,10 @@ class Learner:
                 rows=rows,
             )
             allowed = self.judge is None or self.judge.allows(attempt)
-            stepped = allowed and math.isfinite(attempt.grad_norm)
-            if stepped:
+            sound = allowed and math.isfinite(attempt.grad_norm)
+            if sound and any(sample.teaches(self.bonus) for sample in batch.samples):
                 self.optimizer.step()
-        tally.add(attempt, stepped)
+        tally.add(attempt, sound)
 
 
 class _Tally:
@@ -179,12 +181,12 @@ class _Tally:
         self.norms: list[float] = []
         self.skipped = 0
 
-    def add(self, attempt: Attempt, stepped: bool) -> None:
-        """Count an optimizer step that was taken or skipped."""
+    def add(self, attempt: Attempt, sound: bool) -> None:
+        """Count an optimizer step; one that is not sound was skipped."""
         self.rows += attempt.rows
         self.losses.append(attempt.loss)
         self.norms.append(attempt.grad_norm)
-        self.skipped += not stepped
+        self.skipped += not sound
 
     def metrics(self, ranks: Ranks) -> dict[str, Any]:
         """Those of all ranks, on each of them."""
