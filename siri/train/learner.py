@@ -14,6 +14,8 @@ import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
 from siri.config import Config
+from siri.config.sections import LossSettings
+from siri.config.settings import names
 from siri.model.attention import choose
 from siri.model.fsdp import full
 from siri.model.policy import Policy, packed_hidden
@@ -108,7 +110,7 @@ class Learner:
                 scores = [self.policy.run(score, micro, self.config, self.cut) for micro in batch.micro_batches]
                 old_logps.append(scores)
 
-        tally = _Tally(Mismatch(self.config.importance_low, self.config.importance_cap, self.policy.device))
+        tally = _Tally(Mismatch(self.config.importance_low, float(self.config.importance_cap), self.policy.device))
         for batch, olds in zip(batches, old_logps, strict=True):
             if batch.micro_batches:
                 self._step(batch, olds, tally)
@@ -222,21 +224,18 @@ def policy_loss(
             cu_seqlens=micro.cu_seqlens,
             keep=micro.keep_K,
             keep_lengths=micro.keep_lengths_S,
-            loss=config.loss,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            dual_clip=config.dual_clip,
-            importance=config.importance,
-            importance_low=config.importance_low,
-            importance_cap=config.importance_cap,
-            aggregation=config.aggregation,
             denominator=denominator,
-            fixed_length=config.length_schedule().longest if config.aggregation == "seq_mean_fixed" else None,
             temperature=config.temperature,
             bias=bias,
-            entropy_coef=config.entropy_coef,
+            **loss_options(config),
             **place,
         )
+
+
+def loss_options(config: Config) -> dict[str, Any]:
+    """The settings of the loss as `linear_grpo_loss` takes them."""
+    fixed_length = config.length_schedule().longest if config.aggregation == "seq_mean_fixed" else None
+    return {name: getattr(config, name) for name in names(LossSettings)} | {"fixed_length": fixed_length}
 
 
 def score(model: Any, micro: MicroBatch, config: Config, cut: HeadCut | None = None) -> torch.Tensor:
