@@ -144,9 +144,10 @@ def linear_grpo_loss(
     clip_high) A) ("grpo"; "gspo" with the sequence ratio exp(mean log r); "cispo": -sg(clip r) A logp); for A < 0 at
     most -dual_clip A; a clip that is None has no bound. w: "none" 1, "tis" min(w, importance_cap), "icepop" w inside
     [importance_low, importance_cap], else 0, with w = exp(sg(old_logp, or logp) - rollout_logp). Log ratios are clamped
-    to +-20. u: "token_mean" m/sum m, "seq_mean" mean of the S token means, "seq_sum" mean of S token sums,
-    "seq_mean_fixed" that over fixed_length. `denominator` replaces sum m, or S: with the divisor of the whole optimizer
-    step, micro-batches add up to the loss of the whole step.
+    to +-20. Under "gspo" w_i scales how far token i moves its sequence's ratio: with a weight of 0 it has no gradient.
+    u: "token_mean" m/sum m, "seq_mean" mean of the S token means, "seq_sum" mean of S token sums, "seq_mean_fixed" that
+    over fixed_length. `denominator` replaces sum m, or S: with the divisor of the whole optimizer step, micro-batches
+    add up to the loss of the whole step.
 
     keep [K] int: the rows that may have a gradient (distinct; a promise, the others' gradient is dropped); None finds
     them from mask and advantages on CPU tensors and means every row on CUDA, where finding them would synchronise.

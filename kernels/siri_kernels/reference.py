@@ -58,6 +58,14 @@ def sequence_ids(cu_seqlens: Tensor, n: int) -> Tensor:
     )
 
 
+def with_slope(x: Tensor, slope: Tensor) -> Tensor:
+    """x, of which whatever comes after has `slope` times the gradient."""
+    x = x.clone()
+    if x.requires_grad:
+        x.register_hook(lambda gradient: slope * gradient)
+    return x
+
+
 def grpo_loss(
     logp: Tensor,
     entropy: Tensor | None,
@@ -99,10 +107,22 @@ def grpo_loss(
     # log ratio, token by token; pi_old = pi when old_logp is None, so that the ratio is 1 and its gradient is that of
     # logp
     behaviour = logp.detach() if old_logp is None else old_logp.to(logp.dtype)
+    weight = torch.ones_like(logp)
+    mismatch = bounded = raw_weight = torch.zeros_like(logp)
+    if rollout_logp is not None:
+        mismatch = behaviour.detach() - rollout_logp.to(logp.dtype)
+        bounded = mismatch.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        raw_weight = bounded.exp()
+        if importance == "tis":
+            weight = raw_weight.clamp(max=importance_cap)
+        elif importance == "icepop":
+            weight = torch.where((raw_weight < importance_low) | (raw_weight > importance_cap), 0.0, raw_weight)
+
     token_log_ratio = (logp - behaviour).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     log_ratio = token_log_ratio
     if loss == "gspo":
-        delta = torch.where(counted & computed, logp - behaviour, 0.0)
+        # the ratio is the sequence's, a weight is a token's: it scales how that token's log-prob moves the ratio
+        delta = torch.where(counted & computed, with_slope(logp, weight) - behaviour, 0.0)
         log_ratio = (per_sequence_sum(delta) / per_sequence_sum(m).clamp(min=1)).clamp(
             -LOG_RATIO_BOUND, LOG_RATIO_BOUND
         )[seq]
@@ -118,17 +138,8 @@ def grpo_loss(
         if dual_clip is not None:
             policy = torch.where(adv < 0, torch.minimum(policy, -dual_clip * adv), policy)
 
-    weight = torch.ones_like(logp)
-    mismatch = bounded = raw_weight = torch.zeros_like(logp)
-    if rollout_logp is not None:
-        mismatch = behaviour.detach() - rollout_logp.to(logp.dtype)
-        bounded = mismatch.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-        raw_weight = bounded.exp()
-        if importance == "tis":
-            weight = raw_weight.clamp(max=importance_cap)
-        elif importance == "icepop":
-            weight = torch.where((raw_weight < importance_low) | (raw_weight > importance_cap), 0.0, raw_weight)
-    term = weight * policy
+    # gspo's slope has its weight already
+    term = policy + (weight - 1) * policy.detach() if loss == "gspo" else weight * policy
     if entropy_coef:
         term = term - entropy_coef * given(entropy)
 

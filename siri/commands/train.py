@@ -25,15 +25,18 @@ class TrainOptions(RecipeOptions):
 
 def run_train(options: TrainOptions) -> int:
     """The exit code: 0 done, 75 stopped by a signal with the state saved."""
-    config = options.config("model", "data")
+    config = options.config("model", "data")  # what is wrong with it is said before anything heavy is read
     from siri.report.paper import expand
     from siri.report.view import TerminalView
     from siri.runtime.ranks import leave_ranks, recorded
+    from siri.store.run_folder import held_settings
     from siri.train.loop import train
 
     recipe = Path(options.recipe).stem if options.recipe.endswith(".toml") else options.recipe
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
     run_dir = Path(options.run_dir or f"runs/{recipe}")
+    if resume != "never":
+        config = options.config(held=held_settings(run_dir))
     config = replace(config, eval_data=expand(config.eval_data))
     if options.dry_run:
         from siri.commands.dry_run import dry_run

@@ -1,13 +1,16 @@
 """Recipes: settings as TOML, in the package or in a file, each perhaps starting from another."""
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from siri.config.config import Config
 from siri.config.parse import check_keys, nearest, parse
+from siri.config.sections import BY_NAME
 from siri.config.settings import check_bounds, names, setting
 from siri.errors import InputError
 
@@ -24,10 +27,18 @@ class RecipeOptions(Config):
     def __post_init__(self) -> None:
         """Nothing: a recipe may need the command line to make sense, so only `config` checks what both come to."""
 
-    def config(self, *needed: str) -> Config:
+    def config(self, *needed: str, held: Mapping[str, Any] = MappingProxyType({})) -> Config:
         """The Config of recipe and command line. InputError where it makes no sense, where one of the `needed` keys is
-        not set, or where an option of the command itself is out of bounds."""
-        config = Config(**{name: getattr(self, name) for name in names(Config)})
+        not set, or where an option of the command itself is out of bounds.
+
+        held: the settings of a run that continues. What is left to the loss stays what the run has had so far, whatever
+        the loss means by default today."""
+        values = {name: getattr(self, name) for name in names(Config)}
+        for name in BY_NAME:
+            text = isinstance(held.get(name), str)
+            if values[name] == "auto" and name in held and text == (name == "aggregation"):
+                values[name] = held[name]
+        config = Config(**values)
         for key in needed:
             if not getattr(config, key):
                 raise InputError(f"{key} is not set; give --{key}")
@@ -76,7 +87,11 @@ def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def resolve(recipe: str, options: type[T], arguments: list[str], *, prog: str = "siri") -> T:
     """Build `options` (Config or a subclass of it) from a recipe, then the command line's --KEY VALUE pairs."""
-    values = from_settings(load_recipe(recipe), options, f"recipe {recipe}")
+    settings = load_recipe(recipe)
+    values = from_settings(settings, options, f"recipe {recipe}")
+    for name in BY_NAME:  # the command line may name another loss
+        if settings.get(name, "auto") == "auto":
+            object.__setattr__(values, name, "auto")
     return parse(options, arguments, default=values, prog=prog)
 
 

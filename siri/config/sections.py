@@ -9,7 +9,7 @@ section's docstring is its heading in --help.
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from siri.config.rules import read_rules
 from siri.config.settings import Settings, setting
@@ -194,36 +194,66 @@ class AdvantageSettings(Settings):
     """Advantages over the group's standard deviation, or only centred (Dr. GRPO)."""
 
 
+LOSS_DEFAULTS: dict[str, dict[str, float | str | None]] = {
+    "grpo": {"clip_low": 0.2, "clip_high": 0.28, "aggregation": "token_mean"},  # DAPO's, arXiv 2503.14476
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "seq_mean"},  # arXiv 2507.18071, section 5.1
+    # arXiv 2506.13585 has no lower bound and does not print its upper one
+    "cispo": {"clip_low": None, "clip_high": 0.28, "aggregation": "token_mean"},
+}
+"""What "auto" is, by the loss; the names of the losses mean it wherever they are used, so in siri_kernels, too."""
+IMPORTANCE_CAPS = {"none": 2.0, "tis": 2.0, "icepop": 5.0}  # verl's threshold of TIS, and of its icepop preset
+BY_NAME = (*LOSS_DEFAULTS["grpo"], "importance_cap")
+"""The settings that may be "auto"."""
+
+
 @dataclass(frozen=True)
 class LossSettings(Settings):
-    """Policy loss: what the kernels' operator takes."""
+    """Policy loss: what the kernels' operator takes.
+
+    A setting at "auto" is what the loss means by its name (`by_name`); a value that a recipe has was given."""
 
     loss: Literal["grpo", "gspo", "cispo"] = "grpo"
-    """Policy loss: token ratios (grpo), sequence ratios (gspo), clipped importance weights (cispo)."""
-    clip_low: float = setting(0.2, least=0)
-    """Ratios are clipped below 1 - clip_low."""
-    clip_high: float = setting(0.28, least=0)
-    """Ratios are clipped above 1 + clip_high (clip-higher)."""
+    """Policy loss: token ratios (grpo), sequence ratios (gspo), clipped importance weights (cispo). What auto is in the
+    settings below depends on it; a value that the recipe names is kept."""
+    clip_low: float | Auto | None = setting("auto", least=0)
+    """Ratios are clipped below 1 - clip_low; None = no lower bound; auto = 0.2 for grpo (DAPO), 0.0003 for gspo and
+    None for cispo (their papers)."""
+    clip_high: float | Auto | None = setting("auto", least=0)
+    """Ratios are clipped above 1 + clip_high; None = no upper bound; auto = 0.28 for grpo (DAPO's clip-higher) and
+    cispo, 0.0004 for gspo (its paper)."""
     dual_clip: float | None = None
     """Bound c of the term for negative advantages (verl uses 3); None = off."""
-    aggregation: Literal["token_mean", "seq_mean", "seq_sum", "seq_mean_fixed"] = "token_mean"
-    """How token terms become one number; seq_mean_fixed divides by the longest cap (Dr. GRPO)."""
+    aggregation: Literal["auto", "token_mean", "seq_mean", "seq_sum", "seq_mean_fixed"] = "auto"
+    """How token terms become one number; seq_mean_fixed divides by the longest cap (Dr. GRPO); auto = token_mean for
+    grpo (DAPO) and cispo, seq_mean for gspo."""
     importance: Literal["none", "tis", "icepop"] = "none"
     """Correction of the gap between rollout engine and trainer."""
     importance_low: float = setting(0.5, least=0)
     """Lower end of the icepop band."""
-    importance_cap: float = setting(2.0, above=0)
-    """Cap of tis, upper end of the icepop band."""
+    importance_cap: float | Auto = setting("auto", above=0)
+    """Cap of tis, upper end of the icepop band; auto = 2 for tis, 5 for icepop (verl)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
 
+    def __post_init__(self) -> None:
+        """From here on no setting of the loss is "auto": whoever reads it, config.json among them, finds its value."""
+        for name, value in self.by_name().items():
+            if getattr(self, name) == "auto":
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+
+    def by_name(self) -> dict[str, float | str | None]:
+        """What loss and importance stand for, where nothing else is given."""
+        return {**LOSS_DEFAULTS[self.loss], "importance_cap": IMPORTANCE_CAPS[self.importance]}
+
     def check(self) -> None:
-        if self.clip_low >= 1:
-            raise InputError(f"clip_low is {self.clip_low}; it must be below 1, since ratios are above 0")
-        if self.importance == "icepop" and self.importance_low > self.importance_cap:
+        low, cap = cast("float | None", self.clip_low), cast(float, self.importance_cap)
+        if low is not None and low >= 1:
+            raise InputError(f"clip_low is {low}; it must be below 1, since ratios are above 0, or None for no bound")
+        if self.importance == "icepop" and self.importance_low > cap:
             raise InputError(
-                f"importance_low is {self.importance_low}, above importance_cap {self.importance_cap}: the icepop band "
-                "is empty; lower --importance-low"
+                f"importance_low is {self.importance_low}, above importance_cap {cap}: the icepop band is empty; lower "
+                "--importance-low"
             )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise InputError(f"dual_clip is {self.dual_clip}; it must be above 1 (verl uses 3)")

@@ -3,11 +3,13 @@
 Under FSDP2 every layer synchronises the ranks, so an optimizer step costs the sum over micro-steps of the slowest rank,
 plus a constant per micro-step. Hence: few micro-steps, bins filled by longest processing time on cost, bins of like
 cost side by side in one micro-step, which is optimal for a sum of maxima once the bins are given, and in small plans
-swaps that even out a micro-step. No sequence is cut, dropped or padded, and every rank gets the same number of
-micro-steps.
+swaps that even out a micro-step. Where a long sequence sets the pace of one of few micro-steps, what the other ranks
+do meanwhile is free: such plans are also made micro-step by micro-step, and the cheaper one is kept. No sequence is
+cut, dropped or padded, and every rank gets the same number of micro-steps.
 """
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +30,10 @@ CARE = 64
 """Plans of at most so many sequences a rank get a second fill and swaps between bins; larger ones are even without."""
 SWAPS = 50
 """Most swaps in one micro-step."""
+FEW = 8
+"""Plans of at most so many micro-steps are also made micro-step by micro-step,"""
+WORTH = 0.01
+"""unless they are within this share of what no plan can beat."""
 EVEN = 1e-3
 """Swaps end once the costliest rank is within this share of the mean."""
 
@@ -80,14 +86,29 @@ def pack(lengths: Sequence[int], *, token_budget: int, ranks: int = 1, cost: Cos
     micro_steps = least_micro_steps(sizes, token_budget, ranks)
     bins = _fill(order, size_list, weight_list, micro_steps * ranks, ranks, token_budget)
     rows = _rows(bins, ranks)
-    if len(order) <= CARE * ranks:
-        if (
-            len(rows) > micro_steps
-        ):  # bins opened late hold short sequences only; with all open from the start, they mix
-            again = _rows(_fill(order, size_list, weight_list, len(bins), ranks, token_budget), ranks)
-            rows = min(rows, again, key=lambda plan: (len(plan), sum(row[0][0] for row in plan)))
-        rows = _rows([weighed for row in rows for weighed in _swap(row, sizes, weights, token_budget)], ranks)
+    careful = len(order) <= CARE * ranks
+    if careful and len(rows) > micro_steps:
+        # bins opened late hold short sequences only; with all open from the start, they mix
+        rows = _cheaper(rows, _rows(_fill(order, size_list, weight_list, len(bins), ranks, token_budget), ranks))
+
+    def evened(plan: list[list[Bin]]) -> list[list[Bin]]:
+        return _rows([weighed for row in plan for weighed in _swap(row, sizes, weights, token_budget)], ranks)
+
+    rows = evened(rows) if careful else rows
+    if 1 < len(rows) <= FEW and _elapsed(rows) > (1 + WORTH) * max(weights.sum() / ranks, weights.max()):
+        for count in sorted({micro_steps, len(rows)}):
+            other = _rows(_fill_by_row(order, size_list, weight_list, count, ranks, token_budget), ranks)
+            rows = _cheaper(rows, evened(other) if careful else other)
     return Plan([[members for _, members in row] for row in rows], [[cost for cost, _ in row] for row in rows])
+
+
+def _elapsed(rows: list[list[Bin]]) -> float:
+    return sum(row[0][0] for row in rows)
+
+
+def _cheaper(rows: list[list[Bin]], other: list[list[Bin]]) -> list[list[Bin]]:
+    """The plan of fewer micro-steps, or of less cost; the first of two that are alike."""
+    return min(rows, other, key=lambda plan: (len(plan), _elapsed(plan)))
 
 
 def _rows(bins: list[Bin], ranks: int) -> list[list[Bin]]:
@@ -150,9 +171,70 @@ def _fill(order: list[int], sizes: list[int], weights: list[float], count: int, 
             heapq.heapreplace(heap, (load[index], index))
         members[index].append(item)
         room[index] -= size
-    if len(order) >= len(load):
-        for index in (index for index, items in enumerate(members) if not items):
-            donor = max((other for other, items in enumerate(members) if len(items) > 1), key=load.__getitem__)
+    return _none_empty(load, members, weights)
+
+
+def _fill_by_row(
+    order: list[int], sizes: list[int], weights: list[float], count: int, ranks: int, budget: int
+) -> list[Bin]:
+    """Longest processing time into `count` micro-steps one after the other, each up to what it has to last: as long as
+    the costliest sequence that is left, or as an even share of all that is left. What fits nowhere opens more."""
+    load: list[float] = []
+    members: list[list[int]] = []
+    left, rest = order, sum(weights[item] for item in order)
+    while left:
+        rows_left = count - len(load) // ranks
+        limit = max(weights[left[0]], rest / (ranks * rows_left)) if rows_left > 1 else float("inf")
+        costs, bins, left = _fill_row(left, sizes, weights, limit * (1 + 1e-9), ranks, budget)
+        rest -= sum(costs)
+        load += costs
+        members += bins
+    return _none_empty(load, members, weights)
+
+
+def _fill_row(
+    order: list[int], sizes: list[int], weights: list[float], limit: float, ranks: int, budget: int
+) -> tuple[list[float], list[list[int]], list[int]]:
+    """One micro-step whose bins cost no more than the limit: costs, members, and the sequences that are left."""
+    heap = [(0.0, rank) for rank in range(ranks)]
+    room = [budget] * ranks
+    members: list[list[int]] = [[] for _ in range(ranks)]
+    left: list[int] = []
+    falling = [-weights[item] for item in order]
+    at = 0
+    while at < len(order):
+        if heap[0][0] - falling[at] > limit:  # nobody has time for it: go on where somebody has
+            skipped = max(at + 1, bisect_left(falling, heap[0][0] - limit, at))
+            left += order[at:skipped]
+            at = skipped
+            continue
+        item = order[at]
+        passed_over: list[tuple[float, int]] = []
+        while room[heap[0][1]] < sizes[item]:
+            passed_over.append(heapq.heappop(heap))
+            if not heap or len(passed_over) == LOOK_AHEAD:
+                break
+        if heap and room[heap[0][1]] >= sizes[item] and heap[0][0] + weights[item] <= limit:
+            cost, rank = heap[0]
+            heapq.heapreplace(heap, (cost + weights[item], rank))
+            members[rank].append(item)
+            room[rank] -= sizes[item]
+        else:
+            left.append(item)
+        for entry in passed_over:
+            heapq.heappush(heap, entry)
+        at += 1
+    costs = [0.0] * ranks
+    for cost, rank in heap:
+        costs[rank] = cost
+    return costs, members, left
+
+
+def _none_empty(load: list[float], members: list[list[int]], weights: list[float]) -> list[Bin]:
+    """The bins; where there are sequences enough, the costliest give one away to those that have none."""
+    if sum(map(len, members)) >= len(members):
+        for index in (index for index, one in enumerate(members) if not one):
+            donor = max((other for other, one in enumerate(members) if len(one) > 1), key=load.__getitem__)
             item = members[donor].pop()
             members[index].append(item)
             load[index] = weights[item]

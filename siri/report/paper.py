@@ -227,7 +227,7 @@ def _shown(measured: Measured | None) -> str:
 
 
 def check_scores() -> Mapping[str, Mapping[str, Any]]:
-    """The scores that follow from the printed accuracies and tokens, by size and model."""
+    """The scores that follow from the printed accuracies and tokens, by size and model: within .01 of SCORES."""
     return {
         size: {model: efficiency_score(figures, rows["base"]) for model, figures in rows.items()}
         for size, rows in TABLE.items()

@@ -193,6 +193,15 @@ def _is_run(held: Path) -> bool:
         return True
 
 
+def held_settings(path: Path) -> dict[str, Any]:
+    """config.json of the run in a folder; {} where none can be read, of which `RunFolder` says what is wrong."""
+    try:
+        held = parse_json((path / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
 def _differences(held: Path, config: Config) -> list[str]:
     try:
         old = parse_json(held.read_bytes())

@@ -14,6 +14,8 @@ import torch
 from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
 
 from siri.config import Config
+from siri.config.sections import LossSettings
+from siri.config.settings import names
 from siri.model.attention import select_backend
 from siri.model.fsdp import full
 from siri.model.policy import Policy, packed_hidden
@@ -62,7 +64,9 @@ class Learner:
 
     The first mini-batch of an update is on-policy: its old log-probs are its own and need no pass. Those of the later
     ones are computed before the first step, under the weights that sampled. A step whose gradient is not finite is
-    skipped and counted, and so is one that the judge, who is asked on every rank, does not allow.
+    skipped and counted, and so is one that the judge, who is asked on every rank, does not allow. A mini-batch in which
+    nothing has a gradient takes no step, whether its responses were run or not: AdamW would move the weights by its
+    momentum and decay alone.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class Learner:
                 self.policy.model.config,
                 lengths,
                 [len(sample.response_ids) for sample in batch.running],
-                [sample.counted and (self.bonus or sample.advantage != 0) for sample in batch.running],
+                [sample.teaches(self.bonus) for sample in batch.running],
                 scored=bool(batches),
             )
             batches.append(batch)
@@ -106,7 +110,7 @@ class Learner:
                 scores = [self.policy.call(score, micro, self.config, self.cut) for micro in batch.micro_batches]
                 old_logps.append(scores)
 
-        tally = _Tally(Mismatch(self.config.importance_low, self.config.importance_cap, self.policy.device))
+        tally = _Tally(Mismatch(self.config.importance_low, float(self.config.importance_cap), self.policy.device))
         for batch, olds in zip(batches, old_logps, strict=True):
             if batch.micro_batches:
                 self._step(batch, olds, tally)
@@ -120,7 +124,7 @@ class Learner:
     def _laid_out(self, samples: Sequence[Sample]) -> _MiniBatch:
         """Plan a mini-batch, and lay this rank's sequences end to end."""
         everything = self.config.score_all or self.bonus
-        running = [sample for sample in samples if everything or (sample.advantage and sample.counted)]
+        running = [sample for sample in samples if everything or sample.teaches(self.bonus)]
         with self.watch("plan"):
             plan = _plan(running, self.token_budget, self.ranks, self.cost) if running else Plan([], [])
             shares = _shares(running, plan, self.ranks, self.cut)
@@ -163,10 +167,10 @@ class Learner:
                 rows=rows,
             )
             allowed = self.judge is None or self.judge.allows(attempt)
-            stepped = allowed and math.isfinite(attempt.grad_norm)
-            if stepped:
+            sound = allowed and math.isfinite(attempt.grad_norm)
+            if sound and any(sample.teaches(self.bonus) for sample in batch.samples):
                 self.optimizer.step()
-        tally.add(attempt, stepped)
+        tally.add(attempt, sound)
 
 
 class _Tally:
@@ -179,12 +183,12 @@ class _Tally:
         self.norms: list[float] = []
         self.skipped = 0
 
-    def add(self, attempt: Attempt, stepped: bool) -> None:
-        """Count an optimizer step that was taken or skipped."""
+    def add(self, attempt: Attempt, sound: bool) -> None:
+        """Count an optimizer step; one that is not sound was skipped."""
         self.rows += attempt.rows
         self.losses.append(attempt.loss)
         self.norms.append(attempt.grad_norm)
-        self.skipped += not stepped
+        self.skipped += not sound
 
     def metrics(self, ranks: Ranks) -> dict[str, Any]:
         """Those of all ranks, on each of them."""
@@ -220,21 +224,18 @@ def policy_loss(
             cu_seqlens=micro.cu_seqlens,
             keep=micro.keep_K,
             keep_lengths=micro.keep_lengths_S,
-            loss=config.loss,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            dual_clip=config.dual_clip,
-            importance=config.importance,
-            importance_low=config.importance_low,
-            importance_cap=config.importance_cap,
-            aggregation=config.aggregation,
             denominator=denominator,
-            fixed_length=config.length_schedule().longest if config.aggregation == "seq_mean_fixed" else None,
             temperature=config.temperature,
             bias=bias,
-            entropy_coef=config.entropy_coef,
+            **loss_options(config),
             **place,
         )
+
+
+def loss_options(config: Config) -> dict[str, Any]:
+    """The settings of the loss as `linear_grpo_loss` takes them."""
+    fixed_length = config.length_schedule().longest if config.aggregation == "seq_mean_fixed" else None
+    return {name: getattr(config, name) for name in names(LossSettings)} | {"fixed_length": fixed_length}
 
 
 def score(model: Any, micro: MicroBatch, config: Config, cut: HeadCut | None = None) -> torch.Tensor:

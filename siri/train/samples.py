@@ -26,6 +26,10 @@ class Sample:
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
+    def teaches(self, entropy_bonus: bool) -> bool:
+        """Whether it may have a gradient."""
+        return self.counted and (entropy_bonus or self.advantage != 0)
+
 
 def make_samples(config: Config, groups: Sequence[Group]) -> list[list[Sample]]:
     """Mini-batches of samples with their advantages; whole groups, in the order in which they were sampled. They are

@@ -4,12 +4,13 @@ TRL and verl are written down as formulas of their padded batches (trl/trainer/g
 verl/trainer/ppo/core_algos.py); TRL's own loss and Liger's fused one run where they are installed.
 """
 
+import math
 from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 import torch
-from siri_kernels import linear_grpo_loss, logprob_from_logits
+from siri_kernels import grpo_loss, linear_grpo_loss, logprob_from_logits
 
 from tests.support.kernel_cases import relative
 
@@ -209,6 +210,110 @@ def test_verl(mode, aggregation):
     mine, my_gradient = batch.ours(rollout=True, importance="tis", dual_clip=1.3, aggregation=aggregation)
     torch.testing.assert_close(mine, loss)
     assert relative(my_gradient, gradient) < 1e-11
+
+
+MODES = {"token_mean": "token-mean", "seq_mean": "seq-mean-token-mean", "seq_sum": "seq-mean-token-sum"}
+CORRECTIONS = {
+    "tis": {"importance": "tis", "importance_cap": 1.1},
+    "icepop": {"importance": "icepop", "importance_low": 0.8, "importance_cap": 1.2},
+}
+
+
+def verl_weights(batch, importance, importance_cap, importance_low=None):
+    """verl's rollout_is_weights on the level of tokens: cut at the threshold, or 0 outside "lower_upper"."""
+    raw = (batch.old - batch.rollout).clamp(-20, 20).exp() * batch.mask
+    if importance == "tis":
+        return raw.clamp(max=importance_cap)
+    return torch.where((raw >= importance_low) & (raw <= importance_cap), raw, 0.0)
+
+
+def verl_gspo(batch, logp, *, low, high, mode, weights):
+    """verl's compute_policy_loss_gspo and agg_loss: the sequence's ratio is a constant, and each token has the slope of
+    its own log-prob times its own weight."""
+    mask, advantages = batch.mask, batch.advantages[:, None].expand_as(logp)
+    log_ratio = ((logp - batch.old) * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    ratio = (logp - logp.detach() + log_ratio.detach()[:, None]).clamp(max=10).exp()
+    losses = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high)) * weights
+    if mode == "token-mean":
+        return (losses * mask).sum() / mask.sum()
+    sums = (losses * mask).sum(-1)
+    return (sums if mode == "seq-mean-token-sum" else sums / mask.sum(-1)).mean()
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("memory", ["fast", 4 * 12 * VOCAB * 8, "lean"], ids=["fast", "chunked", "lean"])
+@pytest.mark.parametrize("aggregation", MODES)
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_token_weights_under_sequence_ratios(correction, aggregation, memory, impl):
+    batch, options = Padded(6), CORRECTIONS[correction]
+    weights = verl_weights(batch, **options)
+    assert len(weights[batch.mask].unique()) > 5, "no weights to tell apart"
+    theirs = {"low": 0.01, "high": 0.02, "mode": MODES[aggregation], "weights": weights}
+    loss, gradient = batch.theirs(lambda logp: verl_gspo(batch, logp, **theirs))
+    clips = {"clip_low": 0.01, "clip_high": 0.02, "aggregation": aggregation}
+    mine, my_gradient = batch.ours(rollout=True, loss="gspo", impl=impl, memory=memory, **clips, **options)
+    assert 0 < batch.metrics["clip_low_fraction"] + batch.metrics["clip_high_fraction"] < 1
+    torch.testing.assert_close(mine, loss)
+    assert relative(my_gradient, gradient) < 1e-11
+    assert float(batch.metrics["importance_mean"]) == pytest.approx(float(weights[batch.mask].mean()))
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize(
+    ("name", "clips", "options"),
+    [
+        ("vanilla", {"clip_low": 0.1, "clip_high": 0.2}, {"dual_clip": 3.0}),
+        ("gspo", {"clip_low": 0.01, "clip_high": 0.02}, {"loss": "gspo"}),
+        ("cispo", {"clip_low": 10.0, "clip_high": 0.2}, {"loss": "cispo"}),
+    ],
+)
+def test_verl_itself(name, clips, options, correction):
+    core = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+
+    batch, importance = Padded(7), CORRECTIONS[correction]
+    band = (importance.get("importance_low"), importance["importance_cap"])
+    threshold = band[1] if band[0] is None else "_".join(map(str, band))
+    weights, _ = compute_rollout_correction_weights(batch.old - batch.rollout, batch.mask, "token", threshold)
+    bounds = {f"clip_ratio_{end}": clips[f"clip_{end}"] for end in ("low", "high")}
+    config = core.ActorConfig(strategy="fsdp2", rollout_n=1, use_dynamic_bsz=True, clip_ratio=0.2, **bounds)
+
+    def theirs(logp):
+        advantages = batch.advantages[:, None].expand_as(logp)
+        settings = {"loss_agg_mode": "seq-mean-token-mean", "config": config, "rollout_is_weights": weights}
+        return core.get_policy_loss_fn(name)(batch.old, logp, advantages, batch.mask, **settings)[0]
+
+    loss, gradient = batch.theirs(theirs)
+    mine, my_gradient = batch.ours(rollout=True, aggregation="seq_mean", **clips, **options, **importance)
+    torch.testing.assert_close(mine, loss)
+    assert relative(my_gradient, gradient) < 1e-7  # verl divides by sequences + 1e-8
+
+
+def test_trl_itself_on_token_weights_under_sequence_ratios():
+    """TRL differentiates the sequence's ratio: the weights' mean for every token, which weighed advantages give."""
+    batch, clips = Padded(8), {"low": 0.01, "high": 0.02}
+    theirs = {"loss_type": "grpo", "level": "sequence", "is_cap": 1.1, **clips}
+    loss, gradient = batch.theirs(lambda logp: trl_itself(batch, logp, **theirs)[0])
+    weights = verl_weights(batch, "tis", 1.1)
+    batch.advantages = (batch.advantages[:, None] * weights)[batch.mask]
+    mine, my_gradient = batch.ours(loss="gspo", clip_low=0.01, clip_high=0.02, aggregation="seq_mean")
+    torch.testing.assert_close(mine, loss)
+    assert relative(my_gradient, gradient) < 1e-11
+
+
+def test_a_token_outside_the_band_is_not_trained():
+    """Directly: of four tokens in a sequence the weight of the second is outside; its log-prob moves the ratio of the
+    others and has no gradient."""
+    logp = torch.tensor([-1.0, -2.0, -0.5, -1.5], dtype=torch.float64, requires_grad=True)
+    old, rollout = logp.detach() - 0.001, logp.detach() - torch.tensor([0.101, 3.0, -0.099, 0.001])
+    options = {"loss": "gspo", "clip_low": 0.1, "clip_high": 0.1, "importance": "icepop", "aggregation": "seq_mean"}
+    loss = grpo_loss(
+        logp, old, torch.ones(1, dtype=torch.float64), rollout_logp=rollout, cu_seqlens=torch.tensor([0, 4]), **options
+    )
+    loss.loss.backward()
+    weights = torch.tensor([0.1, 0.0, -0.1, 0.0], dtype=torch.float64).exp() * torch.tensor([1.0, 0.0, 1.0, 1.0])
+    torch.testing.assert_close(logp.grad, -math.exp(0.001) * weights / 4)
+    assert float(loss.metrics["importance_clipped_fraction"]) == 0.25
 
 
 def test_padding_and_packing_agree():

@@ -25,6 +25,7 @@ KERNEL_OPTIONS = {
     "small-chunks": {"memory": 3904, "entropy_coef": 0.02},
     "lean": {"memory": "lean", "entropy_coef": 0.02},
     "lean-slices": {"memory": 300, "loss": "gspo"},
+    "gspo-icepop": {"loss": "gspo", "importance": "icepop", "importance_low": 0.8, "importance_cap": 1.3},
 }
 
 

@@ -174,11 +174,14 @@ def coefficients(settings: LossSettings, tokens: Tokens, logp: Tensor) -> tuple[
         if settings.dual_clip is not None:
             flat |= (policy.ratio > settings.dual_clip) & (adv < 0)
         slope = torch.where(flat, 0.0, -policy.ratio * adv)
-    if policy.weight is not None:
-        slope = slope * policy.weight
+    weight, by_sequence = policy.weight, settings.loss == "gspo"
+    if weight is not None and not by_sequence:
+        slope = slope * weight
     g = torch.where(tokens.counted, tokens.weight * slope, 0.0)
-    if settings.loss == "gspo":
-        g = torch.where(tokens.counted, tokens.sequence_mean(g), 0.0)
+    if by_sequence:
+        # the slope of the sequence's ratio for all of its tokens; then each with the weight that is its own
+        g = tokens.sequence_mean(g)
+        g = torch.where(tokens.counted, g if weight is None else g * weight, 0.0)
     return g, torch.where(
         tokens.counted, -settings.entropy_coef * tokens.weight, 0.0
     ) if settings.entropy_coef else None

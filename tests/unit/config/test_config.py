@@ -274,7 +274,7 @@ def test_toml_that_cannot_be_read(tmp_path):
         ({"lr": float("nan")}, "lr is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"clip_low": -0.1}, "clip_low is -0.1; it must be 0 or more"),
+        ({"clip_low": -0.1}, "clip_low is -0.1; it must be 'auto' or 0 or more"),
         ({"dual_clip": 0.5}, "dual_clip is 0.5; it must be above 1"),
         ({"token_budget": 0}, "token_budget is 0"),
         ({"cost_ratio": 0.0}, "cost_ratio is 0"),
@@ -287,6 +287,64 @@ def test_toml_that_cannot_be_read(tmp_path):
 def test_values_that_make_no_sense(settings, said):
     with pytest.raises(InputError, match=said):
         Config(**settings)
+
+
+BY_NAME = {
+    "grpo": (0.2, 0.28, "token_mean"),
+    "gspo": (3e-4, 4e-4, "seq_mean"),
+    "cispo": (None, 0.28, "token_mean"),
+}
+
+
+def loss_of(settings: Config) -> tuple:
+    return settings.clip_low, settings.clip_high, settings.aggregation
+
+
+@pytest.mark.parametrize("loss", BY_NAME)
+def test_a_loss_is_what_its_name_means_unless_something_else_is_given(loss, tmp_path):
+    assert loss_of(Config(loss=loss)) == loss_of(config("demo", "--loss", loss)) == BY_NAME[loss]
+    recipe = toml(tmp_path, f'base = "demo"\nloss = "{loss}"\nclip_high = 0.1')
+    low, _, aggregation = BY_NAME[loss]
+    assert loss_of(config(recipe)) == (low, 0.1, aggregation)
+    asked = resolve(recipe, TrainOptions, ["--clip-low", "0.3", "--aggregation", "seq_sum"]).config()
+    assert loss_of(asked) == (0.3, 0.1, "seq_sum")
+    assert loss_of(config(recipe, "--clip-high", "auto")) == BY_NAME[loss]
+    held = asked.to_json()
+    assert "auto" not in (held["clip_low"], held["clip_high"], held["aggregation"], held["importance_cap"])
+    assert Config(**{key: held[key] for key in ("loss", "clip_low", "clip_high", "aggregation")}) == Config(
+        loss=loss, clip_low=0.3, clip_high=0.1, aggregation="seq_sum"
+    )
+
+
+def test_the_command_line_may_name_another_loss_than_the_recipe(tmp_path):
+    recipe = toml(tmp_path, 'base = "demo"\nloss = "gspo"\nimportance = "icepop"')
+    assert loss_of(config(recipe, "--loss", "cispo")) == BY_NAME["cispo"]
+    assert loss_of(resolve(recipe, TrainOptions, ["--loss", "cispo"]).config()) == BY_NAME["cispo"]
+    assert config(recipe).importance_cap == 5.0 and config(recipe, "--importance", "tis").importance_cap == 2.0
+    # a recipe's values are given ones
+    assert loss_of(config("siri-1.5b", "--loss", "gspo")) == BY_NAME["grpo"]
+
+
+def test_no_bound_can_be_said_everywhere(tmp_path):
+    assert config("siri-1.5b", "--clip-low", "None", "--clip-high", "None").clip_low is None
+    assert config(toml(tmp_path, 'base = "demo"\nclip_low = "None"')).clip_low is None
+    assert config("demo", "--loss", "cispo", "--clip-low", "0.2").clip_low == 0.2
+
+
+def test_a_narrow_cap_leaves_an_empty_band():
+    assert Config(importance="icepop", importance_low=3.0).importance_cap == 5.0
+    with pytest.raises(InputError, match="the icepop band is empty"):
+        Config(importance="icepop", importance_low=3.0, importance_cap=2.0)
+
+
+def test_a_run_that_continues_keeps_what_it_has_had():
+    """Of 0.1.0, where every loss had the defaults of grpo. What is given wins, and what cannot be is not taken."""
+    held = {"loss": "gspo", "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token_mean", "importance_cap": 2.0}
+    options = resolve("demo", TrainOptions, ["--loss", "gspo", "--importance", "icepop", "--clip-high", "0.1"])
+    continued = options.config(held=held)
+    assert loss_of(continued) == (0.2, 0.1, "token_mean") and continued.importance_cap == 2.0
+    assert loss_of(options.config(held={"clip_low": None, "aggregation": 3})) == (None, 0.1, "seq_mean")
+    assert loss_of(options.config()) == (3e-4, 0.1, "seq_mean")
 
 
 def test_no_variance_is_needed_without_normalisation():

@@ -48,11 +48,11 @@ PAPERS_BASE = {
 
 
 def test_printed_scores_follow_from_the_printed_figures():
-    """The paper rounds; 0.011 is the largest gap, of SIRI-high at 1.5B (0.389 against 0.38)."""
+    """To a unit of the last printed digit, and not closer: SIRI-high at 1.5B has 0.389 against 0.38."""
     for size, scores in check_scores().items():
         assert scores.keys() == SCORES[size].keys() == TABLE[size].keys()
         for model, score in scores.items():
-            assert score == pytest.approx(SCORES[size][model], abs=0.011), (size, model)
+            assert score == pytest.approx(SCORES[size][model], abs=0.01), (size, model)
 
 
 def test_figures_are_the_ones_of_the_abstract_and_the_text():

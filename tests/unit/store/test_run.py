@@ -7,8 +7,11 @@ from unittest.mock import patch
 
 import pytest
 
+import siri.commands.dry_run
 from siri import cli
+from siri.commands.train import TrainOptions, run_train
 from siri.config import Config
+from siri.config.recipe import resolve
 from siri.errors import InputError
 from siri.report.html import write_report
 from siri.store.run_folder import RunFolder
@@ -103,3 +106,19 @@ def test_weights_that_blow_up_end_the_run_with_one_line(tmp_path, capsys):
     train(tmp_path / "run", "--steps", "9", "--lr", "1e30", "--eval-data", expect=2)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "the weights have blown up" in error
+
+
+def test_a_run_continues_with_the_loss_that_it_has_had(tmp_path, monkeypatch):
+    """What nobody gives is the run's own, as 0.1.0 had it, and not what the loss means by default today."""
+    options = ["--loss", "gspo", "--run-dir", str(tmp_path / "run"), "--resume", "--dry-run"]
+    former = {"clip_low": 0.2, "clip_high": 0.28, "aggregation": "token_mean"}
+    before = replace(resolve("demo", TrainOptions, options).config(), **former)
+    RunFolder(tmp_path / "run", before, "demo", "never").create()
+    seen = []
+    monkeypatch.setattr(siri.commands.dry_run, "dry_run", lambda config, *_, **__: seen.append(config) or 0)
+    assert run_train(resolve("demo", TrainOptions, options)) == 0
+    assert seen == [before]
+    RunFolder(tmp_path / "run", seen[0], "demo", "must")
+    run_train(resolve("demo", TrainOptions, [*options, "--clip-high", "0.1"]))
+    with pytest.raises(InputError, match=r"another configuration \(clip_high\)"):
+        RunFolder(tmp_path / "run", seen[1], "demo", "must")

@@ -173,6 +173,26 @@ def test_score_all_off_changes_the_work_and_not_the_update(aggregation):
     assert metrics["tokens"] == alive
 
 
+@pytest.mark.parametrize("bonus", [0.0, 0.01])
+@pytest.mark.parametrize("idle", [{"advantage": 0.0, "counted": True}, {"counted": False}], ids=["even", "masked"])
+def test_a_mini_batch_that_teaches_nothing_takes_no_step(idle, bonus):
+    """AdamW has momentum and decay, which move the weights under a gradient of zero."""
+    batches = [make_samples(8), [dataclasses.replace(sample, **idle) for sample in make_samples(9)], make_samples(10)]
+    taught = len(batches) - (bonus == 0 or not idle["counted"])
+    weights, moments = [], []
+    for score_all in (True, False):
+        policy = tiny_policy(dtype=torch.float64)  # AdamW makes much of a last bit
+        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2, weight_decay=0.1)
+        settings = config(score_all=score_all, entropy_coef=bonus)
+        metrics = update_policy(policy, optimizer, batches, settings, watch=Stopwatch(CPU), token_budget=10**6)
+        weights.append([parameter.detach().clone() for parameter in policy.model.parameters()])
+        moments.append([state["exp_avg"] for state in optimizer.state.values()])
+        assert {int(state["step"]) for state in optimizer.state.values()} == {taught}
+        assert metrics["skipped_updates"] == 0, "those are faults"
+    for one, two in zip(weights[0] + moments[0], weights[1] + moments[1], strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
+
+
 def test_entropy_bonus_reaches_responses_without_advantage():
     samples = [dataclasses.replace(sample, advantage=0.0, counted=True) for sample in make_samples(9)]
     _, metrics = updated([samples], config(entropy_coef=0.1, score_all=False), 300)
