@@ -60,9 +60,13 @@ def sequence_ids(cu_seqlens: Tensor, n: int) -> Tensor:
 
 def with_slope(x: Tensor, slope: Tensor) -> Tensor:
     """x, of which whatever comes after has `slope` times the gradient."""
+
+    def scaled(gradient: Tensor) -> Tensor:
+        return slope * gradient
+
     x = x.clone()
     if x.requires_grad:
-        x.register_hook(lambda gradient: slope * gradient)
+        x.register_hook(scaled)  # pyright: ignore[reportUnknownMemberType]
     return x
 
 
