@@ -15,6 +15,7 @@ if [ -z "${GPUS:-}" ]; then
     [ "$GPUS" -gt 0 ] || GPUS=1
 fi
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-270}
-exec python -m torch.distributed.run --nnodes "$NODES" --nproc-per-node "$GPUS" \
+# the scripts torchrun and siri, not `python -m`: that would take modules of Python's from the current folder
+exec torchrun --nnodes "$NODES" --nproc-per-node "$GPUS" \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29500}" --rdzv-id "${JOB:-siri}" \
-    -m siri train "$@"
+    --no-python siri train "$@"

@@ -58,7 +58,7 @@ def test_training_lines_are_parsed_by_torchrun_and_dry_run(number, small, monkey
 
     words = trained()[number]
     parsed = parse_args(words[1:])
-    assert parsed.module and parsed.training_script == "siri" and parsed.nproc_per_node == "8"
+    assert parsed.no_python and parsed.training_script == "siri" and parsed.nproc_per_node == "8"
     for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     if not find_spec("vllm"):  # the version check is tested below
