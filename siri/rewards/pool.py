@@ -110,12 +110,9 @@ class _Output:
         os.set_blocking(descriptor, False)
         self.descriptor, self._begun, self._ended = descriptor, b"", False
 
-    def open(self) -> list["_Output"]:
-        """Itself, to be waited for, unless its end was seen: that is ready for ever."""
-        return [] if self._ended else [self]
-
-    def fileno(self) -> int:
-        return self.descriptor
+    def open(self) -> list[int]:
+        """What is to be waited for: nothing once its end was seen, which is ready for ever."""
+        return [] if self._ended else [self.descriptor]
 
     def show(self) -> bool:
         """Show what is there; False once there will be no more, or nothing for now."""
@@ -217,9 +214,9 @@ class RewardPool:
         return [layer for layer in ("memory", *sandbox.LAYERS) if all(layer in one.sandbox for one in self._pool)]
 
     def cell(self) -> str:
-        """A line on what holds the graders in, and what does not."""
+        """A line on what holds the graders in, and what does not; empty where there are none."""
         if self.reward == "exact":
-            return "graders: none, exact compares text"
+            return ""
         if self.reward != "math":
             return f"graders: {self.reward} is code of yours and runs with your rights"
         missing = [layer for layer in sandbox.LAYERS if layer not in self.layers]
@@ -310,11 +307,12 @@ class RewardPool:
         took too long."""
         active = [worker for worker in self._pool if not worker.ready or worker.item is not None]
         patience = min(worker.deadline for worker in active) - time.monotonic()
-        sources = [source for worker in active for source in (worker.connection, *worker.output.open())]
+        sources: list[Connection | int] = [worker.connection for worker in active]
+        sources += [descriptor for worker in active for descriptor in worker.output.open()]
         heard = wait(sources, max(0.0, patience))
         now, late = time.monotonic(), []
         for worker in active:
-            if worker.output in heard:
+            if worker.output.descriptor in heard:
                 worker.output.show()
             if worker.connection in heard:
                 message = _receive(worker.connection, first=not worker.ready)

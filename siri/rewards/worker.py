@@ -13,8 +13,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import IO, Any
 
 from siri.errors import InputError, parse_json
 from siri.rewards import BUILT_IN, Reward, resolve_reward, sandbox
@@ -51,18 +52,20 @@ def read_message(frame: bytes, *, first: bool) -> dict[str, Any] | None:
             return None
         return {"error": "", "layers": layers}
     reward, flags = message.get("reward"), [message.get("undecided"), message.get("retire")]
-    if not all(isinstance(flag, bool) for flag in flags) or not is_number(reward):
+    number = finite(reward)
+    if not all(isinstance(flag, bool) for flag in flags) or number is None:
         return None
-    return {"error": "", "reward": float(reward), "undecided": flags[0], "retire": flags[1]}
+    return {"error": "", "reward": number, "undecided": flags[0], "retire": flags[1]}
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number that a double holds."""
-    if type(value) not in (int, float):
-        return False
+def finite(value: Any) -> float | None:
+    """A value of JSON as a double, if it is a number that one holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
     with contextlib.suppress(OverflowError):
-        return math.isfinite(float(value))
-    return False
+        if math.isfinite(value):
+            return float(value)
+    return None
 
 
 def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memory_bytes: int) -> None:
@@ -80,24 +83,16 @@ def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memor
             connection.send_bytes(json.dumps({"error": str(error)}).encode())
             return
         layers = ["memory"] if memory_bytes and sandbox.limit_memory(memory_bytes) else []
-        alarm: Callable[[float], Any]
         cpu_seconds = max(CPU_SECONDS, int(4 * patience_s))
         if name == "math":
             _warm_up()
             # the kernel's own action at an alarm: it ends a worker whose pool is gone, whatever that is stuck in
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             layers += sandbox.shut_in(cpu_seconds)
-            alarm = _alarm_of_the_kernel
+            alarm: Callable[[float], Any] = _alarm_of_the_kernel
         else:
             cpu_seconds = 0
-            # a thread that needs no interpreter lock: a function of the user's may have its own use for the signal
-
-            def alarm(seconds: float) -> None:
-                if seconds:
-                    faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-                else:
-                    faulthandler.cancel_dump_traceback_later()
-
+            alarm = partial(_alarm_of_a_thread, nowhere)
         connection.send_bytes(json.dumps({"error": "", "layers": layers}).encode())
         while True:
             response, answer = json.loads(connection.recv_bytes())
@@ -110,6 +105,14 @@ def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memor
 
 def _alarm_of_the_kernel(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _alarm_of_a_thread(nowhere: IO[str], seconds: float) -> None:
+    """It needs no interpreter lock, and leaves the signal to a function of the user's."""
+    if seconds:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+    else:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _warm_up() -> None:

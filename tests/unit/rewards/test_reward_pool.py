@@ -159,6 +159,24 @@ def test_signals_to_the_whole_group_leave_workers_working(my_reward):
         assert pool._pool[0].process.pid == pid
 
 
+def test_what_takes_too_long_is_tried_once_more(tmp_path, monkeypatch):
+    """A busy machine is no reason to call a right answer wrong."""
+    (tmp_path / "halting.py").write_text(
+        "import os, time\n"
+        "def grade(response, answer):\n"
+        "    if response == 'always' or (response == 'once' and not os.path.exists('tried')):\n"
+        "        open('tried', 'a').close()\n"
+        "        time.sleep(100)\n"
+        "    return 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with RewardPool("halting:grade", workers=2, timeout_s=1.0) as pool:
+        batch = pool.score(["once", "a", "b"], [""] * 3)
+        assert (batch.rewards, batch.timeouts, batch.timed_out) == ([1.0] * 3, 0, set())
+        batch = pool.score(["a", "always", "b"], [""] * 3)
+        assert (batch.rewards, batch.timeouts, batch.timed_out) == ([1.0, 0.0, 1.0], 1, {1})
+
+
 def test_an_interrupted_batch_does_not_leak_into_the_next(my_reward, monkeypatch):
     with RewardPool(my_reward, workers=2) as pool:
         with monkeypatch.context() as patch:

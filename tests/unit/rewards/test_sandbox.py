@@ -13,6 +13,7 @@ import pytest
 
 from siri.rewards import sandbox, system_calls
 from siri.rewards.pool import RewardPool
+from siri.rewards.worker import COMMAND
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 on_x86_64 = pytest.mark.skipif(not system_calls.supported(), reason="the list is that of x86-64")
@@ -75,7 +76,7 @@ def close(layer):
 def tried(place, probe, layer, user):
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     os.chdir(place)
     if user:
         os.setgroups([])
@@ -105,11 +106,12 @@ def outcomes(tmp_path: Path, layer: str, user: int) -> dict[str, int]:
     calls = ", ".join(f"{name!r}: lambda: {probe}" for name, (probe, _) in PROBES.items())
     code = f"""{TRIAL}
 probes = {{{calls}}}
-texts = {dict((name, probe) for name, (probe, _) in PROBES.items())!r}
+texts = { ({name: probe for name, (probe, _) in PROBES.items()})!r}
 places = { ({name: str(place) for name, place in places.items()})!r}
 layer, user = {layer!r}, {user if os.geteuid() == 0 else 0}
-python = layer in ("audit", "all")
-print(json.dumps({{name: tried(places[name], probes[name] if python else texts[name], layer, user) for name in probes}}))
+tries = probes if layer in ("audit", "all") else texts
+running = {{name: tried(places[name], probe, layer, user) for name, probe in tries.items()}}
+print(json.dumps({{name: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for name, pid in running.items()}}))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
@@ -166,21 +168,30 @@ def test_a_grader_started_by_root_is_somebody_else_without_powers():
 
 
 ALL_CALLS = """
-import ctypes, json, os, signal
+import ctypes, json, os, resource, signal
 from siri.rewards import system_calls
 
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 libc = ctypes.CDLL(None)
 nothing = [ctypes.c_long(-1)] * 6
-ended = []
+ended, running = [], {}
+
+def wait_for_all():
+    for number, child in running.items():
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGSYS:
+            ended.append(number)
+    running.clear()
+
 for number in NUMBERS:
-    child = os.fork()
-    if not child:
-        signal.alarm(20)
+    running[number] = os.fork()
+    if not running[number]:
+        signal.alarm(100)
         system_calls.install() or os._exit(9)
         libc.syscall(ctypes.c_long(number), *nothing)
         os._exit(0)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGSYS:
-        ended.append(number)
+    if len(running) == 64:
+        wait_for_all()
+wait_for_all()
 print(json.dumps(ended))
 """
 
@@ -188,14 +199,16 @@ print(json.dumps(ended))
 @on_x86_64
 def test_every_system_call_of_the_kernel_is_on_the_list_or_ends_the_process(fault):
     """All numbers of the table, more than it has, and the x32 twins of some."""
-    numbers = [*range(700), *range(0x40000000, 0x40000000 + 700, 50)]
+    numbers = [*range(500), *range(0x40000000, 0x40000000 + 500, 100)]
     code = ALL_CALLS.replace("NUMBERS", repr(numbers))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     through = set(numbers) - set(json.loads(run.stdout))
     listed = {number for group in system_calls.ALLOWED.values() for number in group.values()}
     # with flags of all ones: open and openat are refused and not ended
-    assert through == listed | {system_calls.NARROWED["open"], system_calls.NARROWED["openat"]}
+    refused = {system_calls.NARROWED["open"], system_calls.NARROWED["openat"]}
+    # the kernel lets these two, uretprobe and uprobe, past every filter; they do nothing outside of its own probes
+    assert through - {335, 336} == listed | refused
     fault("grader makes a system call", f"{len(numbers)} numbers", f"{len(numbers) - len(through)} end it")
 
 
@@ -262,16 +275,13 @@ def test_a_grader_cannot_forge_a_line(tmp_path, monkeypatch, capfd):
 
 def test_a_grader_that_has_computed_for_long_is_replaced(monkeypatch):
     """Before the kernel's limit ends it in the middle of an answer."""
-    monkeypatch.setattr(
-        "siri.rewards.pool.COMMAND",
-        RewardPool.__init__.__globals__["COMMAND"].replace(
-            "from siri.rewards.worker import worker_main;",
-            "import siri.rewards.worker as w; w.CPU_SECONDS = 1; w.ORPHAN_GRACE_S = 0; from siri.rewards.worker import worker_main;",
-        ),
-    )
-    with RewardPool("math", workers=1, timeout_s=5.0) as pool:
-        first = pool._pool[0].process.pid
-        batch = pool.score([f"</think>\\boxed{{{n}}}" for n in range(40)], [str(n) for n in range(40)])
-        assert batch.rewards == [1.0] * 40 and batch.errors == 0
-        assert pool._pool[0].process.pid == first
-    assert "retire" in json.dumps({"retire": True})
+    short = "import siri.rewards.worker as worker; worker.CPU_SECONDS = 1; worker.ORPHAN_GRACE_S = 0; "
+    last = "from siri.rewards.worker import"
+    monkeypatch.setattr("siri.rewards.pool.COMMAND", COMMAND.replace(last, short + last))
+    with RewardPool("math", workers=1, timeout_s=0.5) as pool:  # so: replaced after one second, which it takes to start
+        pids = set()
+        for number in range(2):
+            pids.add(pool._pool[0].process.pid)
+            batch = pool.score([f"</think>\\boxed{{{number}}}"], [str(number)])
+            assert (batch.rewards, batch.errors, batch.timeouts) == ([1.0], 0, 0)
+    assert len(pids) == 2
