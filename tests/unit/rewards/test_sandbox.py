@@ -15,7 +15,7 @@ from siri.rewards import sandbox, system_calls
 from siri.rewards.pool import RewardPool
 from siri.rewards.worker import COMMAND
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
+pytestmark = [pytest.mark.torture, pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")]
 on_x86_64 = pytest.mark.skipif(not system_calls.supported(), reason="the list is that of x86-64")
 
 NOBODY = 65534
