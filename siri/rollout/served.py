@@ -223,10 +223,10 @@ class ServerApi:
         body: Any = None,
         *,
         timeout: float | None,
-        most: int = MOST_BYTES,
+        most: int = 0,
     ) -> Any:
-        """One HTTP request; the JSON of the answer, which has at most `most` bytes. timeout: seconds for all of it,
-        None = somebody else watches."""
+        """One HTTP request; the JSON of the answer, which has at most `most` bytes (0 = MOST_BYTES). timeout: seconds
+        for all of it, None = somebody else watches."""
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(10.0, self.options.timeout_s))
@@ -234,7 +234,7 @@ class ServerApi:
             async with session.request(
                 verb, server.url + path, json=body, timeout=limits, allow_redirects=False
             ) as response:
-                said = await self._body(response, most)
+                said = await self._body(response, most or MOST_BYTES)
                 status = response.status
         except aiohttp.ClientPayloadError:
             raise BadAnswer("the answer broke off") from None

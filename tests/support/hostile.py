@@ -25,7 +25,7 @@ def mutated(draw: random.Random, value: Any, times: int = 1) -> Any:
             holder.insert(key, copy.deepcopy(holder[key]))
         elif kind == 2:
             holder[key] = [holder[key]]
-        elif kind == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
+        elif kind == 3 and type(holder[key]) in (int, float) and abs(holder[key]) < 2**64:
             holder[key] = draw.choice((-holder[key] - 1, holder[key] * 10**9, str(holder[key]), holder[key] + 0.5))
         else:
             holder[key] = copy.deepcopy(draw.choice(JUNK))

@@ -43,8 +43,8 @@ def options(servers, folder, **changes) -> VllmOptions:
         servers=tuple(server.url for server in servers),
         sync="auto",
         sync_dir=folder / "weights",
-        timeout_s=20.0,
-        sync_timeout_s=60.0,
+        timeout_s=1.5,
+        sync_timeout_s=5.0,
     )
     return replace(base, **changes)
 
