@@ -159,7 +159,9 @@ def test_a_worker_that_stops_reading(my_reward):
         os.kill(pool._pool[0].process.pid, 19)
         began = time.monotonic()
         batch = pool.score(["y" * 30_000_000, "22"], ["", ""])
-        assert (batch.rewards, batch.timeouts + batch.errors) == ([0.0, 0.2], 1)
+        # graded by the worker in its place, unless 30 MB take that too long as well
+        assert batch.rewards[1] == 0.2
+        assert (batch.rewards[0], batch.timeouts + batch.errors) in ((3_000_000.0, 0), (0.0, 1))
         assert time.monotonic() - began < 300, "a send that waits for the reader would never end"
 
 
