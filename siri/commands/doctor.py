@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from typing import Any
 
+from siri.errors import InputError
 from siri.runtime.threads import cores
 
 INSTALL = "pip install -e ./kernels -e ."
@@ -77,7 +78,7 @@ class Finding:
 def collect() -> dict[str, Any]:
     """Everything that `siri doctor` knows, ready for JSON: {"gpu": bool, "problems": int, "findings": [...]}."""
     gpus = gpu_findings()
-    findings = [*_machine(), *gpus, *_packages(), *_attention(), *_kernels(), *_extras()]
+    findings = [*_machine(), *gpus, *_packages(), *_attention(), *_kernels(), *_graders(), *_extras()]
     return {
         "gpu": any(finding.name.startswith("GPU ") and finding.found for finding in gpus),
         "problems": sum(finding.problem for finding in findings),
@@ -269,6 +270,36 @@ def _kernels() -> list[Finding]:
     return [
         Finding("kernels", "impl=auto", select("auto", like, weight), interpreter),
         Finding("kernels", "also", ", ".join(usable), "what impl= accepts here"),
+    ]
+
+
+WITHOUT = {
+    "limits": "this system has no such limits",
+    "landlock": "the kernel has none (Linux 5.13 and later, where it is switched on)",
+    "user": "only where the trainer is root and may become somebody else",
+    "seccomp": "Linux on x86-64 only",
+    "audit": "",
+}
+"""Why a layer of the graders' cell may be missing."""
+
+
+def _graders() -> list[Finding]:
+    """The layers of the cell that the math reward's graders work in, from one that is started for it."""
+    from siri.rewards import sandbox
+    from siri.rewards.pool import RewardPool
+
+    try:
+        with RewardPool("math", workers=1) as pool:
+            held = pool.layers
+    except InputError as error:
+        return [Finding("graders", "math", "no", str(error), problem=True)]
+    note = "what holds in the processes that grade what a model wrote (docs/reliability.md)"
+    return [
+        Finding("graders", "math", "yes", note),
+        *(
+            Finding("graders", layer, "yes" if layer in held else "no", "" if layer in held else WITHOUT[layer])
+            for layer in sandbox.LAYERS
+        ),
     ]
 
 

@@ -44,6 +44,7 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     check_logger(config.logger)
     with RewardPool(config.reward, workers=1, timeout_s=config.reward_timeout_s, think=config.think) as rewards:
         rewards.try_gold(setup.problems[0].answers)
+        graders = rewards.cell()
     # a run on vLLM means GPUs, wherever it is dry
     mode = engine_for(config, torch.device("cuda" if gpu or config.rollout == "vllm" else "cpu"))
     planned = gpu or mode != "local"
@@ -54,6 +55,7 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     parameters = sum(parameter.numel() for parameter in setup.policy.model.parameters())
     threads = choose_threads(config.threads, parameters=parameters, device="cuda" if planned else "cpu")
     lines.append(f"{threads} CPU thread{'s' * (threads > 1)} in each process")
+    lines += [graders] if graders else []
     plan = None
     if planned:
         memory = torch.cuda.get_device_properties(0).total_memory if gpu else 80 * 10**9

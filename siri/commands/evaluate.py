@@ -122,7 +122,7 @@ def run_evaluation(options: EvalOptions) -> int:
     columns = (*Bar.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn())
     with closing(engine), pool, Bar(*columns, console=Console(stderr=True)) as bar:
         engine.sync()
-        for note in engine.notes:
+        for note in filter(None, [*engine.notes, pool.cell()]):
             say(note)
         for number, (name, prompts) in enumerate(sets.items()):
             task = bar.add_task(escape(printable(short_names(sets)[name])), total=len(prompts.ids) * options.samples)
@@ -162,6 +162,8 @@ def run_evaluation(options: EvalOptions) -> int:
     Console().print(results_table(row, base))
     if row["reward_errors"]:
         say(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
+    if row["reward_timeouts"]:
+        print(f"note: {row['reward_timeouts']} answers could not be graded in time, and score 0")
     if row["reward_undecided"]:
         print(f"note: {row['reward_undecided']} answers were too close to the gold answer to call, and score 0")
     if options.out:

@@ -19,6 +19,9 @@ class StudyOptions(Settings):
     """CPU threads of each."""
     limit: int = setting(0, least=0)
     """Most runs of this call; 0 = all that are missing."""
+    reward: tuple[str, ...] = ()
+    """Functions (module:function) that the study may name as rewards: they are code, and a file alone is no reason to
+    run it."""
     only: tuple[str, ...] = ()
     """Only these arms (and the sweeps)."""
     runs: str = ""
@@ -38,7 +41,13 @@ def run_study(options: StudyOptions) -> int:
         runs = Path(options.runs or f"runs/study-{study.path.resolve().parent.name}")
         try:
             run_pairs(
-                study, jobs=options.jobs, limit=options.limit, runs=runs, only=options.only, threads=options.threads
+                study,
+                jobs=options.jobs,
+                limit=options.limit,
+                runs=runs,
+                only=options.only,
+                threads=options.threads,
+                trusted=options.reward,
             )
         except Stopped:
             print("stopped, state saved; the same command continues")

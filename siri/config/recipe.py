@@ -1,7 +1,7 @@
 """Recipes: settings as TOML, in the package or in a file, each perhaps starting from another."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -86,13 +86,27 @@ def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def resolve(recipe: str, options: type[T], arguments: list[str], *, prog: str = "siri") -> T:
-    """Build `options` (Config or a subclass of it) from a recipe, then the command line's --KEY VALUE pairs."""
+    """Build `options` (Config or a subclass of it) from a recipe, then the command line's --KEY VALUE pairs. InputError
+    where the recipe alone names a function as its reward: `refuse_code`."""
     settings = load_recipe(recipe)
     values = from_settings(settings, options, f"recipe {recipe}")
     for name in BY_NAME:  # the command line may name another loss
         if settings.get(name, "auto") == "auto":
             object.__setattr__(values, name, "auto")
-    return parse(options, arguments, default=values, prog=prog)
+    read = parse(options, arguments, default=values, prog=prog)
+    if not any(word.split("=")[0] == "--reward" for word in arguments):
+        refuse_code(settings.get("reward"), f"recipe {recipe}")
+    return read
+
+
+def refuse_code(reward: Any, where: str, trusted: Collection[str] = ()) -> None:
+    """InputError for a reward that is a function of any module, named by a file. Such a file may come from a stranger,
+    any function of the machine would be called with what the data holds, and only who types it can know better."""
+    if isinstance(reward, str) and ":" in reward and reward not in trusted:
+        raise InputError(
+            f"{where}: its reward {reward!r} is code, which a file alone may not choose; if you trust it, give "
+            f"--reward {reward} on the command line as well"
+        )
 
 
 def from_settings(settings: dict[str, Any], options: type[T], where: str) -> T:

@@ -13,6 +13,7 @@ DEFAULTS = {
     "reward": "warn",
     "variance": "warn",
     "truncation": "warn",
+    "grader": "warn",
 }
 _RULE = re.compile(r"(\w+)=(off|warn|skip)(?::([1-9]\d{0,6}))?")
 

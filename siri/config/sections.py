@@ -149,7 +149,12 @@ class RolloutSettings(Settings, ABC):
         if not servers and (self.rollout_sync != "auto" or self.rollout_sync_dir):
             raise InputError("rollout_sync and rollout_sync_dir are for vLLM servers; name them with --rollout-servers")
         for url in servers:
-            if not re.fullmatch(r"https?://[^/\s]+(:\d+)?/?", url):
+            if "@" in url:  # it would be written to config.json, the report and loggers
+                raise InputError(
+                    f"rollout_servers: the address of {url.rpartition('@')[2]!r} holds a user or a password; leave it "
+                    "out, and set SIRI_ROLLOUT_SECRET for the servers and the trainer (launch/serve.sh)"
+                )
+            if not re.fullmatch(r"https?://[^/\s?#]+(:\d+)?/?", url):
                 raise InputError(f"rollout_servers: {url!r} is no address such as http://node1:8000")
         if len({url.rstrip("/") for url in servers}) < len(servers):
             raise InputError("rollout_servers names a server twice")
@@ -164,13 +169,15 @@ class GradingSettings(Settings):
     """Grading: what says whether a response is right."""
 
     reward: str = setting("math", everyday=True)
-    """math (docs/rewards.md), exact (string equality), or module:function taking (response, answer)."""
+    """math (docs/rewards.md), exact (string equality), or module:function taking (response, answer), which has to be
+    given on the command line: a file alone chooses no code."""
     think: bool = True
     """Grade only the text after </think>; without the closing tag the reward is 0."""
     reward_workers: int = setting(4, least=1, free=True, machine=True)
     """Killable processes that grade."""
     reward_timeout_s: float = setting(10.0, above=0, machine=True)
-    """Seconds after which an answer that is still being graded scores 0."""
+    """Seconds that the grading of an answer may take. One that takes longer is tried once more, and then left out of
+    the loss; in an evaluation it scores 0."""
     reward_memory_gb: float = setting(0.0, least=0, free=True)
     """Address space of each process that grades, GiB; 0 = 2 for math, no limit for a function of your own."""
 
@@ -360,11 +367,13 @@ class HealthSettings(Settings):
 
     health: tuple[str, ...] = setting((), free=True)
     """What is done about numbers that go wrong, as case=action or case=action:K (the run ends at the K-th step in a
-    row). Cases: nonfinite, ratio, entropy, reward, variance, truncation; actions: off, warn, skip (`judge`)."""
+    row). Cases: nonfinite, ratio, entropy, reward, variance, truncation, grader; actions: off, warn, skip (`judge`)."""
     ratio_limit: float = setting(1000.0, above=0, free=True)
     """Probability ratio of a token above which the case `ratio` is there."""
     entropy_floor: float = setting(0.001, least=0, free=True)
     """Mean entropy of a mini-batch, nats, below which the case `entropy` is there."""
+    grader_limit: float = setting(0.01, least=0, below=1, free=True)
+    """Share of a step's responses that timed out or failed in grading above which the case `grader` is there."""
     bundles: int = setting(2, least=0, free=True)
     """Most post-mortem bundles of a run, each as large as a checkpoint."""
 

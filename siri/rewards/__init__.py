@@ -7,6 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from types import ModuleType
 from typing import cast
 
 from siri.data.decimals import readings
@@ -77,8 +80,9 @@ BUILT_IN: dict[str, Callable[..., float]] = {"math": math_reward, "exact": exact
 def resolve_reward(name: str, *, think: bool = True) -> Reward:
     """The reward called `name`: "math", "exact", or `module:function` with `function(response, answer) -> float`.
 
-    A module is also looked for in the current directory. `think` concerns the built-in rewards; a user's function gets
-    the whole response. Raises InputError, in one line, when there is no such reward.
+    Such a module is looked for in the current directory first; what it imports comes from there last, so that no file
+    there stands in for a module of Python's or of a library. `think` concerns the built-in rewards; a user's function
+    gets the whole response. Raises InputError, in one line, when there is no such reward.
     """
     if name in BUILT_IN:
         return functools.partial(BUILT_IN[name], think=think)
@@ -87,10 +91,8 @@ def resolve_reward(name: str, *, think: bool = True) -> Reward:
         near = difflib.get_close_matches(name, BUILT_IN, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown reward {name!r}: expected {', '.join(BUILT_IN)} or module:function{hint}")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        module = _import_from_here(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         reason = (str(error).strip() or "no message").splitlines()[0]
         raise InputError(f"reward {name!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
@@ -102,3 +104,20 @@ def resolve_reward(name: str, *, think: bool = True) -> Reward:
         where = getattr(module, "__file__", None) or "built in"
         raise InputError(f"reward {name!r}: {module_name} ({where}) has no function {function_name!r}{hint}")
     return cast(Reward, function)
+
+
+def _import_from_here(name: str) -> ModuleType:
+    """Import a module of the user's, in the current directory if it is there and has no name of Python's."""
+    here, top = os.getcwd(), name.partition(".")[0]
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    if top not in sys.modules and top not in sys.stdlib_module_names:
+        spec = PathFinder.find_spec(top, [here])
+        if spec is not None and spec.origin is not None and spec.loader is not None:
+            sys.modules[top] = module_from_spec(spec)
+            try:
+                spec.loader.exec_module(sys.modules[top])
+            except BaseException:
+                sys.modules.pop(top, None)
+                raise
+    return importlib.import_module(name)

@@ -10,7 +10,6 @@ caller's main module again.
 """
 
 import contextlib
-import faulthandler
 import json
 import math
 import os
@@ -20,35 +19,36 @@ import struct
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, cast
 
+import siri
 from siri.errors import InputError
-from siri.rewards import BUILT_IN, Reward, exact_reward, resolve_reward, sandbox
-from siri.rewards.answers import doubts
+from siri.rewards import Reward, exact_reward, sandbox
+from siri.rewards.worker import COMMAND, MAX_MESSAGE_BYTES, call, read_message
 from siri.runtime.threads import helper_environment
 from siri.text import printable
 
 # A worker imports math-verify, or whatever the user's module does; on a busy machine that may take a while.
 START_TIMEOUT_S = 120.0
-# Past its deadline the pool kills a worker. A worker whose pool is gone ends itself, this much later.
-ORPHAN_GRACE_S = 3.0
 # sympy evaluates powers: \boxed{9^{9^{9^9}}} would take the machine's memory long before its time is up.
 MATH_MEMORY_BYTES = 2 << 30
-# A worker says little; whatever is longer is not from our code.
-MAX_MESSAGE_BYTES = 1 << 16
-MAX_ERROR_CHARS = 500
 # Workers that die one after the other before they are ready, as on a machine without memory, end the run.
 MAX_FAILED_STARTS = 5
 
-_WORKER = (
-    "import json, sys; path, *arguments = json.loads(sys.argv[1]); sys.path[:] = path; "
-    "from siri.rewards.pool import worker_main; worker_main(*arguments)"
-)
+# An answer whose grading takes too long is tried once more: the machine may have been busy.
+TRIES = 2
+# What workers print is shown up to here: a reward may print a line for every answer of a run.
+MAX_LINES = 500
+MAX_LINE_CHARS = 500
+KEPT_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OMP_NUM_THREADS")
+KEPT_VARIABLES += ("OMP_WAIT_POLICY", "TZ")
+"""All that a grader of the built-in reward sees of the environment, in which there may be passwords."""
 
 
 @dataclass(slots=True)
@@ -57,12 +57,15 @@ class RewardBatch:
 
     rewards: list[float]
     timeouts: int = 0
+    """Answers whose grading took too long, twice."""
     errors: int = 0
     """Rewards that raised, returned something that is not a finite number, or took their process down."""
     first_error: str = ""
     """The first such failure, for the log."""
     undecided: int = 0
     """Answers too large or too close to the gold answer to be told from it within bounds."""
+    timed_out: set[int] = field(default_factory=set)
+    """Which ones timed out, by their place in the batch."""
 
     def count_error(self, message: str) -> None:
         self.errors += 1
@@ -81,28 +84,72 @@ class Grader(Protocol):
 class _Worker:
     process: subprocess.Popen
     connection: Connection
+    output: "_Output"
     deadline: float
     ready: bool = False
     item: int | None = None
     """The index that it works on."""
     sandbox: list[str] = field(default_factory=list)
-    """What holds it in: "memory", "seccomp", "audit"."""
+    """What holds it in: "memory", and layers of `siri.rewards.sandbox`."""
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # with whatever the reward has started
         self.connection.close()
         self.process.wait()
+        self.output.close()
+
+
+class _Output:
+    """What a worker prints, line by line on our standard error, marked as its own and without control characters."""
+
+    left = MAX_LINES
+    """Lines that are still shown, of all workers."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self.descriptor, self._begun, self._ended = descriptor, b"", False
+
+    def open(self) -> list[int]:
+        """What is to be waited for: nothing once its end was seen, which is ready for ever."""
+        return [] if self._ended else [self.descriptor]
+
+    def show(self) -> bool:
+        """Show what is there; False once there will be no more, or nothing for now."""
+        try:
+            text = os.read(self.descriptor, 1 << 16)
+        except (BlockingIOError, InterruptedError):
+            return False
+        self._ended = not text
+        *lines, self._begun = (self._begun + text).split(b"\n")
+        if len(self._begun) > MAX_LINE_CHARS or not text:
+            lines, self._begun = [*lines, self._begun], b""
+        for line in filter(None, lines):
+            self._line(line)
+        return bool(text)
+
+    def _line(self, line: bytes) -> None:
+        if _Output.left:
+            _Output.left -= 1
+            shown = printable(line[:MAX_LINE_CHARS].decode(errors="backslashreplace"))
+            print(f"grader: {shown}", file=sys.stderr, flush=True)
+            if not _Output.left:
+                print(f"grader: what follows is not shown ({MAX_LINES} lines were)", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        while self.show():
+            pass
+        os.close(self.descriptor)
 
 
 class RewardPool:
     """Scores batches with the reward called `reward` (see `resolve_reward`) in `workers` processes, each of which gets
     at most `memory_bytes` of address space (0 = 2 GiB for math, no limit for others; where the platform can limit it).
 
-    An item that takes longer than `timeout_s` seconds is killed with its worker, scores 0 and is counted; so is one
-    whose worker dies and one that raises. Rewards do not depend on the number of workers. "exact" is computed in this
-    process. A context manager: entering waits until the workers have imported the reward, and raises InputError if
-    they cannot; leaving ends them.
+    An item that takes longer than `timeout_s` seconds is killed with its worker and tried once more, at the end; when
+    it takes too long again it scores 0 and is counted. So, at once, is one whose worker dies and one that raises.
+    Rewards do not depend on the number of workers. "exact" is computed in this process. A context manager: entering
+    waits until the workers have imported the reward, and raises InputError if they cannot; leaving ends them.
     """
 
     def __init__(
@@ -158,6 +205,23 @@ class RewardPool:
         for worker in pool:
             if worker.process.returncode is None:
                 worker.kill()
+            else:
+                worker.output.close()
+
+    @property
+    def layers(self) -> list[str]:
+        """What holds every worker in that runs now."""
+        return [layer for layer in ("memory", *sandbox.LAYERS) if all(layer in one.sandbox for one in self._pool)]
+
+    def cell(self) -> str:
+        """A line on what holds the graders in, and what does not; empty where there are none."""
+        if self.reward == "exact":
+            return ""
+        if self.reward != "math":
+            return f"graders: {self.reward} is code of yours and runs with your rights"
+        missing = [layer for layer in sandbox.LAYERS if layer not in self.layers]
+        without = f"; not here: {', '.join(missing)} (docs/reliability.md)" if missing else ""
+        return f"graders: shut in by {', '.join(self.layers)}{without}"
 
     def score(self, responses: Sequence[str], answers: Sequence[str]) -> RewardBatch:
         """The rewards of `responses`, each against the gold answer in the same place of `answers`."""
@@ -167,7 +231,7 @@ class RewardPool:
         if not self._pool:
             raise RuntimeError("the reward pool is not open: use it in a with statement")
         batch = RewardBatch([0.0] * len(pairs))
-        waiting = deque(range(len(pairs)))
+        waiting, tries = deque(range(len(pairs))), Counter[int]()
         try:
             while waiting or any(worker.item is not None for worker in self._pool):
                 for worker in self._pool:
@@ -177,7 +241,13 @@ class RewardPool:
                         # A worker that has died meanwhile is noticed, and replaced, where its answer is awaited.
                         with contextlib.suppress(OSError):
                             worker.connection.send_bytes(json.dumps(pairs[worker.item]).encode())
-                self._step(batch)
+                for late in self._step(batch):
+                    tries[late] += 1
+                    if tries[late] < TRIES:
+                        waiting.append(late)
+                    else:
+                        batch.timeouts += 1
+                        batch.timed_out.add(late)
         except BaseException:
             for worker in [worker for worker in self._pool if worker.item is not None]:
                 self._replace(worker)  # or its late answer would be taken for one of the next batch
@@ -188,7 +258,7 @@ class RewardPool:
     def _score_here(self, reward: Reward, pairs: list[tuple[str, str]]) -> RewardBatch:
         batch = RewardBatch([])
         for response, answer in pairs:
-            message = _call(reward, response, answer)
+            message = call(reward, response, answer)
             batch.rewards.append(message.get("reward", 0.0))
             if message["error"]:
                 batch.count_error(message["error"])
@@ -200,18 +270,27 @@ class RewardPool:
         patience = struct.pack("ll", int(self.timeout_s) + 1, 0)
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, patience)
-        arguments = (list(map(str, sys.path)), theirs.fileno(), self.reward, self.think, self.timeout_s)
-        arguments = (*arguments, self.memory_bytes)
+        arguments = (_paths(), theirs.fileno(), self.reward, self.think, self.timeout_s, self.memory_bytes)
+        environment = helper_environment()
+        if self.reward == "math":
+            environment = {name: environment[name] for name in KEPT_VARIABLES if name in environment}
+        # -c would put the current folder first on the path, before this package can take it off; -I, where nothing of
+        # the user's is meant to run, leaves PYTHONPATH and the like out as well
+        isolation = "-I" if self.reward == "math" else "-P"
+        output, pipe = os.pipe()
         process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, json.dumps(arguments)],
+            [sys.executable, isolation, "-c", COMMAND, json.dumps(arguments)],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
-            stdout=2,  # what a reward prints is no part of the program's output
-            env=helper_environment(),
+            stdout=pipe,  # what a reward prints is no part of the program's output
+            stderr=pipe,
+            env=environment,
             start_new_session=True,
         )
+        os.close(pipe)
         theirs.close()  # or we would never see the end of the worker's connection
-        return _Worker(process, Connection(ours.detach()), time.monotonic() + START_TIMEOUT_S)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        return _Worker(process, Connection(ours.detach()), _Output(output), deadline)
 
     def _start_again(self, worker: _Worker, reason: str) -> None:
         self._failed_starts += 1
@@ -223,15 +302,20 @@ class RewardPool:
         worker.kill()
         self._pool[self._pool.index(worker)] = self._start()
 
-    def _step(self, batch: RewardBatch) -> None:
-        """Waits for the next thing to happen to the workers that are starting or busy, and deals with it."""
+    def _step(self, batch: RewardBatch) -> list[int]:
+        """Waits for the next thing to happen to the workers that are starting or busy, and deals with it; returns what
+        took too long."""
         active = [worker for worker in self._pool if not worker.ready or worker.item is not None]
         patience = min(worker.deadline for worker in active) - time.monotonic()
-        heard = wait([worker.connection for worker in active], max(0.0, patience))
-        now = time.monotonic()
+        sources: list[Connection | int] = [worker.connection for worker in active]
+        sources += [descriptor for worker in active for descriptor in worker.output.open()]
+        heard = wait(sources, max(0.0, patience))
+        now, late = time.monotonic(), []
         for worker in active:
+            if worker.output.descriptor in heard:
+                worker.output.show()
             if worker.connection in heard:
-                message = _receive(worker.connection)
+                message = _receive(worker.connection, first=not worker.ready)
                 if message is None:
                     self._lost(worker, batch)
                 else:
@@ -240,14 +324,15 @@ class RewardPool:
                 if not worker.ready:
                     self._start_again(worker, f"not imported within {START_TIMEOUT_S:.0f} seconds")
                 else:
+                    late.append(cast("int", worker.item))
                     self._replace(worker)
-                    batch.timeouts += 1
+        return late
 
     def _take(self, worker: _Worker, message: dict, batch: RewardBatch) -> None:
         if not worker.ready:
             if message["error"]:
                 raise InputError(message["error"])
-            worker.ready, worker.sandbox = True, message.get("sandbox", [])
+            worker.ready, worker.sandbox = True, message["layers"]
             self._failed_starts = 0
             return
         if worker.item is None:
@@ -256,8 +341,10 @@ class RewardPool:
             batch.count_error(message["error"])
         else:
             batch.rewards[worker.item] = message["reward"]
-            batch.undecided += bool(message.get("undecided"))
+            batch.undecided += message["undecided"]
         worker.item = None
+        if message["retire"]:
+            self._replace(worker)
 
     def _lost(self, worker: _Worker, batch: RewardBatch) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -270,63 +357,17 @@ class RewardPool:
         batch.count_error(f"the reward's process died (exit status {status})")
 
 
-def _receive(connection: Connection) -> dict | None:
+def _receive(connection: Connection, *, first: bool) -> dict[str, Any] | None:
     """The worker's next message; None where there is none: its end, or something that our code did not write."""
     try:
-        message = json.loads(connection.recv_bytes(MAX_MESSAGE_BYTES))
-        if isinstance(message["error"], str) and math.isfinite(float(message.get("reward", 0))):
-            return message
-    except (EOFError, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        pass
-    return None
+        return read_message(connection.recv_bytes(MAX_MESSAGE_BYTES), first=first)
+    except (EOFError, OSError):
+        return None
 
 
-def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memory_bytes: int) -> None:
-    """One worker: imports the reward and says so, then answers requests until its connection closes."""
-    # A supervisor's signal to every process is the trainer's to handle, which may still want this step's rewards before
-    # it saves. Not SIG_IGN: that would be inherited by programs which a reward starts.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    connection = Connection(descriptor)
-    with contextlib.suppress(ConnectionError, EOFError), open(os.devnull, "w") as nowhere:
-        try:
-            reward = resolve_reward(name, think=think)
-        except InputError as error:
-            connection.send_bytes(json.dumps({"error": str(error)}).encode())
-            return
-        layers = ["memory"] if memory_bytes and sandbox.limit_memory(memory_bytes) else []
-        if name == "math":
-            # imports mpmath and math-verify and builds its grammar, so that the first answer is as fast as others
-            for warm, gold in (
-                ("\\sqrt{2+\\sqrt{3}}", "\\frac{\\sqrt{6}+\\sqrt{2}}{2}"),
-                ("\\int_0^1 x dx", "\\frac{1}{2}"),
-            ):
-                BUILT_IN["math"](f"\\boxed{{{warm}}}", gold, think=False)
-            layers += sandbox.shut_in()
-        connection.send_bytes(json.dumps({"error": "", "sandbox": layers}).encode())
-        while True:
-            response, answer = json.loads(connection.recv_bytes())
-            # This timer needs no interpreter lock: it ends a worker whose pool is gone, whatever that is stuck in.
-            faulthandler.dump_traceback_later(timeout_s + ORPHAN_GRACE_S, exit=True, file=nowhere)
-            message = _call(reward, response, answer)
-            faulthandler.cancel_dump_traceback_later()
-            connection.send_bytes(json.dumps(message).encode())
-
-
-def _call(reward: Reward, response: str, answer: str) -> dict:
-    doubted = doubts.count
-    try:
-        value = float(reward(response, answer))
-    except (Exception, SystemExit) as error:  # a user's function may raise anything
-        text = f"{type(error).__name__}: {_text(error)}"[:MAX_ERROR_CHARS]
-        return {"error": text.encode(errors="replace").decode()}
-    if not math.isfinite(value):
-        return {"error": f"the reward returned {value}"}
-    return {"error": "", "reward": value, "undecided": doubts.count > doubted and value == 0}
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as another:  # an exception that cannot say what it is
-        return f"({type(another).__name__})"
+def _paths() -> list[str]:
+    """This process's `sys.path` for a worker, which must not take a module from the current folder for one of Python's
+    or of a library: that folder is left out, and the one that holds this package comes last."""
+    here, home = os.getcwd(), str(Path(siri.__file__).resolve().parents[1])
+    paths = [path if path.startswith("__editable__") else os.path.abspath(path) for path in map(str, sys.path)]
+    return [*(path for path in paths if os.path.realpath(path) not in (os.path.realpath(here), home)), home]

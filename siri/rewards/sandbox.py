@@ -1,86 +1,68 @@
 """A grader's cell: what a process that reads a model's answers can no longer do.
 
-Three layers, each where the platform has it. Limits of the kernel on memory and core files (POSIX). A seccomp filter
-(Linux on x86-64): no socket, no program or process started, none signalled or traced, no file created, changed or
-removed. An audit hook (everywhere Python runs): the same seen from inside, and no text is compiled or evaluated, so
-that no parser can be talked into running an answer. None of them can be taken off again.
+| layer | where | what it takes away |
+|---|---|---|
+| limits | POSIX | memory, processor time, processes, files beyond a few, every byte written to a file |
+| landlock | Linux from 5.13 | every file but those of Python and its libraries, which it may read; TCP, from 6.7 on |
+| user | Linux, started as root | root's powers: a user and a group that nobody else has |
+| seccomp | Linux on x86-64 | every system call that is not on a list (`system_calls`): the kernel ends the process |
+| audit | everywhere | compiling or evaluating text, and the above once more, seen from inside Python |
+
+None of them can be taken off again. Each is left out where the platform has it not, which `shut_in` says.
 """
 
 import contextlib
 import ctypes
 import os
-import platform
 import struct
 import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from siri.rewards import system_calls
+
+LAYERS = ("limits", "landlock", "user", "seccomp", "audit")
+MOST_FILES = 64
+"""Files that a grader has open at once, its imports among them."""
 
 _FORBIDDEN = (
     *("socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "pty."),
     *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown"),
     *("os.utime", "os.setxattr", "os.removexattr", "os.chflags", "os.startfile", "os.putenv", "shutil.", "tempfile."),
-    *(
-        "ctypes.",
-        "code.__new__",
-        "signal.pthread_kill",
-        "urllib.",
-        "http.",
-        "ftplib.",
-        "smtplib.",
-        "poplib.",
-        "imaplib.",
-    ),
-    *("winreg.", "msvcrt.", "webbrowser.", "sys.settrace", "sys.setprofile", "pickle.", "builtins.input"),
+    *("ctypes.", "code.__new__", "signal.pthread_kill", "urllib.", "http.", "ftplib.", "smtplib.", "poplib."),
+    *("imaplib.", "winreg.", "msvcrt.", "webbrowser.", "sys.settrace", "sys.setprofile", "pickle.", "builtins.input"),
 )
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # sympy builds its polynomial arithmetic from templates of its own, with nothing but numbered names in them
 _SYMPY_TEMPLATE = b"def monomial_"
 
-_ARCH_X86_64 = 0xC000003E
-_DENIED_X86_64 = (
-    *(41, 42, 49, 50, 53),  # socket, connect, bind, listen, socketpair
-    *(57, 58, 59, 322, 62, 200, 234, 424, 434),  # fork, vfork, execve(at), kill, tkill, tgkill, pidfd_*
-    *(129, 297),  # rt_sigqueueinfo, rt_tgsigqueueinfo: signals, too
-    *(
-        101,
-        310,
-        311,
-        272,
-        308,
-        161,
-        321,
-        425,
-        319,
-    ),  # ptrace, process_vm_*, unshare, setns, chroot, bpf, io_uring, memfd
-    *(85, 87, 263, 82, 264, 316, 83, 258, 84, 86, 265, 88, 266),  # creat, unlink, rename, mkdir, rmdir, (sym)link
-    *(90, 91, 268, 452, 92, 93, 94, 260, 76, 77, 133, 259),  # chmod, chown, truncate, mknod
-    *(132, 235, 261, 280, 188, 189, 190, 165, 166, 437),  # utime, setxattr, mount, openat2 (its flags cannot be seen)
-)
-_OPEN, _OPENAT, _CLONE, _CLONE3 = 2, 257, 56, 435
-_CLONE_THREAD = 0x10000
-_EPERM, _ENOSYS = 1, 38
+_CAP_KILL, _CAP_SETGID, _CAP_SETUID, _CAP_DAC_READ_SEARCH = 5, 6, 7, 2
+_FIRST_USER = 1_900_000_000
+"""Users of graders are this plus the process id, far from what is given to people and containers."""
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+"""System calls, by the same number on every processor."""
 
 
 def limit_memory(limit: int) -> bool:
-    """Cap the address space of this process at `limit` bytes, for good; whether the platform has such a cap."""
-    try:
-        import resource
-    except ImportError:
-        return False
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        return True
-    return False
+    """Cap the address space of this process at `limit` bytes, for good, and write no core files; whether the platform
+    has such a cap."""
+    return _limit("AS", limit) and _limit("CORE", 0)
 
 
-def shut_in() -> list[str]:
-    """Close the cell around this process; returns the names of the layers that hold: "seccomp", "audit"."""
+def shut_in(cpu_seconds: int) -> list[str]:
+    """Close the cell around this process, which may compute for `cpu_seconds` in all; returns the names of the layers
+    that hold, among `LAYERS`. Nothing may run in it that has not been imported, or can be read on `sys.path`."""
     sys.dont_write_bytecode = True
-    layers = ["seccomp"] if _filter_system_calls() else []
+    held = {"limits": _limit_all(cpu_seconds), "landlock": _restrict_files()}
+    held["user"] = _become_nobody(may_read_all=held["landlock"])
+    held["seccomp"] = system_calls.install()
     sys.addaudithook(_refuse)
-    return [*layers, "audit"]
+    held["audit"] = True
+    return [layer for layer in LAYERS if held[layer]]
+
+
+# --- audit: from inside Python ---
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -91,7 +73,7 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if source is not None and not source.startswith(_SYMPY_TEMPLATE) and not _importing():
             raise PermissionError("a grader may not compile text")
     elif event == "open":
-        if isinstance(arguments[2], int) and arguments[2] & _WRITING:
+        if isinstance(arguments[2], int) and arguments[2] & system_calls.WRITING:
             raise PermissionError(f"a grader may not write to {str(arguments[0])[:100]!r}")
     elif event.startswith(_FORBIDDEN):
         raise PermissionError(f"a grader may not do {event}")
@@ -107,46 +89,142 @@ def _importing() -> bool:
     return False
 
 
-def _filter_system_calls() -> bool:
-    """Install the seccomp filter; False where there is none."""
-    if sys.platform != "linux" or platform.machine() != "x86_64" or struct.calcsize("P") != 8:
+# --- limits of the kernel ---
+
+
+def _limit_all(cpu_seconds: int) -> bool:
+    most = {"CPU": cpu_seconds, "NPROC": 0, "NOFILE": MOST_FILES, "FSIZE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "CORE": 0}
+    held = {name: _limit(name, value) for name, value in most.items()}
+    return all(held[name] for name in ("CPU", "NPROC", "NOFILE", "FSIZE"))
+
+
+def _limit(name: str, limit: int) -> bool:
+    """Lower both limits of a resource; False where there is no such limit."""
+    try:
+        import resource
+    except ImportError:
         return False
-    program = _program()
-    buffer = ctypes.create_string_buffer(program)
-    filter_program = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
+    number = getattr(resource, f"RLIMIT_{name}", None)
+    if number is None:
+        return False
+    _, hard = resource.getrlimit(number)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(number, (limit, limit))
+        return True
+    return False
+
+
+# --- landlock: files ---
+
+
+def _restrict_files() -> bool:
+    """Leave nothing of the file system but reading what `_readable` names; no TCP, no socket and no signal out of the
+    cell where the kernel's Landlock is new enough for that. False where there is none."""
+    if sys.platform != "linux":
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
-    no_new_privileges, set_seccomp, mode_filter = 38, 22, 2
-    return (
-        libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0
-        and libc.prctl(set_seccomp, mode_filter, ctypes.c_char_p(filter_program), 0, 0) == 0
+    version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    if version < 1:
+        return False
+    # what each version of the interface has learnt to refuse: 1 to 12, moves (2), truncation (3), devices' ioctl (5)
+    files = (1 << 13) - 1 | (version >= 2) << 13 | (version >= 3) << 14 | (version >= 5) << 15
+    fields = [files]
+    if version >= 4:
+        fields.append(0b11)  # TCP: bind, connect
+    if version >= 6:
+        fields.append(0b11)  # abstract sockets, signals
+    attributes = struct.pack(f"{len(fields)}Q", *fields)
+    rules = libc.syscall(
+        _LANDLOCK_CREATE, ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes)), ctypes.c_uint(0)
+    )
+    if rules < 0:
+        return False
+    try:
+        read_file, read_folder = 1 << 2, 1 << 3
+        for path in _readable():
+            with contextlib.suppress(OSError):
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                allowed = read_file | (read_folder if path.is_dir() else 0)
+                rule = ctypes.c_char_p(struct.pack("=Qi", allowed, place))
+                added = libc.syscall(_LANDLOCK_ADD, rules, ctypes.c_int(1), rule, ctypes.c_uint(0))
+                os.close(place)
+                if added:
+                    return False
+        return system_calls.no_new_privileges() and libc.syscall(_LANDLOCK_RESTRICT, rules, ctypes.c_uint(0)) == 0
+    finally:
+        os.close(rules)
+
+
+def _readable() -> Iterator[Path]:
+    """Python, its libraries, and this package: what an import may still have to read."""
+    package = Path(__file__).resolve().parents[1]
+    yield package
+    for entry in sys.path:  # the folder that holds this package may be a checkout, with whatever else lies there
+        if os.path.isabs(entry) and Path(entry).resolve() != package.parent:
+            yield Path(entry)
+    yield from (Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    yield from (Path(name) for name in libraries if os.path.isabs(name))
+    yield Path(sys.base_prefix, "lib")
+    yield from map(
+        Path, ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/dev/null")
     )
 
 
-def _program() -> bytes:
-    """The filter in the kernel's BPF: refuse (EPERM) what is on the list, opening to write, and new processes."""
-    load, jump_equal, jump_at_least, jump_any_bit, give_back = 0x20, 0x15, 0x35, 0x45, 0x06
-    number, architecture, second_argument, third_argument, first_argument = 0, 4, 24, 32, 16
-    allow, errno = 0x7FFF0000, 0x00050000
-    refuse = [(give_back, 0, 0, errno | _EPERM)]
-    permit = [(give_back, 0, 0, allow)]
-    code = [
-        (load, 0, 0, architecture),
-        (jump_equal, 1, 0, _ARCH_X86_64),
-        *refuse,
-        (load, 0, 0, number),
-        (jump_at_least, 0, 1, 0x40000000),  # the x32 twins of all calls
-        *refuse,
-    ]
-    for call in _DENIED_X86_64:
-        code += [(jump_equal, 0, 1, call), *refuse]
-    # glibc then falls back to clone, whose flags a filter can see; the timer of the worker is a thread
-    code += [(jump_equal, 0, 1, _CLONE3), (give_back, 0, 0, errno | _ENOSYS)]
-    for call, flags, bits, others in (
-        (_OPEN, second_argument, _WRITING, (permit, refuse)),
-        (_OPENAT, third_argument, _WRITING, (permit, refuse)),
-        (_CLONE, first_argument, _CLONE_THREAD, (refuse, permit)),
-    ):
-        without, with_bits = others
-        code += [(jump_equal, 0, 4, call), (load, 0, 0, flags), (jump_any_bit, 1, 0, bits), *without, *with_bits]
-    code += permit
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+# --- user: root's powers ---
+
+
+def _become_nobody(may_read_all: bool) -> bool:
+    """Where this is root, become a user and group that nobody else has, without capabilities. Python may lie where only
+    root can read (/root): then reading is kept, if `may_read_all`, which Landlock has narrowed to what imports need.
+    False where this is not root, or not one that may."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    powers = _capabilities()
+    if not all(powers >> need & 1 for need in (_CAP_KILL, _CAP_SETGID, _CAP_SETUID)):
+        return False  # nor could the trainer, which has the same, end a process of somebody else's
+    number = _FIRST_USER + os.getpid()
+    kept = 0
+    try:
+        if not _can_read_as(number):
+            if not may_read_all or not powers >> _CAP_DAC_READ_SEARCH & 1:
+                return False
+            keep_capabilities = 8
+            ctypes.CDLL(None).prctl(keep_capabilities, 1, 0, 0, 0)
+            kept = 1 << _CAP_DAC_READ_SEARCH
+        os.setgroups([])
+        os.setresgid(number, number, number)
+        os.setresuid(number, number, number)
+    except OSError:  # a user name space that does not know such a number
+        return False
+    return _keep_only(kept) and _capabilities() == kept
+
+
+def _can_read_as(number: int) -> bool:
+    """Whether a user without powers can look into all folders of `sys.path`."""
+    folders = [entry for entry in sys.path if os.path.isdir(entry)]
+    os.setegid(number)
+    os.seteuid(number)
+    try:
+        return all(os.access(folder, os.R_OK | os.X_OK, effective_ids=True) for folder in folders)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+_CAPABILITIES = struct.pack("Ii", 0x20080522, 0)
+"""Version 3 of the interface; this process."""
+
+
+def _capabilities() -> int:
+    """The effective capabilities of this process, as bits."""
+    sets = ctypes.create_string_buffer(24)
+    ctypes.CDLL(None).capget(ctypes.c_char_p(_CAPABILITIES), sets)
+    low, _, _, high, _, _ = struct.unpack("6I", sets)
+    return low | high << 32
+
+
+def _keep_only(kept: int) -> bool:
+    sets = struct.pack("6I", kept, kept, 0, 0, 0, 0)  # effective, permitted, inheritable; the higher halves
+    return ctypes.CDLL(None).capset(ctypes.c_char_p(_CAPABILITIES), ctypes.c_char_p(sets)) == 0

@@ -16,8 +16,9 @@ import torch
 
 from siri.errors import InputError, first_line
 from siri.rollout import Completion, Progress
+from siri.rollout.checksums import differing
 from siri.rollout.vllm import Job, Ran, VllmOptions
-from siri.rollout.worker import differing, load, present
+from siri.rollout.worker import load, present
 from siri.runtime.signals import Interrupted
 
 CPU_CACHE_BYTES = 2**27
@@ -94,7 +95,7 @@ class ColocatedEngine:
         self._wake("weights")
         (sent,) = self.llm.collective_rpc(load, args=(weights,))
         (there,) = self.llm.collective_rpc(present)
-        if names := differing(sent, there):
+        if names := differing(sent, [there]):
             raise InputError(f"weight sync {version}: vLLM does not hold what was sent: {', '.join(names[:3])}")
         self._wake("kv_cache")
         self.asleep = False

@@ -17,11 +17,13 @@ import torch
 from siri.errors import InputError
 from siri.model.policy import Policy
 from siri.rollout import Completion, Progress
+from siri.rollout.answers import read_held
+from siri.rollout.checksums import differing
 from siri.rollout.dispatch import BadAnswer, Dispatch, ServerLost
-from siri.rollout.served import LAUNCH, NcclTransfer, Server, ServerApi
+from siri.rollout.nccl import NcclTransfer
+from siri.rollout.served import LAUNCH, Server, ServerApi
 from siri.rollout.transfer import FileTransfer
 from siri.rollout.vllm import Job, Ran, VllmOptions, check_version, installed
-from siri.rollout.worker import differing
 from siri.runtime.ranks import ALONE, Ranks
 
 log = logging.getLogger("siri.rollout")
@@ -128,8 +130,8 @@ class ServedEngine(ServerApi):
 
     async def take_files(self, session: Any, server: Server) -> None:
         """Have one server load the files of the last sync, and compare checksums."""
-        held = await self.rpc(
-            session, server, "siri_load", str(self._folder.folder), timeout=self.options.sync_timeout_s
+        held = read_held(
+            await self.rpc(session, server, "siri_load", str(self._folder.folder), timeout=self.options.sync_timeout_s)
         )
         for there in held:
             if there.get("unseen"):
@@ -147,7 +149,7 @@ class ServedEngine(ServerApi):
     async def settle(self, session: Any, server: Server, held: list[Any], sent: dict[str, list[int]]) -> None:
         """Compare what the server holds with what was sent, clear its prefix cache, and only then name the weights:
         a server that is lost on the way is given all of it again before it samples."""
-        if len(held) == 1 and (names := differing(sent, held[0])):  # tensor-parallel workers hold parts
+        if names := differing(sent, held):
             raise InputError(f"weight {self.version}: {server.url} does not hold what was sent: {', '.join(names[:3])}")
         await self.clear_cache(session, server)
         await self.rpc(session, server, "siri_mark", self.version or "", timeout=self.options.sync_timeout_s)

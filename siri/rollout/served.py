@@ -1,29 +1,36 @@
-"""vLLM behind URLs: all of vLLM's own interface that the served mode uses, HTTP routes and NCCL weight transfer.
+"""vLLM behind URLs: the HTTP routes of vLLM that the served mode uses; weights over NCCL are in `siri.rollout.nccl`.
 
 What is done with the servers is in `siri.rollout.fleet`; what they load of ours in `siri.rollout.worker`.
 """
 
 import asyncio
 import json
-import re
-import socket
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, build_opener
-
-import torch
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from siri.errors import InputError, first_line
 from siri.model.policy import Policy
 from siri.rollout import Completion
+from siri.rollout.answers import (
+    MOST_BYTES,
+    array,
+    completion_bytes,
+    parsed,
+    read_about,
+    read_completion,
+    read_results,
+    read_tokens_made,
+    read_version,
+    shown,
+    table,
+    text,
+    whole,
+)
 from siri.rollout.dispatch import BadAnswer, ServerLost
+from siri.rollout.guard import SECRET, headers
 from siri.rollout.vllm import Job, VllmOptions, check_version
-from siri.rollout.worker import Sums, bit_sum
 from siri.runtime.ranks import Ranks
 
 LAUNCH = (
@@ -71,12 +78,20 @@ class Server:
     """Why it is not used; empty while it is."""
 
 
+class _Stay(HTTPRedirectHandler):
+    """Follows no redirect: the answer of the address itself counts."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def version_of(url: str) -> str | None:
     """Version of the vLLM that answers there; None if nothing does."""
     try:
-        with build_opener(ProxyHandler({})).open(f"{url}/version", timeout=5) as answer:
-            return json.loads(answer.read())["version"]
-    except (OSError, HTTPException, ValueError, KeyError, TypeError, OverflowError):
+        request = Request(f"{url}/version", headers=headers())
+        with build_opener(ProxyHandler({}), _Stay()).open(request, timeout=5) as answer:
+            return text(table(parsed(answer.read(2**20), "/version"), "/version").get("version"), "the version")
+    except (OSError, HTTPException, ValueError, BadAnswer, OverflowError):
         return None
 
 
@@ -91,7 +106,7 @@ class ServerApi:
         # what still runs there, for another rank or for nobody since its connection broke, is computed again
         path = "/reset_prefix_cache?reset_running_requests=true"
         cleared = await self.http(session, server, "POST", path, timeout=self.options.timeout_s)
-        if not cleared["success"]:
+        if table(cleared, "/reset_prefix_cache").get("success") is not True:
             raise BadAnswer("it kept its prefix cache, which holds keys of old weights")
 
     async def sample(self, session: Any, server: Server, job: Job, temperature: float) -> Completion:
@@ -114,20 +129,12 @@ class ServerApi:
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        answer = await self.http(session, server, "POST", "/v1/completions", body, timeout=None)
-        try:
-            (choice,) = answer["choices"]
-            tokens, logp, reason = choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"]
-            model, counted = answer["model"], answer["usage"]["completion_tokens"]
-        except (KeyError, TypeError, ValueError):
-            raise BadAnswer(f"no completion: {str(answer)[:80]!r}") from None
+        most = completion_bytes(job)
+        answer = await self.http(session, server, "POST", "/v1/completions", body, timeout=None, most=most)
+        model, completion = read_completion(answer, job, vocabulary=self.policy.model.config.vocab_size)
         if model != server.model:
             raise InputError(f"rollout server {server.url} answered as {model!r} instead of {server.model!r}")
-        if reason not in ("stop", "length") or not tokens or not len(tokens) == len(logp) == counted:
-            raise BadAnswer(f"{len(tokens)} tokens, {len(logp)} log-probs, {counted} counted, ended by {reason!r}")
-        if reason == "length" and len(tokens) != job.max_tokens:
-            raise BadAnswer(f"cut after {len(tokens)} tokens under a cap of {job.max_tokens}")
-        return Completion(tokens, logp, reason == "length")
+        return completion
 
     async def tokens_made(self, session: Any, server: Server, timeout: float) -> float | None:
         """How many tokens the server has sampled since it started; None if it does not say. TimeoutError is the
@@ -135,14 +142,16 @@ class ServerApi:
         import aiohttp
 
         try:
-            async with session.get(server.url + "/metrics", timeout=aiohttp.ClientTimeout(total=timeout)) as response:
-                text = await response.text()
+            url = server.url + "/metrics"
+            async with session.get(
+                url, timeout=aiohttp.ClientTimeout(total=timeout), allow_redirects=False
+            ) as response:
+                metrics = await self._body(response, MOST_BYTES)
         except TimeoutError:
             raise
         except (aiohttp.ClientError, OSError) as error:
             raise ServerLost(f"no connection ({first_line(error) or type(error).__name__})") from None
-        found = re.findall(r"^vllm:generation_tokens_total(?:\{.*\})? (\S+)", text, re.MULTILINE)
-        return sum(map(float, found)) if found else None
+        return read_tokens_made(metrics.decode(errors="replace"))
 
     async def check(self, session: Any, server: Server) -> None:
         """Refuse a server that samples anything else than the trainer's model would. BadAnswer for one that answers as
@@ -156,37 +165,43 @@ class ServerApi:
 
     async def _check(self, session: Any, server: Server) -> None:
         timeout = self.options.timeout_s
-        check_version((await self.http(session, server, "GET", "/version", timeout=timeout))["version"], server.url)
+        version = table(await self.http(session, server, "GET", "/version", timeout=timeout), "/version").get("version")
+        check_version(text(version, "the version"), server.url)
         info = await self.http(session, server, "GET", "/server_info?config_format=json", timeout=timeout)
-        config = info["vllm_config"]
+        config = table(table(info, "/server_info").get("vllm_config"), "vllm_config")
         for path, allowed, remedy in REQUIRED:
             value: Any = config
             for key in path.split("."):
                 value = value.get(key) if isinstance(value, dict) else None
             if value not in allowed:
-                raise InputError(f"rollout server {server.url}: {path} is {value!r}; {remedy}")
-        (served,) = (await self.http(session, server, "GET", "/v1/models", timeout=timeout))["data"]
-        server.model = served["id"]
-        if served["max_model_len"] < self.options.context:
+                raise InputError(f"rollout server {server.url}: {path} is {shown(value)}; {remedy}")
+        models = table(await self.http(session, server, "GET", "/v1/models", timeout=timeout), "/v1/models").get("data")
+        (served,) = array(models, "the models that it serves", most=1) or [None]
+        served = table(served, "the model")
+        server.model = text(served.get("id"), "the model's name")
+        if whole(served.get("max_model_len"), "max_model_len") < self.options.context:
             raise InputError(
                 f"rollout server {server.url} holds {served['max_model_len']} tokens, but the longest prompt and cap "
                 f"make {self.options.context}; start it with --max-model-len {self.options.context}"
             )
+        server.workers = 0  # not known yet
         about = await self.rpc(session, server, "siri_about", timeout=timeout)
+        model, server.dtype, server.cache_tokens = read_about(about)
         own = json.loads(json.dumps(self.policy.model.config.to_dict(), default=str))
         for key in SAME:
-            if about[0]["model"].get(key) != own.get(key):
+            if model.get(key) != own.get(key):
                 way = "start it with the model that is trained"
                 if key == "tie_word_embeddings":  # config.json may say otherwise than the files
                     way += f", and --hf-overrides '{json.dumps({key: own.get(key)})}' where its config.json is wrong"
                 raise InputError(
-                    f"rollout server {server.url} serves another model: its {key} is {about[0]['model'].get(key)}, "
+                    f"rollout server {server.url} serves another model: its {key} is {shown(model.get(key))}, "
                     f"the trainer's {own.get(key)}; {way}"
                 )
-        server.cache_tokens, server.dtype = about[0]["cache_tokens"], about[0]["dtype"]
         server.workers = len(about)
-        server.most = config["scheduler_config"]["max_num_seqs"]
-        server.weight_transfer = (config.get("weight_transfer_config") or {}).get("backend")
+        scheduler = table(config.get("scheduler_config"), "scheduler_config")
+        server.most = whole(scheduler.get("max_num_seqs"), "max_num_seqs", least=1, most=10**6)
+        transfer = table(config.get("weight_transfer_config") or {}, "weight_transfer_config")
+        server.weight_transfer = transfer.get("backend")
         if await self.tokens_made(session, server, timeout) is None:
             raise InputError(
                 f"rollout server {server.url} does not count its tokens; start it without --disable-log-stats"
@@ -194,28 +209,35 @@ class ServerApi:
 
     async def held(self, session: Any, server: Server) -> str | None:
         """Version of the weights that the server's workers hold; None if there is none, or not one."""
-        versions = set(await self.rpc(session, server, "siri_version", timeout=self.options.timeout_s))
-        return versions.pop() if len(versions) == 1 else None
+        return read_version(await self.rpc(session, server, "siri_version", timeout=self.options.timeout_s))
 
     async def rpc(self, session: Any, server: Server, method: str, *args: str, timeout: float) -> list[Any]:
         """What each of the server's workers answers to one of `SyncWorker`'s methods."""
         body = {"method": method, "args": list(args)}
         answer = await self.http(session, server, "POST", "/collective_rpc", body, timeout=timeout)
-        try:
-            return [json.loads(result) for result in answer["results"]]
-        except (KeyError, TypeError, ValueError):
-            raise BadAnswer(f"{method} was answered with {str(answer)[:80]!r}") from None
+        return read_results(answer, method, workers=server.workers)
 
     async def http(
-        self, session: Any, server: Server, verb: str, path: str, body: Any = None, *, timeout: float | None
+        self,
+        session: Any,
+        server: Server,
+        verb: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float | None,
+        most: int = 0,
     ) -> Any:
-        """One HTTP request; the JSON of the answer. timeout: seconds for all of it, None = somebody else watches."""
+        """One HTTP request; the JSON of the answer, which has at most `most` bytes (0 = MOST_BYTES). timeout: seconds
+        for all of it, None = somebody else watches."""
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(10.0, self.options.timeout_s))
         try:
-            async with session.request(verb, server.url + path, json=body, timeout=limits) as response:
-                text = await response.text()
+            async with session.request(
+                verb, server.url + path, json=body, timeout=limits, allow_redirects=False
+            ) as response:
+                said = await self._body(response, most or MOST_BYTES)
                 status = response.status
         except aiohttp.ClientPayloadError:
             raise BadAnswer("the answer broke off") from None
@@ -225,178 +247,39 @@ class ServerApi:
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise ServerLost(f"no connection ({first_line(error) or type(error).__name__})") from None
+        words = said[:800].decode(errors="replace")
+        if 300 <= status < 400:
+            raise BadAnswer(f"HTTP {status}: it sends elsewhere, where the trainer does not follow")
         if status in (408, 425, 429) or status >= 500:
-            raise BadAnswer(f"HTTP {status}: {text[:120]!r}")
+            raise BadAnswer(f"HTTP {status}: {words[:120]!r}")
+        if status == 401:
+            raise InputError(f"rollout server {server.url} wants another secret; set {SECRET} as it was set there")
         if status == 404 and path.startswith(("/server_info", "/collective_rpc", "/reset_prefix_cache")):
             raise InputError(f"rollout server {server.url} has no {path.split('?')[0]}; start it with {LAUNCH}")
         if status >= 400:
-            raise InputError(f"rollout server {server.url} refuses {path}: HTTP {status}: {text[:200]!r}")
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise BadAnswer(f"{path} was answered with what is no JSON: {text[:80]!r}") from None
+            raise InputError(f"rollout server {server.url} refuses {path}: HTTP {status}: {words[:200]!r}")
+        return parsed(said, path)
+
+    async def _body(self, response: Any, most: int) -> bytes:
+        """An answer, as long as it is plain and of at most `most` bytes."""
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise BadAnswer("it compresses its answers, for which it was not asked")
+        said = bytearray()
+        async for piece in response.content.iter_chunked(1 << 16):
+            said += piece
+            if len(said) > most:
+                raise BadAnswer(f"its answer has more than {most:,} bytes")
+        return bytes(said)
 
     def do(self, work: Any) -> Any:
         import aiohttp
 
         async def inside() -> Any:
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            # nothing is unpacked here: some kB of gzip may hold gigabytes
+            plain = {"Accept-Encoding": "identity", **headers()}
+            async with aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), headers=plain, auto_decompress=False
+            ) as session:
                 return await work(session)
 
         return asyncio.run(inside())
-
-
-class NcclTransfer:
-    """vLLM's weight transfer over NCCL; rank 0 sends, all ranks gather. NOT RUN on GPUs yet.
-
-    The group spans the servers that are up; when one is lost or comes back, the next sync makes a new one.
-    """
-
-    def __init__(self, engine: Any, policy: Policy) -> None:
-        self.engine, self.policy = engine, policy
-        self.members: list[Any] | None = None
-        self.sender: Any = None
-        self.sums: Sums = {}
-
-    def send(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
-        """Every rank calls it. InputError when it takes longer than the time-out: a server died in the middle, and the
-        collective cannot be left."""
-        ranks, timeout = self.engine.ranks, self.engine.options.sync_timeout_s
-        up = ranks.broadcast([server.url for server in self.engine.servers if not server.fault])
-        if ranks.main:
-            self._everywhere("siri_mark", "")
-        failed: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                if self.policy.device.type == "cuda":
-                    torch.cuda.set_device(self.policy.device)
-                if up != self.members:
-                    self.sender, self.members = self._connect(up), up
-                self.source.stream = self._counted(weights)
-                self.sender.send_weights()
-            except BaseException as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(timeout)
-        if thread.is_alive():
-            raise InputError(f"weight {version}: the NCCL transfer did not end within {timeout:g} s; use --resume")
-        if failed:
-            raise InputError(f"weight {version}: the NCCL transfer failed: {first_line(failed[0])}") from failed[0]
-        if ranks.main:
-            self._everywhere("siri_present", check=True)
-
-    def _counted(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        self.sums = {}
-        for name, tensor in weights:
-            if self.engine.ranks.main:
-                self.sums[name] = [bit_sum(tensor), tensor.numel()]
-            yield name, tensor
-
-    def _everywhere(self, method: str, *arguments: str, check: bool = False) -> None:
-        engine = self.engine
-
-        async def work(session: Any) -> None:
-            for server in [one for one in engine.servers if not one.fault]:
-                found = await engine.rpc(session, server, method, *arguments, timeout=engine.options.sync_timeout_s)
-                if check:
-                    await engine.settle(session, server, found, self.sums)
-
-        engine.do(work)
-
-    def _connect(self, up: list[str]) -> Any:
-        # vLLM is an extra
-        from vllm.distributed.weight_transfer.base import (  # pyright: ignore[reportMissingImports]
-            ParamMeta,
-            WeightSource,
-        )
-        from vllm.distributed.weight_transfer.factory import (  # pyright: ignore[reportMissingImports]
-            WeightTransferTrainerFactory,
-        )
-        from vllm.distributed.weight_transfer.nccl_engine import (  # pyright: ignore[reportMissingImports]
-            NCCLTrainerInitInfo,
-        )
-
-        engine = self.engine
-        servers = [server for server in engine.servers if server.url in up]
-        if self.sender is not None:
-            Fan(engine, servers).shutdown_weight_transfer_engine()
-        named = self.policy.model.named_parameters()
-        declared = [ParamMeta(name, engine.dtype, tuple(parameter.shape)) for name, parameter in named]
-        self.source = weight_source(WeightSource, declared)
-        host, port = engine.ranks.broadcast(_meeting_point(servers[0].url) if engine.ranks.main else None)
-        init = NCCLTrainerInitInfo(
-            master_address=host,
-            master_port=port,
-            world_size=1 + sum(server.workers for server in servers),
-            rank=engine.ranks.rank,
-        )
-        return WeightTransferTrainerFactory.trainer_init(init, client=Fan(engine, servers), source=self.source)
-
-
-def weight_source(base: type, declared: list[Any]) -> Any:
-    """A vLLM WeightSource of the tensors `declared`; its `stream` is what the next pass yields. vLLM 0.33 renamed the
-    pass and made metadata a cached property."""
-
-    def one_pass(self: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        return self.stream
-
-    if hasattr(base, "iter_full"):
-        metadata = cached_property(lambda self: declared)
-        metadata.__set_name__(base, "metadata")
-        body: dict[str, Any] = {"metadata": metadata, "iter_full": one_pass}
-    else:
-        body = {"metadata": lambda self: declared, "__iter__": one_pass}
-    return type("Source", (base,), body)()
-
-
-class Fan:
-    """vLLM's control calls of a weight transfer, to several servers at once."""
-
-    def __init__(self, engine: Any, servers: list[Any]) -> None:
-        self.engine, self.servers = engine, servers
-
-    def _post(self, path: str, bodies: list[Any]) -> None:
-        engine = self.engine
-
-        async def work(session: Any) -> None:
-            timeout = engine.options.sync_timeout_s
-            calls = zip(self.servers, bodies, strict=True)
-            await asyncio.gather(
-                *(engine.http(session, server, "POST", path, body, timeout=timeout) for server, body in calls)
-            )
-
-        engine.do(work)
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """The workers of one server follow those of the one before."""
-        bodies, offset = [], init_info["rank_offset"]
-        for server in self.servers:
-            bodies.append({"init_info": {**init_info, "rank_offset": offset}})
-            offset += server.workers
-        self._post("/init_weight_transfer_engine", bodies)
-
-    def start_weight_update(self) -> None:
-        self._post("/start_weight_update", [None] * len(self.servers))
-
-    def update_weights(self, update_info: Any) -> None:
-        self._post("/update_weights", [{"update_info": update_info}] * len(self.servers))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._post("/finish_weight_update", [{"weight_version": weight_version}] * len(self.servers))
-
-    def shutdown_weight_transfer_engine(self) -> None:
-        self._post("/shutdown_weight_transfer_engine", [None] * len(self.servers))
-
-
-def _meeting_point(url: str) -> tuple[str, int]:
-    """This machine's address as seen from a server's network, and a free port."""
-    parts = urlsplit(url)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((parts.hostname, parts.port or 80))  # sends nothing, but chooses the interface
-        host = probe.getsockname()[0]
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return host, free.getsockname()[1]

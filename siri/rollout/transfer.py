@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from siri.errors import InputError
-from siri.rollout.worker import MANIFEST, Sums, bit_sum
+from siri.rollout.worker import MANIFEST, Sums, checksum
 
 FILE_BYTES = 2 * 2**30
 """A file is closed once it holds so much, so that the host never holds much more."""
@@ -45,7 +45,7 @@ class FileTransfer:
 
             for name, tensor in weights:
                 held[name] = tensor.cpu().contiguous()
-                self.sums[name] = [bit_sum(held[name]), tensor.numel()]
+                self.sums[name] = checksum(held[name])
                 size += tensor.nbytes
                 if size >= FILE_BYTES:
                     flush()
@@ -66,7 +66,7 @@ class FileTransfer:
     def expect(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
         """Go through what rank 0 writes: any rank may have to give a restarted server the files, and to check them."""
         self.folder = self.root / version
-        self.sums = {name: [bit_sum(tensor), tensor.numel()] for name, tensor in weights}
+        self.sums = {name: checksum(tensor) for name, tensor in weights}
 
     def close(self) -> None:
         """Remove the weights."""

@@ -273,13 +273,18 @@ def installed() -> str | None:
 def check_version(found: str | None, where: str = "here") -> None:
     """InputError unless `found` is a version of vLLM that this version of SIRI works with."""
     from packaging.specifiers import SpecifierSet
+    from packaging.version import InvalidVersion
 
     if found is None:
         raise InputError(
             f"rollout = vllm needs vLLM {SUPPORTED}, which is not installed {where}; "
             "pip install -e ./kernels -e '.[vllm]', or use --rollout local"
         )
-    if not SpecifierSet(SUPPORTED).contains(found.split("+")[0], prereleases=True):
+    try:
+        known = SpecifierSet(SUPPORTED).contains(found.split("+")[0], prereleases=True)
+    except InvalidVersion:
+        known = False
+    if not known:
         raise InputError(
             f"vLLM {found} {where} is not among the versions that work with this SIRI ({SUPPORTED}); "
             "pip install -e ./kernels -e '.[vllm]'"

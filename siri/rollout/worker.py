@@ -14,20 +14,47 @@ import torch
 MANIFEST = "manifest.json"
 """In a folder of weights for transfer: its version, and the checksum of each tensor."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_WORD = 2**64
+WORD = 2**64
+ROW, COLUMN = 6364136223846793005, 2862933555777941757
+"""What a number of the next row, and of the next column, counts more. Both are 5 modulo 8, so that their powers modulo
+2^64 do not repeat within any tensor."""
+_AT_ONCE = 2**22
+"""Elements that are looked at together: 32 MB in 64 bits."""
 
-Sums = dict[str, list[int]]
-"""Name of a tensor -> [checksum, number of elements]."""
+Sum = list[int]
+"""[checksum, rows, columns]."""
+Sums = dict[str, Sum]
+"""By the name of a tensor."""
+
+
+def checksum(tensor: torch.Tensor) -> Sum:
+    """The checksum of a tensor with the shape that it is of, all but the first dimension taken as columns."""
+    rows = tensor.shape[0] if tensor.dim() else 1
+    return [bit_sum(tensor), rows, tensor.numel() // rows if rows else 0]
 
 
 def bit_sum(tensor: torch.Tensor) -> int:
-    """Sum of a tensor's bit patterns as whole numbers, modulo 2^64.
+    """Sum over a tensor's elements of (bit pattern as a whole number) x ROW^row x COLUMN^column, modulo 2^64.
 
-    Unlike a hash it adds up over the parts of a fused tensor (q, k and v in one), and zeros, with which an engine pads
-    the vocabulary, do not count.
+    It knows the place of every element, and yet adds up over the parts of a fused or cut tensor, as a hash would not
+    (`siri.rollout.checksums`). Zeros, with which an engine pads the vocabulary, do not count. Any device; the same bits
+    on all of them, since nothing is rounded.
     """
-    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
-    return int(bits.sum(dtype=torch.int64)) % _WORD
+    if not tensor.numel():
+        return 0
+    rows = tensor.shape[0] if tensor.dim() else 1
+    bits_RC = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).reshape(rows, -1)
+    powers_C = _powers(COLUMN, bits_RC.shape[1], tensor.device)
+    step = max(1, _AT_ONCE // bits_RC.shape[1])
+    sums_R = torch.cat([(some.to(torch.int64) * powers_C).sum(1) for some in bits_RC.split(step)])
+    return int((sums_R * _powers(ROW, rows, tensor.device)).sum()) % WORD
+
+
+def _powers(base: int, count: int, device: torch.device) -> torch.Tensor:
+    """base^0, base^1, ..., int64, which wraps: [count]."""
+    factors = torch.full((count,), base, dtype=torch.int64, device=device)
+    factors[0] = 1
+    return factors.cumprod(0)
 
 
 def load(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
@@ -36,7 +63,7 @@ def load(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
 
     def counted() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
-            arrived[name] = [bit_sum(tensor), tensor.numel()]
+            arrived[name] = checksum(tensor)
             yield name, tensor
 
     worker.model_runner.reload_weights(weights_iterator=counted())
@@ -50,33 +77,16 @@ def load(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
 
 
 def present(worker: Any) -> dict[str, Any]:
-    """Checksums of the parameters that a worker's model holds, and which of them are fused of which."""
+    """Checksums of the parameters that a worker's model holds, each in its blocks (q, k and v of one tensor apart,
+    where the layer says how many rows they have), and which of them are fused of which."""
     model = worker.model_runner.get_model()
-    sums = {name: [bit_sum(tensor), tensor.numel()] for name, tensor in model.named_parameters()}
+    layers = dict(model.named_modules())
+    sums = {}
+    for name, tensor in model.named_parameters():
+        sizes = list(getattr(layers.get(name.rpartition(".")[0]), "output_partition_sizes", None) or ())
+        cut = len(sizes) > 1 and tensor.dim() and sum(sizes) == tensor.shape[0]
+        sums[name] = [checksum(block) for block in (tensor.split(sizes) if cut else [tensor])]
     return {"sums": sums, "fused": getattr(model, "packed_modules_mapping", {})}
-
-
-def expected(sent: Sums, fused: dict[str, list[str]]) -> Sums:
-    """The checksums that an engine should hold after it was sent `sent`, by the engine's names."""
-    owner = {part: whole for whole, parts in fused.items() for part in parts}
-    sums: Sums = {}
-    for name, (total, count) in sent.items():
-        path = ".".join(owner.get(part, part) for part in name.split("."))
-        held = sums.setdefault(path, [0, 0])
-        held[0] = (held[0] + total) % _WORD
-        held[1] += count
-    return sums
-
-
-def differing(sent: Sums, there: dict[str, Any]) -> list[str]:
-    """Names, as the engine calls them, of the tensors that are not what was sent. A tensor that the engine repacked and
-    dropped (as vLLM does on a CPU) cannot be compared and does not count."""
-    wanted = expected(sent, there["fused"])
-    names = []
-    for name, (total, count) in there["sums"].items():
-        if name not in wanted or (count >= wanted[name][1] and total != wanted[name][0]):
-            names.append(name)
-    return sorted(names)
 
 
 class SyncWorker:

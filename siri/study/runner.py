@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import siri
+from siri.config.recipe import refuse_code
 from siri.errors import InputError
 from siri.store.jsonl import read_run
 from siri.study.study import Pair, Reasoner, Study, append, find, finished, swept_values
@@ -31,12 +32,25 @@ EVAL_KEYS += ("truncation_rate", "cap", "problems", "samples")
 """What a row keeps of every evaluation."""
 
 
+_SAFE_PATH = "PYTHONSAFEPATH"
+
+
 class Stopped(Exception):
     """A signal ended the study early, its state saved."""
 
 
-def run_pairs(study: Study, *, jobs: int, limit: int, runs: Path, only: Sequence[str], threads: int) -> None:
-    """Run what is missing of a study, at most `limit` pairs (0 = all), `jobs` at a time; Stopped after a signal."""
+def run_pairs(
+    study: Study,
+    *,
+    jobs: int,
+    limit: int,
+    runs: Path,
+    only: Sequence[str],
+    threads: int,
+    trusted: Sequence[str] = (),
+) -> None:
+    """Run what is missing of a study, at most `limit` pairs (0 = all), `jobs` at a time; Stopped after a signal.
+    InputError for an arm whose reward is a function that is not among the `trusted`."""
     if unknown := set(only) - set(study.arms):
         raise InputError(f"--only {' '.join(sorted(unknown))}: no such arm; there are {', '.join(study.arms)}")
     folder = reasoner_folder(study.reasoner) if study.reasoner else None
@@ -53,6 +67,7 @@ def run_pairs(study: Study, *, jobs: int, limit: int, runs: Path, only: Sequence
         missing: dict[tuple[int, str], Pair] = {}
         for pair in pairs:
             if find(rows, pair) is None and (stage == "sweeps" or not only or pair.arm in only):
+                refuse_code(pair.config.reward, f"{study.path}, {pair.arm}", trusted)
                 missing.setdefault((pair.seed, pair.config_hash), pair)
         batch = list(missing.values())[:left]
         left -= len(batch)
@@ -113,7 +128,8 @@ def _run_all(study: Study, pairs: Sequence[Pair], *, jobs: int, runs: Path, thre
                 while waiting and len(busy) < jobs:
                     here, there = cast("tuple[Connection, Connection]", context.Pipe())
                     worker = context.Process(target=_work, args=(there, runs, threads), daemon=True)
-                    worker.start()
+                    with _safe_path():
+                        worker.start()
                     there.close()
                     busy[here] = (worker, waiting[0])
                     here.send(waiting.pop(0))
@@ -144,6 +160,19 @@ def _run_all(study: Study, pairs: Sequence[Pair], *, jobs: int, runs: Path, thre
                     worker.terminate()
             for worker, _ in busy.values():
                 worker.join()
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """For a process that starts meanwhile: no module comes from the current folder, which Python would put first."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = before or "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_SAFE_PATH)
+        if before is not None:
+            os.environ[_SAFE_PATH] = before
 
 
 @contextmanager
@@ -178,6 +207,7 @@ def _received(connection: Connection, pair: Pair) -> dict | None:
 def _work(connection: Connection, runs: Path, threads: int) -> None:
     """Train the pairs that arrive, until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes on what concerns us
+    os.environ.pop(_SAFE_PATH, None)  # not for the programs that a reward of the user's starts
     tolerant_streams()
     while True:
         try:

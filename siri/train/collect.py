@@ -40,6 +40,16 @@ class Group:
     """Answers whose grading timed out, failed, or came to no decision within bounds; all score 0."""
     trained: bool = True
     """False for a group that dynamic sampling dropped."""
+    timed_out: tuple[int, ...] = ()
+    """Which responses could not be graded in time, by their place: they count for nothing in the update."""
+
+    @property
+    def graded(self) -> list[bool]:
+        """For each response, whether its scores say something of it."""
+        return [place not in self.timed_out for place in range(len(self.completions))]
+
+    def graded_scores(self) -> list[float]:
+        return [score for score, graded in zip(self.scores, self.graded, strict=True) if graded]
 
 
 def derive_seed(seed: int, *path: int) -> int:
@@ -122,10 +132,23 @@ def _groups(
         of_prompt = slice(number * config.group_size, (number + 1) * config.group_size)
         lengths = [len(completion.token_ids) for completion in completions]
         truncated = [completion.truncated for completion in completions]
-        scores, rewards = shape_rewards(config, graded.rewards[of_prompt], lengths, truncated, cap)
-        trained = not config.dynamic_sampling or len(set(scores)) > 1
+        timed_out = tuple(place for place in range(len(completions)) if of_prompt.start + place in graded.timed_out)
+        # what was not graded must not lengthen or lower what the others are compared with
+        known = [place for place in range(len(completions)) if place not in timed_out]
+        scores, rewards = [0.0] * len(completions), [0.0] * len(completions)
+        if known:
+            shaped = shape_rewards(
+                config,
+                [graded.rewards[of_prompt.start + place] for place in known],
+                [lengths[place] for place in known],
+                [truncated[place] for place in known],
+                cap,
+            )
+            for place, score, reward in zip(known, *shaped, strict=True):
+                scores[place], rewards[place] = score, reward
+        trained = not config.dynamic_sampling or len({scores[place] for place in known}) > 1
         faults = (graded.timeouts, graded.errors, graded.undecided) if number == 0 else (0, 0, 0)
-        groups.append(Group(request.prompt_ids, completions, scores, rewards, *faults, trained))
+        groups.append(Group(request.prompt_ids, completions, scores, rewards, *faults, trained, timed_out))
     return groups
 
 
@@ -150,6 +173,7 @@ def to_arrays(groups: Sequence[Group]) -> Arrays:
             -1, 3
         ),
         "trained": np.array([group.trained for group in groups], bool),
+        "graded": flat((group.graded for group in groups), bool),
     }
 
 
@@ -163,13 +187,24 @@ def from_arrays(arrays: Arrays) -> list[Group]:
     columns = zip(cut("response_ids", lengths), cut("logp", lengths), arrays["truncated"].tolist(), strict=True)
     answers = iter([Completion(*fields) for fields in columns])
     return [
-        Group(prompt_ids, list(islice(answers, len(scores))), scores, rewards, timeouts, errors, undecided, trained)
-        for prompt_ids, scores, rewards, (timeouts, errors, undecided), trained in zip(
+        Group(
+            prompt_ids,
+            list(islice(answers, len(scores))),
+            scores,
+            rewards,
+            timeouts,
+            errors,
+            undecided,
+            trained,
+            tuple(place for place, known in enumerate(graded) if not known),
+        )
+        for prompt_ids, scores, rewards, (timeouts, errors, undecided), trained, graded in zip(
             cut("prompt_ids", arrays["prompt_lengths"]),
             cut("scores", responses),
             cut("rewards", responses),
             arrays["faults"].tolist(),
             arrays["trained"].tolist(),
+            cut("graded", responses),
             strict=True,
         )
     ]

@@ -8,11 +8,13 @@
 | reward | every response is right, or every one is wrong |
 | variance | no group has both, so that there is nothing to learn |
 | truncation | the cap cut every response |
+| grader | more than `grader_limit` of the responses timed out or failed in grading |
 
 A rule is `case=action` or `case=action:K`. Actions: off; warn (say it); skip (say it, and leave the update out). With K
 the run ends at the K-th step in a row, its state saved. The first step in a row leaves a post-mortem bundle in
-RUN/postmortem, which `siri replay` runs again: a checkpoint of what the update began with, whose state.json holds the
-samples, the plan, the old log-probs, the random state and what was found.
+RUN/postmortem, which `siri replay` runs again (not for `grader`, of which an update says nothing): a checkpoint of what
+the update began with, whose state.json holds the samples, the plan, the old log-probs, the random state and what was
+found.
 """
 
 import math
@@ -77,11 +79,14 @@ class Judge:
     def begin(self, step: int, groups: Sequence[Group], where: dict[str, Any]) -> None:
         """Look at a rollout batch before its update. `where` says what was sampled from (the sampler's state)."""
         self._step, self._where, self._found, self._notes = step, where, {}, []
-        scores = [score for group in groups for score in group.scores]
-        if min(scores) == max(scores) and scores[0] in (0.0, 1.0):
+        scores = [score for group in groups for score in group.graded_scores()]
+        if scores and min(scores) == max(scores) and scores[0] in (0.0, 1.0):
             self._find("reward", scores[0])
-        elif all(min(group.rewards) == max(group.rewards) for group in groups):
+        elif all(len(set(_graded(group))) < 2 for group in groups):
             self._find("variance", 0.0)
+        lost = sum(group.timeouts + group.errors for group in groups) / sum(len(group.scores) for group in groups)
+        if lost > self.config.grader_limit:
+            self._find("grader", lost)
         if all(completion.truncated for group in groups for completion in group.completions):
             self._find("truncation", 1.0)
 
@@ -103,7 +108,7 @@ class Judge:
         entropy = sum(row[2] * row[3] for row in counted) / sum(row[3] for row in counted) if counted else math.nan
         if entropy < self.config.entropy_floor:
             self._find("entropy", float(entropy))
-        if any(not self.streaks[case] and self.rules[case].action != "off" for case in self._found):
+        if any(not self.streaks[case] and self.rules[case].action != "off" for case in self._found if case != "grader"):
             self._keep(attempt, loss)
         return not any(self.rules[case].action == "skip" for case in self._whole_batch | self._here)
 
@@ -175,7 +180,13 @@ _SAID = {
     "reward": "every response has the score {value:g}",
     "variance": "no group has both right and wrong responses",
     "truncation": "the cap cut every response",
+    "grader": "{value:.1%} of the responses timed out or failed in grading",
 }
+
+
+def _graded(group: Group) -> list[float]:
+    """The rewards of the responses that were graded."""
+    return [reward for reward, graded in zip(group.rewards, group.graded, strict=True) if graded]
 
 
 def _plain(value: float) -> float | str:

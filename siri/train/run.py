@@ -203,7 +203,7 @@ class Run:
         if self.device.type == "cuda":
             settled = replace(config, token_budget=self.setup.token_budget, max_prompt_tokens=prompts.longest)
             self.memory = plan_memory(settled, self.policy, self.ranks, quiet=self.quiet)
-        for line in [*self.folder.notes, *self.engine.notes, *self.setup.notes()]:
+        for line in filter(None, [*self.folder.notes, *self.engine.notes, *self.setup.notes(), self.rewards.cell()]):
             self.progress.note(line)
 
     def next_step(self) -> Step:
@@ -268,6 +268,8 @@ class Run:
             self.progress.note(
                 f"warning: the reward failed on {row['reward_errors']} answers: {self.rewards.first_error}"
             )
+        if row["reward_timeouts"]:
+            self.progress.note(f"note: {row['reward_timeouts']} answers could not be graded in time: out of the loss")
         if row["reward_undecided"]:
             self.progress.note(f"note: {row['reward_undecided']} answers were too close to call, and score 0")
         self._keep_plan(step, update)

@@ -21,7 +21,7 @@ class Sample:
     rollout_logp: list[float]
     advantage: float
     counted: bool = True
-    """False keeps the response out of the loss (overlong = mask)."""
+    """False keeps the response out of the loss (overlong = mask, or it could not be graded in time)."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
@@ -38,7 +38,8 @@ def make_samples(config: Config, groups: Sequence[Group]) -> list[list[Sample]]:
     if not trained:
         return []
     rewards_PG = torch.tensor([group.rewards for group in trained], dtype=torch.float64)
-    advantages_PG = group_advantages(rewards_PG, norm=config.advantage_norm)
+    graded_PG = torch.tensor([group.graded for group in trained])
+    advantages_PG = group_advantages(rewards_PG, norm=config.advantage_norm, graded_PG=graded_PG)
     batches = []
     count = math.ceil(len(trained) / config.mini_batch_prompts)
     least, larger = divmod(len(trained), count)
@@ -52,10 +53,10 @@ def make_samples(config: Config, groups: Sequence[Group]) -> list[list[Sample]]:
                     completion.token_ids,
                     completion.logp,
                     advantage,
-                    counted=not (completion.truncated and config.overlong == "mask"),
+                    counted=graded and not (completion.truncated and config.overlong == "mask"),
                 )
                 for group, advantages in zip(trained[own], advantages_PG[own].tolist(), strict=True)
-                for completion, advantage in zip(group.completions, advantages, strict=True)
+                for completion, advantage, graded in zip(group.completions, advantages, group.graded, strict=True)
             ]
         )
     return batches

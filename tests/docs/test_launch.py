@@ -141,8 +141,8 @@ esac
 
 
 def test_the_slurm_job_starts_the_same_line_on_every_node(tmp_path):
-    """With stand-ins for Slurm's commands and for python: what torchrun is given, and how long it waits on SIGTERM."""
-    for name in ("scontrol", "srun", "python"):
+    """With stand-ins for Slurm's commands and for torchrun: what that is given, and how long it waits on SIGTERM."""
+    for name in ("scontrol", "srun", "torchrun"):
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
     environment = {
@@ -161,6 +161,6 @@ def test_the_slurm_job_starts_the_same_line_on_every_node(tmp_path):
     assert asked.startswith("scontrol show hostnames node[7-8]")
     assert started.startswith("srun --kill-on-bad-exit=1 "), "a node that fails takes the others along"
     assert "--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node7:29500 --rdzv-id 41" in run
-    assert "-m siri train siri-7b --run-dir /shared/run --auto-resume" in run
+    assert "--no-python siri train siri-7b --run-dir /shared/run --auto-resume" in run
     grace = int(NODE.with_name("slurm.sbatch").read_text().split("--signal=TERM@")[1].split()[0])
     assert 30 < int(run.split("WAIT=")[1]) < grace, "killed by torchrun before Slurm does it, and not much before"

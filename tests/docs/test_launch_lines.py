@@ -13,6 +13,7 @@ import pytest
 
 from siri.cli import main
 from siri.commands import dry_run as dry
+from siri.rollout.guard import SECRET
 from siri.rollout.served import LAUNCH, REQUIRED
 from tests.support.tiny import save_tiny
 
@@ -58,7 +59,7 @@ def test_training_lines_are_parsed_by_torchrun_and_dry_run(number, small, monkey
 
     words = trained()[number]
     parsed = parse_args(words[1:])
-    assert parsed.module and parsed.training_script == "siri" and parsed.nproc_per_node == "8"
+    assert parsed.no_python and parsed.training_script == "siri" and parsed.nproc_per_node == "8"
     for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     if not find_spec("vllm"):  # the version check is tested below
@@ -98,7 +99,7 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
     (tmp_path / "vllm").chmod(0o755)
     words = expanded(next(line for line in lines() if "serve.sh" in line))
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "GPUS": "2"}
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HOST", SECRET):
         environment.pop(name, None)
     running = subprocess.Popen([ROOT / words[0], *words[1:]], env=environment, start_new_session=True)
     try:
@@ -120,13 +121,36 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
     made = sorted(calls.read_text().splitlines())
     assert [line.split()[:2] for line in made] == [["0", "1"], ["1", "1"]]
     for gpu, line in enumerate(made):
-        assert f"serve deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --port {8000 + gpu} " in line
+        assert f"serve deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --host 127.0.0.1 --port {8000 + gpu} " in line
+        assert "--middleware" not in line
         assert "threads=1,PASSIVE" in line, "one CPU thread, and none that spins"
         assert "--max-model-len 17408" in line and '--weight-transfer-config {"backend": "nccl"}' in line
         flags = [remedy.removeprefix("start it with ") for *_, remedy in REQUIRED if "with --" in remedy]
         assert all(flag in line for flag in flags if "kv-cache-dtype" not in flag)
     for flag in shlex.split(LAUNCH.split("MODEL")[1]):
         assert flag in SERVE
+
+
+def test_servers_that_others_reach_need_a_secret(tmp_path):
+    (tmp_path / "vllm").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\nexec sleep 600\n')
+    (tmp_path / "vllm").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "GPUS": "1", "HOST": "node1"}
+    environment.pop(SECRET, None)
+    command = [ROOT / "launch" / "serve.sh", "model"]
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and f"set {SECRET}" in refused.stderr
+    assert not (tmp_path / "calls").exists()
+    running = subprocess.Popen(command, env=environment | {SECRET: "hush"}, start_new_session=True)
+    try:
+        for _ in range(1000):
+            if (tmp_path / "calls").exists() and (tmp_path / "calls").read_text().endswith("\n"):
+                break
+            subprocess.run(["sleep", "0.1"], check=True)
+    finally:
+        running.terminate()
+        running.wait()
+    line = (tmp_path / "calls").read_text()
+    assert "--host node1 --port 8000 --middleware siri.rollout.guard.Guard " in line and "hush" not in line
 
 
 def test_the_extra_pins_the_versions_that_are_checked():

@@ -11,7 +11,7 @@ from siri.config.recipe import recipe_names
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("readme", ["README.md", "kernels/README.md"])
+@pytest.mark.parametrize("readme", ["README.md", "kernels/README.md", "SECURITY.md", "docs/reliability.md"])
 def test_relative_links_exist(readme):
     path = ROOT / readme
     links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text())

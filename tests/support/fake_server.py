@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from siri.model.policy import Policy
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
-from siri.rollout.worker import MANIFEST, bit_sum
+from siri.rollout.worker import MANIFEST, checksum
 from tests.support.tiny import tiny_policy
 
 CONFIG = {
@@ -142,7 +142,7 @@ class FakeServer:
         if fault == "wrong":
             with torch.no_grad():
                 state["model.norm.weight"][0] += 1
-        sums = {name: [bit_sum(tensor), tensor.numel()] for name, tensor in shown.items()}
+        sums = {name: [checksum(tensor)] for name, tensor in shown.items()}
         return {"damaged": [], "sums": sums, "fused": {}}
 
     def siri_mark(self, version: str):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from siri.model.policy import load_policy
-from siri.rollout.served import Fan, NcclTransfer, weight_source
+from siri.rollout.nccl import Fan, NcclTransfer, weight_source
 from siri.rollout.vllm import SUPPORTED, check_version, installed, weights
 from siri.runtime.ranks import ALONE
 from tests.vllm.server import ROOT
@@ -77,7 +77,7 @@ def transfer(models, monkeypatch):
         return Sender(init_info, client, source)
 
     monkeypatch.setattr(WeightTransferTrainerFactory, "trainer_init", trainer_init)
-    monkeypatch.setattr("siri.rollout.served._meeting_point", lambda url: ("127.0.0.1", 29501))
+    monkeypatch.setattr("siri.rollout.nccl._meeting_point", lambda url: ("127.0.0.1", 29501))
     policy = load_policy(str(models[False]), torch.device("cpu"))
 
     async def http(session, server, verb, path, body=None, *, timeout):

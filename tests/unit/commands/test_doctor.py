@@ -52,8 +52,21 @@ def test_run_prints_everything_within_five_seconds_and_without_heavy_imports():
     assert all(len(line) <= 80 for line in table if "pip install" not in line)
 
 
+def test_the_layers_of_a_graders_cell_are_listed_and_a_missing_one_says_why(monkeypatch):
+    from siri.rewards import sandbox
+    from siri.rewards.pool import RewardPool
+
+    monkeypatch.setattr(RewardPool, "__enter__", lambda self: self)
+    monkeypatch.setattr(RewardPool, "layers", ["memory", "limits", "audit"])
+    found = {finding.name: finding for finding in doctor._graders()}
+    assert set(found) == {"math", *sandbox.LAYERS}
+    assert [name for name, finding in found.items() if finding.found == "no"] == ["landlock", "user", "seccomp"]
+    assert found["seccomp"].note == "Linux on x86-64 only" and found["audit"].note == ""
+
+
 def test_collect_is_json_and_true():
     known = doctor.collect()
+    assert {"limits", "audit"} <= {finding["name"] for finding in known["findings"] if finding["found"] == "yes"}
     assert json.loads(json.dumps(known)) == known
     found = {finding["name"]: finding["found"] for finding in known["findings"]}
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__

@@ -15,7 +15,7 @@ from siri.config.settings import Meaning, Settings, declared, names, setting
 from siri.errors import InputError
 
 FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "keep_every", "logger", "profile"}
-FREE |= {"reward_workers", "reward_memory_gb", "health", "ratio_limit", "entropy_floor", "bundles"}
+FREE |= {"reward_workers", "reward_memory_gb", "health", "ratio_limit", "entropy_floor", "grader_limit", "bundles"}
 FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
 FREE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
 FREE |= {"rollout_timeout_s", "rollout_sync_timeout_s", "sync_every_micro_step"}

@@ -7,39 +7,126 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from siri.rollout.checksums import differing, expected
 from siri.rollout.transfer import FileTransfer
-from siri.rollout.worker import SyncWorker, bit_sum, differing, expected
+from siri.rollout.worker import COLUMN, ROW, WORD, SyncWorker, bit_sum, checksum, present
 from siri.runtime.ranks import ALONE
 from siri.train.mismatch import Mismatch
 
 
-def test_checksums_add_up_over_parts_and_ignore_padding():
+def test_a_checksum_knows_the_place_of_every_element():
     for dtype in (torch.bfloat16, torch.float32):
-        parts = [torch.randn(6, 5).to(dtype) for _ in range(3)]
-        whole = torch.cat([*parts, torch.zeros(4, 5, dtype=dtype)])
-        assert bit_sum(whole) == sum(map(bit_sum, parts)) % 2**64
-        assert bit_sum(whole.T) == bit_sum(whole), "layout does not count"
-        nudged = whole.clone()
-        nudged[2, 3] = torch.nextafter(nudged[2, 3].float(), torch.tensor(9.0)) if dtype == torch.float32 else 1.0
-        assert bit_sum(nudged) != bit_sum(whole)
+        tensor = torch.randn(7, 5).to(dtype)
+        assert bit_sum(tensor) == bit_sum(tensor.T.contiguous().T), "memory layout does not count"
+        moved = [tensor.T, tensor.flip(0), tensor.flip(1), tensor[torch.randperm(7)].roll(1, 0), tensor.reshape(5, 7)]
+        assert len({bit_sum(tensor), *map(bit_sum, moved)}) >= 6
+        nudged = tensor.clone()
+        nudged[2, 3] = -nudged[2, 3]
+        assert bit_sum(nudged) != bit_sum(tensor)
+    assert checksum(torch.zeros(())) == [0, 1, 1] and checksum(torch.zeros(0)) == [0, 0, 0]
+    assert checksum(torch.ones(3, 2, 4))[1:] == [3, 8]
+
+
+def test_a_checksum_is_its_formula(monkeypatch):
+    """In Python's own whole numbers, and however many rows are looked at together."""
+    tensor = torch.randn(9, 4, dtype=torch.float16)
+    bits = tensor.view(torch.int16).tolist()
+    places = [(row, column) for row in range(9) for column in range(4)]
+    wanted = sum(bits[r][c] * pow(ROW, r, WORD) * pow(COLUMN, c, WORD) for r, c in places) % WORD
+    for at_once in (1, 5, 8, 2**22):
+        monkeypatch.setattr("siri.rollout.worker._AT_ONCE", at_once)
+        assert bit_sum(tensor) == wanted
+
+
+def shares(tensors: dict[str, torch.Tensor], workers: int, heads: int) -> list[dict]:
+    """What tensor-parallel workers hold, as vLLM cuts it: q, k, v and gate, up by rows and fused, o by columns, the
+    embedding by rows and padded, keys and values more than once where there are more workers than heads."""
+    held = []
+    for rank in range(workers):
+        keys, key_rank = min(workers, heads), rank * min(workers, heads) // workers
+
+        def rows(name, parts=workers, place=rank):
+            return tensors[name].chunk(parts)[place]
+
+        padded = torch.cat([tensors["embed.weight"], torch.zeros(-len(tensors["embed.weight"]) % 64, 4)])
+        model = {
+            "embed.weight": [padded.chunk(workers)[rank]],
+            "l.0.qkv_proj.weight": [
+                rows("l.0.q_proj.weight"),
+                *(rows(f"l.0.{n}_proj.weight", keys, key_rank) for n in "kv"),
+            ],
+            "l.0.qkv_proj.bias": [rows("l.0.q_proj.bias"), *(rows(f"l.0.{n}_proj.bias", keys, key_rank) for n in "kv")],
+            "l.0.o_proj.weight": [tensors["l.0.o_proj.weight"].chunk(workers, 1)[rank]],
+            "l.0.gate_up_proj.weight": [rows("l.0.gate_proj.weight"), rows("l.0.up_proj.weight")],
+            "norm.weight": [tensors["norm.weight"]],
+        }
+        held.append({"sums": model, "fused": FUSED})
+    return held
+
+
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+
+
+def summed(held: list[dict]) -> list[dict]:
+    return [
+        {**worker, "sums": {name: [checksum(block) for block in blocks] for name, blocks in worker["sums"].items()}}
+        for worker in held
+    ]
+
+
+def sent_tensors() -> dict[str, torch.Tensor]:
+    shapes = {"embed.weight": (97, 4), "norm.weight": (4,), "l.0.o_proj.weight": (4, 16)}
+    shapes |= {f"l.0.{name}_proj.weight": (16 if name == "q" else 8, 4) for name in ("q", "k", "v")}
+    shapes |= {f"l.0.{name}_proj.bias": (16 if name == "q" else 8,) for name in ("q", "k", "v")}
+    shapes |= {f"l.0.{name}_proj.weight": (32, 4) for name in ("gate", "up")}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("workers", "heads"), [(1, 2), (2, 2), (4, 2), (8, 2), (8, 8), (4, 1)])
+def test_every_worker_of_a_server_is_compared(workers, heads):
+    tensors = sent_tensors()
+    sent = {name: checksum(tensor) for name, tensor in tensors.items()}
+    assert differing(sent, summed(shares(tensors, workers, heads))) == []
+    for name in shares(tensors, workers, heads)[0]["sums"]:
+        for place in range(len(shares(tensors, workers, heads)[0]["sums"][name])):
+            held = shares(tensors, workers, heads)
+            block = held[-1]["sums"][name][place].clone()
+            if not block.any():  # nothing but padding
+                block[0] += 1
+            held[-1]["sums"][name][place] = block.flip(0) if len(block) > 1 else block + 1
+            assert differing(sent, summed(held)) == [name], "the last worker holds something else, or in another order"
+    if workers > 1:
+        held = summed(shares(tensors, workers, heads))
+        swapped = [held[1], held[0], *held[2:]]
+        assert "l.0.o_proj.weight" in differing(sent, swapped), "the shares are there, each in another place"
 
 
 def test_differing_names_fused_stale_and_missing_tensors():
-    q, k, v, norm = torch.randn(8, 4), torch.randn(2, 4), torch.randn(2, 4), torch.randn(4)
-    sent = {f"l.0.{n}_proj.weight": [bit_sum(t), t.numel()] for n, t in (("q", q), ("k", k), ("v", v))}
-    sent["norm.weight"] = [bit_sum(norm), 4]
-    fused = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
-    assert set(expected(sent, fused)) == {"l.0.qkv_proj.weight", "norm.weight"}
+    tensors = sent_tensors()
+    sent = {name: checksum(tensor) for name, tensor in tensors.items()}
+    (there,) = summed(shares(tensors, 1, 2))
+    qkv = torch.cat([tensors[f"l.0.{name}_proj.weight"] for name in "qkv"])
+    assert set(expected(sent, FUSED)) == set(there["sums"])
 
-    def there(**changes):
-        sums = {"l.0.qkv_proj.weight": [bit_sum(torch.cat([q, k, v])), 48], "norm.weight": [bit_sum(norm), 4]}
-        return {"sums": sums | changes, "fused": fused}
+    def changed(**changes):
+        return [{**there, "sums": there["sums"] | {f"l.0.{name}.weight": value for name, value in changes.items()}}]
 
-    assert differing(sent, there()) == []
-    stale = {"l.0.qkv_proj.weight": [bit_sum(torch.cat([q, k + 1, v])), 48]}
-    assert differing(sent, there(**stale)) == ["l.0.qkv_proj.weight"]
-    assert differing(sent, there(**{"l.0.qkv_proj.weight": [0, 0]})) == [], "repacked and dropped: cannot be compared"
-    assert differing(sent, there(**{"other.weight": [3, 4]})) == ["other.weight"], "nobody sent it"
+    whole = changed(qkv_proj=[checksum(qkv)])
+    assert differing(sent, whole) == [], "one worker need not say where the parts end"
+    assert differing(sent, changed(qkv_proj=[checksum(qkv.flip(0))])) == ["l.0.qkv_proj.weight"]
+    assert differing(sent, changed(qkv_proj=[checksum(torch.zeros(0))])) == [], "repacked and dropped: not compared"
+    assert differing(sent, changed(other=[[3, 4, 1]])) == ["l.0.other.weight"], "nobody sent it"
+
+
+def test_a_worker_says_where_the_parts_of_a_fused_tensor_end():
+    class Fused(torch.nn.Linear):
+        output_partition_sizes = (4, 2, 2)
+
+    model = torch.nn.Sequential(Fused(3, 8))
+    sums = present(Inside(model))["sums"]
+    weight = model[0].weight
+    assert sums["0.weight"] == [checksum(weight[:4]), checksum(weight[4:6]), checksum(weight[6:])]
+    assert len(sums["0.bias"]) == 3
 
 
 def test_mismatch_is_that_of_the_counted_tokens():
@@ -76,7 +163,7 @@ def test_a_worker_names_its_weights_only_when_told_and_loads_them_once(tmp_path)
     assert json.loads(worker.siri_load(str(tmp_path / "elsewhere"))) == {"unseen": True} and not worker.reloads
     files.write(iter(trained.named_parameters()), "v1")
     found = json.loads(worker.siri_load(str(files.folder)))
-    assert found["damaged"] == [] and differing(files.sums, found) == []
+    assert found["damaged"] == [] and differing(files.sums, [found]) == []
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), model.parameters(), strict=True))
     assert json.loads(worker.siri_version()) is None, "nobody has compared them yet"
     worker.siri_mark("v1")
@@ -88,7 +175,7 @@ def test_a_worker_names_its_weights_only_when_told_and_loads_them_once(tmp_path)
     data[-3] ^= 64
     shard.write_bytes(data)
     found = json.loads(worker.siri_load(str(files.folder)))
-    assert len(found["damaged"]) == 1 and differing(files.sums, found) == found["damaged"]
+    assert len(found["damaged"]) == 1 and differing(files.sums, [found]) == found["damaged"]
     assert json.loads(worker.siri_version()) is None, "the weights before are gone"
     worker.siri_mark("v2")
     worker.siri_mark("")

@@ -11,6 +11,7 @@ from siri.advantages import group_advantages
 from siri.config import Config
 from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
+from siri.rewards.pool import RewardBatch
 from siri.rewards.shaping import soft_penalty
 from siri.rollout import Completion
 from siri.runtime.ranks import Ranks, from_bytes, to_bytes
@@ -58,11 +59,13 @@ class FakeEngine:
 
 
 class FakeGrader:
-    """Right when the text's length is one of the numbers in the answer."""
+    """Right when the text's length is one of the numbers in the answer; "late5" times out on a text of that length."""
 
     def score(self, texts, answers):
         rewards = [float(str(len(text)) in answer.split()) for text, answer in zip(texts, answers, strict=True)]
-        return SimpleNamespace(rewards=rewards, timeouts=0, errors=0, undecided=0)
+        lost = {place for place, answer in enumerate(answers) if f"late{len(texts[place])}" in answer.split()}
+        rewards = [0.0 if place in lost else reward for place, reward in enumerate(rewards)]
+        return RewardBatch(rewards, timeouts=len(lost), timed_out=lost)
 
 
 POLICY = SimpleNamespace(decode=lambda ids: "x" * len(ids))
@@ -213,6 +216,30 @@ def test_advantages_against_the_formula():
         group_advantages(torch.ones(3, 1))
     with pytest.raises(ValueError, match="norm"):
         group_advantages(rewards, norm="max")
+
+
+def test_what_could_not_be_graded_in_time_is_out_of_the_loss_and_of_the_comparison():
+    """Lengths 3, 4, 5, of which 3 and 5 are right; the grading of one took too long."""
+    settings = config(length_reward="kimi", group_size=3)
+    whole, late, two_left, none = (
+        run(settings, prompt_set(*[(3, answer)] * 4), cap=9)[0][0]
+        for answer in ("3 5", "3 5 late5", "3 5 late4", "late3 late4 late5")
+    )
+    assert (whole.timed_out, late.timed_out, none.timed_out) == ((), (2,), (0, 1, 2))
+    assert late.rewards == pytest.approx([1 + 0.5, -0.5, 0.0]), "the longest that was graded is the longest"
+    for group, places in ((late, [0, 1]), (two_left, [0, 2])):
+        samples = make_samples(settings, [group])[0]
+        assert [place for place, sample in enumerate(samples) if sample.counted] == places
+        wanted = group_advantages(torch.tensor([[group.rewards[place] for place in places]], dtype=torch.float64))[0]
+        assert [samples[place].advantage for place in places] == wanted.tolist()
+        assert [sample.advantage for sample in samples if not sample.counted] == [0.0]
+    assert [(sample.advantage, sample.counted) for sample in make_samples(settings, [none])[0]] == [(0.0, False)] * 3
+    assert rollout_metrics([late, none])["reward_timeouts"] == 4 + 12, "of all four prompts each"
+    all_right = run(
+        config(dynamic_sampling=True, dynamic_sampling_rounds=1), prompt_set(*[(3, "3 4 late5")] * 4), cap=9
+    )[0]
+    assert not any(group.trained for group in all_right), "a right and a lost one are no mixed group"
+    assert from_arrays(to_arrays([late, none])) == [late, none]
 
 
 def test_metrics_of_a_batch():

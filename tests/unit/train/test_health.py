@@ -130,6 +130,20 @@ def test_each_case_is_found_and_skipped_or_not_by_rule(tmp_path, monkeypatch, ca
     fault(f"health: {case}", "4 rules", "warned, skipped, stopped or ignored as told; replay bit for bit")
 
 
+def test_a_grader_that_fails_too_often_is_told(tmp_path, monkeypatch, capsys):
+    """Without a bundle: the update is as it should be."""
+    monkeypatch.chdir(tmp_path)
+    Path("lost.py").write_text("def lost(response, answer):\n    return 1.0 if 'boxed' in response else 1 / 0\n")
+    common = ["--steps", "1", "--reward", "lost:lost"]
+    quiet = [f"{other}=off" for other in DEFAULTS if other not in ("grader", "nonfinite")]
+    train(tmp_path / "warn", *common, "--health", *quiet)
+    out = capsys.readouterr().out
+    assert "warning: step 0: 100.0% of the responses timed out or failed in grading; update made" in out
+    assert [row["case"] for row in rows(tmp_path / "warn", "health")] == ["grader"] and not bundles(tmp_path / "warn")
+    train(tmp_path / "stop", *common, "--health", *quiet, "grader=warn:1", "--quiet", expect=2)
+    assert "1 steps in a row (health: grader)" in capsys.readouterr().err
+
+
 def test_a_bundle_replays_bit_for_bit(tmp_path, monkeypatch, capsys, fault):
     """The second mini-batch of the third step: old log-probs of older weights, moments, several micro-steps."""
     poison(monkeypatch, at={9999})
