@@ -9,28 +9,11 @@ function without brackets runs to the next sum, product sign or function.
 import re
 from fractions import Fraction
 
+from siri.rewards.grading.vocabulary import FUNCTIONS, GREEK, LOGARITHMS, LONGEST_PLAIN, PLAIN, PLAIN_CONSTANTS, TRIG
+
 # Deeper than any answer, and far from Python's own limit: a level of brackets costs some ten frames.
 MAX_DEPTH = 48
 
-_GREEK = frozenset(
-    re.findall(
-        r"\w+",
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi "
-        "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar",
-    )
-)
-_TRIG = ("sin", "cos", "tan", "cot", "sec", "csc")
-_FUNCTIONS = {name: name for name in (*_TRIG, *(f"{name}h" for name in _TRIG), "exp", "abs")}
-_FUNCTIONS |= {f"{prefix}{name}": f"arc{name}" for name in _TRIG for prefix in ("arc", "a")}
-_FUNCTIONS |= {f"{prefix}{name}h": f"arc{name}h" for name in ("sin", "cos", "tan") for prefix in ("arc", "ar", "a")}
-_FUNCTIONS |= {"tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan"}
-_LOGARITHMS = {"ln": ("const", "e"), "lg": ("num", Fraction(10)), "log": ("num", Fraction(10))}
-_PLAIN_CONSTANTS = {"pi": "pi", "oo": "inf", "inf": "inf", "infty": "inf", "infinity": "inf", "Infinity": "inf"}
-# "xi" is more often x times i
-_PLAIN = frozenset(
-    {*_FUNCTIONS, *_LOGARITHMS, *_PLAIN_CONSTANTS, *(_GREEK - {"mu", "nu", "xi", "ell"}), "sqrt", "cbrt"}
-)
-_LONGEST_PLAIN = max(map(len, _PLAIN))
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "\\lvert": "\\rvert"}
 _ROUNDED = {"\\lfloor": "floor", "\\lceil": "ceil", "\\lvert": "abs"}
 _TIMES = ("*", "\\cdot", "\\times", "\\ast")
@@ -114,8 +97,8 @@ def _names(word: str) -> list[tuple[str, str]]:
     """Letters without a backslash: names of functions and constants, the longest first, and else single variables."""
     found, place, letters = [], 0, 0
     while place < len(word):
-        ends = range(min(len(word), place + _LONGEST_PLAIN), place + 1, -1)
-        name = next((word[place:end] for end in ends if word[place:end] in _PLAIN), "")
+        ends = range(min(len(word), place + LONGEST_PLAIN), place + 1, -1)
+        name = next((word[place:end] for end in ends if word[place:end] in PLAIN), "")
         found.append(("name", name) if name else ("letter", word[place]))
         letters += not name
         place += len(name) or 1
@@ -203,7 +186,7 @@ class _Reader:
 
     def is_function(self) -> bool:
         name = self.peek().removeprefix("\\")
-        return self.kind() in ("name", "command") and (name in _FUNCTIONS or name in _LOGARITHMS)
+        return self.kind() in ("name", "command") and (name in FUNCTIONS or name in LOGARITHMS)
 
     def power(self) -> Tree:
         tree = self.suffixed(self.atom())
@@ -327,11 +310,11 @@ class _Reader:
 
     def named(self, name: str) -> Tree:
         """A name without a backslash."""
-        if name in _PLAIN_CONSTANTS:
-            return ("const", _PLAIN_CONSTANTS[name])
+        if name in PLAIN_CONSTANTS:
+            return ("const", PLAIN_CONSTANTS[name])
         if name in ("sqrt", "cbrt"):
             return ("root", ("num", Fraction(2 if name == "sqrt" else 3)), self.atom())
-        return self.function(name) if name in _FUNCTIONS or name in _LOGARITHMS else ("sym", name + self.subscript())
+        return self.function(name) if name in FUNCTIONS or name in LOGARITHMS else ("sym", name + self.subscript())
 
     def command(self, text: str) -> Tree:
         name = text[1:]
@@ -352,9 +335,9 @@ class _Reader:
             return ("const", "pi")
         if name == "infty":
             return ("const", "inf")
-        if name in _GREEK:
+        if name in GREEK:
             return ("sym", name + self.subscript())
-        if name in _FUNCTIONS or name in _LOGARITHMS:
+        if name in FUNCTIONS or name in LOGARITHMS:
             return self.function(name)
         if text in _ROUNDED:
             tree = self.sum()
@@ -377,12 +360,12 @@ class _Reader:
             tree = self.bar("|")
         else:
             tree = self.signed(self.bare_argument)
-        if name in _LOGARITHMS:
-            tree = ("log", _LOGARITHMS[name] if base is None else base, tree)
-        elif exponent == ("neg", ("num", Fraction(1))) and name in _TRIG:
+        if name in LOGARITHMS:
+            tree = ("log", LOGARITHMS[name] if base is None else base, tree)
+        elif exponent == ("neg", ("num", Fraction(1))) and name in TRIG:
             return ("call", f"arc{name}", (tree,))
         else:
-            tree = ("call", _FUNCTIONS[name], (tree,))
+            tree = ("call", FUNCTIONS[name], (tree,))
         return tree if exponent is None else ("^", tree, exponent)
 
     def bare_argument(self) -> Tree:
