@@ -29,7 +29,7 @@ from siri.rewards.grading.structure import (
     split,
     squeezed,
 )
-from siri.rewards.grading.units import without_unit
+from siri.rewards.grading.units import currencies, without_unit
 from siri.rewards.grading.values import rational, rounds_to, same_value, same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
@@ -47,20 +47,15 @@ _REPEATING = re.compile(r"(-?)(\d*\.\d*?)(?:\((\d+)\)|(\d)\4{2,}|(\d{2,}?)\5+)(\
 _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 _BASES = {
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-    "sixteen": 16,
+    name: base
+    for base, name in enumerate(
+        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split(), 2
+    )
 }
-_IN_BASE = re.compile(rf"\(?(-?[0-9A-F]+)\)?_\{{?(\d+|{'|'.join(_BASES)})\}}?")
+_IN_BASE = re.compile(
+    rf"(?:\\overline\{{(?=\w+\}}))?\(?(-?[0-9A-Fa-f]+)\)?\}}?(?:_\{{?\(?|\(?base)(\d+|{'|'.join(_BASES)})\)?\}}?"
+)
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
-_CENTS = re.compile(r"\d\s*(?:\\\w+\{)?\s*(?:cents?\b|¢)")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _AND_OR = re.compile(
     r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
@@ -86,7 +81,7 @@ def same_answer(gold: str, answer: str) -> bool:
     if len(answer) > len(gold) + MAX_EXTRA_CHARS:
         return False
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
-    if any("\\$" in a and _CENTS.search(b) and not _CENTS.search(a) for a, b in ((gold, answer), (answer, gold))):
+    if (money := currencies(gold)) and (other_money := currencies(answer)) and not money & other_money:
         return False
     if gold.strip() == answer.strip():
         return bool(gold.strip())
@@ -309,8 +304,9 @@ def _same_scalar(gold: str, answer: str) -> bool:
 
 def _in_base(text: str) -> tuple[str, str] | None:
     """The digits of a number in a base, and the base."""
-    match = _IN_BASE.fullmatch(re.sub(r"\\text\{([^{}]*)\}|\s", r"\1", text))
-    return (match[1], str(_BASES.get(match[2], match[2]))) if match else None
+    plain = re.sub(r"(?<=\d)[,\s]+(?=\d)|\s", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    match = _IN_BASE.fullmatch(plain)
+    return (match[1].upper(), str(_BASES.get(match[2], match[2]))) if match else None
 
 
 def _rounded(trees: tuple[Tree, Tree], texts: tuple[str, str]) -> bool:
