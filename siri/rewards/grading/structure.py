@@ -24,7 +24,9 @@ _TO_BE_SOLVED = re.compile(
 )
 _ROUNDING = 0.02
 _BITS = 64
-_OTHER_CHOICE = re.compile(r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|[,;&]\s*\(?[A-J]\)?$|^\(?[A-J]\)?$")
+_OTHER_CHOICE = re.compile(
+    r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|[,;&]\s*\(?[A-J]\)?$|^\(?[A-J]\)?$"
+)
 
 
 def squeezed(text: str) -> str:
