@@ -19,4 +19,7 @@ LOGARITHMS = {"ln": ("const", "e"), "lg": ("num", Fraction(10)), "log": ("num", 
 PLAIN_CONSTANTS = {"pi": "pi", "oo": "inf", "inf": "inf", "infty": "inf", "infinity": "inf", "Infinity": "inf"}
 # "xi" is more often x times i
 PLAIN = frozenset({*FUNCTIONS, *LOGARITHMS, *PLAIN_CONSTANTS, *(GREEK - {"mu", "nu", "xi", "ell"}), "sqrt", "cbrt"})
+CALLED = {"gcd": "gcd", "lcm": "lcm", "max": "max", "min": "min", "floor": "floor", "ceil": "ceil", "cis": "cis"}
+CALLED |= {"binom": "binom", "nCr": "binom", "factorial": "factorial", "Sqrt": "sqrt"}
+"""Functions that take their arguments in brackets, as programs write them."""
 LONGEST_PLAIN = max(map(len, PLAIN))
