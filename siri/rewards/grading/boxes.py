@@ -28,10 +28,10 @@ _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\rig
 _MAX_BETWEEN = 40
 _ANSWER = re.compile(
     r"[\s*_#>`]*(?:[-+]\s+)?(?:<(?:b|strong)>\s*|\\text(?:bf)?\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?"
-    r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:：](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
+    r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:\uff1a](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
     re.IGNORECASE,
 )
-_HEADING = re.compile(r"[\s*_#>`]*(?:the\s+)?(?:final\s+)?answer[\s*_`]*[:：]?[\s*_`]*", re.IGNORECASE)
+_HEADING = re.compile(r"[\s*_#>`]*(?:the\s+)?(?:final\s+)?answer[\s*_`]*[:\uff1a]?[\s*_`]*", re.IGNORECASE)
 _MAX_LINE = 1000
 
 

@@ -13,7 +13,7 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ]+
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ]+")
 _GREEK_NAMES = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega pi"
 _GREEK = dict(zip("αβγδεζηθκλμνξρστφχψωπ", re.findall(r"\w+", _GREEK_NAMES), strict=True))
-_GREEK |= dict(zip("ΓΔΘΛΞΣΦΨΩ", "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega".split(), strict=True))
+_GREEK |= dict(zip("ΓΔΘΛΞΣΦΨΩ", re.findall(r"\w+", "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"), strict=True))
 _GREEK |= {"µ": "mu", "ϕ": "phi", "ϵ": "epsilon", "ϑ": "theta", "ς": "sigma", "∆": "Delta", "Ω": "Omega"}
 _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
     sign: spelling
@@ -120,6 +120,16 @@ _REPLACEMENTS = [
         ("{,}", r"(?<=\d)\{,\}\s*(?=\d{3}(?!\d))", ""),
         ("\\!", r"(?<!\\)\\!", ""),
         ("", r"(?:(?<!\\)\\(?:[,;:> ]|(?:q?quad|thinspace|enspace|medspace)(?![a-zA-Z]))|~|\s)+", " "),
+        ("<", r"^\s*<([^<>]*,[^<>]*)>\s*$", r"(\1)"),
+        ("\\operatorname", r"(?<=[\d}])\s*\\operatorname\s*\{\s*(cm|mm|km|kg|m|g|s|ft|in)\s*\}", r"\\text{ \1}"),
+        ("U", r"(?<=[)\]}])\s*U\s*(?=[(\[{\\])", r" \\cup "),
+        # thousands, as the Swiss and programs write them
+        ("'", r"(?<![\w.'])(\d{1,3}(?:'\d{3})+)(?![\d'])", lambda match: match[0].replace("'", "")),
+        ("_", r"(?<![\w.])(\d{1,3}(?:_\d{3})+)(?![\d_{])", lambda match: match[0].replace("_", "")),
+        ("'", r"^'([^']*)'$", r"\1"),
+        ('"', r'^"([^"]*)"$', r"\1"),
+        ("\u201c", "^\u201c([^\u201c\u201d]*)\u201d$", r"\1"),
+        ("^", r"\\(?:mathrm|text)\s*\{\s*(\^\s*\{?\s*\\circ\s*\}?)\s*\}", r"\1"),
         ("\\", r"\\(?:nice|s|x)frac(?![a-zA-Z])", r"\\frac"),
         ("\\over", r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}|^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", lambda m: _over(m)),
         # ^1/_2, as slanted fractions are made
@@ -207,8 +217,9 @@ def clean(text: str) -> str:
             text = pattern.sub(replacement, text)
     text = text.strip()
     if "\\" in text or "..." in text:
-        while text.endswith("\\\\"):
-            text = text.removesuffix("\\\\").rstrip()
+        while text.endswith("\\"):  # a line break, or a space that was cut off
+            text = text.removesuffix("\\").rstrip()
+        text = re.sub(r"^(?:\\\\\s*)+", "", text)
         text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", text)
     text = "\\cup".join(map(_open_ended, text.rstrip(" .,;:").split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
@@ -217,7 +228,7 @@ def clean(text: str) -> str:
     if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
         found = [part.strip() for part in text.split("\\approx") if part.strip()]
         named = len(found) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", found[0])
-        text = "".join(found[1:2] if named else found[:1])
+        text = "".join(found[1:2] if named else found[:1]).removesuffix("(").rstrip()
     return text
 
 
@@ -285,6 +296,7 @@ def _undecorated(text: str) -> str:
     if "*" in text or "_" in text or "`" in text:
         text = _unmarked(text)
     if "\\" in text:
+        text = re.sub(r"\{\\rm(?![a-zA-Z])\s*(?:\\\s)?\s*([a-zA-Z ]+)\}", r"\\text{ \1}", text)
         text = _NAMED.sub(r"\\\1 ", _WRAPPERS.sub(" ", text))
     return _unbraced(text.strip())
 

@@ -12,8 +12,10 @@ _MATRIX = re.compile(
     re.DOTALL,
 )
 _ROW_BREAK = re.compile(r"\\\\\s*(?:\[[^\[\]]*\]|\*)?|\\cr(?![a-zA-Z])|\\tabularnewline")
+_NO_SUCH = re.compile(r"(?:it)?(?:does|do)not(?:exist|existent)|dne|nonexistent", re.IGNORECASE)
+_TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})\s*\}?")
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?"
+    r"(?P<said>(?:option|choice|answer)\s+)?"
     r"(?:\(\s*([A-Ja-j])\s*\)\s*[.:]?\s*|([A-J])\s*\)\s*|([A-J])\s*[.:]\s+|([A-J])$)(?![-+*/^=,_'])(.*)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -36,7 +38,9 @@ def squeezed(text: str) -> str:
 
 def key(text: str) -> str:
     """What is compared as text: no spaces, no text commands; words and choice letters without case."""
-    found = squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    found = re.sub(r"(?<=[a-zA-Z])\.$", "", squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)))
+    if _NO_SUCH.fullmatch(found):
+        return "dne"
     letter = re.fullmatch(r"\(([A-Za-z])\)", found)
     if letter:
         return letter[1].upper()
@@ -103,7 +107,21 @@ def bracketed(text: str) -> tuple | None:
 
 def matrix(text: str) -> tuple | None:
     """Shape and cells of a matrix in any brackets, times what stands before it; a determinant is another thing."""
-    match = _MATRIX.fullmatch(text.strip())
+    text = text.strip()
+    if turned := _TRANSPOSED.search(text):
+        inner = text[: turned.start()]
+        if turned.end() != len(text) or not (inside := matrix(inner) or _row_vector(inner)) or inside[0][0]:
+            return None
+        (_, lengths), cells = inside
+        if len(set(lengths)) != 1:
+            return None
+        width = lengths[0]
+        return (False, (len(lengths),) * width), [
+            cells[row * width + at] for at in range(width) for row in range(len(lengths))
+        ]
+    if text.startswith("[["):
+        return _nested_rows(text)
+    match = _MATRIX.fullmatch(text)
     if not match:
         return None
     text = re.sub(r"\\hline(?![a-zA-Z])", "", match["cells"])
@@ -116,9 +134,25 @@ def matrix(text: str) -> tuple | None:
     return (determinant, tuple(map(len, rows))), cells
 
 
+def _row_vector(text: str) -> tuple | None:
+    inside = bracketed(text)
+    return ((False, (len(inside[1]),)), inside[1]) if inside else None
+
+
+def _nested_rows(text: str) -> tuple | None:
+    """`[[1, 2], [3, 4]]`, as programs write a matrix."""
+    if not text.endswith("]]") or not enclosed(text):
+        return None
+    rows = [bracketed(row) for row in split(text[1:-1], ",;")]
+    if any(row is None or row[0][:2] != ("[", "]") for row in rows):
+        return None
+    cells = [cell for row in rows if row for cell in row[1]]
+    return (False, tuple(len(row[1]) for row in rows if row)), cells
+
+
 def ratio(text: str) -> tuple | None:
     """The parts of a ratio or a time of day: as quotients, 8:34 and 4:17 would be the same."""
-    parts = split(text, ":")
+    parts = split(re.sub(r"(?<=[\w}])\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=[\w\\])", ":", text), ":")
     return (len(parts), parts) if len(parts) > 1 else None
 
 
@@ -127,9 +161,9 @@ def choice(text: str) -> tuple[str, str]:
     match = _CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip())
     if match is None:
         return "", ""
-    *letters, rest = match.groups()
+    said, *letters, rest = match.groups()
     letter = next(filter(None, letters))
-    if letters[0] is None and letter.islower():
+    if letters[0] is None and letter.islower() and not said:
         return "", ""
     return letter.upper(), rest.strip()
 

@@ -1,7 +1,7 @@
 """Units of measure behind a number: known ones have to agree, and nouns that are none are left out.
 
-A noun says what was counted ("9 values"). Words that say more than that, a second answer or another number ("5 or more",
-"5 tenths"), are no nouns, and what holds them is not the number alone.
+A noun says what was counted ("9 values"). Words that say more than that, a second answer or another number ("5 or
+more", "5 tenths"), are no nouns, and what holds them is not the number alone.
 """
 
 import re
@@ -81,12 +81,15 @@ _PRODUCTS = frozenset(("ma", "pa", "kw", "kj", "hz", "ms", "nm", "dm", "pt", "qt
 # Of one letter, these are written as capitals; small ones are variables.
 _CAPITALS = frozenset("njwvkcf")
 _NO_NOUNS = frozenset(
-    "or and nor not but plus minus than least most to half halves over under squared cubed factorial mod modulo pi "
-    "third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths "
-    "hundred hundreds thousand thousands million millions billion billions trillion trillions dozen dozens hundredth "
-    "hundredths thousandth thousandths millionth millionths if otherwise unless except maybe perhaps possibly "
-    "approximately about between divided multiplied power choose infinity negative false wrong incorrect base "
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty".split()
+    re.findall(
+        r"\w+",
+        "or and nor not but plus minus than least most to half halves over under squared cubed factorial mod modulo pi "
+        "third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth "
+        "tenths hundred hundreds thousand thousands million millions billion billions trillion trillions dozen dozens "
+        "hundredth hundredths thousandth thousandths millionth millionths if otherwise unless except maybe perhaps possibly base "
+        "approximately about between divided multiplied power choose infinity negative false wrong incorrect "
+        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty",
+    )
 )
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")

@@ -13,20 +13,31 @@ _ROWS = re.compile(
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(rf"(?<![\w.,])(\d+(?:,\d{{3}})*(?:\.\d+)?)\s*(\\text\{{\s*)?({'|'.join(_SCALES)})\b\s*")
-_DIGIT_WORDS = "one two three four five six seven eight nine".split()
+_DIGIT_WORDS = "one two three four five six seven eight nine".split()  # noqa: SIM905
 _NUMBER_WORDS = {
     word: value
     for value, word in enumerate(
         [
             "zero",
             *_DIGIT_WORDS,
-            *"ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(),
+            *[
+                "ten",
+                "eleven",
+                "twelve",
+                "thirteen",
+                "fourteen",
+                "fifteen",
+                "sixteen",
+                "seventeen",
+                "eighteen",
+                "nineteen",
+            ],
         ]
     )
 }
 _NUMBER_WORDS |= {
     ten if digit == 0 else f"{ten}-{_DIGIT_WORDS[digit - 1]}": 10 * place + digit
-    for place, ten in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
+    for place, ten in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
     for digit in range(10)
 }
 _NUMBER_WORDS |= {"one half": "1/2", "one-half": "1/2", "one third": "1/3", "one-third": "1/3", "infinity": "\\infty "}
