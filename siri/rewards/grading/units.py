@@ -83,12 +83,13 @@ _CAPITALS = frozenset("njwvkcf")
 _NO_NOUNS = frozenset(
     re.findall(
         r"\w+",
-        "or and nor not but plus minus than least most to half halves over under squared cubed factorial mod modulo pi "
-        "third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth "
-        "tenths hundred hundreds thousand thousands million millions billion billions trillion trillions dozen dozens "
-        "hundredth hundredths thousandth thousandths millionth millionths if otherwise unless except maybe perhaps possibly base "
-        "approximately about between divided multiplied power choose infinity negative false wrong incorrect "
-        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty",
+        "or and nor not but plus minus than least most to half halves over under squared cubed factorial mod "
+        "modulo pi third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths "
+        "ninth ninths tenth tenths hundred hundreds thousand thousands million millions billion billions "
+        "trillion trillions dozen dozens hundredth hundredths thousandth thousandths millionth millionths if "
+        "otherwise unless except maybe perhaps possibly base approximately about between divided multiplied "
+        "power choose infinity negative false wrong incorrect one two three four five six seven eight nine "
+        "ten eleven twelve thirteen fourteen fifteen sixteen twenty",
     )
 )
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
