@@ -19,6 +19,8 @@ PLACEHOLDER = "with a placeholder for an answer"
 _WORDS = """
     proof seeproof seesolution notfound answernotfound noanswer noanswerfound nan nat null n/a #n/a n.a notavailable
     unavailable notapplicable notprovided answernotprovided unanswerable omitted missing tbd todo na
+    notgiven noanswerprovided noansweravailable seeabove seeexplanation tobeproved #value #div/0 #ref
+    略 无答案 無答案 证明略 見解析 见解析
 """
 PLACEHOLDERS = frozenset(_WORDS.split())
 # These are answers of some problems: \text{None} is kept, None is not.

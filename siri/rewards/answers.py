@@ -29,7 +29,7 @@ from siri.rewards.grading.structure import (
     split,
     squeezed,
 )
-from siri.rewards.grading.units import without_unit
+from siri.rewards.grading.units import currencies, without_unit
 from siri.rewards.grading.values import rational, rounds_to, same_value, same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
@@ -42,26 +42,30 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?=[^,\d][^,]*$|$)")
+# Of two separators the last is the decimal one, and one that stands twice is none; lakhs have two digits.
+_ELSEWHERE = re.compile(r"[-+]?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|[-+]?\d{1,3}(?:\.\d{3})+,\d+")
+_LAKHS = re.compile(r"[-+]?\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})")
 _REPEATING = re.compile(r"(-?)(\d*\.\d*?)(?:\((\d+)\)|(\d)\4{2,}|(\d{2,}?)\5+)(\\[lc]?dots|\.\.\.)?")
 _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 _BASES = {
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-    "sixteen": 16,
+    name: base
+    for base, name in enumerate(
+        re.findall(
+            r"\w+", "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+        ),
+        2,
+    )
 }
-_IN_BASE = re.compile(rf"\(?(-?[0-9A-F]+)\)?_\{{?(\d+|{'|'.join(_BASES)})\}}?")
+_IN_BASE = re.compile(
+    rf"(?:\\overline\{{(?=\w+\}}))?\(?(-?[0-9A-Fa-f]+)\)?\}}?(?:_\{{?\(?|\(?base)(\d+|{'|'.join(_BASES)})\)?\}}?"
+)
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
-_CENTS = re.compile(r"\d\s*(?:\\\w+\{)?\s*(?:cents?\b|¢)")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
+_WHOLE = re.compile(r"([a-zA-Z])\s*(?:\\in(?![a-zA-Z])\s*\\(?:mathbb|mathbf)\s*\{?\s*Z|\\text\{\s*is an integer)")
+_CONSTANT = re.compile(r"(?<=\+)\s*[Cc]$")
 _AND_OR = re.compile(
     r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
 )
@@ -86,7 +90,7 @@ def same_answer(gold: str, answer: str) -> bool:
     if len(answer) > len(gold) + MAX_EXTRA_CHARS:
         return False
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
-    if any("\\$" in a and _CENTS.search(b) and not _CENTS.search(a) for a, b in ((gold, answer), (answer, gold))):
+    if (money := currencies(gold)) and (other_money := currencies(answer)) and not money & other_money:
         return False
     if gold.strip() == answer.strip():
         return bool(gold.strip())
@@ -113,6 +117,10 @@ def _readings(text: str) -> list[str]:
     """
     number = _THOUSANDS.match(text)
     readings = [text, number[0].replace(",", "") + text[number.end() :]] if number else [text]
+    if _LAKHS.fullmatch(text):
+        readings.append(text.replace(",", ""))
+    if _ELSEWHERE.fullmatch(text):
+        readings.append(text.replace(".", "").replace(",", "."))
     if _SPACED.fullmatch(text):
         readings.append(text.replace(" ", ""))
     if match := _SCIENTIFIC.fullmatch(text):
@@ -127,10 +135,11 @@ def _same(gold: str, answer: str) -> bool:
     gold, answer = gold.strip(), answer.strip()
     if not gold or not answer:
         return False
-    if key(gold) == key(answer):
+    if key(gold) == key(answer) or _same_letters(gold, answer):
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
+    answer = _with_names_of(gold, answer)
     chosen = _same_choice(gold, answer)
     if chosen is not None:
         return chosen
@@ -140,7 +149,34 @@ def _same(gold: str, answer: str) -> bool:
             return verdict
     if _RELATION.search(gold) or _RELATION.search(answer):
         return _same_relations(gold, answer)
+    if restated := _restated(gold, answer):
+        return all(map(_same, *restated))
     return _same_lists(*(_listed(text) for text in (gold, answer)))
+
+
+def _with_names_of(gold: str, answer: str) -> str:
+    r"""`answer` with the names of `gold` for what any letter may stand for: $n$ in "2n\pi, n \in \mathbb{Z}", and the
+    constant of integration."""
+    wholes = [match and match[1] for match in map(_WHOLE.search, (gold, answer))]
+    if all(wholes) and wholes[0] != wholes[1] and not _letter(wholes[0]).search(answer):
+        answer = _letter(wholes[1]).sub(wholes[0], answer)
+    constants = [match and match[0] for match in map(_CONSTANT.search, (gold, answer))]
+    return answer[:-1] + constants[0] if all(constants) else answer
+
+
+def _letter(name: str) -> re.Pattern:
+    return re.compile(rf"(?<![\\a-zA-Z]){name}(?![a-zA-Z])")
+
+
+def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
+    """ "1/2 or 0.5" is one answer, twice: each part has to be it."""
+    parts = [[part for part in _JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
+    if sorted(map(len, parts)) != [1, 2] or sets.may_be_a_set(gold) or sets.may_be_a_set(answer):
+        return None
+    one, two = sorted(parts, key=len)
+    if len(members(one[0])) > 1 or not _same(two[0].strip(" ,"), two[1].strip(" ,")):
+        return None
+    return one * 2, [part.strip(" ,") for part in two]
 
 
 def _listed(text: str) -> str:
@@ -150,7 +186,18 @@ def _listed(text: str) -> str:
 
 
 def _without_member(text: str) -> str:
-    return re.sub(r"^[a-zA-Z]\s*\\in(?![a-zA-Z])\s*", "", text)
+    return re.sub(r"^(?:[a-zA-Z]|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*", "", text)
+
+
+def _same_letters(gold: str, answer: str) -> bool:
+    """A choice in a small letter, and several of them written together, in order: "b" for B, "AC" for "A, C"."""
+    golds, answers = ([key(part) for part in split(_listed(text), ",;&")] for text in (gold, answer))
+    for one, several in ((golds, answers), (answers, golds)):
+        if len(one) == 1 < len(several) and all(re.fullmatch("[A-H]", letter) for letter in several):
+            return re.fullmatch("[A-H]{2,}", gold.strip() if one is golds else answer.strip()) is not None and (
+                list(gold.strip() if one is golds else answer.strip()) == sorted(set(several))
+            )
+    return len(gold) == len(answer) == 1 and gold in "ABCDE" and answer.upper() == gold
 
 
 def _same_choice(gold: str, answer: str) -> bool | None:
@@ -235,9 +282,11 @@ def _same_lists(gold: str, answer: str) -> bool:
         return False  # a word would be a product of letters, in any order
     if gold.count("\\begin") > 1 or answer.count("\\begin") > 1:
         return library.verify(gold, answer)  # a sum or product of matrices
-    for parts in (bracketed, matrix, ratio):
+    for parts in (matrix, bracketed, ratio):
         gold_parts, answer_parts = parts(gold), parts(answer)
         if gold_parts or answer_parts:
+            if parts is matrix and (gold_parts or answer_parts)[0][0] and not (gold_parts and answer_parts):
+                return library.verify(gold, answer)  # a determinant and a number
             if not gold_parts or not answer_parts or gold_parts[0] != answer_parts[0]:
                 return False
             return all(map(_same, gold_parts[1], answer_parts[1]))
@@ -309,8 +358,9 @@ def _same_scalar(gold: str, answer: str) -> bool:
 
 def _in_base(text: str) -> tuple[str, str] | None:
     """The digits of a number in a base, and the base."""
-    match = _IN_BASE.fullmatch(re.sub(r"\\text\{([^{}]*)\}|\s", r"\1", text))
-    return (match[1], str(_BASES.get(match[2], match[2]))) if match else None
+    plain = re.sub(r"(?<=\d)[,\s]+(?=\d)|\s", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    match = _IN_BASE.fullmatch(plain)
+    return (match[1].upper(), str(_BASES.get(match[2], match[2]))) if match else None
 
 
 def _rounded(trees: tuple[Tree, Tree], texts: tuple[str, str]) -> bool:

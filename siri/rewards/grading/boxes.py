@@ -5,21 +5,33 @@ from dataclasses import dataclass
 
 _TOKEN = re.compile(
     r"(?<!\\)\\+f?box(?:ed)?\s*(?:(?P<box>\{)|(?P<bare>"
-    r"[-+]?\d+(?:[.,/:]\d+)*(?:\\?%)?"
+    r"[-+\u2212]?\d+(?:[.,/:]\d+)*(?:\\?%)?"
     r"|\\[dt]?frac\s*(?:\{[^{}]{0,99}\}|\d)\s*(?:\{[^{}]{0,99}\}|\d)"
     r"|\\sqrt\s*(?:\{[^{}]{0,99}\}|\d)|\\pi(?![a-zA-Z])"
     r"|(?<=\s)[A-Za-z](?![A-Za-z])))"
     r"|\\.|(?P<open>\{)|(?P<close>\})",
     re.DOTALL,
 )
-# What may stand between boxes that are one answer together: "\boxed{3} and \boxed{4}", "$x = \boxed{3}$ or ..."
-_BETWEEN = re.compile(
-    r"(?:[\s$,;&.]|\\[()\[\],;!]|\\q?quad|\\text\{[\s,]*(?:and|or)?[\s,]*\}|\b(?:and|or)\b)*(?:[a-zA-Z](?:_\w)?\s*=\s*)?"
+# What goes on with the value of a box without braces: $\boxed 2\sqrt3$ is not 2.
+_GOES_ON = re.compile(
+    r"(?:\s*(?:[\^_](?=[\w{\\])|!(?=\S)|[-+*/]\s*(?!\\f?box)[\d\\(]|[-+*/](?=[a-zA-Z])|[+*/]\s*[a-zA-Z](?![a-zA-Z])|"
+    r"\\(?:sqrt|pi|[dt]?frac|cdot|times|div|pm|ln|log|sin|cos|tan|circ|binom|text)(?![a-zA-Z]))|[a-zA-Z\d{(])[^$\n]*"
 )
+# What may stand between boxes that are one answer together: "\boxed{3} and \boxed{4}", "$x = \boxed{3}$ or ...", or the
+# items of a list.
+_BETWEEN = re.compile(
+    r"(?:\n\s*[-*+](?=\s)|\(?\b(?:\d|[a-h]|i{1,3})[.)]|[\s$,;&.|/(]|\\\\|\\[()\[\],;!]|\\q?quad|"
+    r"\\text\{[\s,]*(?:and|or)?[\s,]*(?:maybe|possibly|perhaps)?[\s,]*\}|"
+    r"\b(?:and|or|maybe|possibly|perhaps|also|either|alternatively)\b)*+(?:[a-zA-Z](?:_\w)?\s*=\s*)?[\s$]*"
+)
+_TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\right)?[)]")
 _MAX_BETWEEN = 40
 _ANSWER = re.compile(
-    r"[\s*_#>`]*(?:the\s+)?(?:final\s+)?answer[\s*_`]*:[\s*_`]*(?P<answer>\S.*?)[\s*_`]*", re.IGNORECASE
+    r"[\s*_#>`]*(?:[-+]\s+)?(?:<(?:b|strong)>\s*|\\text(?:bf)?\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?"
+    r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:\uff1a](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
+    re.IGNORECASE,
 )
+_HEADING = re.compile(r"[\s*_#>`]*(?:the\s+)?(?:final\s+)?answer[\s*_`]*[:\uff1a]?[\s*_`]*", re.IGNORECASE)
 _MAX_LINE = 1000
 
 
@@ -44,20 +56,25 @@ def final_boxes(text: str) -> list[str]:
 
     Side by side are boxes with nothing but "and", "or", a comma or a name between them: "\boxed{3} and \boxed{4}" is
     one list of two answers, and no second guess. Without any box it is what follows "Answer:" on the last line that is
-    not blank, as some data sets ask for; nowhere else does that word count. Empty where no answer is given.
+    not blank, or that line below a heading "Answer"; nowhere else does that word count. Empty where none is given.
     """
     boxes = _boxes(text)
     if not boxes:
-        line = text.rstrip()[-_MAX_LINE:].rsplit("\n", 1)[-1]
-        match = _ANSWER.fullmatch(line)
-        return [match["answer"]] if match else []
+        heading, _, line = text.rstrip()[-_MAX_LINE:].rpartition("\n")
+        if match := _ANSWER.fullmatch(line):
+            return [match["answer"]]
+        return [line.strip()] if _HEADING.fullmatch(heading.rstrip().rpartition("\n")[2]) else []
     last = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         gap = text[box.end : last[0].start]
         if len(gap) > _MAX_BETWEEN or not _BETWEEN.fullmatch(gap):
             break
         last.insert(0, box)
-    return list(dict.fromkeys(box.content for box in last))
+    contents = list(dict.fromkeys(box.content for box in last))
+    opened, closed = _TUPLE[0].search(text, 0, last[0].start), _TUPLE[1].match(text, last[-1].end)
+    if len(last) > 1 and opened and closed and text[opened.start() - 1 : opened.start()] != "\\":
+        return [f"({','.join(box.content for box in last)})"]
+    return contents
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -66,7 +83,10 @@ def _boxes(text: str) -> list[_Box]:
     boxes: list[_Box] = []
     for token in _TOKEN.finditer(text):
         if token["bare"]:
-            boxes.append(_Box(token.start(), token.end(), token["bare"]))
+            rest = _GOES_ON.match(text, token.end())
+            end = rest.end() if rest else token.end()
+            content = text[token.start("bare") : end]
+            boxes.append(_Box(token.start(), end, re.split(r"\\[)\]]|[.;]?\s*$", content)[0]))
         elif token["close"]:
             opened = open_braces.pop() if open_braces else None
             if opened is not None and not (boxes and boxes[-1].start > opened[0]):

@@ -6,61 +6,32 @@ As in latex2sympy, a product written without a sign binds closer than a slash (1
 function without brackets runs to the next sum, product sign or function.
 """
 
-import re
 from fractions import Fraction
+
+from siri.rewards.grading.tokens import NotRead, recurring, tokens
+from siri.rewards.grading.vocabulary import (
+    CALLED,
+    FUNCTIONS,
+    GREEK,
+    LOGARITHMS,
+    PLAIN_CONSTANTS,
+    TRIG,
+)
 
 # Deeper than any answer, and far from Python's own limit: a level of brackets costs some ten frames.
 MAX_DEPTH = 48
 
-_GREEK = frozenset(
-    re.findall(
-        r"\w+",
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi "
-        "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar",
-    )
-)
-_TRIG = ("sin", "cos", "tan", "cot", "sec", "csc")
-_FUNCTIONS = {name: name for name in (*_TRIG, *(f"{name}h" for name in _TRIG), "exp", "abs")}
-_FUNCTIONS |= {f"{prefix}{name}": f"arc{name}" for name in _TRIG for prefix in ("arc", "a")}
-_FUNCTIONS |= {f"{prefix}{name}h": f"arc{name}h" for name in ("sin", "cos", "tan") for prefix in ("arc", "ar", "a")}
-_FUNCTIONS |= {"tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan"}
-_LOGARITHMS = {"ln": ("const", "e"), "lg": ("num", Fraction(10)), "log": ("num", Fraction(10))}
-_PLAIN_CONSTANTS = {"pi": "pi", "oo": "inf", "inf": "inf", "infty": "inf", "infinity": "inf", "Infinity": "inf"}
-# "xi" is more often x times i
-_PLAIN = frozenset(
-    {*_FUNCTIONS, *_LOGARITHMS, *_PLAIN_CONSTANTS, *(_GREEK - {"mu", "nu", "xi", "ell"}), "sqrt", "cbrt"}
-)
-_LONGEST_PLAIN = max(map(len, _PLAIN))
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "\\lvert": "\\rvert"}
 _ROUNDED = {"\\lfloor": "floor", "\\lceil": "ceil", "\\lvert": "abs"}
 _TIMES = ("*", "\\cdot", "\\times", "\\ast")
 _OVER = ("/", "\\div")
 
-_TOKEN = re.compile(
-    r"\s*(?:"
-    r"(?P<recurring>\d*\.(?:\d*\\(?:overline|bar)\s*(?:\{\s*\d+\s*\}|\d)|\d*\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))?))"
-    r"|(?P<number>\d+(?:\.\d*)?|\.\d+)"
-    r"|(?P<degree>\\text\{degree\})"
-    r"|(?P<command>\\[a-zA-Z]+|\\[{}%|])"
-    r"|(?P<word>[a-zA-Z]+)"
-    r"|(?P<sign>[-+*/^_!'(){}\[\]|,])"
-    r")",
-    re.ASCII,
-)
-_REPEATED = re.compile(
-    r"(\d*)\.(\d*?)(?:\\(?:overline|bar)|\\dot)\s*\{?\s*(\d+)\s*\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", re.ASCII
-)
-
 Tree = tuple
-
-
-class NotRead(Exception):
-    """The text is not a value of this grammar."""
 
 
 def read(text: str) -> Tree:
     """The value that `text` spells, as a tree. NotRead if the grammar does not hold all of it."""
-    return _Reader(_tokens(text)).whole()
+    return _Reader(tokens(text)).whole()
 
 
 def symbols(tree: Tree) -> set[str]:
@@ -82,46 +53,6 @@ def parts(tree: Tree) -> tuple:
 def has(tree: Tree, node: Tree) -> bool:
     """Whether `node`, a leaf or the first words of a branch, is somewhere in `tree`."""
     return tree[: len(node)] == node or any(has(part, node) for part in parts(tree))
-
-
-def recurring(text: str) -> Fraction | None:
-    r"""The value of `0.1\overline{6}`, `0.\dot{1}4285\dot{7}`; None for other text."""
-    match = _REPEATED.fullmatch(text)
-    if match is None:
-        return None
-    whole, fixed, first, middle, last = match.groups(default="")
-    period = first + middle + last
-    shift = 10 ** len(fixed)
-    return Fraction(int((whole + fixed) or 0), shift) + Fraction(int(period), (10 ** len(period) - 1) * shift)
-
-
-def _tokens(text: str) -> list[tuple[str, str]]:
-    tokens, place, text = [], 0, text.strip()
-    while place < len(text):
-        match = _TOKEN.match(text, place)
-        if match is None:
-            raise NotRead(text[place : place + 20])
-        kind = match.lastgroup or ""  # every alternative has a name
-        if kind == "word":
-            tokens += _names(match["word"])
-        elif not (kind == "command" and match["command"] in ("\\left", "\\right")):
-            tokens.append((kind, match[kind]))
-        place = match.end()
-    return tokens
-
-
-def _names(word: str) -> list[tuple[str, str]]:
-    """Letters without a backslash: names of functions and constants, the longest first, and else single variables."""
-    tokens, place, letters = [], 0, 0
-    while place < len(word):
-        ends = range(min(len(word), place + _LONGEST_PLAIN), place + 1, -1)
-        name = next((word[place:end] for end in ends if word[place:end] in _PLAIN), "")
-        tokens.append(("name", name) if name else ("letter", word[place]))
-        letters += not name
-        place += len(name) or 1
-    if letters > 2 and letters < len(tokens):
-        raise NotRead(word)  # "single" is no sine
-    return tokens
 
 
 class _Reader:
@@ -184,13 +115,13 @@ class _Reader:
         while self.starts_a_factor() and not (in_function and self.is_function()):
             if self.kind() in ("number", "recurring") and factors[-1][0] == "num":
                 raise NotRead("two numbers side by side")
-            before, at = factors[-1], self.place
-            mixed = self.peek() == "\\frac" and self.tokens[at - 1][0] == "number" and "." not in self.tokens[at - 1][1]
-            factor = self.power()
-            if mixed and before[0] == "num" and factor[0] == "/" and factor[1][0] == factor[2][0] == "num":
-                factors[-1] = ("+", (before, factor))
+            before, last = factors[-1], self.tokens[self.place - 1]
+            mixed = self.peek() == "\\frac" and last[0] == "number" and "." not in last[1] and before[0] == "num"
+            factor = self.atom() if mixed else self.power()
+            if mixed and factor[0] == "/" and factor[1][0] == factor[2][0] == "num":
+                factors[-1] = self.suffixed(("+", (before, factor)))  # of the whole: 12\frac12\% is 1/8
             else:
-                factors.append(factor)
+                factors.append(self.raised(factor) if mixed else factor)
         return ("*", tuple(factors)) if len(factors) > 1 else factors[0]
 
     def starts_a_factor(self) -> bool:
@@ -203,10 +134,14 @@ class _Reader:
 
     def is_function(self) -> bool:
         name = self.peek().removeprefix("\\")
-        return self.kind() in ("name", "command") and (name in _FUNCTIONS or name in _LOGARITHMS)
+        return self.kind() in ("name", "command") and (name in FUNCTIONS or name in LOGARITHMS)
 
     def power(self) -> Tree:
-        tree = self.suffixed(self.atom())
+        return self.raised(self.atom())
+
+    def raised(self, tree: Tree) -> Tree:
+        """With the factorials and the exponent that follow."""
+        tree = self.suffixed(tree)
         if self.peek() == "^":
             self.take()
             tree = self.suffixed(("^", tree, self.script()))
@@ -327,11 +262,13 @@ class _Reader:
 
     def named(self, name: str) -> Tree:
         """A name without a backslash."""
-        if name in _PLAIN_CONSTANTS:
-            return ("const", _PLAIN_CONSTANTS[name])
+        if name in PLAIN_CONSTANTS:
+            return ("const", PLAIN_CONSTANTS[name])
+        if name in CALLED:
+            return self.called(CALLED[name])
         if name in ("sqrt", "cbrt"):
             return ("root", ("num", Fraction(2 if name == "sqrt" else 3)), self.atom())
-        return self.function(name) if name in _FUNCTIONS or name in _LOGARITHMS else ("sym", name + self.subscript())
+        return self.function(name) if name in FUNCTIONS or name in LOGARITHMS else ("sym", name + self.subscript())
 
     def command(self, text: str) -> Tree:
         name = text[1:]
@@ -352,15 +289,37 @@ class _Reader:
             return ("const", "pi")
         if name == "infty":
             return ("const", "inf")
-        if name in _GREEK:
+        if name in GREEK:
             return ("sym", name + self.subscript())
-        if name in _FUNCTIONS or name in _LOGARITHMS:
+        if name in FUNCTIONS or name in LOGARITHMS:
             return self.function(name)
+        if name in ("gcd", "lcm", "max", "min", "cis"):
+            return self.called(name)
         if text in _ROUNDED:
             tree = self.sum()
             self.take(_CLOSING[text])
             return ("call", _ROUNDED[text], (tree,))
         raise NotRead(text)
+
+    def called(self, name: str) -> Tree:
+        """A function of all that is in the brackets behind it."""
+        if name == "cis" and self.peek() not in ("(", "{", "["):
+            return ("call", "exp", (("*", (("const", "i"), self.bare_argument())),))
+        opening = self.take("(", "[", "\\{")
+        arguments = [self.sum()]
+        while self.peek() == ",":
+            self.take()
+            arguments.append(self.sum())
+        self.take({"\\{": "\\}"}.get(opening) or _CLOSING[opening])
+        if name in ("gcd", "lcm", "max", "min") or (name == "binom" and len(arguments) == 2):
+            return ("call", name, tuple(arguments))
+        if len(arguments) > 1 or name == "binom":
+            raise NotRead(name)
+        if name == "cis":
+            return ("call", "exp", (("*", (("const", "i"), arguments[0])),))
+        if name == "sqrt":
+            return ("root", ("num", Fraction(2)), arguments[0])
+        return ("!", arguments[0]) if name == "factorial" else ("call", name, tuple(arguments))
 
     def function(self, name: str) -> Tree:
         exponent = base = None
@@ -370,20 +329,27 @@ class _Reader:
                 exponent = self.script()
             elif self.peek() == "_" and base is None and name == "log":
                 self.take()
-                base = self.argument()
+                base = self.base()
         if self.peek() in ("(", "{", "["):
             tree = self.suffixed(self.group())
         elif self.peek() == "|" and self.bars == 0:
             tree = self.bar("|")
         else:
             tree = self.signed(self.bare_argument)
-        if name in _LOGARITHMS:
-            tree = ("log", _LOGARITHMS[name] if base is None else base, tree)
-        elif exponent == ("neg", ("num", Fraction(1))) and name in _TRIG:
+        if name in LOGARITHMS:
+            tree = ("log", LOGARITHMS[name] if base is None else base, tree)
+        elif exponent == ("neg", ("num", Fraction(1))) and name in (*TRIG, "sinh", "cosh", "tanh"):
             return ("call", f"arc{name}", (tree,))
         else:
-            tree = ("call", _FUNCTIONS[name], (tree,))
+            tree = ("call", FUNCTIONS[name], (tree,))
         return tree if exponent is None else ("^", tree, exponent)
+
+    def base(self) -> Tree:
+        """Of a logarithm. No logarithm has the base 1: what begins with it has two digits."""
+        kind, text = self.kind(), self.peek()
+        if kind == "number" and text in ("10", "12", "16"):
+            return ("num", Fraction(self.take()))
+        return self.argument()
 
     def bare_argument(self) -> Tree:
         self.depth += 1

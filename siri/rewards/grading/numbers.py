@@ -126,6 +126,10 @@ def _exact_call(tree: Tree, point: Point) -> Fraction:
         return abs(arguments[0])
     if name in ("floor", "ceil"):
         return Fraction((math.floor if name == "floor" else math.ceil)(arguments[0]))
+    if name in ("max", "min"):
+        return (max if name == "max" else min)(arguments)
+    if name in ("gcd", "lcm") and all(part.denominator == 1 for part in arguments):
+        return Fraction((math.gcd if name == "gcd" else math.lcm)(*map(int, arguments)))
     if name == "binom" and all(part.denominator == 1 for part in arguments):
         upper, lower = map(int, arguments)
         if 0 <= lower <= upper <= MAX_EXACT_FACTORIAL:
@@ -267,7 +271,8 @@ def _logarithm(ctx, tree: Tree, setting: Setting, magnitudes: list[int]):
     value = _real(_computed(ctx, tree[2], setting, magnitudes), setting)
     if value == 0:
         raise Undefined
-    return ctx.log(value) / ctx.log(_computed(ctx, tree[1], setting, magnitudes))
+    base = _real(_computed(ctx, tree[1], setting, magnitudes), setting)
+    return ctx.log(value) / ctx.log(base)
 
 
 _CALLS = {
@@ -286,6 +291,12 @@ def _called(ctx, name: str, values: list, setting: Setting):
         raise Undecided
     if name in ("sin", "cos", "tan", "cot", "sec", "csc") and ctx.mag(values[0]) > 1 << 16:
         raise Undecided  # its remainder by pi would take as many digits
+    if name in ("gcd", "lcm"):
+        raise Undefined  # of whole numbers, which are fractions and come out exactly
+    if name in ("max", "min"):
+        if any(value.imag != 0 for value in values):
+            raise Undefined
+        return (max if name == "max" else min)(value.real for value in values)
     value = getattr(ctx, _CALLS[name])(*values)
     if not setting.is_complex and value.imag != 0:
         raise Undefined

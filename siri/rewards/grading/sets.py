@@ -13,11 +13,11 @@ _INFINITY = ("const", "inf")
 _MINUS_INFINITY = ("neg", _INFINITY)
 _REALS = re.compile(
     r"\\mathbb\s*\{?\s*R\s*\}?|\\R(?![a-zA-Z])|\\Re(?:als)?(?![a-zA-Z])|"
-    r"(?:\\text\{)?\s*(?:the set of )?(?:all )?real numbers\s*\}?|(?:\\text\{)?\s*(?:all )?reals\s*\}?"
+    r"(?:\\text\{)?\s*(?i:(?:the set of )?(?:all |any )?real(?:s| numbers?))\s*\}?"
 )
 _EMPTY = re.compile(
     r"\\(?:emptyset|varnothing)|\\text\{\s*\\(?:emptyset|varnothing)\s*\}|\\?\{\s*\\?\}|"
-    r"(?:\\text\{)?\s*(?:there (?:is|are) )?(?:no solutions?|(?:the )?empty set)\s*\}?",
+    r"(?:\\text\{)?\s*(?:there (?:is|are) )?(?:no (?:real )?solutions?(?: exists?)?|(?:the )?empty set)\s*\}?",
     re.IGNORECASE,
 )
 _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
@@ -27,9 +27,9 @@ _BOUND = re.compile(r"\|\s*([a-zA-Z])\s*\|\s*(<|>|\\le |\\ge )(.*)")
 _MEMBER = re.compile(r"\s*([a-zA-Z])\s*\\in(?![a-zA-Z])\s*(.*)")
 _SET_SIGNS = re.compile(
     r"\\(?:cup|cap|setminus|backslash|emptyset|varnothing|mathbb|R)(?![a-zA-Z])|\\le |\\ge |\\ne |[<>]|"
-    r"real|empty|no sol|^\\?\{\s*\\?\}$"
+    r"[Rr]eal|[Ee]mpty|[Nn]o sol|^\\?\{\s*\\?\}$"
 )
-_AND = re.compile(r"\s*(?:\\text\{\s*,?\s*and\s*\}|\band\b|\\(?:wedge|land)(?![a-zA-Z])|\\&|\bAND\b)\s*")
+_AND = re.compile(r"\s*(?:\\text\{\s*,?\s*and\s*\}|\band\b|\\(?:wedge|land)(?![a-zA-Z])|\\?&|\bAND\b)\s*")
 _OR = re.compile(r"\s*(?:\\text\{\s*,?\s*or\s*\}|\bor\b|\\(?:vee|lor)(?![a-zA-Z])|\bOR\b)\s*")
 
 
@@ -85,6 +85,9 @@ def _either(text: str, names: set[str], depth: int) -> Pieces:
     if _BUILDER.fullmatch(text.strip()):
         return _one(text, names, depth)
     alternatives = [alternative for alternative in _OR.split(text) if alternative.strip()]
+    if len(alternatives) == 1 and _RELATION.search(text):  # "x < 1 \cup x > 3"
+        united = _split(text, r"\\cup(?![a-zA-Z])")
+        alternatives = united if len(united) > 1 and all(map(_RELATION.search, united)) else alternatives
     if len(alternatives) > 1:
         return [piece for alternative in alternatives for piece in _all_of(alternative, names, depth + 1)]
     return _all_of(text, names, depth)
@@ -119,6 +122,9 @@ def _carried(conditions: list[str]) -> list[str]:
 
 
 def _condition(text: str, names: set[str], depth: int) -> Pieces:
+    if (point := re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", text)) and not _RELATION.search(text):
+        names.add(point[1])
+        return [Piece(end, True, end, True) for end in [_end(point[2])]]
     if bound := _BOUND.fullmatch(text):
         return _bounded(bound[1], bound[2], _end(bound[3]), names)
     if _RELATION.search(text) and not _BUILDER.fullmatch(text) and not _enclosed(text):

@@ -5,12 +5,16 @@ import functools
 import re
 import unicodedata
 
+from siri.rewards.grading.words import without_words
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ]+")
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ]+")
 _GREEK_NAMES = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega pi"
 _GREEK = dict(zip("αβγδεζηθκλμνξρστφχψωπ", re.findall(r"\w+", _GREEK_NAMES), strict=True))
+_GREEK |= dict(zip("ΓΔΘΛΞΣΦΨΩ", re.findall(r"\w+", "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"), strict=True))
+_GREEK |= {"µ": "mu", "ϕ": "phi", "ϵ": "epsilon", "ϑ": "theta", "ς": "sigma", "∆": "Delta", "Ω": "Omega"}
 _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
     sign: spelling
     for signs, spelling in (
@@ -66,7 +70,16 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
         ("′’ʹ", "'"),
         ("ℯⅇ", "e"),
         ("ⅈ", "i"),
-        ("￥¥€£", ""),
+        ("￥¥€£₹₩", ""),
+        ("¢", "\\text{ cents}"),
+        ("∶：", ":"),
+        ("⁻", "-"),
+        ("¬", "\\neg "),
+        ("⊂", "\\subset "),
+        ("⊆", "\\subseteq "),
+        ("⊥", "\\perp "),
+        ("∥", "\\parallel "),
+        ("ı", "i"),
         ("\u200b\u200c\u200d\u2060\ufeff\u00ad\u2061\u2062\u2063", ""),
     )
     for sign in signs
@@ -79,16 +92,18 @@ _RECURRING_MARKS = (
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
 _WRAPPERS = re.compile(
-    r"\\(?:boldsymbol|bm|pmb|underline|uline|mathbf|mathbfit|ensuremath|mathord|boxed|fbox|framebox|smash)"
+    r"\\(?:boldsymbol|bm|pmb|underline|uline|mathbf|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
     r"(?![a-zA-Z])\s*(?=\{)"
     r"|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}|\\(?:textcolor|colorbox|color)\s*(?:\[\w*\])?\{[^{}]*\}"
     r"|\\(?:bf|it|rm|sf|tt|em|bfseries|itshape|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|"
     r"Huge|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|mathstrut|centering|boldmath|noindent)(?![a-zA-Z])"
+    r"|\\(?:mathbf|boldsymbol|bm|mathbb|mathcal)(?=\s*\d)|\\mathbb(?=\s*\{\d+\})"
+    r"|\\(?:checkmark|blacksquare|square|Box|qed|therefore|because)(?![a-zA-Z])|^\s*\\(?:Rightarrow|implies|to)(?![a-zA-Z])"
     r"|\\(?:[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\}"
 )
 _NAMED = re.compile(
     r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|"
-    r"ln|lg|log|exp|binom)\s*\}"
+    r"(?:arc?|a)(?:sin|cos|tan)h|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis)(?=\s*\}\s*(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
 _BOLD = re.compile(r"(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1")
@@ -105,6 +120,41 @@ _REPLACEMENTS = [
         ("{,}", r"(?<=\d)\{,\}\s*(?=\d{3}(?!\d))", ""),
         ("\\!", r"(?<!\\)\\!", ""),
         ("", r"(?:(?<!\\)\\(?:[,;:> ]|(?:q?quad|thinspace|enspace|medspace)(?![a-zA-Z]))|~|\s)+", " "),
+        ("<", r"^\s*<([^<>]*,[^<>]*)>\s*$", r"(\1)"),
+        ("\\operatorname", r"(?<=[\d}])\s*\\operatorname\s*\{\s*(cm|mm|km|kg|m|g|s|ft|in)\s*\}", r"\\text{ \1}"),
+        ("U", r"(?<=[)\]}])\s*U\s*(?=[(\[{\\])", r" \\cup "),
+        # thousands, as the Swiss and programs write them
+        ("'", r"(?<![\w.'])(\d{1,3}(?:'\d{3})+)(?![\d'])", lambda match: match[0].replace("'", "")),
+        ("_", r"(?<![\w.])(\d{1,3}(?:_\d{3})+)(?![\d_{])", lambda match: match[0].replace("_", "")),
+        ("'", r"^'([^']*)'$", r"\1"),
+        ('"', r'^"([^"]*)"$', r"\1"),
+        ("\u201c", "^\u201c([^\u201c\u201d]*)\u201d$", r"\1"),
+        ("^", r"\\(?:mathrm|text)\s*\{\s*(\^\s*\{?\s*\\circ\s*\}?)\s*\}", r"\1"),
+        ("\\", r"\\(?:nice|s|x)frac(?![a-zA-Z])", r"\\frac"),
+        ("\\over", r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}|^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", lambda m: _over(m)),
+        # ^1/_2, as slanted fractions are made
+        ("_", r"(?<![\w})])(?:\{ *\})?\^\{?(\d+)\}?(?:\\!)? ?/ ?(?:\\!)?_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+        ("\\root", r"\\root\s*\{?\s*(\d+)\s*\}?\s*\\of", r"\\sqrt[\1]"),
+        ("\\vert", r"\\vert(?![a-zA-Z])", "|"),
+        ("\\smallsetminus", r"\\smallsetminus(?![a-zA-Z])", r"\\setminus"),
+        ("\\colon", r"\\colon(?![a-zA-Z])", ":"),
+        ("\\textdollar", r"\\textdollar(?![a-zA-Z])", " "),
+        ("\\mathbf", r"\\mathbf\s*(?:\{\s*R\s*\}|R(?![a-zA-Z]))", r"\\mathbb{R}"),
+        ("math", r"\\([ij])math(?![a-zA-Z])", r"\1"),
+        ("\\hat", r"\\hat\s*\{?\s*([ijk])\s*\}?", r"\1"),
+        (":=", r":=", "="),
+        ("&", r"&nbsp;", " "),
+        ("&lt", r"&lt;", "<"),
+        ("&gt", r"&gt;", ">"),
+        ("{\\", r"\{\s*(\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp))\s*\}", r"\1 "),
+        ("\\overline", r"\{(\\overline\{\d+\})\}", r"\1"),
+        ("\\overline", r"(\\overline\{\d+\})\s*(?:\\[lc]?dots|\.\.\.)", r"\1"),
+        ("log", r"\\?(?<![a-zA-Z])log\s*(?:_\s*)?(10|2)(?=\s*\()", r"\\log_{\1}"),
+        ("\\log_10", r"\\log_10", r"\\log_{10}"),
+        ("frac", r"(?<=\d)\s*\{\s*(\\[dt]?frac\{\d+\}\{\d+\})\s*\}", r"\1"),
+        ("frac", r"(?<![\w}\])^])\{(\d+)\}(?=\s*\\[dt]?frac)", r"\1"),
+        # 4th
+        ("", r"(?<=\d)\s*(?:\^\s*)?(?:\{\s*)?(?:\\text\w*\{\s*)?(?:st|nd|rd|th)\s*(?:\}\s*)*(?![a-zA-Z])", ""),
         ("frac", r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         ("\\overline", r"\\overline\s*(\d)", r"\\overline{\1}"),
         ("\\l", r"\\(?:le|leq|leqslant|leqq)(?![a-zA-Z])", r"\\le "),
@@ -125,17 +175,21 @@ _REPLACEMENTS = [
             r"\\(?:text(?:normal|rm|bf|it|sf|tt|up|md)?|emph|mbox|hbox|mathrm|mathsf|mathtt|mathit)\s*\{",
             r"\\text{",
         ),
-        ("\\circ", r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\circ\b", r"\\text{degree}"),
+        (
+            "",
+            r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\circ\b|(?<=\d)\^\s*\{?\s*(?:\\text\{\s*)?o\s*\}{0,2}(?![a-zA-Z])",
+            r"\\text{degree}",
+        ),
         (
             "deg",
             r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
-        ("p", r"\\text\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b", r"\\%"),
+        ("p", r"\\text\{\s*(?:per ?cent(?:age)?|pct)\s*\}|(?<=[\d}])\s*(?:per ?cent(?:age)?|pct)\b", r"\\%"),
         ("%", r"\\?%", r"\\%"),
         ("**", r"\*\*", "^"),
         ("\\pmod", r"\\pmod\s*(\w)", r"\\pmod{\1}"),
-        ("{", r"(?<![\\a-zA-Z}])\{([-+.,=<>])\}", r"\1"),
+        ("{", r"(?<![\\a-zA-Z}])\{([-+.,=<>:])\}", r"\1"),
         ("10^", r"(?<=\d) ?[xX] ?(?=10\^)", r"\\times "),
         ("\\choose", r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
         ("C", r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
@@ -157,14 +211,15 @@ def clean(text: str) -> str:
     """`text` in plain spelling: ASCII, no decoration, one name for each command."""
     if _NUMBER.fullmatch(text):
         return text
-    text = _undecorated(_ascii(text))
+    text = without_words(_undecorated(_ascii(text)))
     for needle, pattern, replacement in _REPLACEMENTS:
         if needle in text:
             text = pattern.sub(replacement, text)
     text = text.strip()
     if "\\" in text or "..." in text:
-        while text.endswith("\\\\"):
-            text = text.removesuffix("\\\\").rstrip()
+        while text.endswith("\\"):  # a line break, or a space that was cut off
+            text = text.removesuffix("\\").rstrip()
+        text = re.sub(r"^(?:\\\\\s*)+", "", text)
         text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", text)
     text = "\\cup".join(map(_open_ended, text.rstrip(" .,;:").split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
@@ -173,7 +228,7 @@ def clean(text: str) -> str:
     if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
         sides = [side.strip() for side in text.split("\\approx") if side.strip()]
         named = len(sides) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", sides[0])
-        text = "".join(sides[1:2] if named else sides[:1])
+        text = "".join(sides[1:2] if named else sides[:1]).removesuffix("(").rstrip()
     return text
 
 
@@ -181,6 +236,11 @@ def _mixed(match: re.Match) -> str:
     """ "3 1/4" is three and a quarter; where the fraction is not a proper one, nobody knows."""
     whole, over, under = match.groups()
     return f"{whole}\\frac{{{over}}}{{{under}}}" if 0 < int(over) < int(under) else match[0]
+
+
+def _over(match: re.Match) -> str:
+    over, under = match.groups()[:2] if match[1] is not None else match.groups()[2:]
+    return f"\\frac{{{over.strip()}}}{{{under.strip()}}}"
 
 
 def _open_ended(text: str) -> str:
@@ -199,6 +259,8 @@ def _ascii(text: str) -> str:
     for pattern, form in _RECURRING_MARKS:
         text = pattern.sub(lambda match, form=form: form % re.sub("[\u0304\u0305\u0307]", "", match[1]), text)
     text = re.sub(r"\}\\overline\{", "", text)
+    text = re.sub(r"(?<![\w)\]}])([²-⁹³])\s*√", lambda match: f"\\sqrt[{match[1].translate(_SUPERSCRIPTS)}] ", text)
+    text = re.sub(r"(?<![\w)\]}])⁻(?=[\d.])", "-", text)
     text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _SUBSCRIPT.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
     text = "".join(_SIGNS[char] if char in _SIGNS else _character(char) for char in text)
@@ -218,6 +280,8 @@ def _character(char: str) -> str:
     if (digit := unicodedata.decimal(char, None)) is not None:
         return str(digit)
     plain = unicodedata.normalize("NFKC", char)
+    if plain in _SIGNS:  # 𝜋 and its like
+        return _SIGNS[plain]
     if "⁄" in plain:  # ½ and its like
         over, _, under = plain.partition("⁄")
         return f"\\frac{{{over}}}{{{under or 1}}}"
@@ -232,6 +296,7 @@ def _undecorated(text: str) -> str:
     if "*" in text or "_" in text or "`" in text:
         text = _unmarked(text)
     if "\\" in text:
+        text = re.sub(r"\{\\rm(?![a-zA-Z])\s*(?:\\\s)?\s*([a-zA-Z ]+)\}", r"\\text{ \1}", text)
         text = _NAMED.sub(r"\\\1 ", _WRAPPERS.sub(" ", text))
     return _unbraced(text.strip())
 

@@ -3,6 +3,7 @@
 import re
 
 from siri.rewards.grading.grammar import NotRead, read, symbols
+from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
 from siri.rewards.grading.values import rational, same_value
 
 _MATRIX = re.compile(
@@ -11,12 +12,23 @@ _MATRIX = re.compile(
     re.DOTALL,
 )
 _ROW_BREAK = re.compile(r"\\\\\s*(?:\[[^\[\]]*\]|\*)?|\\cr(?![a-zA-Z])|\\tabularnewline")
+_NO_SUCH = re.compile(r"(?:it)?(?:does|do)not(?:exist|existent)|dne|nonexistent", re.IGNORECASE)
+_TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})\s*\}?")
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?"
+    r"(?P<said>(?:option|choice|answer)\s+)?"
     r"(?:\(\s*([A-Ja-j])\s*\)\s*[.:]?\s*|([A-J])\s*\)\s*|([A-J])\s*[.:]\s+|([A-J])$)(?![-+*/^=,_'])(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_OTHER_CHOICE = re.compile(r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|^\(?[A-J]\)?$")
+# What is between equals signs and is more than a name: operations, a logarithm, the amount of one unknown.
+_TO_BE_SOLVED = re.compile(
+    r"[-+*/^\d!%]|\\(?:sqrt|cdot|times|pm|l?dots|ln|lg|log|exp|[lr]floor|[lr]ceil|binom)(?![a-zA-Z])|"
+    r"\b(?:ln|lg|log|exp)\b|^\|\s*[a-vxy]\s*\|$|\\lvert\s*[a-vxy]\s*\\rvert"
+)
+_ROUNDING = 0.02
+_BITS = 64
+_OTHER_CHOICE = re.compile(
+    r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|[,;&]\s*\(?[A-J]\)?$|^\(?[A-J]\)?$"
+)
 
 
 def squeezed(text: str) -> str:
@@ -26,7 +38,9 @@ def squeezed(text: str) -> str:
 
 def key(text: str) -> str:
     """What is compared as text: no spaces, no text commands; words and choice letters without case."""
-    plain = squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    plain = re.sub(r"(?<=[a-zA-Z])\.$", "", squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)))
+    if _NO_SUCH.fullmatch(plain):
+        return "dne"
     letter = re.fullmatch(r"\(([A-Za-z])\)", plain)
     if letter:
         return letter[1].upper()
@@ -93,7 +107,21 @@ def bracketed(text: str) -> tuple | None:
 
 def matrix(text: str) -> tuple | None:
     """Shape and cells of a matrix in any brackets, times what stands before it; a determinant is another thing."""
-    match = _MATRIX.fullmatch(text.strip())
+    text = text.strip()
+    if turned := _TRANSPOSED.search(text):
+        inner = text[: turned.start()]
+        if turned.end() != len(text) or not (inside := matrix(inner) or _row_vector(inner)) or inside[0][0]:
+            return None
+        (_, lengths), cells = inside
+        if len(set(lengths)) != 1:
+            return None
+        width = lengths[0]
+        return (False, (len(lengths),) * width), [
+            cells[row * width + at] for at in range(width) for row in range(len(lengths))
+        ]
+    if text.startswith("[["):
+        return _nested_rows(text)
+    match = _MATRIX.fullmatch(text)
     if not match:
         return None
     text = re.sub(r"\\hline(?![a-zA-Z])", "", match["cells"])
@@ -106,9 +134,25 @@ def matrix(text: str) -> tuple | None:
     return (determinant, tuple(map(len, rows))), cells
 
 
+def _row_vector(text: str) -> tuple | None:
+    inside = bracketed(text)
+    return ((False, (len(inside[1]),)), inside[1]) if inside else None
+
+
+def _nested_rows(text: str) -> tuple | None:
+    """`[[1, 2], [3, 4]]`, as programs write a matrix."""
+    if not text.endswith("]]") or not enclosed(text):
+        return None
+    rows = [bracketed(row) for row in split(text[1:-1], ",;")]
+    if any(row is None or row[0][:2] != ("[", "]") for row in rows):
+        return None
+    cells = [cell for row in rows if row for cell in row[1]]
+    return (False, tuple(len(row[1]) for row in rows if row)), cells
+
+
 def ratio(text: str) -> tuple | None:
     """The parts of a ratio or a time of day: as quotients, 8:34 and 4:17 would be the same."""
-    parts = split(text, ":")
+    parts = split(re.sub(r"(?<=[\w}])\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=[\w\\])", ":", text), ":")
     return (len(parts), parts) if len(parts) > 1 else None
 
 
@@ -117,9 +161,9 @@ def choice(text: str) -> tuple[str, str]:
     match = _CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip())
     if match is None:
         return "", ""
-    *letters, rest = match.groups()
+    said, *letters, rest = match.groups()
     letter = next(filter(None, letters))
-    if letters[0] is None and letter.islower():
+    if letters[0] is None and letter.islower() and not said:
         return "", ""
     return letter.upper(), rest.strip()
 
@@ -140,22 +184,41 @@ def named_values(parts: list[str]) -> list[str]:
 def names_a_value(sides: list[str], *, as_answer: bool) -> bool:
     r"""Whether an equation only says what its right side is: `x = 5` is 5, and so is `f(2) = 5`; `1/2 = 0.5` is 0.5.
 
-    As an answer, `a + b = 17` is 17, too: two unknowns say nothing else than what the question asked for. `2x = 17`
-    is an equation to be solved, `x + y = 0` the equation of a line, and a gold answer of that kind wants the equation.
+    As an answer, `a + b = 17` is 17, too: two unknowns say nothing else than what the question asked for. `2x = 17`,
+    `\ln x = 17` and `|x| = 17` are equations to be solved, `x + y = 0` is the equation of a line, and a gold answer of
+    that kind wants the equation. Of `x = 6 = 5` nobody knows what it says.
     """
     name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?\\prime\}?", "", sides[0]).strip()
     name = re.sub(r"^([a-zA-Z])\s*(?:\^\{-1\}\s*)?\([^()]*\)$", r"\1", name)
-    letters = re.findall(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", name))
-    if not re.search(r"[-+*/^\d]|\\(?:sqrt|cdot|times|pm|ldots|dots)(?![a-zA-Z])", name):
-        return True
+    if not _TO_BE_SOLVED.search(name):
+        return _close_together(sides[1:])
+    plain = re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:ln|lg|log|exp|e)(?![a-zA-Z])", "", name)
+    letters = set(re.findall(r"[a-zA-Z]", re.sub(r"[a-zA-Z]\s*\([^()]*\)", "f", plain)))
     if not letters:
         return _both_closed_and_equal(sides)
-    if not as_answer or len(set(letters)) < 2:
+    if not as_answer or len(letters) < 2:
         return False
     try:
-        return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1]))
+        return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1])) and _close_together(sides[1:])
     except NotRead:
         return False
+
+
+def _close_together(sides: list[str]) -> bool:
+    """Whether the numbers in a chain of equations are one, but for rounding."""
+    values = []
+    for side in sides[:-1] and sides:
+        try:
+            tree = read(side)
+            value = rational(tree)
+            values += [] if symbols(tree) else [number(tree, Setting(), _BITS) if value is None else value]
+        except (NotRead, Undefined, Undecided):
+            pass
+    try:
+        numbers = [complex(value) for value in values]
+    except OverflowError:
+        return False
+    return all(abs(value - numbers[-1]) <= _ROUNDING * abs(numbers[-1]) for value in numbers)
 
 
 def _both_closed_and_equal(sides: list[str]) -> bool:

@@ -1,6 +1,12 @@
-"""Units of measure behind a number: known ones have to agree, and nouns that are none are left out."""
+"""Units of measure behind a number: known ones have to agree, and nouns that are none are left out.
+
+A noun says what was counted ("9 values"). Words that say more than that, a second answer or another number ("5 or
+more", "5 tenths"), are no nouns, and what holds them is not the number alone.
+"""
 
 import re
+
+from siri.rewards.grading.vocabulary import PLAIN
 
 _UNITS = {
     variant: unit
@@ -72,28 +78,84 @@ _UNITS = {
 
 # Without \text these are rather products: 2mg, 2ma.
 _PRODUCTS = frozenset(("ma", "pa", "kw", "kj", "hz", "ms", "nm", "dm", "pt", "qt", "mg", "ml"))
+# Of one letter, these are written as capitals; small ones are variables.
+_CAPITALS = frozenset("njwvkcf")
+_NO_NOUNS = frozenset(
+    re.findall(
+        r"\w+",
+        "or and nor not but plus minus than least most to half halves over under squared cubed factorial mod "
+        "modulo pi third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths "
+        "ninth ninths tenth tenths hundred hundreds thousand thousands million millions billion billions "
+        "trillion trillions dozen dozens hundredth hundredths thousandth thousandths millionth millionths if "
+        "otherwise unless except maybe perhaps possibly base approximately about between divided multiplied "
+        "power choose infinity negative false wrong incorrect one two three four five six seven eight nine "
+        "ten eleven twelve thirteen fourteen fifteen sixteen twenty",
+    )
+)
+_SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
 _PLAIN_UNIT = re.compile(r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*)(?:\^\s*\{?([23])\}?)?")
 _ANGLE = re.compile(r"sin|cos|tan|cot|sec|csc|tg")
+_FUNCTION = re.compile(r"sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|exp|arc|abs|theta|alpha|beta|gamma")
+_CURRENCIES = {
+    currency: re.compile(pattern, re.IGNORECASE)
+    for currency, pattern in (
+        ("dollar", r"\\\$|\\textdollar|\bdollars?\b|\bUSD\b"),
+        ("cent", r"\d\s*(?:\\\w+\{)?\s*(?:cents?\b|¢)"),
+        ("euro", r"€|\beuros?\b|\bEUR\b"),
+        ("pound", r"£|\bpounds?\b|\bGBP\b"),
+        ("yen", r"[¥￥]|\byen\b|\byuan\b"),
+        ("rupee", r"₹|\brupees?\b|\bINR\b"),
+    )
+}
+
+
+def currencies(text: str) -> set[str]:
+    """The currencies that `text`, as it was written, names by sign or word."""
+    return {currency for currency, pattern in _CURRENCIES.items() if pattern.search(text)}
 
 
 def without_unit(text: str) -> tuple[str, tuple | None]:
-    """The quantity, and its unit where every word of it is a known measure. Unknown nouns ("9 values") are dropped."""
+    """The quantity, and its unit where every word of it is a known measure. Other nouns ("9 values") are dropped."""
     text = text.strip()
     match = _TEXT_UNIT.fullmatch(text)
-    known_only = match is None
+    in_text = match is not None
     match = match or _PLAIN_UNIT.fullmatch(text)
     if match is None:
         return text, None
     quantity, words, power = match.groups()
     if words == "degree" and _ANGLE.search(quantity):
         return text, None  # the sine of an angle is not one
-    words = re.sub(r"\bmph\b", "mile per hour", words.replace(".", "").casefold().replace("/", " per ")).split()
-    measures = [_UNITS.get(word, _UNITS.get(word.removesuffix("s"))) for word in words]
+    words = re.sub(r"\bmph\b", "mile per hour", words.replace(".", "").replace("/", " per ")).split()
+    measures = [_measure(word) for word in words]
     unit = [measure for measure in measures if measure is not None]
     unit += [{"2": "square", "3": "cubic"}[power]] if power else []
-    if None in measures or (known_only and any(word in _PRODUCTS for word in words)):
-        # without \text, letters after a number are a unit only if we know it (and single ones never): 2xy is not 2
-        return (text, None) if known_only else (quantity, None)
+    others = [word for word, measure in zip(words, measures, strict=True) if measure is None]
+    if others:
+        apart = in_text or match.start(2) > match.end(1)
+        dropped = apart and all(_is_a_noun(word, in_text=in_text) for word in others)
+        return (quantity, None) if dropped else (text, None)
+    if not in_text and any(word.casefold() in _PRODUCTS for word in words):
+        return text, None
     place = unit.index("per") if "per" in unit else len(unit)
     return quantity, (*sorted(unit[:place]), *unit[place : place + 1], *sorted(unit[place + 1 :]))
+
+
+def _measure(word: str) -> str | None:
+    if word in _CAPITALS:
+        return None
+    word = word.casefold()
+    return _UNITS.get(word, _UNITS.get(word.removesuffix("s")))
+
+
+def _is_a_noun(word: str, *, in_text: bool) -> bool:
+    r"""Whether a word behind a number only says what was counted. Without \text it has to be one that cannot be a
+    product of letters: 2xy is not 2, and neither is "2 abcd"."""
+    word = word.lstrip("(").rstrip("),;:!").replace("-", "").replace("'", "")
+    if not word.isalpha() or not word.isascii() or word.casefold() in _NO_NOUNS:
+        return False
+    if in_text:
+        return len(word) > 2 or word.casefold() in _SHORT_NOUNS
+    if len(word) < 4 or not word[1:].islower() or word in PLAIN or _FUNCTION.match(word):
+        return False
+    return bool(re.search("[aeiouy]", word)) and list(word) != sorted(word)

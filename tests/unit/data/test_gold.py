@@ -198,3 +198,11 @@ def test_a_set_of_placeholders_is_empty_and_says_why(tmp_path):
     path.write_text(json.dumps([{"problem": "Q", "answer": "proof"}] * 3))
     with pytest.raises(InputError, match=r"empty: none of 3 rows .*; 3 with a placeholder for an answer \(proof 3\)"):
         load_problems(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["Not given", "no answer provided", "see above.", "#DIV/0!", "略", "无答案", "To be proved"]
+)
+def test_further_placeholders(text):
+    with pytest.raises(NoAnswer):
+        gold_answer(text)
