@@ -157,11 +157,11 @@ def _same(gold: str, answer: str) -> bool:
 def _with_names_of(gold: str, answer: str) -> str:
     r"""`answer` with the names of `gold` for what any letter may stand for: $n$ in "2n\pi, n \in \mathbb{Z}", and the
     constant of integration."""
-    wholes = [match and match[1] for match in map(_WHOLE.search, (gold, answer))]
-    if all(wholes) and wholes[0] != wholes[1] and not _letter(wholes[0]).search(answer):
+    wholes = [match[1] for match in map(_WHOLE.search, (gold, answer)) if match]
+    if len(wholes) == 2 and wholes[0] != wholes[1] and not _letter(wholes[0]).search(answer):
         answer = _letter(wholes[1]).sub(wholes[0], answer)
-    constants = [match and match[0] for match in map(_CONSTANT.search, (gold, answer))]
-    return answer[:-1] + constants[0] if all(constants) else answer
+    constants = [match[0] for match in map(_CONSTANT.search, (gold, answer)) if match]
+    return answer[:-1] + constants[0] if len(constants) == 2 else answer
 
 
 def _letter(name: str) -> re.Pattern:
@@ -285,9 +285,11 @@ def _same_lists(gold: str, answer: str) -> bool:
     for parts in (matrix, bracketed, ratio):
         gold_parts, answer_parts = parts(gold), parts(answer)
         if gold_parts or answer_parts:
-            if parts is matrix and (gold_parts or answer_parts)[0][0] and not (gold_parts and answer_parts):
-                return library.verify(gold, answer)  # a determinant and a number
-            if not gold_parts or not answer_parts or gold_parts[0] != answer_parts[0]:
+            if not gold_parts or not answer_parts:
+                kind = (gold_parts or answer_parts or ("",))[0]
+                # a determinant and a number
+                return library.verify(gold, answer) if parts is matrix and kind[0] else False
+            if gold_parts[0] != answer_parts[0]:
                 return False
             return all(map(_same, gold_parts[1], answer_parts[1]))
     return _same_scalar(gold, answer)
