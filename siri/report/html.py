@@ -24,7 +24,8 @@ from siri.report.terminal import (
     tokens,
     verdict,
 )
-from siri.store.jsonl import RunRecord, read_run, write_atomic
+from siri.store.files import write_atomic
+from siri.store.jsonl import RunRecord, read_run
 from siri.text import encoded
 
 MINUS = "\N{MINUS SIGN}"
