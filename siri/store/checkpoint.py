@@ -245,10 +245,13 @@ def restore(
 
     Every rank calls it, and reads what it holds; the run that wrote it may have had another number of ranks.
     """
-    load_weights(checkpoint, policy, ranks=ranks)
-    make_moments(policy, optimizer, names_in(checkpoint / OPTIMIZER))
-    read_pieces(checkpoint / OPTIMIZER, moments_of(policy, optimizer))
-    return ranks.on_main(lambda: read_state(checkpoint))
+    try:
+        load_weights(checkpoint, policy, ranks=ranks)
+        make_moments(policy, optimizer, names_in(checkpoint / OPTIMIZER))
+        read_pieces(checkpoint / OPTIMIZER, moments_of(policy, optimizer))
+        return read_state(checkpoint)
+    except OSError as error:
+        raise InputError(f"{checkpoint}: cannot be read ({files.reason(error)}); try again when it can") from None
 
 
 def discard_after(folder: Path, steps: int) -> list[str]:

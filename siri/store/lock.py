@@ -66,7 +66,10 @@ class FolderLock:
 
     def check(self) -> None:
         """InputError where another process has taken the folder over, as it may while this one was suspended."""
-        lease = _lease(self.path)
+        try:
+            lease = _lease(self.path)
+        except OSError:
+            return  # what cannot be read says nothing
         if lease is not None and lease.get("token") != self.token:
             raise InputError(f"{self.path.parent}: {_holder(lease)} has taken this run over; stop one of the two")
 

@@ -77,7 +77,7 @@ class RunFolder:
         """Lines for the user about damaged checkpoints that were passed over, and about what changed."""
         self._content: Content | None = None
         self._model: ModelIdentity | None = None
-        self._rewound = False
+        self._rewound = self._made = self._wrote = False
         try:
             self._open(resume, rewind=rewind)
         except OSError as error:
@@ -221,15 +221,15 @@ class RunFolder:
         """Write the files that make it a run's, and drop what will be written again: rows of logs, damaged checkpoints.
         Returns what its holder is known by. InputError, with a new folder left as it was, where it cannot be
         written, or where another process has come first."""
-        new = not self.path.exists()
         try:
+            self._made = not files.there(self.path)
             files.make_folder(self.path)
             self._take()
             self._look_again()
+            self._wrote = True
             self._write()
         except OSError as error:
-            if self.fresh and self._lock is not None:
-                self.withdraw(folder=new)
+            self.withdraw()
             raise InputError(
                 f"{self.path}: cannot be written ({files.reason(error)}); make room or make it writable, or choose "
                 "another --run-dir"
@@ -284,16 +284,20 @@ class RunFolder:
                 files.write_atomic(kept, files.read(path))
                 self.notes.append(f"{path} as it was is kept as {kept.name}")
 
-    def withdraw(self, *, folder: bool = False) -> None:
-        """Take back what `create` has written of a run that did not begin; the folder, too, if this made it."""
-        for name in (CONFIG, DATA, MODEL, "logger_id", "wandb", "tensorboard"):
-            _try(lambda name=name: remove(self.path / name))
-        _try(self.checkpoints.rmdir)
-        lock, self._lock = self._lock, None
-        if lock is not None:
+    def withdraw(self) -> None:
+        """Take back what `create` has written of a run that did not begin, and the folder that it made. What was there
+        before, it leaves."""
+        if not self.fresh or self._lock is None:
+            return
+        if self._wrote:
+            for name in (CONFIG, DATA, MODEL, "logger_id", "wandb", "tensorboard"):
+                _try(lambda name=name: remove(self.path / name))
+            _try(self.checkpoints.rmdir)
+        if self._wrote or self._made:
             _try((self.path / LOCK).unlink)
-            lock.release()
-        if folder:
+        lock, self._lock = self._lock, None
+        lock.release()
+        if self._made:
             _try(self.path.rmdir)
 
     def check_lease(self) -> None:

@@ -181,8 +181,7 @@ class Run:
         try:
             check_seen(self.folder.path, token, self.ranks)
         except InputError:
-            if self.ranks.main and self.folder.fresh:
-                self.folder.withdraw()
+            self.folder.withdraw()
             raise
         self._whole = True
         self.engine.sync()
@@ -200,13 +199,11 @@ class Run:
 
     def _create(self) -> str:
         """On rank 0: the folder and the logger's own; a run that cannot have its logger has not begun."""
-        new = not self.folder.path.exists()
         token = self.folder.create()
         try:
             self.logger.start()
         except InputError:
-            if self.folder.fresh:
-                self.folder.withdraw(folder=new)
+            self.folder.withdraw()
             raise
         return token
 
@@ -229,6 +226,7 @@ class Run:
             try:
                 groups = self.collector.collect(step.number, step.cap)
             except NotFinite:
+                self._whole = False  # such weights are not worth a checkpoint, which would be the newest
                 raise InputError(blown_up(self.folder, step.number)) from None
             self.engine.sleep()
         return groups

@@ -18,7 +18,7 @@ from siri.data.problems import resolve_path
 from siri.errors import InputError
 from siri.report.html import write_report
 from siri.rollout.local import LocalRollout
-from siri.store import saver
+from siri.store import files, saver
 from siri.store.checkpoint import newest_good
 from siri.store.files import write_atomic
 from siri.store.jsonl import MetricsLog
@@ -133,6 +133,40 @@ def test_a_run_that_began_and_ended_meanwhile_is_not_wiped(tmp_path):
         with pytest.raises(InputError, match="began a run there meanwhile; continue it with --resume"):
             late.create()
         assert rows(path) == [{"step": 0}]
+
+
+def test_a_second_look_that_fails_deletes_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    late = RunFolder(path, CONFIG, "demo", "auto")
+    begun(path)
+    gc.collect()
+    read = files.read
+
+    def fails(name: Path) -> bytes:
+        if name.name == "config.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(name)
+
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="Input/output error"):
+        patched.setattr(files, "read", fails)
+        late.create()
+    assert (path / "config.json").exists() and (path / ".lock").exists()
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch):
+    write = files.write_atomic
+
+    def fails(path: Path, data: bytes) -> None:
+        if path.name == "config.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(files, "write_atomic", fails)
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        with pytest.raises(InputError, match="No space left on device"):
+            begun(tmp_path / name)
+    assert [each.name for each in tmp_path.iterdir()] == ["mine"] and not list((tmp_path / "mine").iterdir())
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", ".lock", "checkpoints", "eval.jsonl", "postmortem"])
@@ -270,9 +304,11 @@ def test_rows_that_are_missing_are_told(tmp_path, capsys):
 
 
 def test_weights_that_blow_up_end_the_run_with_one_line(tmp_path, capsys):
-    train(tmp_path / "run", "--steps", "9", "--lr", "1e30", "--eval-data", expect=2)
+    rare = ["--save-every", "100", "--schedule", "constant"]
+    train(tmp_path / "run", "--steps", "9", "--lr", "1e30", "--eval-data", *rare, expect=2)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "the weights have blown up" in error
+    assert not list((tmp_path / "run" / "checkpoints").iterdir()), "they are not saved"
 
 
 def test_an_error_in_a_rollout_saves_what_was_done(tmp_path, monkeypatch, capsys):
