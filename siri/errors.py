@@ -12,6 +12,9 @@ class InputError(Exception):
     """Bad input. The message is one line that names the culprit (file, key, value) and the way out. The culprit may be
     from hostile hands: what does not print is escaped, and what is endless is cut in the middle."""
 
+    everybody = False
+    """Whether every rank has raised it, in the same place."""
+
     def __init__(self, message: str):
         shown = printable(message)
         half = LONGEST_MESSAGE // 2

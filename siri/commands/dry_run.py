@@ -21,7 +21,7 @@ from siri.text import say
 from siri.train.setup import Setup, prepare, training_sources
 
 
-def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> int:
+def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume, rewind: bool = False) -> int:
     """Set a run up as far as it goes without weights, and print what it would be. Bad input is the InputError that the
     run itself would end with. Under torchrun rank 0 prints.
 
@@ -29,7 +29,7 @@ def dry_run(config: Config, run_dir: Path, *, recipe: str, resume: Resume) -> in
     server that does not answer yet is named.
     """
     gpu = config.device != "cpu" and torch.cuda.is_available()
-    folder = RunFolder(run_dir, config, recipe, resume)
+    folder = RunFolder(run_dir, config, recipe, resume, rewind=rewind)
     world, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     # what only a GPU can refuse is not asked where there is none
     asked = config if gpu else replace(config, attention="auto", liger="off")

@@ -17,6 +17,9 @@ class TrainOptions(RecipeOptions):
     """Continue the run in --run-dir from its newest good checkpoint."""
     auto_resume: bool = False
     """Start the run, or continue it if the folder holds one."""
+    rewind: bool = False
+    """With --resume or --auto-resume: continue although checkpoints are gone that were there, from the newest that is
+    left; the logs as they are now are kept beside."""
     quiet: bool = False
     """Show nothing but errors."""
     dry_run: bool = setting(False, everyday=True)
@@ -29,7 +32,7 @@ def run_train(options: TrainOptions) -> int:
     from siri.report.paper import expand
     from siri.report.view import TerminalView
     from siri.runtime.ranks import leave_ranks, recorded
-    from siri.store.run_folder import held_settings
+    from siri.store.held import held_settings
     from siri.train.loop import train
 
     recipe = Path(options.recipe).stem if options.recipe.endswith(".toml") else options.recipe
@@ -41,8 +44,8 @@ def run_train(options: TrainOptions) -> int:
     if options.dry_run:
         from siri.commands.dry_run import dry_run
 
-        return dry_run(config, run_dir, recipe=recipe, resume=resume)
-    view = TerminalView()
-    code = recorded(lambda: train(config, run_dir, recipe=recipe, view=view, resume=resume, quiet=options.quiet))
+        return dry_run(config, run_dir, recipe=recipe, resume=resume, rewind=options.rewind)
+    how = {"recipe": recipe, "view": TerminalView(), "resume": resume, "rewind": options.rewind}
+    code = recorded(lambda: train(config, run_dir, **how, quiet=options.quiet))
     leave_ranks()
     return code

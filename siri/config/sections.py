@@ -30,6 +30,9 @@ class ModelSettings(Settings):
     data_changed: Literal["stop", "accept"] = setting("stop", free=True, machine=True)
     """What a resumed run does about other problems, another tokenizer or template than it was drawn from: stop before
     anything is written, or accept them. What is harmless (docs/data.md) goes on either way."""
+    model_changed: Literal["stop", "accept"] = setting("stop", free=True, machine=True)
+    """What a resumed run does about a model of the same name with other files than it began with: stop before anything
+    is written, or accept it. The weights that go on are the checkpoint's."""
 
 
 @dataclass(frozen=True)

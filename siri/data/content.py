@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,22 @@ class Content:
     """SHA-256 of the vocabulary and the special tokens."""
     template: str
     """SHA-256 of the chat template."""
+    pipeline: str = ""
+    """VERSION:SHA-256 of all else that makes text tokens and tokens text, as that version of tokenizers writes it."""
+    held_out: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the problems of each evaluation."""
 
     @classmethod
-    def of(cls, source: str, prompts: PromptSet, tokenizer: Any) -> "Content":
+    def of(
+        cls, source: str, prompts: PromptSet, tokenizer: Any, held_out: Mapping[str, PromptSet] | None = None
+    ) -> "Content":
         special = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")]
         words = json.dumps([sorted(tokenizer.get_vocab().items()), special])
         template = json.dumps(getattr(tokenizer, "chat_template", None))
-        return cls(source, tuple(digests(prompts)), _sha256(words), _sha256(template))
+        measured = {
+            name: hashlib.sha256(b"".join(digests(each))).hexdigest() for name, each in (held_out or {}).items()
+        }
+        return cls(source, tuple(digests(prompts)), _sha256(words), _sha256(template), _pipeline(tokenizer), measured)
 
     @classmethod
     def read(cls, path: Path) -> "Content | None":
@@ -46,7 +56,9 @@ class Content:
             if len(rows) != held["problems"] * DIGEST or hashlib.sha256(rows).hexdigest() != held["sha256"]:
                 raise ValueError("its rows are not whole")
             cut = tuple(rows[start : start + DIGEST] for start in range(0, len(rows), DIGEST))
-            return cls(str(held["source"]), cut, str(held["tokenizer"]), str(held["template"]))
+            measured = {str(name): str(digest) for name, digest in dict(held.get("held_out", {})).items()}
+            source, tokenizer, template = (str(held[key]) for key in ("source", "tokenizer", "template"))
+            return cls(source, cut, tokenizer, template, str(held.get("pipeline", "")), measured)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -59,7 +71,8 @@ class Content:
         """JSON: source, problems, and the digests, each and of all."""
         rows = b"".join(self.rows)
         row = {"source": self.source, "problems": len(self.rows), "sha256": hashlib.sha256(rows).hexdigest()}
-        row |= {"tokenizer": self.tokenizer, "template": self.template, "rows": rows.hex()}
+        row |= {"tokenizer": self.tokenizer, "template": self.template, "pipeline": self.pipeline}
+        row |= {"held_out": self.held_out, "rows": rows.hex()}
         return json.dumps(row, indent=1).encode()
 
 
@@ -80,10 +93,9 @@ def continue_sampler(
     were not drawn yet. Anything else is an InputError, unless `accept`.
     """
     size = len(now.rows)
-    if state is None:
-        return Sampler(size, seed), []
     if before is None:
-        return _sampler(size, state, accept), []
+        return (Sampler(size, seed) if state is None else _sampler(size, state, accept)), []
+    state = state or {"epoch": 0, "cursor": 0, "seed": seed}  # nothing is drawn yet
     state = {"size": len(before.rows), **state}
     notes = []
     if before.rows == now.rows and before.source != now.source:
@@ -113,8 +125,13 @@ def _sampler(size: int, state: dict[str, Any], accept: bool) -> Sampler:
 
 def _fault(state: dict[str, Any], now: Content, before: Content) -> str:
     """What keeps a run from going on with its data; empty where nothing does."""
-    if before.tokenizer != now.tokenizer:
+    version, _, digest = now.pipeline.partition(":")
+    known, _, other = before.pipeline.partition(":")
+    if before.tokenizer != now.tokenizer or (version == known and digest != other):
         return "data: the tokenizer is not the one that the run began with"
+    changed = [name for name, digest in now.held_out.items() if before.held_out.get(name, digest) != digest]
+    if changed:
+        return f"data: {changed[0]} holds other problems than were evaluated on so far"
     kept = len(before.rows)
     changed = [i for i, (one, other) in enumerate(zip(before.rows, now.rows, strict=False)) if one != other]
     if len(now.rows) >= kept and not changed:
@@ -134,6 +151,17 @@ def _fault(state: dict[str, Any], now: Content, before: Content) -> str:
         f"data: {now.source} is not what the run was drawn from: of {kept:,} problems {removed:,} are gone or changed, "
         f"and {added:,} are new"
     )
+
+
+def _pipeline(tokenizer: Any) -> str:
+    """What `Content.pipeline` holds; "" of a tokenizer that is not of the library tokenizers."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        return ""
+    # how a batch was padded and cut last is no part of it
+    parts = json.loads(inner.to_str()) | {"truncation": None, "padding": None}
+    spaces = getattr(tokenizer, "clean_up_tokenization_spaces", None)
+    return f"{version('tokenizers')}:{_sha256(json.dumps([parts, spaces], sort_keys=True))}"
 
 
 def _sha256(text: str) -> str:

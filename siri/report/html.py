@@ -5,7 +5,8 @@ from pathlib import Path
 from siri.report.charts import DARK, LIGHT, draw, pareto_chart, training_chart
 from siri.report.page import Page, page_of
 from siri.report.step_charts import plan_chart, time_chart
-from siri.store.jsonl import read_run, write_atomic
+from siri.store.files import write_atomic
+from siri.store.jsonl import read_run
 from siri.text import encoded
 
 CHARTS = {"training": training_chart, "pareto": pareto_chart, "time": time_chart, "packing": plan_chart}

@@ -7,7 +7,7 @@ from siri.report.terminal import TrainProgress, print_closing
 
 
 class TerminalView:
-    """The view of `siri train` and `siri study`; what `siri.train.run.View` asks for."""
+    """The view of `siri train` and `siri study`; what `siri.train.view.View` asks for."""
 
     def progress(self, steps: int, start: int, quiet: bool) -> TrainProgress:
         """The display of a run of `steps` steps, `start` of which are done."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -211,15 +211,7 @@ class VllmRollout:
 
     def _together(self, function: Callable[[], T]) -> T:
         """What the function returns on this rank; an InputError on any rank is raised on all."""
-        result, fault = None, None
-        try:
-            result = function()
-        except InputError as error:
-            fault = error
-        for one in self.ranks.gather(fault):
-            if one is not None:
-                raise one
-        return cast(T, result)
+        return self.ranks.together(function)
 
     def _check(self, job: Job, one: Completion) -> None:
         """A response that the loss could not use is an error here, not a bias later."""

@@ -108,8 +108,22 @@ class Ranks:
                 outcome = (None, error)
         value, error = self.broadcast(outcome)
         if error is not None:
+            error.everybody = True
             raise error
         return cast(T, value)
+
+    def together(self, function: Callable[[], T]) -> T:
+        """What the function returns on this rank; the first InputError of any is everybody's."""
+        outcome, error = None, None
+        try:
+            outcome = function()
+        except InputError as fault:
+            error = fault
+        error = next((fault for fault in self.gather(error) if fault is not None), None)
+        if error is not None:
+            error.everybody = True
+            raise error
+        return cast(T, outcome)
 
     def share(self, count: int) -> slice:
         """This rank's part of `count` things: consecutive, the parts differing by one at most."""

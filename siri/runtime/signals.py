@@ -1,12 +1,17 @@
-"""SIGINT and SIGTERM: the first asks the run to stop with its state saved, the second ends it at once."""
+"""SIGINT and SIGTERM: the first asks the run to stop with its state saved, however often a supervisor repeats it. A
+second Ctrl-C ends it at once."""
 
 import signal
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from siri.runtime.ranks import ALONE, Ranks
 
 T = TypeVar("T")
+
+SAME_S = 2.0
+"""One Ctrl-C may come more than once: from the terminal to all processes, and passed on by torchrun or a study."""
 
 
 class Interrupted(BaseException):
@@ -25,6 +30,7 @@ class Stop:
         self.received: list[int] = []
         self._previous: dict[int, Any] = {}
         self._at_once = False
+        self._first = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.received)
@@ -44,10 +50,15 @@ class Stop:
     def heed(self, function: Callable[[], T], *, ranks: Ranks = ALONE, at_once: bool = True) -> T:
         """What `function` returns; Interrupted, on all ranks, where a signal came before or while it ran on any.
 
-        `at_once` breaks it off; else it runs to its end, as it must if it waits for the function of other ranks.
+        `at_once` breaks it off, and its InputError on any rank is everybody's; else it runs to its end, as it must if
+        it waits for the function of other ranks.
         """
         outcome, cut = None, bool(self)
-        if not cut:
+
+        def run() -> None:
+            nonlocal outcome, cut
+            if cut:
+                return
             try:
                 self._at_once = at_once
                 outcome = function()
@@ -55,14 +66,24 @@ class Stop:
                 cut = True
             finally:
                 self._at_once = False
+
+        if at_once:
+            ranks.together(run)
+        else:
+            run()
         if any(ranks.gather(cut)):
             raise Interrupted
         return cast(T, outcome)
 
     def _note(self, number: int, _frame: Any) -> None:
+        now = time.monotonic()
         self.received.append(number)
-        for watched in self._previous:  # the next one, of either kind, ends the process as the system does
-            signal.signal(watched, signal.SIG_DFL)
+        if len(self.received) == 1:
+            self._first = now
+        elif number == signal.SIGINT and now - self._first >= SAME_S:
+            for each in self._previous:  # as the system does
+                signal.signal(each, signal.SIG_DFL)
+            signal.raise_signal(number)
         if self._at_once:
             self._at_once = False
             raise Interrupted

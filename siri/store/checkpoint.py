@@ -8,9 +8,11 @@ step's folder. `siri.store.saver` writes them.
 
 import contextlib
 import copy
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,12 +27,18 @@ from siri.model.fsdp import fill
 from siri.model.policy import Policy, read_model, trainable_config
 from siri.model.weight_files import MANIFEST, WEIGHTS, is_checkpoint
 from siri.runtime.ranks import ALONE, Ranks
+from siri.store import files
+from siri.store.schema import state_fault
 from siri.store.shards import make_moments, moments_of, names_in, read_pieces, read_whole, weights_of
 
 STATE = "state.json"
 OPTIMIZER = "optimizer"
 TRAINING_FILES = (MANIFEST, STATE, WEIGHTS, OPTIMIZER)
 """What a checkpoint holds beyond the files of a model folder."""
+STEP = re.compile(r"step_([0-9]+)")
+HALF_WRITTEN = re.compile(r"\..+\.part")
+LEFT_BY_NFS = re.compile(r"(.+/)?\.nfs[0-9a-f]+")
+"""NFS keeps a file so that was removed while a process had it open; nobody reads it."""
 
 
 def about_model(policy: Policy) -> dict[str, bytes]:
@@ -52,23 +60,34 @@ def _write_about(part: Path, policy: Policy) -> None:
 
 def describe(part: Path, path: str) -> dict[str, Any]:
     """The manifest's entry of one file in `part`, which is on the disk from now on."""
-    _fsync(part / path)
+    files.sync(part / path)
     return {"bytes": (part / path).stat().st_size, "sha256": _sha256(part / path)}
 
 
 def finish(part: Path, final: Path, listing: dict[str, Any], name: str | None) -> None:
-    """Make the folder `part` the checkpoint `final`, with `name` as a link to it."""
-    (part / MANIFEST).write_text(json.dumps(listing, indent=1))
-    for path in [part / MANIFEST, *(path for path in part.iterdir() if path.is_dir()), part]:
-        _fsync(path)
-    remove(final)  # only ever a damaged one of the same step
+    """Make the folder `part` the checkpoint `final`, with `name` as a link to it. OSError, and no checkpoint, where a
+    file of the listing is not there: one that another rank wrote to a folder that this one does not see."""
+    for path, entry in listing.items():
+        if not (part / path).is_file() or (part / path).stat().st_size != entry["bytes"]:
+            raise OSError(
+                errno.ENOENT, f"{path} of another rank is not seen here: the run folder must be shared by all machines"
+            )
+    files.write_atomic(part / MANIFEST, json.dumps(listing, indent=1).encode())
+    for path in [*(path for path in part.iterdir() if path.is_dir()), part]:
+        files.sync(path)
+    old = good = None
+    if files.there(final):  # of the same step, from a save that failed after this: it makes room, and goes last
+        good = not final.is_symlink() and verify(final) is None
+        old = files.aside(final, "replaced" if good else "damaged")
     if name:  # first: of a kill between the two a name without a checkpoint is left, and not one without its name
         link = final.parent / f".{name}.part"
         remove(link)
         link.symlink_to(final.name)
         link.replace(final.parent / name)
     part.rename(final)
-    _fsync(final.parent)
+    files.sync(final.parent)
+    if old is not None and good:
+        remove(old)
 
 
 def remove(path: Path) -> None:
@@ -80,44 +99,98 @@ def remove(path: Path) -> None:
 
 
 def verify(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words, or None."""
+    """What is wrong with a checkpoint, in words, or None. Storage that fails says nothing about what it holds: it is
+    asked again, and then InputError."""
     try:
-        listing = parse_json((checkpoint / MANIFEST).read_bytes())
-        found = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if not path.is_dir()}
-        found |= {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_symlink()}
-        found.pop(MANIFEST, None)
+        return files.patient(lambda: _fault(checkpoint))
+    except OSError as error:
+        raise InputError(
+            f"{checkpoint}: cannot be read ({files.reason(error)}); nothing was changed, try again when it can"
+        ) from None
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint. OSError where a file is there and cannot be read."""
+    at = MANIFEST
+    try:
+        listing = parse_json(files.read(checkpoint / MANIFEST))
+        found = _entries(checkpoint)
         for name, entry in listing.items():
+            at = name
             if name not in found:  # nor can a name lead out of the folder: what is found is inside
                 return f"{name} is missing"
             if found[name].is_symlink() or not found[name].is_file():
                 return f"{name} is a link, or no file"
             if found[name].stat().st_size != entry["bytes"]:
                 return f"{name} has {found[name].stat().st_size} bytes instead of {entry['bytes']}"
-        if strange := sorted(found.keys() - listing.keys()):
+        if strange := sorted(name for name in found.keys() - listing.keys() if not LEFT_BY_NFS.fullmatch(name)):
             return f"{strange[0]} is not in its {MANIFEST}"
+        at = MANIFEST
         with ThreadPoolExecutor(8) as pool:
             for name, digest in zip(listing, pool.map(lambda name: _sha256(found[name]), listing), strict=True):
                 if digest != listing[name]["sha256"]:
                     return f"{name} does not match its checksum"
         if STATE not in listing or not any(name.startswith(f"{WEIGHTS}/") for name in listing):
             return f"{MANIFEST} lists no {STATE} or no {WEIGHTS}"
-        state = read_state(checkpoint)
-        if type(state["steps_done"]) is not int or type(state["train_tokens"]) is not int:
-            return f"{STATE} does not say how far it got"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+        for name in listing:
+            if name.startswith((f"{WEIGHTS}/", f"{OPTIMIZER}/")) and (fault := _tensor_fault(found[name])):
+                return f"{name} holds no tensors ({fault})"
+        at = STATE
+        named = STEP.fullmatch(checkpoint.name)
+        if fault := state_fault(read_state(checkpoint), steps_done(checkpoint) if named else None):
+            return f"{STATE} {fault}"
+    except OSError as error:
+        if error.errno not in (*files.ABSENT, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG):
+            raise
+        return f"{at} cannot be read ({type(error).__name__})"
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{at} cannot be read ({type(error).__name__})"
     return None
+
+
+def _entries(checkpoint: Path) -> dict[str, Path]:
+    """What lies in a checkpoint and its folders, but for its manifest, by the path from there."""
+
+    def fails(error: OSError) -> None:
+        raise error
+
+    found = {}
+    for folder, folders, names in os.walk(checkpoint, onerror=fails):
+        paths = [Path(folder, name) for name in names]
+        paths += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        found |= {path.relative_to(checkpoint).as_posix(): path for path in paths}
+    found.pop(MANIFEST, None)
+    return found
+
+
+def _tensor_fault(path: Path) -> str:
+    """What is wrong with a safetensors file whose bytes are those that were written."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        with safe_open(path, framework="np"):
+            return ""
+    except SafetensorError as error:
+        return first_line(error)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What the trainer said of itself: steps_done, train_tokens, sampler, ..."""
-    return parse_json((checkpoint / STATE).read_bytes())
+    return parse_json(files.read(checkpoint / STATE))
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first, damaged ones included."""
-    found = (path for path in folder.glob("step_*") if path.name[5:].isdecimal() and path.name.isascii())
-    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=steps_done)
+    try:
+        with os.scandir(folder) as entries:
+            names = [each.name for each in entries if STEP.fullmatch(each.name) and each.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({files.reason(error)}); nothing was changed") from None
+    return sorted((folder / name for name in names), key=steps_done)
 
 
 def steps_done(checkpoint: Path) -> int:
@@ -171,23 +244,31 @@ def restore(
 
     Every rank calls it, and reads what it holds; the run that wrote it may have had another number of ranks.
     """
-    load_weights(checkpoint, policy, ranks=ranks)
-    make_moments(policy, optimizer, names_in(checkpoint / OPTIMIZER))
-    read_pieces(checkpoint / OPTIMIZER, moments_of(policy, optimizer))
-    return ranks.on_main(lambda: read_state(checkpoint))
+    try:
+        load_weights(checkpoint, policy, ranks=ranks)
+        make_moments(policy, optimizer, names_in(checkpoint / OPTIMIZER))
+        read_pieces(checkpoint / OPTIMIZER, moments_of(policy, optimizer))
+        return read_state(checkpoint)
+    except OSError as error:
+        raise InputError(f"{checkpoint}: cannot be read ({files.reason(error)}); try again when it can") from None
 
 
-def discard_after(folder: Path, steps: int) -> None:
-    """Remove what a resumed run writes again: the checkpoints of later steps (they are damaged, and would be counted as
-    the newest), names without a checkpoint, and what a kill left half-written."""
+def discard_after(folder: Path, steps: int) -> list[str]:
+    """Clear the way for a run that continues after `steps` steps. Checkpoints of later steps are damaged, and would be
+    counted as the newest: they get another name, and a line each that says so. Names without a checkpoint go, and what
+    a kill left half-written."""
+    notes = []
     for path in checkpoints(folder):
         if steps_done(path) > steps:
+            notes.append(f"{path} is kept as {files.aside(path, 'damaged').name}; delete it when it is of no more use")
+    if not files.there(folder):
+        return notes
+    for path in folder.iterdir():
+        if path.is_symlink() and path.name.startswith("siri-") and not files.there(folder / os.readlink(path)):
+            path.unlink()
+        if HALF_WRITTEN.fullmatch(path.name):
             remove(path)
-    for link in folder.glob("siri-*"):
-        if link.is_symlink() and not link.exists():
-            link.unlink()
-    for part in folder.glob(".*.part"):
-        remove(part)
+    return notes
 
 
 def prune(folder: Path, keep: int, keep_every: int = 0) -> None:
@@ -196,7 +277,10 @@ def prune(folder: Path, keep: int, keep_every: int = 0) -> None:
     ordinary = [path for path in checkpoints(folder) if path.name not in named]
     for path in ordinary[: max(0, len(ordinary) - keep)]:
         if not keep_every or steps_done(path) % keep_every:
-            remove(path)
+            going = path.with_name(f".{path.name}.part")  # a kill leaves no half of a checkpoint under its name
+            remove(going)
+            path.rename(going)
+            remove(going)
 
 
 def whole_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -266,11 +350,3 @@ def files_in(folder: Path) -> Iterator[str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,6 +4,7 @@
 process killed in the middle of a write leaves at most one torn last line; reading ignores it, the next write drops it.
 """
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siri.errors import InputError, parse_json
+from siri.errors import InputError, first_line, parse_json
+from siri.store import files
+from siri.store.files import write_atomic
+from siri.store.schema import config_fault, is_count, row_fault
 from siri.text import encoded
 
 
@@ -33,12 +37,21 @@ def plain(value: Any) -> Any:
     raise TypeError(f"cannot record a {type(value).__name__}: {value!r}")
 
 
-def _parse(path: Path) -> tuple[list[dict], bool]:
-    """Rows of a JSON lines file and whether its end is whole (last line good and ended by a newline)."""
+def _parse(path: Path, *, absent: bytes | None = None) -> tuple[list[dict], bool]:
+    """Rows of a JSON lines file and whether its end is whole (last line good and ended by a newline). absent: what a
+    missing file counts as, if it may be missing."""
     try:
-        data = path.read_bytes()
+        data = files.read(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if absent is not None and isinstance(error, FileNotFoundError):
+            return _parse_lines(path, absent)
+        raise InputError(
+            f"{path}: cannot be read ({files.reason(error)}); nothing was changed, try again when it can"
+        ) from None
+    return _parse_lines(path, data)
+
+
+def _parse_lines(path: Path, data: bytes) -> tuple[list[dict], bool]:
     lines = data.split(b"\n")
     last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
     rows: list[dict] = []
@@ -88,18 +101,14 @@ class MetricsLog:
         line = json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n"
         try:
             if not self._checked:
+                if self.path.is_symlink():
+                    raise OSError(errno.ELOOP, "it is a link")
                 self.truncate(keep=lambda row: True)  # the new row must start on a line of its own
                 self._checked = True
-            with open(self.path, "ab") as file:
-                # one write call: a kill leaves the line whole, absent or torn at the end, never mixed with another
-                file.write(encoded(line))
-                file.flush()
-                if self.fsync:
-                    os.fsync(file.fileno())
+            files.append(self.path, encoded(line), fsync=self.fsync)
         except OSError as error:
             self._checked = False  # it may have left a torn line
-            way_out = "make room or make it writable, then continue (a run with --resume)"
-            raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); {way_out}") from None
+            raise self._unwritten(error) from None
 
     def truncate(self, step: int | None = None, *, keep: Callable[[dict], bool] | None = None) -> int:
         """Drop the rows that a resumed run will write again, and a torn last line; returns how many rows went.
@@ -112,32 +121,25 @@ class MetricsLog:
         """
         if (step is None) == (keep is None):
             raise TypeError("truncate() takes either step or keep")
-        if not self.path.exists():
-            return 0
-        rows, whole = _parse(self.path)
+        rows, whole = _parse(self.path, absent=b"")
+        if step is not None and not all(is_count(row.get("step")) for row in rows):
+            raise InputError(f"{self.path}: a row has no step; mend or delete it")
         kept = [row for row in rows if (keep(row) if keep else row["step"] < step)]
         if len(kept) < len(rows) or not whole:
             text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in kept)
-            write_atomic(self.path, encoded(text))
+            try:
+                write_atomic(self.path, encoded(text))
+            except OSError as error:
+                raise self._unwritten(error) from None
         return len(rows) - len(kept)
 
     def rows(self) -> list[dict]:
         """All rows so far; a missing file has none."""
-        return read_jsonl(self.path) if self.path.exists() else []
+        return _parse(self.path, absent=b"")[0]
 
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old content or the new, never a mixture."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    def _unwritten(self, error: OSError) -> InputError:
+        way_out = "make room or make it writable, then continue (a run with --resume)"
+        return InputError(f"{self.path}: cannot be written ({files.reason(error)}); {way_out}")
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,15 @@ class RunRecord:
 
 
 def _by_step(path: Path) -> list[dict]:
-    rows = read_jsonl(path)
-    if any(type(row.get("step")) is not int for row in rows):
-        raise InputError(f"{path}: a row has no step; mend or delete it")
+    rows = _parse(path, absent=b"")[0]
+    for number, row in enumerate(rows, 1):
+        if fault := row_fault(path.stem, row):
+            raise InputError(f"{path}: row {number} {fault}; mend or delete it")
     return sorted(rows, key=lambda row: row["step"])
 
 
 def read_run(run_dir: str | Path) -> RunRecord:
-    """Read a run folder, finished or not.
+    """Read a run folder, finished or not. It may come from anywhere: what is not of the form of a run is refused.
 
     Raises:
         InputError: `run_dir` is no run folder (it has no metrics.jsonl), or a file in it is damaged (names it).
@@ -167,19 +170,24 @@ def read_run(run_dir: str | Path) -> RunRecord:
     run_dir = Path(run_dir)
     if not (run_dir / "metrics.jsonl").is_file():
         raise InputError(f"{run_dir} is not a run folder (no metrics.jsonl in it); pass the --run-dir of `siri train`")
-    config, path = {}, run_dir / "config.json"
-    if path.exists():
-        try:
-            config = parse_json(path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error}); restore it or delete it") from None
-    evals, plans = ((run_dir / name) for name in ("eval.jsonl", "plans.jsonl"))
-    return RunRecord(
-        config=config if isinstance(config, dict) else {},
-        metrics=_by_step(run_dir / "metrics.jsonl"),
-        evals=_by_step(evals) if evals.exists() else [],
-        plans=_by_step(plans) if plans.exists() else [],
-    )
+    metrics, evals, plans = (_by_step(run_dir / f"{name}.jsonl") for name in ("metrics", "eval", "plans"))
+    return RunRecord(_config(run_dir / "config.json"), metrics, evals, plans)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = parse_json(files.read(path))
+        fault = config_fault(config)
+        json.dumps(config, indent=1)  # as a report shows it
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({files.reason(error)})") from None
+    except (ValueError, RecursionError) as error:
+        fault = f"not JSON ({first_line(error)})"
+    if fault:
+        raise InputError(f"{path}: {fault}; restore it or delete it")
+    return config
 
 
 # --- figures ---

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from siri.errors import InputError
-from siri.store.jsonl import plain, write_atomic
+from siri.store.files import write_atomic
+from siri.store.jsonl import plain
 from siri.text import printable
 
 LOGGERS = ("none", "tensorboard", "wandb", "trackio")

@@ -1,41 +1,65 @@
 """The run folder: what it holds, when it may be written, and where a run continues."""
 
 import contextlib
-import fcntl
+import errno
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from siri.config import Config, free_keys
 from siri.data.content import Content, continue_sampler
 from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
-from siri.errors import InputError, parse_json
-from siri.store.checkpoint import discard_after, newest_good, read_state
-from siri.store.jsonl import MetricsLog, write_atomic
+from siri.errors import InputError
+from siri.model.identity import ModelIdentity
+from siri.store import files
+from siri.store.checkpoint import discard_after, newest_good, read_state, remove
+from siri.store.held import (
+    CONFIG,
+    DATA,
+    FORMAT,
+    LOGS,
+    MODEL,
+    SAVED,
+    TEMPORARY,
+    check_vacant,
+    differences,
+    interval,
+    is_run,
+    refuse_links,
+    saved_step,
+    versions,
+)
+from siri.store.jsonl import MetricsLog
+from siri.store.lock import LEASE, LOCK, FolderLock
+from siri.store.saver import MAX_FAILURES
+from siri.store.schema import is_count, row_fault
 from siri.text import encoded
 
 Resume = Literal["never", "must", "auto"]
 
-
-DATA = "data.json"
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class RunFolder:
-    """runs/NAME: config.json, data.json, metrics.jsonl, eval.jsonl, plans.jsonl, checkpoints/, report and pictures."""
+    """runs/NAME: config.json, data.json, model.json, saved.json, metrics.jsonl, eval.jsonl, plans.jsonl, health.jsonl,
+    checkpoints/, report and pictures."""
 
-    def __init__(self, path: Path, config: Config, recipe: str, resume: Resume) -> None:
-        """Decide what is to be done with the folder; nothing is written before `create`.
+    def __init__(self, path: Path, config: Config, recipe: str, resume: Resume, *, rewind: bool = False) -> None:
+        """Decide what is to be done with the folder; nothing but its lock is written before `create`.
 
         Raises InputError when the folder holds a run and `resume` is "never", holds another configuration, holds no run
-        and `resume` is "must", or holds something else altogether.
+        and `resume` is "must", holds something else altogether, or cannot be read. rewind: go on where checkpoints are
+        gone that a kill does not explain.
         """
         self.path = path
         self.config = config
         self.recipe = recipe
         self.checkpoints = path / "checkpoints"
+        self.saved = path / SAVED
+        """After how many steps the newest save was made: beside the checkpoints, which may be purged or unmounted."""
         # as durable as the checkpoints: a row is on the disk before the checkpoint that says it is there
         self.metrics = MetricsLog(path / "metrics.jsonl", fsync=True)
         self.evals = MetricsLog(path / "eval.jsonl", fsync=True)
@@ -48,34 +72,50 @@ class RunFolder:
         self.threads: int | None = None
         """CPU threads of each rank: `compute_with`."""
         self._threads_before: Any = None
-        self._lock: IO[str] | None = None
+        self._lock: FolderLock | None = None
         self.notes: list[str] = []
-        """Lines for the user about damaged checkpoints that were passed over, and about data that changed."""
+        """Lines for the user about damaged checkpoints that were passed over, and about what changed."""
         self._content: Content | None = None
-        held = path / "config.json"
-        if not _is_run(held):
+        self._model: ModelIdentity | None = None
+        self._rewound = self._made = self._wrote = False
+        try:
+            self._open(resume, rewind=rewind)
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({files.reason(error)}); nothing was changed, try again when it can"
+            ) from None
+
+    def _open(self, resume: Resume, *, rewind: bool) -> None:
+        path, config = self.path, self.config
+        refuse_links(self.path)
+        self.fresh = not is_run(path / CONFIG)
+        """Whether it holds no run yet."""
+        if self.fresh:
             if resume == "must":
                 raise InputError(f"{path}: no run there to resume; leave out --resume to start one")
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise InputError(f"{path} exists and is no run folder; choose another --run-dir")
+            check_vacant(self.path)
             return
-        differing = _differences(held, config)
         if resume == "never":
+            differing, _ = differences(path / CONFIG, config)
             other = f" with another configuration ({', '.join(differing)})" if differing else ""
             raise InputError(
                 f"{path} already holds a run{other}; continue it with --resume, or choose another --run-dir"
             )
-        known = {"data", "prompt_key", "answer_key"} if (path / DATA).exists() else set()  # by content: `sampler`
+        try:
+            self._take()  # from here on nobody else changes what is found
+        except OSError as error:
+            if error.errno not in READ_ONLY:  # a finished run may lie in a folder that is read-only
+                raise
+        differing, old = differences(path / CONFIG, config)
+        known = {"data", "prompt_key", "answer_key"} if files.there(path / DATA) else set()  # by content: `sampler`
         if blocking := [key for key in differing if key not in free_keys() | known]:
             raise InputError(
                 f"{path} holds a run with another configuration ({', '.join(blocking)}); give the same settings to "
                 "resume it, or choose another --run-dir"
             )
-        self._threads_before = parse_json(held.read_text()).get("threads_used")
-        with contextlib.suppress(PermissionError):  # a finished run may lie in a folder that is read-only
-            self._take()  # from here on nobody else changes what is found
+        self._threads_before = old.get("threads_used")
         for log in (self.metrics, self.evals):
-            if any(type(row.get("step")) is not int for row in log.rows()):
+            if not all(is_count(row.get("step")) for row in log.rows()):
                 raise InputError(f"{log.path}: a row has no step; mend or delete it")
         self.checkpoint, self.notes = newest_good(self.checkpoints)
         if self.notes and not self.checkpoint:
@@ -84,21 +124,41 @@ class RunFolder:
             )
         if self.checkpoint:
             self.state = read_state(self.checkpoint)
-            missing = set(range(self.start)) - {row["step"] for row in self.metrics.rows()}
-            if missing:
-                self.notes.append(f"{self.metrics.path}: {len(missing)} of {self.start} steps have no row")
+            if "sampler" not in self.state:
+                raise InputError(f"{self.checkpoint}: no checkpoint of a training run; choose another --run-dir")
+        steps = {row["step"] for row in self.metrics.rows()}
+        if missing := self.start - sum(step < self.start for step in steps):
+            self.notes.append(f"{self.metrics.path}: {missing} of {self.start} steps have no row")
+        self._look_back(len(steps), old, rewind=rewind)
+
+    def _look_back(self, rows: int, old: Mapping[str, Any], *, rewind: bool) -> None:
+        """Stop where checkpoints are gone that were there: a kill costs what came after the last save, but a folder
+        that was purged, or is not mounted, would cost the run and its logs without a word."""
+        saved = saved_step(self.saved)
+        if saved is None:  # a folder of an older release
+            every = [interval(settings) for settings in (old, self.config.to_json())]
+            gone = not self.notes and rows > self.start + 2 * max(every) + MAX_FAILURES
+        else:
+            gone = saved > self.start and not files.there(self.checkpoints / f"step_{saved:06d}")
+        self._rewound = gone and rewind
+        if gone and not rewind:
+            last = f"the checkpoint after step {saved}" if saved else f"the checkpoints of {rows} steps"
+            raise InputError(
+                f"{self.checkpoints}: {last} cannot be found, and what is there goes back to step {self.start}; "
+                "restore or mount them, or give --rewind to go on from there"
+            )
 
     @property
     def start(self) -> int:
         """Steps that are done."""
         return self.state["steps_done"]
 
-    def sampler(self, prompts: PromptSet, tokenizer: Any) -> Sampler:
+    def sampler(self, prompts: PromptSet, tokenizer: Any, held_out: Mapping[str, PromptSet] | None = None) -> Sampler:
         """Where the run draws its next problems. Raises InputError when the data is not what it was drawn from so far,
-        as `siri.data.content` tells it."""
+        as `siri.data.content` tells it. held_out: the problems of the evaluations."""
         config = self.config
-        self._content = Content.of(config.data, prompts, tokenizer)
-        before = Content.read(self.path / DATA) if self.checkpoint else None
+        self._content = Content.of(config.data, prompts, tokenizer, held_out)
+        before = None if self.fresh else Content.read(self.path / DATA)
         sampler, notes = continue_sampler(
             self.state["sampler"] if self.checkpoint else None,
             self._content,
@@ -108,6 +168,16 @@ class RunFolder:
         )
         self.notes += notes
         return sampler
+
+    def know_model(self) -> None:
+        """Raise InputError when the model is not the one that the run began with, unless that is accepted."""
+        self._model = ModelIdentity.of(self.config.model)
+        before = None if self.fresh else ModelIdentity.read(self.path / MODEL)
+        if before is None or not (change := self._model.change(before)):
+            return
+        if self.config.model_changed != "accept":
+            raise InputError(f"{change}; restore it, or go on with --model-changed accept")
+        self.notes.append(f"{change}; accepted")
 
     def finished(self) -> bool:
         """Nothing is left to do."""
@@ -133,7 +203,10 @@ class RunFolder:
 
     def _goes_on(self, row: dict[str, Any], done: int) -> bool:
         """Whether a row of eval_partial.jsonl is a part of the evaluation after `done` steps."""
-        return row.get("step") == done and row.get("how") == self._how() and "figures" in row
+        figures = row.get("figures")
+        if not isinstance(figures, dict) or row_fault("eval", {"name": "", **figures, "step": done}):
+            return False  # nothing of ours: it is measured again
+        return row.get("step") == done and row.get("how") == self._how()
 
     def compute_with(self, threads: int) -> None:
         """Keep the number of CPU threads of each rank for config.json; a note where the run had another so far."""
@@ -144,77 +217,105 @@ class RunFolder:
                 f"{self._threads_before} continues bit for bit"
             )
 
-    def create(self) -> None:
-        """Write config.json and data.json, and drop what will be written again: rows of logs, damaged checkpoints."""
+    def create(self) -> str:
+        """Write the files that make it a run's, and drop what will be written again: rows of logs, damaged checkpoints.
+        Returns what its holder is known by. InputError, with a new folder left as it was, where it cannot be
+        written, or where another process has come first."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be made ({error.strerror}); choose another --run-dir") from None
-        try:
+            self._made = not files.there(self.path)
+            files.make_folder(self.path)
             self._take()
+            self._look_again()
+            self._wrote = True
+            self._write()
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --run-dir") from None
-        about = {"recipe": self.recipe, "versions": _versions(), "threads_used": self.threads}
-        text = json.dumps({**about, **self.config.to_json()}, indent=1)
-        write_atomic(self.path / "config.json", encoded(text))
+            self.withdraw()
+            raise InputError(
+                f"{self.path}: cannot be written ({files.reason(error)}); make room or make it writable, or choose "
+                "another --run-dir"
+            ) from None
+        assert self._lock is not None
+        self.notes += self._lock.notes
+        return self._lock.token
+
+    def _look_again(self) -> None:
+        """What was found without the lock, of a folder that held no run, is looked at once more with it."""
+        assert self._lock is not None
+        self._lock.check()
+        if not self.fresh:
+            return
+        if is_run(self.path / CONFIG):
+            raise InputError(
+                f"{self.path}: another process began a run there meanwhile; continue it with --resume, or choose "
+                "another --run-dir"
+            )
+        refuse_links(self.path)
+        check_vacant(self.path)
+
+    def _write(self) -> None:
+        for path in self.path.iterdir():
+            if TEMPORARY.fullmatch(path.name) and not path.name.startswith(f".{LEASE}."):
+                remove(path)  # what a kill left half-written
+        files.make_folder(self.checkpoints)
         if self._content is not None:
-            write_atomic(self.path / DATA, self._content.written())
+            files.write_atomic(self.path / DATA, self._content.written())
+        if self._model is not None:
+            files.write_atomic(self.path / MODEL, self._model.written())
+        about = {"format": FORMAT, "recipe": self.recipe, "versions": versions(), "threads_used": self.threads}
+        # last: with it, it is a run
+        files.write_atomic(self.path / CONFIG, encoded(json.dumps({**about, **self.config.to_json()}, indent=1)))
+        if self._rewound:
+            self._keep_logs()
+        if (saved_step(self.saved) or 0) > self.start:  # before that checkpoint, a damaged one, gets another name
+            files.write_atomic(self.saved, json.dumps({"step": self.start}).encode())
         self.metrics.truncate(self.start)
         self.evals.truncate(keep=lambda row: row["step"] <= self.start)
         MetricsLog(self.path / "health.jsonl").truncate(self.start)
         self.partial.truncate(keep=lambda row: self._goes_on(row, self.start))
         self.plans.truncate(self.start)
-        discard_after(self.checkpoints, self.start)
+        self.notes += discard_after(self.checkpoints, self.start)
+
+    def _keep_logs(self) -> None:
+        """Copies of the logs as they are, before more of their rows go than a kill explains."""
+        for name in LOGS:
+            path = self.path / name
+            if files.there(path):
+                kept = files.free_name(path, f"before-step-{self.start}")
+                files.write_atomic(kept, files.read(path))
+                self.notes.append(f"{path} as it was is kept as {kept.name}")
+
+    def withdraw(self) -> None:
+        """Take back what `create` has written of a run that did not begin, and the folder that it made. What was there
+        before, it leaves."""
+        if not self.fresh or self._lock is None:
+            return
+        if self._wrote:
+            for name in (CONFIG, DATA, MODEL, "logger_id", "wandb", "tensorboard"):
+                _try(lambda name=name: remove(self.path / name))
+            _try(self.checkpoints.rmdir)
+        if self._wrote or self._made:
+            _try((self.path / LOCK).unlink)
+        lock, self._lock = self._lock, None
+        lock.release()
+        if self._made:
+            _try(self.path.rmdir)
+
+    def check_lease(self) -> None:
+        """InputError where another process has taken the folder over."""
+        if self._lock is not None:
+            self._lock.check()
 
     def _take(self) -> None:
         """Lock the folder; the lock goes with this object or its process, however that ends."""
-        if self._lock is not None:
-            return
-        lock = (self.path / ".lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise InputError(f"{self.path}: another process is training there; wait for it, or stop it") from None
-        self._lock = lock
+        if self._lock is None:
+            self._lock = FolderLock(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
         """For the other ranks, which do not hold the lock."""
         return {**self.__dict__, "_lock": None}
 
 
-def _is_run(held: Path) -> bool:
-    """Whether `held` is a run's config.json; one that cannot be read is taken for it, a model's is not."""
-    try:
-        return "model_type" not in parse_json(held.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError, TypeError):
-        return True
-
-
-def held_settings(path: Path) -> dict[str, Any]:
-    """config.json of the run in a folder; {} where none can be read, of which `RunFolder` says what is wrong."""
-    try:
-        held = parse_json((path / "config.json").read_bytes())
-    except (OSError, ValueError, TypeError):
-        return {}
-    return held if isinstance(held, dict) else {}
-
-
-def _differences(held: Path, config: Config) -> list[str]:
-    try:
-        old = parse_json(held.read_bytes())
-        return [key for key, value in config.to_json().items() if key not in old or old[key] != value]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{held}: cannot be read ({error}); restore it or choose another --run-dir") from None
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in ("siri-rl", "siri-kernels", "torch", "triton", "transformers"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+def _try(remove_it: Any) -> None:
+    """Remove something, if that can be."""
+    with contextlib.suppress(OSError):
+        remove_it()

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from siri.errors import InputError, first_line
 from siri.model.policy import Policy
 from siri.runtime.ranks import ALONE, PATIENCE, Ranks
-from siri.store import checkpoint
+from siri.store import checkpoint, files
 from siri.store.checkpoint import OPTIMIZER, STATE, WEIGHTS
 from siri.store.shards import Piece, moments_of, weights_of, write_pieces
 
@@ -29,12 +29,15 @@ class Saver:
     bring a process group (some of torchrun's) have no collectives of theirs while a save is under way.
     """
 
-    def __init__(self, folder: Path, *, keep: int, keep_every: int = 0, ranks: Ranks = ALONE):
-        self.folder, self.keep, self.keep_every, self.ranks = folder, keep, keep_every, ranks
+    def __init__(
+        self, folder: Path, *, keep: int, keep_every: int = 0, ranks: Ranks = ALONE, record: Path | None = None
+    ):
+        """record: a file that says after how many steps the newest save was made."""
+        self.folder, self.keep, self.keep_every, self.ranks, self.record = folder, keep, keep_every, ranks, record
         self.failures = 0
         """How many saves in a row have failed."""
         self._thread: threading.Thread | None = None
-        self._error = ""
+        self._error = self._warning = ""
         self._buffers: dict[str, torch.Tensor] = {}
         self._about: dict[str, bytes] = {}
         self._group = self._connect()
@@ -71,10 +74,14 @@ class Saver:
         self._thread.start()
         return final
 
+    def outcome(self) -> str:
+        """Wait for the save that is under way; why it failed, on every rank, or ""."""
+        self._join()
+        return self.ranks.broadcast(self._error)
+
     def wait(self) -> None:
         """Wait for the save that is under way; InputError, on every rank, if it fails."""
-        self._join()
-        if message := self.ranks.broadcast(self._error):
+        if message := self.outcome():
             raise InputError(f"{self.folder}: the last checkpoint could not be saved ({message}); {self._way_out()}")
 
     def forget(self) -> None:
@@ -90,13 +97,21 @@ class Saver:
         message, self._error = self._error, ""
         return message, self.failures if message else 0
 
+    def warning(self) -> str:
+        """What went wrong beside a save that was made, told once."""
+        message, self._warning = self._warning, ""
+        return message
+
     def give_up(self, message: str) -> None:
         """The end of a run that cannot save."""
         raise InputError(f"{self.folder}: {MAX_FAILURES} saves in a row failed ({message}); {self._way_out()}")
 
     def _way_out(self) -> str:
-        found = checkpoint.checkpoints(self.folder)
-        newest = f"{found[-1].name} is there" if found else "none is there"
+        try:
+            found = checkpoint.checkpoints(self.folder)
+            newest = f"{found[-1].name} is there" if found else "none is there"
+        except InputError:
+            newest = "whether one is there cannot be seen"
         return f"{newest}; make room or make the folder writable, then --resume"
 
     def _connect(self) -> Any:
@@ -138,9 +153,10 @@ class Saver:
         def prepare() -> None:
             if self.ranks.main:
                 checkpoint.remove(part)
-                part.mkdir(parents=True)
+                files.make_folder(part)
                 for path, data in about.items():
-                    (part / path).write_bytes(data)
+                    files.make_folder((part / path).parent)
+                    files.append(part / path, data, fsync=False)
 
         def write() -> None:
             for kind, pieces in ((WEIGHTS, weights), (OPTIMIZER, moments)):
@@ -154,7 +170,7 @@ class Saver:
         def publish() -> None:
             if self.ranks.main:
                 checkpoint.finish(part, final, listing, name)
-                checkpoint.prune(final.parent, self.keep, self.keep_every)
+                self._tidy(final)
 
         error = ""
         try:
@@ -171,6 +187,15 @@ class Saver:
         if error and self.ranks.main:
             with contextlib.suppress(OSError):
                 checkpoint.remove(part)
+
+    def _tidy(self, final: Path) -> None:
+        """What follows a save. Its failure does not undo the save."""
+        try:
+            if self.record is not None:
+                files.write_atomic(self.record, json.dumps({"step": checkpoint.steps_done(final)}).encode())
+            checkpoint.prune(final.parent, self.keep, self.keep_every)
+        except (OSError, InputError) as error:
+            self._warning = f"older checkpoints could not be cleared away ({_cause(error)})"
 
     def _stage(self, stage: Callable[[], Any]) -> tuple[list[Any], str]:
         value, error = None, ""

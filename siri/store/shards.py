@@ -6,6 +6,7 @@ where it starts, and the size of the whole. The methods with underscores are DCP
 the planners look a piece's tensor up.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from siri.errors import InputError, first_line
 from siri.model.fsdp import is_sharded
 from siri.model.offload import MOMENTS, HostAdamW
 from siri.model.policy import Policy
@@ -112,8 +114,13 @@ def read_pieces(folder: Path, pieces: dict[str, Piece]) -> None:
     if not pieces:
         return
     _hush()
-    reader = dcp.HuggingFaceStorageReader(str(folder))
-    dcp.load(pieces, storage_reader=reader, planner=_planner(saving=False), no_dist=True)
+    try:
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        dcp.load(pieces, storage_reader=reader, planner=_planner(saving=False), no_dist=True)
+    except (Exception, dcp.CheckpointException) as error:  # what is in the files may be anything
+        failures = getattr(error, "failures", None)  # DCP's own is no Exception, and holds those of its parts
+        cause = next(iter(failures.values()))[0] if failures else error
+        raise InputError(f"{folder}: its tensors cannot be read into this model ({first_line(cause)})") from None
 
 
 def read_whole(folder: Path) -> dict[str, torch.Tensor]:
@@ -123,12 +130,15 @@ def read_whole(folder: Path) -> dict[str, torch.Tensor]:
 
     if not folder.is_dir():
         return {}
-    known = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in known.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    room = sum(path.stat().st_size for path in folder.iterdir())
+    try:
+        known = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        held = {name: entry for name, entry in known.items() if isinstance(entry, TensorStorageMetadata)}
+        if sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in held.values()) > room:
+            raise ValueError("it says that its tensors are larger than its files")
+        tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in held.items()}
+    except Exception as error:
+        raise InputError(f"{folder}: holds no tensors that can be read ({first_line(error)})") from None
     read_pieces(folder, {name: piece_of(tensor) for name, tensor in tensors.items()})
     return tensors
 

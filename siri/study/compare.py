@@ -235,7 +235,7 @@ def curves_of_runs(run_dirs: Sequence[Path]) -> list[Curve]:
     """
     configs = [read_run(run_dir).config for run_dir in run_dirs]
     alike = [
-        repr(sorted((key, repr(value)) for key, value in config.items() if key not in ("seed", "versions")))
+        repr(sorted((key, repr(value)) for key, value in config.items() if key not in ("seed", "versions", "format")))
         for config in configs
     ]
     recipes = {same: config.get("recipe") for same, config in zip(alike, configs, strict=True)}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siri.errors import InputError
-from siri.store.jsonl import write_atomic
+from siri.store.files import write_atomic
 from siri.study.compare import Curve, curve_of_row
 from siri.study.study import Study, find, finished, swept_values
 from siri.study.tables import tables

@@ -20,6 +20,7 @@ from typing import Any, cast
 import siri
 from siri.config.recipe import refuse_code
 from siri.errors import InputError
+from siri.store import files
 from siri.store.jsonl import read_run
 from siri.study.study import Pair, Reasoner, Study, append, find, finished, swept_values
 from siri.text import printable, tolerant_streams
@@ -89,7 +90,13 @@ def reasoner_folder(reasoner: Reasoner) -> Path:
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
             make(unfinished, reasoner.steps, reasoner.seed, reasoner.task, reasoner.device)
+            for path in [*unfinished.rglob("*"), unfinished]:
+                files.sync(path)  # a name that outlives a power cut has all its files
             unfinished.rename(folder)
+            files.sync(cache)
+        except OSError as error:
+            if not folder.is_dir():  # another process was first: the same bytes
+                raise InputError(f"{folder}: cannot be made ({files.reason(error)}); set XDG_CACHE_HOME") from None
         finally:
             torch.set_num_threads(threads)
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -230,7 +237,7 @@ def run_pair(pair: Pair, runs: Path) -> dict[str, Any] | None:
     from siri.train.loop import train
     from siri.train.run import STOPPED
 
-    run_dir = runs / f"{pair.name}-{pair.config_hash}"
+    run_dir = runs / pair.folder
     continued = run_dir.exists()
     started, used = time.perf_counter(), _cpu_seconds()
     if train(pair.config, run_dir, recipe=pair.arm, view=TerminalView(), resume="auto", quiet=True) == STOPPED:

@@ -27,6 +27,7 @@ checkpoint, so a study can be run in short pieces.
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -41,6 +42,8 @@ from siri.errors import InputError
 from siri.store.jsonl import MetricsLog, efficiency_score, read_jsonl
 
 CHOICES = ("accuracy", "score")
+NAME = re.compile(r"[^\W_][\w.+=,@ -]{0,99}")
+"""Of an arm or a sweep: it becomes the name of a folder."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,12 @@ class Pair:
     @property
     def name(self) -> str:
         return f"{self.arm}-{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder: one, wherever the values of a sweep would lead. The hash tells apart what is cut."""
+        arm = re.sub(r"[^\w.+=,@\[\]() -]+", "_", self.arm)[:100]
+        return f"{arm}-{self.seed}-{self.config_hash}"
 
 
 @dataclass(frozen=True)
@@ -218,7 +227,16 @@ def _seeds(path: Path, seeds: Any) -> tuple[int, ...]:
     return tuple(seeds)
 
 
+def _check_name(path: Path, kind: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"{path}: {kind} {name!r} cannot name a folder; begin with a letter or digit, and use at most 100 letters, "
+            "digits, spaces and . + = , @ _ -"
+        )
+
+
 def _arm(path: Path, name: str, table: Any, sweeps: Mapping[str, Sweep]) -> Arm:
+    _check_name(path, "arm", name)
     if not isinstance(table, dict):
         raise InputError(f"{path}: arm {name} is {table!r}; write [arms.{name}] and its settings below")
     settings = dict(table)
@@ -233,6 +251,7 @@ def _arm(path: Path, name: str, table: Any, sweeps: Mapping[str, Sweep]) -> Arm:
 
 
 def _sweep(path: Path, name: str, table: Any) -> Sweep:
+    _check_name(path, "sweep", name)
     if not isinstance(table, dict):
         raise InputError(f"{path}: sweep {name} is {table!r}; write [sweeps.{name}] and its settings below")
     table = dict(table)

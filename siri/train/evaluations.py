@@ -5,6 +5,7 @@ from typing import Any
 
 from siri.config import Config
 from siri.data.prompts import PromptSet
+from siri.errors import InputError
 from siri.model.policy import Policy
 from siri.rewards.pool import Grader
 from siri.rollout import Rollout
@@ -52,7 +53,12 @@ class Evaluations:
         """Measure every benchmark, and add the row to eval.jsonl; returns it. Raises Interrupted when a signal asks for
         it: the benchmarks that are finished by then are kept."""
         known = self.ranks.on_main(lambda: self.folder.measured(done))
-        figures = [Evaluation(**held) for held in known]
+        try:
+            figures = [Evaluation(**held) for held in known]
+        except TypeError:
+            raise InputError(
+                f"{self.folder.partial.path}: holds figures of another form; delete it, and they are measured again"
+            ) from None
         for index in range(len(figures), len(self.held_out)):
             figures.append(self._evaluation(index))
             if line := self.thinking.line():

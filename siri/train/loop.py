@@ -3,23 +3,33 @@
 from pathlib import Path
 
 from siri.config import Config
+from siri.errors import InputError
 from siri.model.policy import pick_device
 from siri.runtime.ranks import join_ranks
 from siri.runtime.signals import Interrupted
 from siri.store.run_folder import Resume, RunFolder
-from siri.train.run import DONE, Run, View, show_finished
+from siri.train.edges import show_finished
+from siri.train.run import DONE, Run
+from siri.train.view import View
 
 
 def train(
-    config: Config, run_dir: Path, *, recipe: str, view: View, resume: Resume = "never", quiet: bool = False
+    config: Config,
+    run_dir: Path,
+    *,
+    recipe: str,
+    view: View,
+    resume: Resume = "never",
+    rewind: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Train `config` in the folder `run_dir`; returns the exit code. view: how it is shown. Bad input
-    is an InputError, before any writing.
+    is an InputError, before any writing; what ends a run that has begun has its state saved first.
 
     Under torchrun every process calls it with the same arguments.
     """
     ranks, device = join_ranks(pick_device(config.device), across_nodes=config.shard_across_nodes)
-    folder = ranks.on_main(lambda: RunFolder(run_dir, config, recipe, resume))
+    folder = ranks.on_main(lambda: RunFolder(run_dir, config, recipe, resume, rewind=rewind))
     if folder.finished():
         show_finished(folder, ranks, view, quiet=quiet)
         return DONE
@@ -32,12 +42,17 @@ def train(
                 with run.timed(step):
                     groups = run.collect(step)
                     update = run.learn(step, groups)
-                    run.sync()
+                    lost = run.sync()
                 agreed = run.agree()
                 run.record(step, groups, update)
+                if lost is not None:
+                    raise lost
                 run.save_if_due(agreed)
                 run.evaluate_if_due()
         except Interrupted:  # nothing of what was under way has happened; a resumed run makes up for it
             run.stopped = True
+        except InputError as error:
+            run.rescue(error)
+            raise
         run.leave()
     return run.closing_words()

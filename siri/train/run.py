@@ -1,71 +1,46 @@
 """A training run: what it is made of, and what each of its steps consists of."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from siri.config import Config
-from siri.errors import InputError
+from siri.data.prompts import PromptSet
+from siri.data.sampler import Sampler
+from siri.errors import InputError, first_line
 from siri.model.offload import HostAdamW
-from siri.model.policy import Policy
 from siri.packing.step_plan import StepTimes
 from siri.planning.gpus import model_flops_utilisation
-from siri.planning.memory_plan import Machine, MemoryPlan, memory_plan, update_peak
+from siri.planning.memory_plan import MemoryPlan, update_peak
 from siri.rewards.pool import RewardPool
 from siri.rollout import NotFinite
-from siri.rollout.engines import engine_for, make_engine
+from siri.rollout.engines import make_engine
 from siri.runtime.ranks import Ranks
 from siri.runtime.signals import Stop
 from siri.runtime.stopwatch import Stopwatch, profiled
 from siri.store import checkpoint
-from siri.store.loggers import Logger, make_logger
+from siri.store.lock import check_seen
 from siri.store.run_folder import RunFolder
-from siri.store.saver import Saver
+from siri.store.saver import MAX_FAILURES, Saver
 from siri.text import say
 from siri.train.collect import Collector, Group, rollout_metrics
 from siri.train.dynamics import Dynamics
+from siri.train.edges import blown_up, plan_memory
 from siri.train.evaluations import Evaluations
 from siri.train.judge import Judge
 from siri.train.learner import Learner, Update
+from siri.train.mirror import Mirror
 from siri.train.samples import make_samples
 from siri.train.saves import Agreed, Saves
 from siri.train.setup import prepare, training_sources
 from siri.train.thinking import ThinkingCheck
+from siri.train.view import View
 
 DONE, STOPPED = 0, 75
 """Exit codes: trained to the end; stopped by a signal with the state saved."""
-
-
-class Progress(Protocol):
-    """The display of a run; a context."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *exception: object) -> None: ...
-
-    def update(self, row: Mapping[str, Any]) -> None:
-        """Show a finished step, given as its row of metrics.jsonl."""
-
-    def note(self, message: str) -> None:
-        """Show a line."""
-
-
-class View(Protocol):
-    """How a run is shown (`siri.report.view`): what trains knows nothing of pictures and terminals."""
-
-    def progress(self, steps: int, start: int, quiet: bool) -> Progress:
-        """The display of a run of `steps` steps, `start` of which are done."""
-        ...
-
-    def write_report(self, folder: Path) -> None:
-        """Draw the report of a run folder."""
-
-    def print_closing(self, folder: Path) -> None:
-        """Print the table at the end of a run."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +68,12 @@ class Run:
         self.quiet = quiet or not ranks.main
         self.schedule = config.length_schedule()
         later = ranks.sharded and folder.checkpoint is not None
+        self.sources = training_sources(config)
         setup = self.setup = prepare(
             config,
             device=device,
             ranks=ranks,
-            sources=training_sources(config),
+            sources=self.sources,
             weights="later" if later else "read",
         )
         folder.compute_with(setup.threads)
@@ -109,14 +85,15 @@ class Run:
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
         )
-        self.sampler = ranks.on_main(lambda: folder.sampler(prompts, self.policy.tokenizer))
+        self.sampler = ranks.on_main(lambda: self._known_sampler(prompts, held_out))
         if folder.checkpoint:
             checkpoint.restore(folder.checkpoint, self.policy, self.optimizer, ranks=ranks)
         self.engine = make_engine(config, self.policy, ranks=ranks, folder=folder.path)
         self.watch, self.times, self.stop = Stopwatch(device), StepTimes(), Stop()
         self.dynamics = Dynamics(self.policy.tokenizer)
         self.thinking = ThinkingCheck(config.reward, config.think)
-        self.progress, self.logger = view.progress(config.steps, folder.start, self.quiet), Logger()
+        self.progress = view.progress(config.steps, folder.start, self.quiet)
+        self.logger = Mirror(config.logger if ranks.main else "none", folder.path, config, self.progress.note)
         self.rewards = RewardPool(
             config.reward,
             workers=config.reward_workers,
@@ -126,7 +103,8 @@ class Run:
         )
         self.judge = Judge(config, folder.path, self.policy, self.optimizer, ranks=ranks)
         self.judge.streaks |= folder.state.get("health", {})
-        saver = Saver(folder.checkpoints, keep=config.keep_checkpoints, keep_every=config.keep_every, ranks=ranks)
+        kept = {"keep": config.keep_checkpoints, "keep_every": config.keep_every}
+        saver = Saver(folder.checkpoints, **kept, ranks=ranks, record=folder.saved)
         self.saves = Saves(saver, config, self.policy, self.optimizer, folder.start)
         self.collector = Collector(
             config,
@@ -169,6 +147,8 @@ class Run:
         self.state = self._state()
         """What a checkpoint of the last finished step holds beside the weights."""
         self._warned = False
+        self._whole = False
+        """Whether weights and state belong together: from the first row on, but for the time of an update."""
         self._context = ExitStack()
 
     def __enter__(self) -> "Run":
@@ -196,15 +176,36 @@ class Run:
     def begin(self) -> None:
         """Try the reward, write the folder, hand the weights to the engine, and say what there is to say."""
         config, prompts = self.config, self.setup.problems[0]
-        self.logger = make_logger(config.logger if self.ranks.main else "none", self.folder.path, config.to_json())
         self.ranks.on_main(lambda: self.rewards.try_gold(prompts.answers))
-        self.ranks.on_main(self.folder.create)
+        token = self.ranks.on_main(self._create)
+        try:
+            check_seen(self.folder.path, token, self.ranks)
+        except InputError:
+            self.folder.withdraw()
+            raise
+        self._whole = True
         self.engine.sync()
         if self.device.type == "cuda":
             settled = replace(config, token_budget=self.setup.token_budget, max_prompt_tokens=prompts.longest)
             self.memory = plan_memory(settled, self.policy, self.ranks, quiet=self.quiet)
         for line in filter(None, [*self.folder.notes, *self.engine.notes, *self.setup.notes(), self.rewards.cell()]):
             self.progress.note(line)
+
+    def _known_sampler(self, prompts: PromptSet, held_out: Sequence[PromptSet]) -> Sampler:
+        """On rank 0: where the data goes on, once data and model are known for those that the run began with."""
+        self.folder.know_model()
+        limits = [f"{source.name}, first {source.limit}" if source.limit else source.name for source in self.sources]
+        return self.folder.sampler(prompts, self.policy.tokenizer, dict(zip(limits[1:], held_out, strict=True)))
+
+    def _create(self) -> str:
+        """On rank 0: the folder and the logger's own; a run that cannot have its logger has not begun."""
+        token = self.folder.create()
+        try:
+            self.logger.start()
+        except InputError:
+            self.folder.withdraw()
+            raise
+        return token
 
     def next_step(self) -> Step:
         """The step that comes now."""
@@ -225,6 +226,7 @@ class Run:
             try:
                 groups = self.collector.collect(step.number, step.cap)
             except NotFinite:
+                self._whole = False  # such weights are not worth a checkpoint, which would be the newest
                 raise InputError(blown_up(self.folder, step.number)) from None
             self.engine.sleep()
         return groups
@@ -232,6 +234,7 @@ class Run:
     def learn(self, step: Step, groups: Sequence[Group]) -> Update:
         """Update the policy with the groups."""
         with self.watch("train"):
+            self._whole = False
             if self.memory:
                 torch.cuda.reset_peak_memory_stats(self.device)  # the peak of the update, not of the rollout
             self.judge.begin(step.number, groups, self.state["sampler"])
@@ -240,10 +243,16 @@ class Run:
                 update.metrics["memory_peak"] = torch.cuda.max_memory_allocated(self.device)
         return update
 
-    def sync(self) -> None:
-        """Hand the new weights to the engine."""
+    def sync(self) -> InputError | None:
+        """Hand the new weights to the engine; what keeps it from taking them, which is raised once the step that made
+        them has its row."""
         with self.watch("sync"):
-            self.engine.sync()
+            try:
+                self.engine.sync()
+            except InputError as error:
+                error.everybody = True  # as `siri.rollout` has it
+                return error
+        return None
 
     def record(self, step: Step, groups: Sequence[Group], update: Update) -> None:
         """The one row of the step: in metrics.jsonl, in the logger and on the screen."""
@@ -259,8 +268,11 @@ class Run:
         row["mfu"] = model_flops_utilisation(update.flops, row["train_s"], self.ranks.size, self.device)
         self.done, self.state = step.number + 1, self._state()
         if not self.ranks.main:
+            self._whole = True
             return
+        self.folder.check_lease()
         self.folder.metrics.append(row)
+        self._whole = True
         self.logger.log(row, step.number)
         self.progress.update(row)
         if row["reward_errors"] and not self._warned:
@@ -278,22 +290,24 @@ class Run:
         """What every rank has to know after an update; the one collective between steps."""
         notes, ill = self.judge.end()
         notes += [line] if (line := self.thinking.line()) else []
-        votes = self.ranks.gather((bool(self.stop), *self.saves.saver.failure()))
+        votes = self.ranks.gather((bool(self.stop), *self.saves.saver.failure(), self.saves.saver.warning()))
         self.stopped = any(asked for asked, *_ in votes)
-        _, fault, failures = votes[0]
-        return Agreed(notes, ill, fault, failures)
+        _, fault, failures, warning = votes[0]
+        return Agreed(notes, ill, fault, failures, warning)
 
     def save_if_due(self, agreed: Agreed) -> None:
         """Save where that is due. InputError when the judge has seen enough, or when no save succeeds."""
         for line in agreed.notes:
             self.progress.note(line)
+        if agreed.warning:
+            self.progress.note(f"warning: {agreed.warning}")
         if self.saves.due(self.done, agreed, ends=self.over):
             if agreed.fault:
                 self.progress.note(f"warning: a checkpoint could not be saved ({agreed.fault}); trying again")
             with self.watch("save"):  # goes into the row of the next step, as does eval
                 self.saves.save(self.done, self.state, agreed)
         if agreed.ill:
-            self.saves.saver.wait()
+            self._finish_saves()
             raise InputError(
                 f"stopped after step {self.done - 1}: {agreed.ill}; the state is saved, siri replay shows the update"
             )
@@ -311,11 +325,33 @@ class Run:
     def leave(self) -> None:
         """The last save and the report. All ranks leave together: torchrun ends the others once one has left with 75.
         And before the context ends, because vLLM takes the process group down with its engine."""
-        self.saves.finish(self.done, self.state)
+        self._finish_saves()
         self.logger.close()
         if self.ranks.main and self.done:  # a signal before the first step leaves nothing to draw
-            self.view.write_report(self.folder.path)
+            try:
+                self.view.write_report(self.folder.path)
+            except OSError as error:
+                self.progress.note(f"warning: the report could not be written ({first_line(error)}); see siri report")
         self.ranks.gather(None)
+
+    def rescue(self, error: InputError) -> None:
+        """Save the steps that are done before `error` ends the run, where that can be: weights and state belong
+        together, and every rank is here. What keeps it from being saved is told beside the error."""
+        gave_up = self.saves.saver.failures >= MAX_FAILURES
+        if gave_up or not self._whole or not (self.ranks.size == 1 or error.everybody):
+            return
+        try:
+            self._finish_saves()
+        except InputError as fault:
+            if str(fault) != str(error):
+                self.progress.note(f"warning: {fault}")
+        self.logger.close()
+
+    def _finish_saves(self) -> None:
+        if line := self.saves.finish(self.done, self.state):
+            self.progress.note(line)
+        if line := self.saves.saver.warning():
+            self.progress.note(f"warning: {line}")
 
     def closing_words(self) -> int:
         """Say how it ended; returns the exit code."""
@@ -338,36 +374,3 @@ class Run:
             budget = self.setup.token_budget
             plan = update.plan.record(step=step.number, phase=step.phase, cap=step.cap, token_budget=budget)
             self.folder.plans.append(plan)
-
-
-def plan_memory(config: Config, policy: Policy, ranks: Ranks, *, quiet: bool) -> MemoryPlan:
-    """What a run will need of the memory of these GPUs, printed."""
-    from siri.planning.tables import print_plan
-
-    gpu = torch.cuda.get_device_properties(policy.device)
-    here = ranks.mesh.shape[-1]
-    machine = Machine(ranks.size, gpu.total_memory, here, multiprocessors=gpu.multi_processor_count)
-    plan = memory_plan(policy.model.config, config, machine, rollout=engine_for(config, policy.device))
-    if not quiet:
-        print_plan(plan)
-    return plan
-
-
-def show_finished(folder: RunFolder, ranks: Ranks, view: View, *, quiet: bool) -> None:
-    """The closing table of a run that was finished before, and its report, if a kill came before that."""
-    if not ranks.main:
-        return
-    if not (folder.path / "report.html").exists():
-        with suppress(OSError):
-            view.write_report(folder.path)
-    if not quiet:
-        view.print_closing(folder.path)
-
-
-def blown_up(folder: RunFolder, step: int) -> str:
-    """What to do about weights that sample nothing but NaN."""
-    names = ", ".join(path.name for path in checkpoint.checkpoints(folder.checkpoints)) or "there is none"
-    return (
-        f"step {step}: the model's probabilities are not finite, the weights have blown up; lower --lr or --grad-clip "
-        f"and start again, or delete the checkpoints after the last good one ({names})"
-    )

@@ -1,5 +1,6 @@
 """When a run saves, and under which name."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ import torch
 from siri.config import Config
 from siri.model.policy import Policy
 from siri.store.saver import MAX_FAILURES, Saver
+
+PAUSE_S = 2.0
+"""Before the last save of a run is tried again: several fit into the grace that a scheduler gives."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Agreed:
     """Why the save before failed; "" = it did not, or is under way."""
     failures: int
     """How many have failed in a row."""
+    warning: str = ""
+    """What went wrong beside a save that was made."""
 
 
 class Saves:
@@ -50,11 +56,24 @@ class Saves:
         self.saver.save(done, self.policy, self.optimizer, state, name=name)
         self._saved, self._owed = done, name
 
-    def finish(self, done: int, state: dict[str, Any]) -> None:
-        """Save what is not saved yet, and wait for it; InputError if that fails."""
-        if self._saved != done:
-            self.saver.save(done, self.policy, self.optimizer, state, name=self.schedule.milestone(done))
+    def finish(self, done: int, state: dict[str, Any]) -> str:
+        """Save what is not saved yet, and wait for it; a save that fails is tried again after a moment. Returns a line
+        about what failed on the way; InputError if all fails."""
+        fault = self.saver.outcome()
+        for attempt in range(MAX_FAILURES):
+            if not fault and self._saved == done:
+                break
+            if fault and attempt:
+                time.sleep(PAUSE_S)
+            name = self.schedule.milestone(done) or (self._owed if fault else None)
+            self.saver.save(done, self.policy, self.optimizer, state, name=name)
+            self._saved, self._owed = done, name
+            failed, fault = fault, self.saver.outcome()
+            if fault:
+                continue
+            return f"warning: a checkpoint could not be saved ({failed}); the next try was" if failed else ""
         self.saver.wait()
+        return ""
 
 
 def due(done: int, every: int) -> bool:

@@ -19,12 +19,13 @@ FREE |= {"reward_workers", "reward_memory_gb", "health", "ratio_limit", "entropy
 FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
 FREE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
 FREE |= {"rollout_timeout_s", "rollout_sync_timeout_s", "sync_every_micro_step"}
-FREE |= {"attention", "liger", "optimizer_offload", "vocab_parallel", "threads", "data_changed"}
+FREE |= {"attention", "liger", "optimizer_offload", "vocab_parallel", "threads", "data_changed", "model_changed"}
 FREE |= {"eval_every", "eval_data", "eval_problems", "eval_samples", "eval_temperature", "eval_cap"}
 MACHINE = {"token_budget", "checkpointing", "shard_across_nodes", "device", "reward_workers", "cost_ratio"}
 MACHINE |= {"reward_timeout_s", "keep_checkpoints", "save_every", "logger", "profile", "rollout", "rollout_tokens"}
 MACHINE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
 MACHINE |= {"rollout_timeout_s", "rollout_sync_timeout_s", "threads", "data_changed"}
+MACHINE |= {"model_changed"}
 
 
 def test_what_may_change_on_resume_and_what_no_study_counts():

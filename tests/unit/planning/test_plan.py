@@ -23,7 +23,7 @@ from siri.planning.tables import find_gpu, print_plan
 from siri.rollout.engines import engine_for
 from siri.rollout.local import held_bytes
 from siri.runtime.ranks import Ranks
-from siri.train.run import plan_memory
+from siri.train.edges import plan_memory
 from tests.support.tiny import save_tiny, tiny_model, tiny_policy
 from tests.unit.planning.test_memory import R1_1_5B, R1_7B, VARIANTS, qwen2
 

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, verified when read, bit-exact, and exported as plain model folders."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import torch
 
 from siri.errors import InputError
 from siri.model.policy import load_policy
+from siri.store import checkpoint
 from siri.store.checkpoint import (
     MANIFEST,
     OPTIMIZER,
@@ -240,14 +242,116 @@ def test_prune_keeps_the_newest_the_named_and_every_so_many(tmp_path, subject):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == names
 
 
-def test_damaged_checkpoints_of_later_steps_go_when_a_run_continues(tmp_path, subject):
-    """Else they would be the newest for ever, and pruning would remove good ones in their favour."""
+def test_damaged_checkpoints_of_later_steps_are_put_aside_when_a_run_continues(tmp_path, subject):
+    """Else they would be the newest for ever, and pruning would remove good ones in their favour. Nothing of them is
+    deleted: whoever found them damaged may have been wrong."""
     save(tmp_path, *subject, 1, 2)
     save(tmp_path, *subject, 3, name="siri-low-1")
     (tmp_path / ".step_000009.part").mkdir()
+    (note,) = discard_after(tmp_path, 2)
+    assert "step_000003 is kept as step_000003.damaged" in note
+    kept = ["step_000001", "step_000002", "step_000003.damaged"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == kept
+    save(tmp_path, *subject, 3)
     discard_after(tmp_path, 2)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step_000001", "step_000002"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [*kept, "step_000003.damaged-2"]
     discard_after(tmp_path / "nowhere", 0)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ETIMEDOUT])
+def test_storage_that_fails_is_no_damage(tmp_path, subject, number, monkeypatch, fault):
+    """Asked again, it may answer; if not, that is said, and no checkpoint is passed over."""
+    save(tmp_path, *subject, 1, 2)
+    once, reads = checkpoint._sha256, []
+
+    def fails(path: Path) -> str:
+        reads.append(path)
+        if "step_000002" in str(path) and (len(reads) == 1 or number != errno.ESTALE):
+            raise OSError(number, os.strerror(number))
+        return once(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", fails)
+    if number == errno.ESTALE:
+        assert newest_good(tmp_path) == (tmp_path / "step_000002", []), "the second time it answers"
+    else:
+        with pytest.raises(InputError, match=rf"step_000002: cannot be read \({os.strerror(number)}\); nothing was"):
+            newest_good(tmp_path)
+    fault(f"{errno.errorcode[number]} while a checkpoint is read", "1", "asked again, then one line; nothing changed")
+
+
+def test_what_nfs_leaves_of_an_open_file_is_no_damage(tmp_path, subject):
+    path = save(tmp_path, *subject, 1)
+    (path / WEIGHTS / ".nfs0000000004a1b2c3000001d7").write_bytes(b"gone")
+    assert verify(path) is None
+    (path / WEIGHTS / ".nfs0000.safetensors").write_bytes(b"strange")
+    assert "is not in its manifest" in verify(path)
+
+
+def rewrite(path: Path, name: str, data: bytes) -> None:
+    (path / name).write_bytes(data)
+    claim(path, name, data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"steps_done": value} for value in (-1, True, "1", 1.0, 2, 10**400)),
+        *({"train_tokens": value} for value in (None, -1, "x", 10**400)),
+        *({"sampler": {"epoch": value, "cursor": 0, "seed": 0}} for value in (-1, None, 1.5, 10**400, True, [])),
+        *({"sampler": value} for value in ([], None, {}, {"epoch": 0, "cursor": 0, "seed": 0, "order": 3})),
+        *({"health": value} for value in ([], {"ratio": "x"}, {"ratio": -1}, {"ratio": None})),
+        {"name": ["a"]},
+    ],
+    ids=str,
+)
+def test_a_state_with_absurd_values_is_damage(tmp_path, subject, change):
+    path = save(tmp_path, *subject, 1)
+    state = json.loads((path / STATE).read_text()) | {"sampler": {"epoch": 0, "cursor": 0, "seed": 0}, "health": {}}
+    rewrite(path, STATE, json.dumps(state).encode())
+    assert verify(path) is None
+    rewrite(path, STATE, json.dumps(state | change).encode())
+    assert verify(path).startswith(STATE)
+
+
+def test_tensors_that_are_none_or_do_not_fit_are_one_line(tmp_path, subject):
+    path = save(tmp_path / "run", *subject, 1)
+    good = file_of(path, WEIGHTS)
+    name, data = good.relative_to(path).as_posix(), good.read_bytes()
+    for absurd in (b"", b"\xff" * 64, (2**62).to_bytes(8, "little") + data[8:], data[:-4]):
+        rewrite(path, name, absurd)
+        assert "holds no tensors" in verify(path), absurd[:8]
+    other, optimizer = trained(tmp_path / "other", hidden_size=48)
+    rewrite(path, name, data)
+    assert verify(path) is None
+    with pytest.raises(InputError, match="its tensors cannot be read into this model"):
+        restore(path, other, optimizer)
+
+
+def test_a_shard_that_rank_0_does_not_see_is_a_failed_save(tmp_path, subject):
+    """As where the run folder is not shared between machines."""
+    path = save(tmp_path / "elsewhere", *subject, 1)
+    part = tmp_path / ".step_000001.part"
+    shutil.copytree(path, part)
+    listing = json.loads((part / MANIFEST).read_text())
+    listing["weights/shard-00002-model-00001-of-00001.safetensors"] = {"bytes": 9, "sha256": "0" * 64}
+    with pytest.raises(OSError, match="the run folder must be shared"):
+        finish(part, tmp_path / "step_000001", listing, None)
+    assert not (tmp_path / "step_000001").exists()
+
+
+def test_a_kill_while_pruning_leaves_no_half_of_a_checkpoint(tmp_path, subject, monkeypatch):
+    save(tmp_path, *subject, 1, 2)
+
+    def killed(path, **_):
+        next(Path(path).iterdir()).unlink() if not (Path(path) / WEIGHTS).is_dir() else None
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed)
+        prune(tmp_path, 1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_000002"]
+    discard_after(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
 
 
 # --- export ---

@@ -17,7 +17,7 @@ from siri.demo.warmup import TASKS
 from siri.errors import InputError
 from siri.study.compare import compare_arms, curve_of_row
 from siri.study.report import study_curves
-from siri.study.study import Study, find, finished, learning_settings, read_study, swept_values
+from siri.study.study import Pair, Study, find, finished, learning_settings, read_study, swept_values
 from siri.study.tables import tables
 
 ROOT = Path(__file__).parents[3]
@@ -137,6 +137,19 @@ def test_bad_options_are_one_line(tmp_path, capsys):
     for arguments in (["study"], ["study", "no.toml"], ["study", path, "--jobs", "0"], ["study", path, "--only", "x"]):
         assert main(arguments) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "", "a\x1b[31m", "x" * 101])
+def test_no_name_leads_out_of_the_folder_of_runs(tmp_path, name):
+    quoted = json.dumps(name)
+    for text in (SMALL.replace("[arms.high]", f"[arms.{quoted}]"), SMALL + f'[sweeps.{quoted}]\nkey = "l_max"\n'):
+        with pytest.raises(InputError, match="cannot name a folder") as caught:
+            read_study(write(tmp_path / "study", text))
+        assert "\n" not in str(caught.value)
+    config = Config(model="m", data="d")
+    for value in (name, "../../x", ["a/b"]):
+        folder = Pair(f"model={value}", 0, config, {}).folder
+        assert Path(folder).name == folder and not folder.startswith(".") and len(folder) < 200
 
 
 def test_hash_is_of_what_a_run_learns(tmp_path):
