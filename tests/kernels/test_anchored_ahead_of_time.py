@@ -3,7 +3,7 @@ shared memory as planned. Speed is not claimed from any of it."""
 
 import pytest
 
-from tests.support.compiler_reports import matching
+from tests.support.compiler_reports import assert_nothing_spills, matching
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,8 @@ def test_the_other_plans(hopper):
     for name, report in of(hopper, "specialized"):  # 168 registers for each of 12 warps before they are moved
         assert report["register_moves"] > 0 and report["registers"] * 384 <= 65_536, (name, report)
         assert report["tensor_cores"] == 8 and report["tma_loads"] == 3 and report["shared"] <= 232_448, (name, report)
-        assert report["tma_stores"] == (0 if "no store" in name else 4), (name, report)
+        # triton 3.6 stores both halves of a tile at once
+        assert report["tma_stores"] in ((0,) if "no store" in name else (2, 4)), (name, report)
     for name, report in of(hopper, "two-blocks"):
         assert 2 * (report["shared"] + 1024) <= 233_472 and 2 * 128 * report["registers"] <= 65_536, (name, report)
         assert report["tensor_cores"] == 8 and report["tma_loads"] >= 2, (name, report)
@@ -76,6 +77,6 @@ def test_gradients_are_streamed(hopper):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_100"])
 def test_older_and_newer_gpus(compiled, arch, name):
     for key, report in matching(compiled, name, arch).items():
-        assert report["spills"] == 0 and report["stack"] == 0, (key, report)
+        assert_nothing_spills(key, report)
         if "gemm" in key[0]:
             assert report["tensor_cores"] >= 4 and (report["tma_loads"] > 0) == (arch == "sm_100"), (key, report)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 ROWS = r"^(row_stats|dlogits) \S+( softcap T\[N\])?( entropy)?$"
 TOKENS = r"^tokens (finish|(grpo|cispo) none|grpo icepop indexed old rollout dual|cispo icepop indexed old rollout)$"
@@ -38,3 +39,15 @@ def matching(compiled: Reports, pattern: str, *archs: str) -> Reports:
     chosen = {key: report for key, report in compiled.items() if key[1] in archs and re.search(pattern, key[0])}
     assert chosen
     return chosen
+
+
+KNOWN_SPILLS = {
+    ("3.6", "anchored gemm everything", "sm_80"): 93,
+    ("3.9", "anchored redo store", "sm_100"): 5,
+}
+"""Words that a release of triton other than the locked one spills: (release, variant, architecture); bench/NOTES.md."""
+
+
+def assert_nothing_spills(key: tuple[str, str], report: dict) -> None:
+    known = KNOWN_SPILLS.get((".".join(version("triton").split(".")[:2]), *key), 0)
+    assert report["spills"] <= known and (report["stack"] == 0 or known), (key, report)

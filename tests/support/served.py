@@ -19,7 +19,7 @@ def options(servers, folder, **changes) -> VllmOptions:
         servers=tuple(server.url for server in servers),
         sync="auto",
         sync_dir=folder / "weights",
-        timeout_s=1.5,
+        timeout_s=3.0,
         sync_timeout_s=5.0,
     )
     return replace(base, **changes)

@@ -80,7 +80,14 @@ def test_numbers_of_json_keep_their_digits_and_are_written_plainly(tmp_path, lit
     ],
 )
 def test_arrow_types_are_read_as_meant(tmp_path, column, answers):
-    assert answers_of(parquet(tmp_path, column)) == [answer for answer in answers if answer is not None]
+    path = parquet(tmp_path, column)
+    try:
+        pq.read_table(path)
+    except pa.ArrowInvalid:  # lists of a fixed size with a null among them, before pyarrow 26
+        with pytest.raises(InputError, match=r"unreadable parquet"):
+            answers_of(path)
+        return
+    assert answers_of(path) == [answer for answer in answers if answer is not None]
 
 
 @pytest.mark.parametrize(

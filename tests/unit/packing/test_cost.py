@@ -40,8 +40,10 @@ def test_matrix_products_are_those_that_torch_counts(kind):
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(torch.arange(3, 3 + tokens)[None])
     layers, head, attention = forward_flops(model.config)
-    # torch counts the whole square of QK' and PV, of which a causal mask leaves half
-    assert counter.get_total_flops() == (layers + head) * tokens + 2 * attention * tokens**2
+    # torch counts the whole square of QK' and PV, of which a causal mask leaves half; older releases of transformers
+    # multiply the angles of the rotary embedding as matrices as well
+    expected = (layers + head) * tokens + 2 * attention * tokens**2
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
 
 def test_training_flops_by_hand():

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from siri.rewards import answers, math_reward
-from siri.rewards.pool import MAX_ERROR_CHARS, RewardPool
+from siri.rewards.pool import RewardPool
+from siri.rewards.worker import MAX_ERROR_CHARS
 from tests.support.mutants import BOMBS, GOOD, attacks, mutants
 
 pytestmark = pytest.mark.torture

@@ -87,8 +87,8 @@ def test_a_hang_is_noticed_within_the_time_out(synced, servers, undisturbed):
     servers[0].faults.extend(["hang"] * 8)
     began = time.monotonic()
     assert tokens(again(synced)) == tokens(undisturbed)
-    assert 1.5 < time.monotonic() - began < 50, "the server would be silent for a minute"
-    assert any("no new token for 1.5 s" in reason for reason in synced.backend.retries)
+    assert 3 < time.monotonic() - began < 50, "the server would be silent for a minute"
+    assert any("no new token for 3 s" in reason for reason in synced.backend.retries)
 
 
 def test_a_restarted_server_is_given_the_weights_again(synced, servers, undisturbed):

@@ -18,6 +18,7 @@ ROW = {"step": 3, "phase": "compression", "cap": 64, "loss": 0.1, "entropy": flo
 EVAL = {"step": 30, "name": "siri-low-1", "cap": 96, "accuracy": 0.75, "pass_at_k": {"1": 0.75, "8": 0.9}}
 
 
+@pytest.mark.quiet
 def test_imports_are_light():
     code = (
         "import sys, time; t = time.process_time();"

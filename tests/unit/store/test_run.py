@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -253,7 +254,10 @@ def test_an_evaluation_goes_on_at_the_benchmark_it_was_at(tmp_path, monkeypatch)
 
     def cut_short(*args, **settings):
         calls.append(1)
-        if len(calls) == 4:  # the second benchmark after step 2
+        if len(calls) == 4:  # the second benchmark after step 2, whose checkpoint is written meanwhile
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "cut" / "checkpoints" / "step_000002").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
             raise KeyboardInterrupt
         return evaluate(*args, **settings)
 
