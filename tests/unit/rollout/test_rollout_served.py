@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +13,7 @@ from siri.rollout import Completion
 from siri.rollout.dispatch import TRIES
 from siri.rollout.proof import ANSWER_TOKENS
 from siri.rollout.vllm import Job
+from siri.runtime.ranks import Ranks
 from siri.runtime.signals import Interrupted, Stop
 from tests.support.served import again, engine, requests, tokens
 from tests.support.tiny import tiny_policy
@@ -154,7 +154,7 @@ def test_a_signal_breaks_a_rollout_off_and_leaves_nothing_behind(synced, servers
 def test_what_fails_on_one_rank_is_everybodys(synced, monkeypatch):
     """Else the other ranks would wait for it in the next collective."""
     theirs = InputError("the server of another rank is gone")
-    monkeypatch.setattr(synced, "ranks", SimpleNamespace(gather=lambda own: [own, theirs], main=True))
+    monkeypatch.setattr(Ranks, "gather", lambda _ranks, mine: [mine, theirs])
     with pytest.raises(InputError, match="of another rank is gone"):
         again(synced)
 
