@@ -74,13 +74,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_policy(
-    source: str, device: torch.device, *, weights: bool = True, fetch: bool = True, ranks: Ranks = ALONE
+    source: str,
+    device: torch.device,
+    *,
+    weights: bool = True,
+    fetch: bool = True,
+    checkpoint: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Policy:
     """Load model and tokenizer with fp32 weights from a folder, the hub or the package (siri:demo/model).
 
     weights False leaves the model on the meta device, without storage, to be sharded before it is filled. fetch False:
-    it never will be, so weights of the hub are not downloaded to be looked at. ranks: those that call this together;
-    rank 0 looks into the files for all. Raises InputError when there is no model, no tokenizer, an architecture that
+    it never will be, so weights of the hub are not downloaded to be looked at. checkpoint: the model will be filled
+    from it, so that it says whether the head is tied. ranks: those that call this together; rank 0 looks into the files for all. Raises InputError when there is no model, no tokenizer, an architecture that
     was not checked to work packed, or a head that config.json promises and the files do not hold.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -88,7 +94,7 @@ def load_policy(
 
     folder = str(resolve_path(source))
     logging.disable_progress_bar()
-    config, note = trainable_config(source, fetch=fetch, ranks=ranks)
+    config, note = trainable_config(source, fetch=fetch, checkpoint=checkpoint, ranks=ranks)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers raise
@@ -173,9 +179,12 @@ def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Poli
     return Policy(model, None, frozenset(), config.max_position_embeddings, (note,) if note else ())
 
 
-def trainable_config(source: str, *, fetch: bool, ranks: Ranks = ALONE) -> tuple[Any, str]:
+def trainable_config(
+    source: str, *, fetch: bool, checkpoint: Path | None = None, ranks: Ranks = ALONE
+) -> tuple[Any, str]:
     """The configuration of a model that trains packed, and a line where it was settled otherwise than its file has it
-    (see `siri.model.weight_files`); InputError names what speaks against it."""
+    (see `siri.model.weight_files`), by its files or by a checkpoint that it is filled from; InputError names what
+    speaks against it."""
     from transformers import AutoConfig
 
     folder = str(resolve_path(source))
@@ -207,7 +216,7 @@ def trainable_config(source: str, *, fetch: bool, ranks: Ranks = ALONE) -> tuple
         )
 
     def settle() -> tuple[bool, str]:
-        note = settle_tying(config, source, folder, fetch=fetch)
+        note = settle_tying(config, source, checkpoint or folder, fetch=fetch)
         return config.tie_word_embeddings, note
 
     config.tie_word_embeddings, note = ranks.on_main(settle)

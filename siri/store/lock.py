@@ -29,7 +29,7 @@ BEAT_S = 10.0
 WATCH_S = 35.0
 """A lease that was not renewed for so long has lost its holder."""
 POLL_S = 1.0
-SEEN_S = 10.0
+SEEN_S = 90.0
 """Longest wait for a file of another machine to be seen."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """flock is not there."""
@@ -125,7 +125,8 @@ def _beat(path: Path, about: dict[str, Any], stop: threading.Event) -> None:
 
 def _release(handle: int | None, path: Path, token: str, stop: threading.Event, beat: threading.Thread) -> None:
     stop.set()
-    beat.join(5.0)
+    if beat is not threading.current_thread():  # which may be the one that collects the garbage
+        beat.join(5.0)
     with contextlib.suppress(OSError):
         lease = _lease(path)
         if lease is not None and lease.get("token") == token:

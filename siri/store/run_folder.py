@@ -295,8 +295,7 @@ class RunFolder:
             _try(self.checkpoints.rmdir)
         if self._wrote or self._made:
             _try((self.path / LOCK).unlink)
-        lock, self._lock = self._lock, None
-        lock.release()
+        self.release()
         if self._made:
             _try(self.path.rmdir)
 
@@ -304,6 +303,12 @@ class RunFolder:
         """InputError where another process has taken the folder over."""
         if self._lock is not None:
             self._lock.check()
+
+    def release(self) -> None:
+        """Give the folder back to whoever comes next, on the rank that holds it."""
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            lock.release()
 
     def _take(self) -> None:
         """Lock the folder; the lock goes with this object or its process, however that ends."""

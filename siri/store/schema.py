@@ -103,7 +103,8 @@ def state_fault(state: Any, steps: int | None) -> str:
     if (
         not isinstance(sampler, dict)
         or sampler.keys() - {"size"} != wanted
-        or not all(type(value) is int and 0 <= value < 2**63 for value in sampler.values())
+        or not all(type(value) is int and value >= 0 for value in sampler.values())
+        or not all(sampler[key] < 2**63 for key in ("epoch", "cursor"))
     ):
         return "its sampler is none"
     streaks = state.get("health", {})

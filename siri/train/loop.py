@@ -30,29 +30,33 @@ def train(
     """
     ranks, device = join_ranks(pick_device(config.device), across_nodes=config.shard_across_nodes)
     folder = ranks.on_main(lambda: RunFolder(run_dir, config, recipe, resume, rewind=rewind))
-    if folder.finished():
-        show_finished(folder, ranks, view, quiet=quiet)
-        return DONE
-    with Run(config, folder, ranks, device, view, quiet=quiet) as run:
-        try:
-            run.begin()  # nothing is written before all that may be bad input was tried
-            run.evaluate_if_due()
-            while not run.over:
-                step = run.next_step()
-                with run.timed(step):
-                    groups = run.collect(step)
-                    update = run.learn(step, groups)
-                    lost = run.sync()
-                agreed = run.agree()
-                run.record(step, groups, update)
-                if lost is not None:
-                    raise lost
-                run.save_if_due(agreed)
+    config = folder.config  # rank 0's: what nobody gave is read from the folder, which a rank may not see
+    try:
+        if folder.finished():
+            show_finished(folder, ranks, view, quiet=quiet)
+            return DONE
+        with Run(config, folder, ranks, device, view, quiet=quiet) as run:
+            try:
+                run.begin()  # nothing is written before all that may be bad input was tried
                 run.evaluate_if_due()
-        except Interrupted:  # nothing of what was under way has happened; a resumed run makes up for it
-            run.stopped = True
-        except InputError as error:
-            run.rescue(error)
-            raise
-        run.leave()
-    return run.closing_words()
+                while not run.over:
+                    step = run.next_step()
+                    with run.timed(step):
+                        groups = run.collect(step)
+                        update = run.learn(step, groups)
+                        lost = run.sync()
+                    agreed = run.agree()
+                    run.record(step, groups, update)
+                    if lost is not None:
+                        raise lost
+                    run.save_if_due(agreed)
+                    run.evaluate_if_due()
+            except Interrupted:  # nothing of what was under way has happened; a resumed run makes up for it
+                run.stopped = True
+            except InputError as error:
+                run.rescue(error)
+                raise
+            run.leave()
+        return run.closing_words()
+    finally:
+        folder.release()

@@ -75,6 +75,7 @@ class Run:
             ranks=ranks,
             sources=self.sources,
             weights="later" if later else "read",
+            held=folder.checkpoint,
         )
         folder.compute_with(setup.threads)
         self.policy = setup.policy
@@ -348,6 +349,7 @@ class Run:
         self.logger.close()
 
     def _finish_saves(self) -> None:
+        self.ranks.on_main(self.folder.check_lease)  # nothing goes into a folder that another process has taken over
         if line := self.saves.finish(self.done, self.state):
             self.progress.note(line)
         if line := self.saves.saver.warning():

