@@ -86,8 +86,9 @@ def load_policy(
 
     weights False leaves the model on the meta device, without storage, to be sharded before it is filled. fetch False:
     it never will be, so weights of the hub are not downloaded to be looked at. checkpoint: the model will be filled
-    from it, so that it says whether the head is tied. ranks: those that call this together; rank 0 looks into the files for all. Raises InputError when there is no model, no tokenizer, an architecture that
-    was not checked to work packed, or a head that config.json promises and the files do not hold.
+    from it, so that it says whether the head is tied. ranks: those that call this together; rank 0 looks into the
+    files for all. Raises InputError when there is no model, no tokenizer, an architecture that was not checked to work
+    packed, or a head that config.json promises and the files do not hold.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging

@@ -115,6 +115,8 @@ def _readings(text: str) -> list[str]:
 
     "81,256" is one number or two, "2e-05" a power of ten or 2e less 5, "0.1(6)" and "0.1666..." recur.
     """
+    if len(text) > MAX_PARSED_CHARS:
+        return [text]
     number = _THOUSANDS.match(text)
     readings = [text, number[0].replace(",", "") + text[number.end() :]] if number else [text]
     if _LAKHS.fullmatch(text):

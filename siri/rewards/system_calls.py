@@ -81,7 +81,8 @@ ALLOWED = {
 _OPEN, _OPENAT, _IOCTL, _FCNTL, _PRLIMIT = 2, 257, 16, 72, 302
 NARROWED = {"open": _OPEN, "openat": _OPENAT, "ioctl": _IOCTL, "fcntl": _FCNTL, "prlimit64": _PRLIMIT}
 """Calls that go through with some arguments only."""
-_IOCTLS = (0x5401, 0x5450, 0x5451, 0x5421)  # TCGETS (is it a terminal?), FIONCLEX, FIOCLEX, FIONBIO
+# TCGETS and, since glibc 2.42, TCGETS2 (is it a terminal?), FIONCLEX, FIOCLEX, FIONBIO
+_IOCTLS = (0x5401, 0x802C542A, 0x5450, 0x5451, 0x5421)
 _FCNTLS = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: none that sends signals
 
 _ARCH_X86_64 = 0xC000003E
@@ -105,7 +106,7 @@ def supported() -> bool:
 
 def install() -> bool:
     """Let this process, with all its threads, make no other calls from here on; False where there is no such filter."""
-    if not supported():
+    if not supported() or not no_new_privileges():  # without which only root may have a filter
         return False
     program = compiled()
     buffer = ctypes.create_string_buffer(program)

@@ -121,6 +121,7 @@ def _warm_up() -> None:
     for warm, gold in (
         ("\\sqrt{2+\\sqrt{3}}", "\\frac{\\sqrt{6}+\\sqrt{2}}{2}"),
         ("\\int_0^1 x dx", "\\frac{1}{2}"),
+        ("\\lim_{x\\to0}\\frac{\\sin x}{x}", "1"),
     ):
         BUILT_IN["math"](f"\\boxed{{{warm}}}", gold, think=False)
 

@@ -15,7 +15,7 @@ _TOKEN = re.compile(
 # What goes on with the value of a box without braces: $\boxed 2\sqrt3$ is not 2.
 _GOES_ON = re.compile(
     r"(?:\s*(?:[\^_](?=[\w{\\])|!(?=\S)|[-+*/]\s*(?!\\f?box)[\d\\(]|[-+*/](?=[a-zA-Z])|[+*/]\s*[a-zA-Z](?![a-zA-Z])|"
-    r"\\(?:sqrt|pi|[dt]?frac|cdot|times|div|pm|ln|log|sin|cos|tan|circ|binom|text)(?![a-zA-Z]))|[a-zA-Z\d{(])[^$\n]*"
+    r"\\(?:sqrt|pi|[dt]?frac|cdot|times|div|pm|ln|log|sin|cos|tan|circ|binom|text)(?![a-zA-Z]))|[a-zA-Z\d{(])[^$\n]{0,200}"
 )
 # What may stand between boxes that are one answer together: "\boxed{3} and \boxed{4}", "$x = \boxed{3}$ or ...", or the
 # items of a list.
@@ -71,8 +71,13 @@ def final_boxes(text: str) -> list[str]:
             break
         last.insert(0, box)
     contents = list(dict.fromkeys(box.content for box in last))
-    opened, closed = _TUPLE[0].search(text, 0, last[0].start), _TUPLE[1].match(text, last[-1].end)
-    if len(last) > 1 and opened and closed and text[opened.start() - 1 : opened.start()] != "\\":
+    if len(last) == 1:
+        return contents
+    # near the boxes only: a page of white space would be walked through once for each of its characters
+    start, end = last[0].start, last[-1].end
+    opened = _TUPLE[0].search(text, max(0, start - _MAX_BETWEEN), start)
+    closed = _TUPLE[1].match(text, end, end + _MAX_BETWEEN)
+    if opened and closed and text[opened.start() - 1 : opened.start()] != "\\":
         return [f"({','.join(box.content for box in last)})"]
     return contents
 

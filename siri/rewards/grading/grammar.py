@@ -55,6 +55,11 @@ def has(tree: Tree, node: Tree) -> bool:
     return tree[: len(node)] == node or any(has(part, node) for part in parts(tree))
 
 
+def _begins_with_d(tree: Tree) -> bool:
+    """Whether it is a product such as dx."""
+    return tree[0] == "*" and tree[1][0] == ("sym", "d")
+
+
 class _Reader:
     """Recursive descent over the tokens."""
 
@@ -274,7 +279,7 @@ class _Reader:
         name = text[1:]
         if name == "frac":
             upper, lower = self.argument(), self.argument()
-            if upper == ("sym", "d") and lower[0] == "*" and lower[1][0] == ("sym", "d"):
+            if _begins_with_d(lower) and (upper == ("sym", "d") or _begins_with_d(upper)):
                 raise NotRead("a derivative")
             return ("/", upper, lower)
         if name == "sqrt":

@@ -89,7 +89,11 @@ _NO_NOUNS = frozenset(
         "trillion trillions dozen dozens hundredth hundredths thousandth thousandths millionth millionths if "
         "otherwise unless except maybe perhaps possibly base approximately about between divided multiplied "
         "power choose infinity negative false wrong incorrect one two three four five six seven eight nine "
-        "ten eleven twelve thirteen fourteen fifteen sixteen twenty",
+        "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty "
+        "sixty seventy eighty ninety zero lakh lakhs crore crores quadrillion quintillion gross score scores kilo "
+        "mega giga milli micro nano double doubled twice triple tripled thrice times root roots inverse reciprocal "
+        "reciprocals binary octal hexadecimal decimal more less fewer above below beyond rejected extraneous "
+        "impossible excluded unknown undefined none never without larger greater smaller bigger lower higher",
     )
 )
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))

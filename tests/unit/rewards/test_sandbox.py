@@ -278,10 +278,12 @@ def test_a_grader_that_has_computed_for_long_is_replaced(monkeypatch):
     short = "import siri.rewards.worker as worker; worker.CPU_SECONDS = 1; worker.ORPHAN_GRACE_S = 0; "
     last = "from siri.rewards.worker import"
     monkeypatch.setattr("siri.rewards.pool.COMMAND", COMMAND.replace(last, short + last))
-    with RewardPool("math", workers=1, timeout_s=0.5) as pool:  # so: replaced after one second, which it takes to start
+    with RewardPool("math", workers=1, timeout_s=0.5) as pool:
         pids = set()
-        for number in range(2):
+        for number in range(300):  # starting takes a second or so of its own
             pids.add(pool._pool[0].process.pid)
-            batch = pool.score([f"</think>\\boxed{{{number}}}"], [str(number)])
+            if len(pids) == 2:
+                break
+            batch = pool.score([f"</think>\\boxed{{\\int_0^1 {number}x dx}}"], [f"\\frac{{{number}}}{{2}}"])
             assert (batch.rewards, batch.errors, batch.timeouts) == ([1.0], 0, 0)
     assert len(pids) == 2
