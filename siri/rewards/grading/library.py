@@ -20,9 +20,12 @@ _WORTH_ASKING = re.compile(
     r"\\(?:int|iint|oint|sum|prod|lim|begin|partial|det|gcd|lcm|max|min|cup|cap|in|mathbb|le|ge|ne|log|binom)"
     r"(?![a-zA-Z])|[<>=]|\\frac\s*\{\s*d"
 )
-# The limits of a sum are no powers, and what a limit goes to is no answer.
+# The limits of a sum are no powers, and what a limit goes to is no answer. None that would be long to go through: no
+# power, product or factorial, three digits.
 _LIMITS = re.compile(
-    r"\\(?:lim|sum|prod|int)(?![a-zA-Z])(?:\s*[_^]\s*(?:\{(?:[^{}\d]|\d{1,3}(?!\d))*\}|-?\d(?!\d)|\\infty|[a-zA-Z])){1,2}"
+    r"\\(?:lim|sum|prod|int)(?![a-zA-Z])(?:\s*[_^]\s*(?:"
+    r"\{(?:[a-zA-Z\s=+,/-]|\\(?:infty|to|rightarrow|pi|geq?|leq?)(?![a-zA-Z])|\d{1,3}(?!\d))*\}"
+    r"|-?\d(?!\d)|\\infty|[a-zA-Z])){1,2}"
 )
 _MAX_NESTING = 12
 _DIGITS = 40
@@ -30,7 +33,7 @@ _DIGITS = 40
 
 def verify(gold: str, answer: str) -> bool:
     """Whether math-verify calls two scalars, equations or inequalities the same, and no digit speaks against it."""
-    if any(_UNSAFE.search(text) or _NO_VALUE.search(text) for text in (_LIMITS.sub("", gold), _LIMITS.sub("", answer))):
+    if any(_UNSAFE.search(text) or _NO_VALUE.search(text) for text in map(_without_limits, (gold, answer))):
         return False
     if not any(map(_WORTH_ASKING.search, (gold, answer))) or not (_is_balanced(gold) and _is_balanced(answer)):
         return False
@@ -44,6 +47,11 @@ def verify(gold: str, answer: str) -> bool:
         return False
     # no timeout of its own: that is a signal, which works on the main thread only; the reward worker is killed instead
     return library_verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def _without_limits(text: str) -> str:
+    """The text without those of its only sum; the terms of several, one inside another, would multiply."""
+    return _LIMITS.sub("", text) if len(_LIMITS.findall(text)) == 1 else text
 
 
 def _is_balanced(text: str) -> bool:
