@@ -78,9 +78,14 @@ class RunFolder:
         self._content: Content | None = None
         self._model: ModelIdentity | None = None
         self._rewound = self._made = self._wrote = False
+        self._made_above: list[Path] = []
         try:
             self._open(resume, rewind=rewind)
+        except InputError:
+            self.release()
+            raise
         except OSError as error:
+            self.release()
             raise InputError(
                 f"{path}: cannot be read ({files.reason(error)}); nothing was changed, try again when it can"
             ) from None
@@ -223,6 +228,8 @@ class RunFolder:
         written, or where another process has come first."""
         try:
             self._made = not files.there(self.path)
+            # nearest first: what a run that cannot begin takes away again
+            self._made_above = [folder for folder in self.path.absolute().parents if not folder.exists()]
             files.make_folder(self.path)
             self._take()
             self._look_again()
@@ -296,8 +303,8 @@ class RunFolder:
         if self._wrote or self._made:
             _try((self.path / LOCK).unlink)
         self.release()
-        if self._made:
-            _try(self.path.rmdir)
+        for folder in [self.path, *self._made_above] if self._made else ():
+            _try(folder.rmdir)
 
     def check_lease(self) -> None:
         """InputError where another process has taken the folder over."""

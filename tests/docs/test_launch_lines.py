@@ -50,7 +50,7 @@ def small(tmp_path, monkeypatch):
 
 
 def test_there_is_a_command_for_one_node_and_two_for_two():
-    started = [[word for word in expanded(line) if "=" not in word][0] for line in lines()]
+    started = [next(word for word in expanded(line) if "=" not in word) for line in lines()]
     assert started == ["torchrun", "export", "launch/serve.sh", "torchrun"]
 
 
