@@ -1,10 +1,13 @@
 """python kernels/hub.py OUT: this package in the layout of the Hugging Face kernels hub, for `kernels.get_kernel` and
 `kernels.get_local_kernel`.
 
-Writes OUT/build/torch-universal (pure Python and Triton, one build for every torch, CUDA and Python) and a README.
+Writes OUT/build/torch-universal (pure Python and Triton, one build for every torch, CUDA and Python), OUT/benchmarks
+for `kernels benchmark`, and a README. metadata.json has the digest of every file, and where the sources come from: the
+commit, and whether something was changed since (then `kernels` warns at every load; without git no commit is named).
+The signature is the publisher's: it comes from the workflow that uploads the build.
 `kernels` imports a build from its folder under a name of its own, several versions side by side, and so the sources
 change in three ways: imports are relative, operators are registered under `torch.ops.<id>`, and what belongs to an
-installed distribution (the adapters, the compiler's report) stays out. The id is a hash of the sources.
+installed distribution (the adapters, the compiler's report, the bench) stays out. The id is a hash of the sources.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent / "siri_kernels"
-LEFT_OUT = ("inspect.py", "integrations")
-VERSION = 1
+BENCHMARKS = Path(__file__).parent / "hub_benchmarks"
+LEFT_OUT = ("bench.py", "inspect.py", "integrations")
+INTERFACE = 1
 """of the kernel on the hub, `get_kernel(..., version=1)`: counts interface breaks, not releases"""
 
 README = """---
@@ -45,6 +51,34 @@ def relative_imports(source: str, depth: int) -> str:
     return re.sub(
         r"^(\s*)from siri_kernels\.?([\w.]*) import ", rf"\1from {dots}\2 import ", source, flags=re.MULTILINE
     )
+
+
+def git(*arguments: str) -> str | None:
+    """What git says about the folder of the sources; None without git, or outside a checkout."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def provenance() -> dict[str, object]:
+    """The `provenance` of metadata.json: who built, and from which state. A change anywhere in the checkout counts, and
+    so does a file beside the sources that git does not know, because the build takes it along."""
+    builder = f"siri-kernels/hub.py {version()}"
+    commit = git("rev-parse", "HEAD")
+    # a checkout that the sources are not part of says nothing about them
+    if not commit or not git("ls-files", "__init__.py"):
+        return {"kernel-builder": {"version": builder}}
+    changed = git("status", "--porcelain", "--untracked-files=no"), git("status", "--porcelain", "--", ".")
+    state = {"commit": commit.strip(), "dirty": any(changed)}
+    return {"kernel-builder": {"version": builder, **state}, "kernel": state}
+
+
+def version() -> str:
+    """Read, not imported: a build needs no torch."""
+    text = (PACKAGE / "__init__.py").read_text()
+    return re.findall(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)[0]
 
 
 def build(out: Path) -> Path:
@@ -75,14 +109,19 @@ def build(out: Path) -> Path:
     metadata = {
         "name": "siri-kernels",
         "id": kernel_id,
-        "version": VERSION,
+        "version": INTERFACE,
         "license": "Apache-2.0",
         "python-depends": [],
         "backend": {"type": "cuda"},
         "digest": {"algorithm": "sha256", "files": hashes},
+        "provenance": provenance(),
     }
     (variant / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
     (out / "README.md").write_text(README)
+    shutil.rmtree(out / "benchmarks", ignore_errors=True)
+    (out / "benchmarks").mkdir()
+    for script in sorted(BENCHMARKS.glob("benchmark*.py")):
+        shutil.copyfile(script, out / "benchmarks" / script.name)
     return variant
 
 
@@ -104,3 +143,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     print(build(parser.parse_args().out))
+    state = provenance().get("kernel")
+    if not isinstance(state, dict):
+        print("hub.py: no commit is named, because git does not know these sources", file=sys.stderr)
+    elif state["dirty"]:
+        print("hub.py: dirty, because something is not committed; commit it before you publish", file=sys.stderr)

@@ -6,17 +6,17 @@ ValueError.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 
 from siri_kernels import reference
-from siri_kernels.chunked import Needs, budget_bytes, chunk_rows, compute_dtype, host_ints
-from siri_kernels.loss.spec import LossOptions, LossSettings, checked, metric_names, with_loss_options
-from siri_kernels.loss.tokens import gradient_rows, prepare
-from siri_kernels.metrics import GrpoResult
+from siri_kernels.adapter import with_adapter
+from siri_kernels.chunked import LN2, Needs, budget_bytes, chunk_rows, compute_dtype
+from siri_kernels.kept_rows import by_sequence, in_one_chunk, rows_by_value
+from siri_kernels.loss.spec import LossOptions, checked, metric_names, with_loss_options
+from siri_kernels.metrics import METRIC_REDUCTION, GrpoResult
 from siri_kernels.ops.grpo import grpo_tokens, linear_grpo
 from siri_kernels.ops.logprob import linear_logprob as logprob_operator
 from siri_kernels.ops.logprob import logits_logprob
@@ -31,26 +31,23 @@ from siri_kernels.ops.settings import (
     detached,
     split_temperature,
 )
-from siri_kernels.reference import sequence_ids
 from siri_kernels.selection import select
 from siri_kernels.sharding import group_name, plan_columns
 from siri_kernels.validation import (
     check_head,
+    check_memory,
     check_placement,
     check_temperature,
     check_values,
     counted_targets,
     given,
     is_float_tensor,
-    is_pair,
     shape_of,
     tensor,
 )
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-Arguments = ParamSpec("Arguments")
 
 
 def linear_logprob(
@@ -62,28 +59,41 @@ def linear_logprob(
     bias: Tensor | None = None,
     softcap: float | None = None,
     anchor: Tensor | None = None,
+    offset: Tensor | None = None,
     return_entropy: bool = False,
+    return_offset: bool = False,
+    memory: str | int = "fast",
     impl: str = "auto",
     low_rank: tuple[Tensor, Tensor] | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """log softmax(softcap(hidden @ weight.T + bias) / temperature)[target] without materialised logits, differentiable.
 
     hidden [N, D] and weight [V, D] in one of fp16, bf16, fp32, fp64; target_ids [N] int; temperature a number or [N];
-    bias [V]. anchor [N], an approximate log-prob of the targets (the rollout's), is a hint for impl="anchored" and
-    moves nothing but rounding errors; with the anchor that `linear_grpo_loss` uses, its rollout_logp, the log-probs are
-    bitwise its own. Returns logp [N] in nats, fp32 (fp64 for fp64 inputs), and the entropy [N] of the same distribution
-    with return_entropy. Gradients reach hidden, weight and bias; the backward recomputes logits in vocabulary chunks
-    and writes each slice of dW once, in weight's dtype.
+    bias [V]. Returns logp [N] in nats, fp32 (fp64 for fp64 inputs), with return_entropy also the entropy [N] of the
+    same distribution, and with return_offset last the offset [N], from which a row's exponentials were measured.
+
+    anchor [N], an approximate log-prob of the targets (the rollout's), and offset [N], of an earlier pass over the same
+    tokens, are hints for impl="anchored", where one of them says whence to measure, and move nothing but rounding
+    errors. With the anchor that `linear_grpo_loss` uses, its rollout_logp, the log-probs are bitwise its own; with the
+    offset of a pass, that pass's.
+
+    Gradients reach hidden, weight and bias; the backward recomputes logits in vocabulary chunks and writes each slice
+    of dW once, in weight's dtype. memory: "fast", "small", "lean", or bytes for the logits that are held at once.
     """
     check_head(hidden, weight, target_ids, temperature=temperature, bias=bias, softcap=softcap)
-    if anchor is not None:
-        tensor("anchor", anchor, like=hidden, shape=tuple(target_ids.shape), kinds="float")
+    check_memory(memory)
+    for name, x in (("anchor", anchor), ("offset", offset)):
+        if x is not None:
+            tensor(name, x, like=hidden, shape=tuple(target_ids.shape), kinds="float")
+    if anchor is not None and offset is not None:
+        raise ValueError("anchor and offset exclude each other: pass the offset alone where an earlier pass left one")
     hidden, weight, frozen = with_adapter(hidden, weight, low_rank)
     impl = select(impl, hidden, weight, temperature=temperature, bias=bias, softcap=softcap)
     if impl == "reference":
         check_values(target_ids, weight.shape[0])
         z_NV = reference.logits(hidden, weight, temperature=temperature, bias=bias, softcap=softcap)
         logp, entropy = reference.logprob_and_entropy(z_NV, target_ids)
+        measured = z_NV.logsumexp(1) / LN2
     else:
         scalar, temperature_N = split_temperature(temperature)
         rows = logprob_operator(
@@ -92,15 +102,17 @@ def linear_logprob(
             bias=bias,
             target_ids=target_ids,
             anchor=detached(anchor),
+            offset=detached(offset),
             keep=None,
             temperature_N=temperature_N,
             main_grad=None,
             settings=LogprobSettings(
-                HeadSettings(scalar, softcap), Placement(impl, budget_bytes("fast", hidden.device)), frozen
+                HeadSettings(scalar, softcap), Placement(impl, budget_bytes(memory, hidden.device)), frozen
             ),
         )
-        logp, entropy = rows.logp, rows.entropy
-    return (logp, entropy) if return_entropy else logp
+        logp, entropy, measured = rows.logp, rows.entropy, rows.offset
+    outputs = (logp, *((entropy,) if return_entropy else ()), *((measured.detach(),) if return_offset else ()))
+    return outputs if len(outputs) > 1 else logp
 
 
 @with_loss_options
@@ -112,6 +124,7 @@ def linear_grpo_loss(
     *,
     old_logp: Tensor | None = None,
     rollout_logp: Tensor | None = None,
+    offset: Tensor | None = None,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     keep: Tensor | None = None,
@@ -138,11 +151,13 @@ def linear_grpo_loss(
     with cu_seqlens [S+1] (when N == S, per token). mask [N] bool, True = counts; where it is False an id may be none,
     such as -100 (its logp is that of id 0). old_logp [N]: log-probs before the
     first update; None = on-policy, the ratio is 1 and its gradient that of logp. rollout_logp [N]: the sampler's
-    log-probs, for the importance weight and the mismatch metrics.
+    log-probs, for the importance weight and the mismatch metrics. offset [N]: what the pass of old_logp returned with
+    return_offset; it spares a kernel and keeps the ratio at exactly 1 under unchanged weights.
 
     Minimised: sum_i u_i (w_i t_i - entropy_coef H_i) over counted tokens, t = -min(r A, clip(r, 1 - clip_low, 1 +
     clip_high) A) ("grpo"; "gspo" with the sequence ratio exp(mean log r); "cispo": -sg(clip r) A logp); for A < 0 at
-    most -dual_clip A; a clip that is None has no bound. w: "none" 1, "tis" min(w, importance_cap), "icepop" w inside
+    most -dual_clip A; a clip that is None has no bound. "auto" is what the papers of loss and importance have
+    (`loss.spec.by_name`). w: "none" 1, "tis" min(w, importance_cap), "icepop" w inside
     [importance_low, importance_cap], else 0, with w = exp(sg(old_logp, or logp) - rollout_logp). Log ratios are clamped
     to +-20. Under "gspo" w_i scales how far token i moves its sequence's ratio: with a weight of 0 it has no gradient.
     u: "token_mean" m/sum m, "seq_mean" mean of the S token means, "seq_sum" mean of S token sums, "seq_mean_fixed" that
@@ -171,6 +186,10 @@ def linear_grpo_loss(
     loss, (n, vocab) = checked(options), (hidden.shape[0], weight.shape[0])
     per_token = {"old_logp": old_logp, "rollout_logp": rollout_logp, "mask": mask, "cu_seqlens": cu_seqlens}
     loss.check_tensors(n, advantages, **per_token, denominator=denominator, like=hidden)
+    if offset is not None:
+        tensor("offset", offset, like=hidden, shape=(n,), kinds="float")
+        if group is not None:
+            raise ValueError("offset does not go with vocabulary shards, whose passes agree without it; leave it out")
     check_placement(
         n,
         keep=keep,
@@ -212,6 +231,7 @@ def linear_grpo_loss(
     head = HeadSettings(scalar, softcap, logit_dtype)
     columns, budget = plan_columns(group, vocab_start, vocab, vocab_size), budget_bytes(memory, hidden.device)
     placement = Placement(impl, budget, forward_all, vocab_start, columns, group_name(group))
+    offset = detached(offset)
     matrices: dict[str, Any] = {"hidden": hidden, "weight": weight, "bias": bias, "target_ids": target_ids}
     matrices |= {"temperature_N": temperature_N, "main_grad": main_grad}
     tokens: dict[str, Any] = {
@@ -230,6 +250,9 @@ def linear_grpo_loss(
         keep_lengths = None
     names = metric_names(loss, rollout_logp is not None, entropy=True)
     if in_forward:
+        if impl == "sliced" and keep is None and not torch.compiler.is_compiling():
+            keep = rows_by_value(loss, n, advantages, mask, cu_seqlens)
+        single = impl in ("anchored", "sliced") and in_one_chunk(impl, hidden, columns, budget, keep)
         grad = torch.is_grad_enabled()
         needed = (grad and x is not None and x.requires_grad for x in (hidden, weight, bias))
         needs = Needs(*needed, frozen=frozen)
@@ -238,7 +261,8 @@ def linear_grpo_loss(
             **tokens,
             keep=keep,
             keep_lengths=keep_lengths,
-            settings=GrpoSettings(head, loss, placement, needs),
+            offset=offset,
+            settings=GrpoSettings(head, loss, placement, needs, needs.weight and main_grad is None and single),
         )
         return result(out.loss, out.logp, out.entropy, out.metrics, names)
 
@@ -246,7 +270,11 @@ def linear_grpo_loss(
     if keep is None and not forward_all and hidden.device.type == "cpu":
         keep = rows_by_value(loss, n, advantages, mask, cu_seqlens)
     rows = logprob_operator(
-        **matrices, anchor=tokens["rollout_logp"], keep=keep, settings=LogprobSettings(head, placement, frozen)
+        **matrices,
+        anchor=tokens["rollout_logp"],
+        offset=offset,
+        keep=keep,
+        settings=LogprobSettings(head, placement, frozen),
     )
     computed = None
     if keep is not None and not forward_all:
@@ -339,60 +367,7 @@ def grpo_loss(
     return result(out.loss, logp, entropy, out.metrics, names)
 
 
-def by_sequence(
-    loss: LossSettings,
-    n: int,
-    size: int,
-    advantages: Tensor,
-    mask: Tensor | None,
-    cu_seqlens: Tensor,
-    keep: Tensor | None,
-    keep_lengths: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, bool]:
-    """keep and keep_lengths for chunks of at most `size` rows that end between sequences, and whether there are such
-    chunks: only what is on the host can say so, and nothing in a graph that torch.compile makes for every batch."""
-    if (n if keep is None else keep.numel()) <= size:
-        return keep, None, True
-    if torch.compiler.is_compiling():
-        return keep, None, False
-    if cu_seqlens.device.type == "cpu" and (keep is None or keep_lengths is None):
-        keep = rows_by_value(loss, n, advantages, mask, cu_seqlens) if keep is None else keep.sort().values
-        keep_lengths = sequence_ids(cu_seqlens, n)[keep].bincount(minlength=cu_seqlens.numel() - 1)
-    fits = keep_lengths is not None and max(host_ints(keep_lengths), default=0) <= size
-    return keep, keep_lengths if fits else None, fits
-
-
-def outside_graphs(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
-    """torch.compile leaves a graph to run it."""
-    disable: Any = torch.compiler.disable  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return disable(function)
-
-
-@outside_graphs
-def rows_by_value(
-    loss: LossSettings, n: int, advantages: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
-) -> Tensor:
-    """The rows that may have a gradient, on the host; their number depends on values that no graph knows."""
-    options: dict[str, Any] = {"old_logp": None, "rollout_logp": None, "denominator": None, "dtype": torch.float32}
-    return gradient_rows(loss, prepare(loss, n, advantages, mask=mask, cu_seqlens=cu_seqlens, **options))
-
-
-def with_adapter(hidden: Tensor, weight: Tensor, low_rank: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, int]:
-    """[x, u] and [W, B], so that one GEMM makes x W^T + u B^T, and how many of their columns need no weight
-    gradient."""
-    if low_rank is None:
-        return hidden, weight, 0
-    if not is_pair(low_rank):
-        raise ValueError(f"low_rank must be a pair (u [N, r], B [V, r]), got {type(low_rank).__name__}")
-    u, b = low_rank
-    tensor("low_rank[0]", u, like=hidden, kinds="float")
-    rank = u.shape[-1] if u.dim() else 0
-    tensor("low_rank[0]", u, like=hidden, shape=(hidden.shape[0], rank), kinds="float")
-    tensor("low_rank[1]", b, like=hidden, shape=(weight.shape[0], rank), kinds="float")
-    frozen = 0 if weight.requires_grad else weight.shape[1]
-    return torch.cat([hidden, u.to(hidden.dtype)], 1), torch.cat([weight, b.to(weight.dtype)], 1), frozen
-
-
 def result(loss: Tensor, logp: Tensor, entropy: Tensor | None, metrics_M: Tensor, names: list[str]) -> GrpoResult:
-    metrics = dict(zip(names, metrics_M.detach().unbind(), strict=True))
+    every = dict(zip(METRIC_REDUCTION, metrics_M.detach().unbind(), strict=True))
+    metrics = {name: every[name] for name in names}
     return GrpoResult(loss, logp.detach(), detached(entropy), metrics)

@@ -8,6 +8,7 @@ after every log-prob.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +16,25 @@ import torch
 from torch import Tensor
 
 from siri_kernels import gemm
+from siri_kernels.gradients import column_sums, put_rows_, weighted, whole_rows
 from siri_kernels.loss.spec import LossSettings
 from siri_kernels.loss.tokens import Finish, Tally, Tokens, TorchTally, gradient_rows
 from siri_kernels.rows.protocol import Head, Rows, Selection
+from siri_kernels.rows.sliced import SlicedRows, operand_dtype
 from siri_kernels.rows.torch import TorchRows, finish
 from siri_kernels.sharding import Shard
 from siri_kernels.validation import given
 
-# Bytes of logits buffers per call. On the CPU chunks that stay near the cache are also the fastest.
+PLAIN = ("torch", "sliced")
+"""Implementations without a kernel of our own"""
+# Bytes of logits buffers per call. Each chunk costs a pass over all of dW, which a large chunk makes small beside its
+# GEMMs; what has to stay in the cache is done in blocks of it (`rows.sliced`, `rows.torch`).
 BUDGET = {
-    "cpu": {"fast": 32 << 20, "small": 16 << 20, "lean": 8 << 20},
+    "cpu": {"fast": 1 << 30, "small": 128 << 20, "lean": 64 << 20},
     "cuda": {"fast": 2600 << 20, "small": 900 << 20, "lean": 192 << 20},
 }
-MIN_ROWS, MIN_COLUMNS = 16, 64
+MIN_ROWS, MIN_COLUMNS, TILE_COLUMNS = 16, 64, 256
+LN2 = math.log(2)
 
 
 def host_ints(x: Tensor) -> list[int]:
@@ -59,10 +66,14 @@ class Needs:
 
 
 def bytes_per_logit(impl: str, dtype: torch.dtype, stored: bool = True) -> float:
-    """The torch path keeps z - max and exp(z - max), the fallback fp32 logits that become their own gradient, the
-    anchored path exp(z - b) in bf16, or in a forward alone three sums per tile of 64 logits or more."""
+    """The torch path keeps fp32 logits that become their own gradient, and with an entropy bonus as many exponentials
+    beside them (room is left for these in any case: chunks, and with them the last bits of log-probs, do not depend on
+    the bonus), the fallback fp32 logits, the anchored path exp(z - b) in bf16, or in a forward alone three sums per
+    tile of 64 logits or more; sliced on a CPU the same in the operands' dtype, and in a forward alone nothing."""
     if impl == "anchored":
         return 2 if stored else 12 / 64
+    if impl == "sliced":
+        return operand_dtype(dtype).itemsize if stored else 12 / 64
     return 2 * compute_dtype(dtype).itemsize if impl == "torch" else 4
 
 
@@ -75,6 +86,14 @@ def chunk_rows(impl: str, hidden: Tensor, vocab: int, budget: int, stored: bool 
         if rows == n or hidden.device.type != "cuda"
         else whole_waves(rows, d_model, gemm.multiprocessors(hidden.device))
     )
+
+
+def slice_columns(impl: str, dtype: torch.dtype, n: int, vocab: int, budget: int) -> int:
+    """Columns of a slice of the vocabulary for n rows: what the budget holds, for the anchored GEMM in whole tiles (it
+    has a kernel of its own for others)."""
+    step = TILE_COLUMNS if impl == "anchored" else MIN_COLUMNS
+    held = int(budget // (bytes_per_logit(impl, dtype) * max(n, 1)))
+    return max(1, min(vocab, max(step, held // step * step)))
 
 
 def whole_waves(rows: int, d_model: int, sms: int, tile: tuple[int, int] = (128, 256)) -> int:
@@ -100,16 +119,19 @@ def engine(
     dtype: torch.dtype,
     *,
     anchor: Tensor | None = None,
+    offset: Tensor | None = None,
     entropy_gradient: bool = False,
 ) -> Rows:
-    """The row arithmetic of an implementation."""
+    """The row arithmetic of an implementation; anchor and offset are for those that measure from somewhere."""
     buffers = (rows, columns, dtype)
     if impl == "torch":
-        return TorchRows(hidden, head, target_ids, shard, *buffers)
+        return TorchRows(hidden, head, target_ids, shard, *buffers, entropy_gradient)
+    if impl == "sliced":
+        return SlicedRows(hidden, head, target_ids, shard, *buffers, anchor, offset, entropy_gradient)
     if impl == "anchored":
         from siri_kernels.rows.anchored.rows import AnchoredRows
 
-        return AnchoredRows(hidden, head, target_ids, shard, *buffers, anchor, entropy_gradient)
+        return AnchoredRows(hidden, head, target_ids, shard, *buffers, anchor, offset, entropy_gradient)
     from siri_kernels.rows.triton import TritonRows
 
     return TritonRows(hidden, head, target_ids, shard, *buffers)
@@ -118,7 +140,7 @@ def engine(
 def tally(
     impl: str, settings: LossSettings, tokens: Tokens, logp: Tensor, entropy: Tensor, n_chunks: int, size: int
 ) -> Tally:
-    if impl == "torch" or settings.loss == "gspo":
+    if impl in PLAIN or settings.loss == "gspo":
         return TorchTally(settings, tokens, logp, entropy, finisher(impl))
     from siri_kernels.loss.triton import TritonTally
 
@@ -128,7 +150,7 @@ def tally(
 def finisher(impl: str) -> Finish:
     """Row statistics [4, n] -> logp, entropy, log-sum. One function per kind of implementation, so that a log-prob has
     the same bits in every operator and an unchanged policy a ratio of exactly 1."""
-    if impl == "torch":
+    if impl in PLAIN:
         return lambda stats: finish(*stats.unbind())
     from siri_kernels.loss.triton import finish as triton_finish
 
@@ -176,20 +198,24 @@ def grpo(
     settings: LossSettings,
     tokens: Tokens,
     *,
+    offset: Tensor | None,
     keep: Tensor | None,
     keep_lengths: Tensor | None,
     forward_all: bool,
     budget: int,
     shard: Shard,
     needs: Needs,
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
-    """loss, logp, entropy, metrics and the gradients of the loss: dX in hidden's dtype, dW and dbias in the compute
-    dtype, empty when not needed. keep_lengths [S], on the host: how many rows of each sequence have gradients; chunks
-    of those then end between sequences."""
+    late_weight: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """loss, logp, entropy, metrics (by METRIC_REDUCTION) and the gradients of the loss: dX in hidden's dtype,
+    dW and dbias in the compute dtype, empty when not needed. keep_lengths [S], on the host: how many rows of each
+    sequence have gradients; chunks of those then end between sequences. late_weight: leave dW to
+    `late_weight_gradient`, which takes what comes last, E and v of the only chunk with gradients."""
     n, d_model = hidden.shape
     vocab, dtype, device = head.weight.shape[0], compute_dtype(hidden.dtype), hidden.device
-    if keep is None and device.type == "cpu":
+    if keep is None and device.type == "cpu" and not late_weight:
         keep = gradient_rows(settings, tokens)
+    early_weight = needs.weight and not late_weight
     kept, others = split_rows(n, keep, forward_all, device)
     if kept is not None and not forward_all:
         tokens = tokens.restrict(torch.zeros(n, dtype=torch.bool, device=device).index_fill_(0, kept, True))
@@ -200,8 +226,10 @@ def grpo(
 
     logp = torch.full((n,), torch.nan, dtype=dtype, device=device)
     entropy = logp.clone()
-    d_hidden = hidden.new_zeros(hidden.shape if needs.hidden else (0,))
-    d_weight = torch.zeros((vocab, d_model - needs.frozen) if needs.weight else (0,), dtype=dtype, device=device)
+    d_hidden = (hidden.new_empty if kept is None else hidden.new_zeros)(hidden.shape if needs.hidden else (0,))
+    d_weight = torch.empty((vocab, d_model - needs.frozen) if early_weight else (0,), dtype=dtype, device=device)
+    written = False
+    kept_e = kept_v = None
     d_bias = torch.zeros((vocab,) if needs.bias else (0,), dtype=dtype, device=device)
     count = tally(impl, settings, tokens, logp, entropy, len(pieces), size)
     rows_of = engine(
@@ -214,6 +242,7 @@ def grpo(
         vocab,
         dtype,
         anchor=tokens.rollout_logp,
+        offset=offset,
         entropy_gradient=bool(settings.entropy_coef),
     )
     with gemm.surroundings(hidden):
@@ -225,39 +254,25 @@ def grpo(
             dz, v = rows_of.gradient(rows, stats, log_sum, logp[rows], entropy[rows], g, h)
             if needs.hidden:
                 exact = shard.whole and v is None and dz.dtype == hidden.dtype
+                in_place = exact and isinstance(rows, slice)
                 dx = torch.empty(dz.shape[0], d_model, dtype=hidden.dtype if exact else dtype, device=device)
-                gemm.mm(dz, rows_of.weight(), out=dx)
-                d_hidden[rows] = shard.all_reduce_(times_(dx, v)).to(hidden.dtype)
-            if needs.weight:
-                x = clean(rows_of.inputs(rows)[:, needs.frozen :], g, h)
-                gemm.add_mm(dz.T, x if v is None else (x * v[:, None]).to(x.dtype), out=d_weight)
+                dx = gemm.mm(dz, rows_of.weight(), out=d_hidden[rows] if in_place else dx)
+                if not in_place:
+                    put_rows_(d_hidden, rows, dx, v, shard, plain=impl in PLAIN)
+            if early_weight:
+                x = weighted(rows_of.inputs(rows)[:, needs.frozen :], v, g, h, plain=impl in PLAIN)
+                (gemm.add_mm if written else gemm.mm)(dz.T, x, out=d_weight)
+                written = True
+            elif needs.weight:
+                kept_e, kept_v = dz, torch.ones_like(g) if v is None else v
             if needs.bias:
                 d_bias.add_(column_sums(dz, v, dtype))
+    if early_weight and not written:
+        d_weight.zero_()
+    nothing = hidden.new_empty(0), hidden.new_empty(0, dtype=dtype)
+    late = nothing if kept_e is None else (whole_rows(kept_e), given(kept_v))
     loss, metrics = count.result()
-    return loss, logp, entropy, metrics, d_hidden, d_weight, d_bias
-
-
-def times_(dx: Tensor, v: Tensor | None) -> Tensor:
-    """diag(v) dx in place; v None = 1."""
-    return dx if v is None else dx.mul_(v[:, None])
-
-
-def column_sums(dz: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The sum over rows of diag(v) dz, [columns]."""
-    if v is None:
-        return dz.sum(0, dtype=dtype)
-    high = v.to(dz.dtype)
-    parts = torch.stack([high, (v - high).to(dz.dtype)], 1)  # v to twice the digits of a GEMM operand
-    return gemm.mm(dz.T, parts, out=v.new_empty(dz.shape[1], 2)).sum(1)
-
-
-def clean(x: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
-    """x with zeros in rows without a gradient, so that a NaN nobody counts cannot reach dW; on the CPU they were
-    dropped before."""
-    if x.device.type == "cpu":
-        return x
-    active = g != 0 if h is None else (g != 0) | (h != 0)
-    return torch.where(active[:, None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return loss, logp, entropy, metrics, d_hidden, d_weight, d_bias, late
 
 
 def logprob(
@@ -267,25 +282,26 @@ def logprob(
     target_ids: Tensor,
     *,
     anchor: Tensor | None,
+    offset: Tensor | None,
     keep: Tensor | None,
     forward_all: bool,
     budget: int,
     shard: Shard,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logp, entropy, row maximum and log-sum [N]; rows outside `keep` are NaN when forward_all is False."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """logp, entropy, row maximum, log-sum and offset [N]; rows outside `keep` are NaN when forward_all is False."""
     n, dtype, vocab = hidden.shape[0], compute_dtype(hidden.dtype), head.weight.shape[0]
     size = chunk_rows(impl, hidden, shard.columns or vocab, budget, stored=False)
-    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, anchor=anchor)
-    all_logp, all_entropy, all_maximum, all_log_sum = (
-        torch.full((n,), torch.nan, dtype=dtype, device=hidden.device) for _ in range(4)
-    )
+    rows_of = engine(impl, hidden, head, target_ids, shard, size, vocab, dtype, anchor=anchor, offset=offset)
+    # five, not views of one: an operator's outputs must not share memory
+    logp, entropy, maximum, log_sum, offsets = (hidden.new_full((n,), torch.nan, dtype=dtype) for _ in range(5))
     only = None if forward_all or keep is None or keep.numel() == n else keep.long()
     with gemm.surroundings(hidden):
         for rows in chunks(only, n, size):
             stats = rows_of.forward(rows, False)
-            all_logp[rows], all_entropy[rows], all_log_sum[rows] = finisher(impl)(stats)
-            all_maximum[rows] = stats[0]
-    return all_logp, all_entropy, all_maximum, all_log_sum
+            logp[rows], entropy[rows], log_sum[rows] = finisher(impl)(stats)
+            maximum[rows] = stats[0]
+            offsets[rows] = (stats[0] + log_sum[rows]) / LN2 if rows_of.offset is None else rows_of.offset
+    return logp, entropy, maximum, log_sum, offsets
 
 
 def logprob_backward(
@@ -311,23 +327,22 @@ def logprob_backward(
     logp, entropy, maximum, log_sum = (x[rows] for x in saved)
     g, h = g[rows].contiguous(), None if h is None else h[rows].contiguous()
     n = g.numel()
-    held = int(budget // (bytes_per_logit(impl, hidden.dtype) * max(n, 1)))
-    width = max(1, min(vocab, max(MIN_COLUMNS, held // 64 * 64)))
+    width = slice_columns(impl, hidden.dtype, n, vocab, budget)
     rows_of = engine(impl, hidden, head, target_ids, shard, n, width, dtype)
-    dx = torch.zeros(n if needs.hidden else 0, d_model, dtype=dtype, device=device)
+    dx = torch.empty(n if needs.hidden else 0, d_model, dtype=dtype, device=device)
     shape = (vocab, d_model - needs.frozen) if needs.weight else (0,)
     dw = torch.empty(shape, dtype=weight_dtype, device=device)
-    db = torch.empty_like(given(head.bias)) if needs.bias else head.weight.new_zeros(0)
-    x = clean(rows_of.inputs(rows)[:, needs.frozen :], g, h) if needs.weight else None
-    v = None
+    db = given(head.bias).new_empty(vocab) if needs.bias else head.weight.new_zeros(0)
+    inputs = rows_of.inputs(rows)[:, needs.frozen :] if needs.weight else None
+    x = v = None
     with gemm.surroundings(hidden):
         for start in range(0, vocab, width):
             columns = slice(start, min(start + width, vocab))
             dz, v = rows_of.slice_gradient(rows, columns, maximum, log_sum, logp, entropy, g, h)
-            if v is not None and x is not None and start == 0:
-                x = (x * v[:, None]).to(x.dtype)
+            if inputs is not None and start == 0:
+                inputs, x = None, weighted(inputs, v, g, h, plain=impl in PLAIN)
             if needs.hidden:
-                gemm.add_mm(dz, rows_of.weight(columns), out=dx)
+                (gemm.add_mm if start else gemm.mm)(dz, rows_of.weight(columns), out=dx)
             if x is not None:
                 exact = dw.dtype in (dz.dtype, dtype)
                 product = dw[columns] if exact else torch.empty(dz.shape[1], x.shape[1], dtype=dtype, device=device)
@@ -336,9 +351,9 @@ def logprob_backward(
                     dw[columns] = product.to(dw.dtype)
             if needs.bias:
                 db[columns] = column_sums(dz, v, dtype).to(db.dtype)
-    times_(dx, v)
-    del x, rows_of  # before dX is narrowed: this is where a lean step peaks
     if not needs.hidden:
         return hidden.new_zeros(0), dw, db
-    dx = shard.all_reduce_(dx).to(hidden.dtype)
-    return dx if isinstance(rows, slice) else hidden.new_zeros(hidden.shape).index_copy_(0, rows, dx), dw, db
+    del x, rows_of  # before dX is narrowed: this is where a lean step peaks
+    d_hidden = hidden.new_empty(hidden.shape) if isinstance(rows, slice) else hidden.new_zeros(hidden.shape)
+    put_rows_(d_hidden, rows, dx, v, shard, plain=impl in PLAIN)
+    return d_hidden, dw, db

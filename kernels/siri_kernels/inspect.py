@@ -28,23 +28,26 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from siri_kernels.loss.triton import BLOCK, finish_kernel, token_kernel
+from siri_kernels.loss.triton import BLOCK, METRIC_BLOCKS, finish_kernel, metrics_kernel, token_kernel
+from siri_kernels.rows import scaling
 from siri_kernels.rows.anchored.gemm import descriptor_kernel, pointer_kernel
 from siri_kernels.rows.anchored.kernels import (
     DEPTH,
+    GRADIENT_BLOCK,
     ROWS,
     SUM_ROWS,
     SUM_TILES,
     gradient_kernel,
+    offsets_kernel,
     online_sums_kernel,
     sums_kernel,
-    target_logit_kernel,
 )
 from siri_kernels.rows.anchored.tiles import BUSY_TILES, PLANS, POINTERS, SINGLE_ROWS, Tile
 from siri_kernels.rows.kernels import DLOGITS_BLOCK, STATS_BLOCK, WARPS, dlogits_kernel, row_stats_kernel
 
 ARCHS = (80, 90, 100)
-ALIGNED = ("stride", "d_stride", "x_stride", "w_stride", "e_stride", "V", "D")
+ALIGNED = ("stride", "out_stride", "size", "d_stride", "x_stride", "w_stride", "e_stride", "V", "D")
+"""What is a multiple of 16 in a launch on rows that start at multiples of 16 bytes."""
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 
 
@@ -61,11 +64,14 @@ class Variant:
     archs: tuple[int, ...] = ARCHS
     aligned: bool = True
     """rows start at multiples of 16 bytes"""
+    fusion: bool = False
+    """the compiler may fuse multiply-adds on its own account"""
 
 
 def variants() -> Iterator[Variant]:
     yield from row_variants()
     yield from token_variants()
+    yield from scaling_variants()
     yield from anchored_variants()
 
 
@@ -111,6 +117,29 @@ def token_variants() -> Iterator[Variant]:
         constants = {**flags, "LOSS": loss, "IMPORTANCE": importance, "BLOCK": BLOCK}
         yield Variant(f"tokens {' '.join(words)}", token_kernel, types, constants, 4)
     yield Variant("tokens finish", finish_kernel, types, {"BLOCK": BLOCK}, 4)
+    types = {**dict.fromkeys(("PARTIALS", "LOSS", "METRICS"), "*fp32"), "blocks": "i32"}
+    yield Variant("tokens metrics", metrics_kernel, types, {"BLOCKS": METRIC_BLOCKS}, 4)
+
+
+def scaling_variants() -> Iterator[Variant]:
+    """dX on its way out, x on its way into dW (of a single chunk with the upstream gradient), dW and dX narrowed."""
+    types = {"FACTOR": "*fp32", "UPSTREAM": "*fp32", "ROWS": "*i64", "OUT": "*bf16"}
+    types |= dict.fromkeys(("n", "D", "x_stride", "out_stride", "first_row", "size"), "i32")
+    for name, x, indexed, upstream in (
+        ("dX", "fp32", False, False),
+        ("dX indexed", "fp32", True, False),
+        ("x", "bf16", False, False),
+        ("x upstream", "bf16", False, True),
+    ):
+        constants = {
+            "INDEXED": indexed,
+            "HAS_UPSTREAM": upstream,
+            "CLEAR": x == "bf16",
+            "BM": scaling.ROWS,
+            "BD": scaling.COLUMNS,
+        }
+        yield Variant(f"rows scaled {name}", scaling.scale_rows_kernel, types | {"X": f"*{x}"}, constants, 4)
+    yield Variant("scaled", scaling.scale_kernel, types | {"X": "*fp32"}, {"BLOCK": scaling.BLOCK}, 8)
 
 
 # what the anchored GEMM is asked to do: options of its epilogue that make a variant of its own
@@ -138,7 +167,8 @@ def gemm_variant(name: str, tile: Tile, mode: dict, archs: tuple[int, ...], **po
     """One GEMM; `pointers`: the flags of the kernel on plain pointers."""
     types = {
         **dict.fromkeys(("SCALE", "B2", "PARTIALS", "TARGET"), "*fp32"),
-        **dict.fromkeys(("TARGET_IDS", "ROWS", "COUNT"), "*i64"),
+        **dict.fromkeys(("ROWS", "COUNT"), "*i32"),
+        "TARGET_IDS": "*i64",
         **dict.fromkeys(("n", "V", "D", "stride", "x_stride", "w_stride", "e_stride", "vocab_start"), "i32"),
         **dict.fromkeys(("programs",), "i32"),
         **dict.fromkeys(("scale", "softcap"), "fp32"),
@@ -151,9 +181,9 @@ def gemm_variant(name: str, tile: Tile, mode: dict, archs: tuple[int, ...], **po
         blocks["E"] = (tile.rows, tile.columns // tile.subtiles)
         if not tile.specialized:
             types |= {key: f"tensordesc<bf16[{rows}, {columns}]>" for key, (rows, columns) in blocks.items()}
-        return Variant(name, descriptor_kernel, types, constants, tile.warps, tile.stages, archs)
+        return Variant(name, descriptor_kernel, types, constants, tile.warps, tile.stages, archs, fusion=True)
     constants |= {"ONLINE": False, "SELECTED": False, "EVEN_D": True, **pointers}
-    return Variant(name, pointer_kernel, types, constants, tile.warps, tile.stages, archs)
+    return Variant(name, pointer_kernel, types, constants, tile.warps, tile.stages, archs, fusion=True)
 
 
 def anchored_variants() -> Iterator[Variant]:
@@ -176,17 +206,18 @@ def anchored_variants() -> Iterator[Variant]:
             f"anchored redo store{name}", SINGLE_ROWS, {**mode, "SUMS": False, "ENTROPY": False}, ARCHS, SELECTED=True
         )
     numbers = dict.fromkeys(("n", "V", "D", "tiles", "x_stride", "w_stride", "e_stride", "vocab_start"), "i32")
-    floats = ("PARTIALS", "B2", "TARGET", "STATS", "GAP", "SCALE", "OUT", "BASE", "LSE", "LOGP", "ENTROPY", "G", "H")
-    types = {**numbers, **dict.fromkeys((*floats, "FACTOR"), "*fp32"), **dict.fromkeys(("scale", "softcap"), "fp32")}
-    types |= {"TARGET_IDS": "*i64", "ROWS": "*i64", "COUNT": "*i64", "REDO": "*i32"}
+    floats = ("PARTIALS", "B2", "TARGET", "STATS", "GAP", "SCALE", "OUT", "ANCHOR", "MAXIMUM", "LOG_SUM", "LOGP")
+    floats += ("ENTROPY", "G", "H", "FACTOR")
+    types = {**numbers, **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(("scale", "softcap"), "fp32")}
+    types |= {"TARGET_IDS": "*i64", "ROWS": "*i32", "COUNT": "*i32"}
     types |= dict.fromkeys(("X", "W", "E", "BIAS"), "*bf16")
     for full in (False, True):
         suffix = " softcap T[N]" if full else ""
         flags = {"PER_ROW": full, "SOFTCAP": full}
-        constants = {**flags, "HAS_BIAS": full, "ROUND": full, "BM": ROWS, "BK": DEPTH}
-        yield Variant(f"anchored target{suffix}", target_logit_kernel, types, constants, 4)
+        constants = {**flags, "HAS_BIAS": full, "HAS_ANCHOR": full, "BM": ROWS, "BK": DEPTH}
+        yield Variant(f"anchored offsets{suffix}", offsets_kernel, types, constants, 4)
         for entropy in (False, True):
-            constants = {**flags, "WITH_H": entropy, "BLOCK": 4096}
+            constants = {**flags, "WITH_H": entropy, "BLOCK": GRADIENT_BLOCK}
             yield Variant(f"anchored gradient{suffix}{' entropy' * entropy}", gradient_kernel, types, constants, 8)
     constants = {"BM": SUM_ROWS, "BT": SUM_TILES}
     yield Variant("anchored sums", sums_kernel, types, constants, 4)
@@ -235,22 +266,27 @@ def sizes_of_one(variant: Variant) -> list[str]:
     return [name for name in free if variant.types[name] == "i32"]
 
 
-def compile_variant(variant: Variant, arch: int, ones: bool = False) -> Report:
-    """Compile for sm_`arch` with the 16-byte alignment that a launch on torch tensors has, and read the result. ones:
-    as a launch whose every size is 1."""
+def build(variant: Variant, target: GPUTarget, ones: bool = False) -> Any:
+    """Compile with the 16-byte alignment that a launch on torch tensors has. ones: as a launch whose every size is
+    1."""
     names = variant.kernel.arg_names
     constants = variant.constants | (dict.fromkeys(sizes_of_one(variant), 1) if ones else {})
     signature = {n: "constexpr" if n in constants else variant.types[n] for n in names}
-    aligned = [n for n in names if signature[n].startswith("*") or (variant.aligned and n in ALIGNED)]
+    specialised = [p.name for p in variant.kernel.params if not p.do_not_specialize]
+    aligned = [n for n in specialised if signature[n].startswith("*") or (variant.aligned and n in ALIGNED)]
     source = ASTSource(
         fn=variant.kernel,
         signature=signature,
         constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants},
     )
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": variant.warps, "num_stages": variant.stages}
-    )
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": variant.fusion}
+    return triton.compile(source, target=target, options=options)
+
+
+def compile_variant(variant: Variant, arch: int, ones: bool = False) -> Report:
+    """Compile for sm_`arch` and read the result."""
+    compiled = build(variant, GPUTarget("cuda", arch, 32), ones)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

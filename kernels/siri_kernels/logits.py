@@ -10,6 +10,9 @@ from siri_kernels.rows.protocol import Selection
 from siri_kernels.rows.torch import FLOOR, column, finish, statistics, target_gradient
 from siri_kernels.sharding import Shard
 
+NEAR_CACHE = 32 << 20
+"""Bytes of a chunk's buffers on the torch path"""
+
 
 def logits_logprob(
     impl: str, logits: Tensor, target_ids: Tensor, temperature: float | Tensor, *, budget: int
@@ -68,8 +71,8 @@ def logits_logprob_backward(
 
 
 def logits_rows(n: int, vocab: int, dtype: torch.dtype, budget: int) -> int:
-    """Rows of a chunk of given logits on the torch path."""
-    return max(1, min(n, max(MIN_ROWS, int(budget // (vocab * bytes_per_logit("torch", dtype))))))
+    """Rows of a chunk of given logits on the torch path: no GEMM gains by large ones."""
+    return max(1, min(n, max(MIN_ROWS, int(min(budget, NEAR_CACHE) // (vocab * bytes_per_logit("torch", dtype))))))
 
 
 def inverse(temperature: float | Tensor, rows: Selection) -> float | Tensor:

@@ -57,6 +57,12 @@ def mean_metrics(
     return metrics
 
 
+def in_order(metrics: Mapping[str, Tensor]) -> Tensor:
+    """Metrics as one tensor, in the order of METRIC_REDUCTION; 0 for those that are not there."""
+    nothing = metrics["tokens"].new_zeros(())
+    return torch.stack([metrics.get(name, nothing) for name in METRIC_REDUCTION])
+
+
 def merge_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Metrics of several micro-batches as if they had been one; stays on the device. An empty sequence is a
     ValueError."""

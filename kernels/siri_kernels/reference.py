@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from siri_kernels.defaults import by_name
 from siri_kernels.metrics import GrpoResult, mean_metrics
 from siri_kernels.validation import given
 
@@ -80,20 +81,25 @@ def grpo_loss(
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     loss: str = "grpo",
-    clip_low: float | None = 0.2,
-    clip_high: float | None = 0.28,
+    clip_low: float | str | None = "auto",
+    clip_high: float | str | None = "auto",
     dual_clip: float | None = None,
     importance: str = "none",
     importance_low: float = 0.5,
-    importance_cap: float = 2.0,
-    aggregation: str = "token_mean",
+    importance_cap: float | str = "auto",
+    aggregation: str = "auto",
     denominator: float | Tensor | None = None,
     fixed_length: float | None = None,
     entropy_coef: float = 0.0,
     computed: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of already computed log-probs, differentiable by autograd, and its metrics. `computed` [N] bool: rows
-    that exist at all."""
+    that exist at all. What is "auto" is what the papers of loss and importance have."""
+    meant = by_name(loss, importance)
+    low: float | None = meant["clip_low"] if isinstance(clip_low, str) else clip_low
+    high: float | None = meant["clip_high"] if isinstance(clip_high, str) else clip_high
+    cap: float = meant["importance_cap"] if isinstance(importance_cap, str) else importance_cap
+    aggregation = meant["aggregation"] if aggregation == "auto" else aggregation
     n = logp.numel()
     counted = torch.ones(n, dtype=torch.bool, device=logp.device) if mask is None else mask
     m = counted.to(logp.dtype)
@@ -118,9 +124,9 @@ def grpo_loss(
         bounded = mismatch.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         raw_weight = bounded.exp()
         if importance == "tis":
-            weight = raw_weight.clamp(max=importance_cap)
+            weight = raw_weight.clamp(max=cap)
         elif importance == "icepop":
-            weight = torch.where((raw_weight < importance_low) | (raw_weight > importance_cap), 0.0, raw_weight)
+            weight = torch.where((raw_weight < importance_low) | (raw_weight > cap), 0.0, raw_weight)
 
     token_log_ratio = (logp - behaviour).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     log_ratio = token_log_ratio
@@ -131,9 +137,9 @@ def grpo_loss(
             -LOG_RATIO_BOUND, LOG_RATIO_BOUND
         )[seq]
     ratio = log_ratio.exp()
-    low = -torch.inf if clip_low is None else 1 - clip_low
-    high = torch.inf if clip_high is None else 1 + clip_high
-    clipped = ratio.clamp(low, high)
+    least = -torch.inf if low is None else 1 - low
+    most = torch.inf if high is None else 1 + high
+    clipped = ratio.clamp(least, most)
 
     if loss == "cispo":
         policy = -clipped.detach() * adv * logp
@@ -165,8 +171,8 @@ def grpo_loss(
 
     with torch.no_grad():
         per_token: dict[str, Tensor] = {
-            "clip_low_fraction": (ratio < low) & (adv < 0),
-            "clip_high_fraction": (ratio > high) & (adv > 0),
+            "clip_low_fraction": (ratio < least) & (adv < 0),
+            "clip_high_fraction": (ratio > most) & (adv > 0),
             "approx_kl": token_log_ratio.expm1() - token_log_ratio,
             "logp_mean": logp,
         }
@@ -180,7 +186,7 @@ def grpo_loss(
             per_token["mismatch_k3"] = bounded.expm1() - bounded
             per_token["importance_mean"] = weight
             if importance != "none":
-                outside = raw_weight > importance_cap
+                outside = raw_weight > cap
                 per_token["importance_clipped_fraction"] = (
                     outside | (raw_weight < importance_low) if importance == "icepop" else outside
                 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from siri_kernels.gemm_cpu import asked_once
 from siri_kernels.sharding import group_name
 from siri_kernels.validation import IMPLS, one_of
 
@@ -21,14 +21,11 @@ AUTO_ARCHS = (90,)
 cuBLAS and a row kernel, and on sm_100 nothing has been predicted for it, let alone measured."""
 MIN_VOCAB = 1024
 """Below, launches should take longer than products; nobody has measured where."""
+LONG_ROW = 4096
+"""Columns from which on a CPU makes logits by slices of the vocabulary: below, a row and its softmax fit into the cache
+anyway."""
+SLICED_DTYPES = (torch.float32, torch.bfloat16)
 _warned: set[str] = set()
-Function = TypeVar("Function", bound=Callable[..., object])
-
-
-def asked_once(function: Function) -> Function:
-    """torch.compile asks while it traces, and keeps the answer."""
-    constant: Any = torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return constant(function)
 
 
 def select(
@@ -42,8 +39,9 @@ def select(
     logit_dtype: str = "fp32",
     group: ProcessGroup | None = None,
 ) -> str:
-    """The implementation that runs for `impl`: "reference", "torch", "fallback" (cuBLAS and the Triton row kernels) or
-    "anchored" (the anchored-exp GEMM).
+    """The implementation that runs for `impl`: "reference", "torch", "sliced" ("torch" by slices of the vocabulary,
+    which heads of LONG_ROW columns take on a CPU), "fallback" (cuBLAS and the Triton row kernels) or "anchored" (the
+    anchored-exp GEMM).
 
     like: hidden [N, D] with its weight [V, D] and what else makes logits, or logits [N, V] alone, for which there is no
     GEMM. "auto" is torch on the CPU and in fp64; anchored on AUTO_ARCHS for bf16, D a multiple of 8 (TMA wants rows of
@@ -57,11 +55,12 @@ def select(
     "anchored" raises a ValueError.
     """
     one_of("impl", impl, IMPLS)
-    if impl in ("reference", "torch"):
+    if impl == "reference":
         return impl
     on_gpu = like.device.type == "cuda" and like.dtype != torch.float64
-    if impl == "auto" and not on_gpu:
-        return "torch"
+    if impl == "torch" or (impl == "auto" and not on_gpu):
+        long = weight is not None and weight.shape[0] >= LONG_ROW and group is None
+        return "sliced" if long and like.device.type == "cpu" and like.dtype in SLICED_DTYPES else "torch"
     if like.dtype == torch.float64:
         raise ValueError(f"impl={impl!r} computes in fp32; use impl='torch' for fp64")
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":

@@ -44,7 +44,7 @@ def fault(device: torch.device, d_model: int, vocab: int, head: Kind, group: str
     tile = planned_tile(capability(device), d_model, busy)
     tail = d_model % tile.depth
     kind = (tile, tail, *head)
-    key = (device, vocab % tile.columns != 0, *kind)
+    key = (device, vocab % tile.columns, *kind)
     with _lock:
         if _checking:
             return None
@@ -55,7 +55,7 @@ def fault(device: torch.device, d_model: int, vocab: int, head: Kind, group: str
             try:
                 generic = tile == planned_tile(capability(device), 0, busy)
                 depth = 5 * tile.depth + tail if generic else d_model  # more steps than stages, the same alignment
-                _faults[key] = verify(device, tile, depth, head, ragged=key[1])
+                _faults[key] = verify(device, tile, depth, head, vocab_tail=vocab % tile.columns)
             finally:
                 _checking = False
         if group is None:
@@ -76,8 +76,9 @@ def agree(device: torch.device, fault_here: str | None, group: str) -> str | Non
     return fault_here if fault_here is not None or not faults.item() else "it failed on another rank of the group"
 
 
-def verify(device: torch.device, tile: Tile, d_model: int, head: Kind, *, ragged: bool) -> str | None:
-    """Compare with fp64: log-probs, entropies and gradients, with E stored, without it, and by vocabulary slices."""
+def verify(device: torch.device, tile: Tile, d_model: int, head: Kind, *, vocab_tail: int) -> str | None:
+    """Compare with fp64: log-probs, entropies and gradients, with E stored, without it, and by vocabulary slices.
+    vocab_tail: how many columns the last tile has, 0 = it is full."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -87,21 +88,22 @@ def verify(device: torch.device, tile: Tile, d_model: int, head: Kind, *, ragged
             stack.callback(torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode())
             torch.cuda.set_sync_debug_mode("default")  # the caller's mode is for steps, not for this
         try:
-            return difference(device, tile, d_model, head, ragged)
+            return difference(device, tile, d_model, head, vocab_tail)
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             return f"{type(error).__name__}: {lines[0][:200]}".removesuffix(": ")
 
 
-def difference(device: torch.device, tile: Tile, d_model: int, head: Kind, ragged: bool) -> str | None:
-    leaves, tensors, options = problem(device, tile, d_model, head, ragged)
+def difference(device: torch.device, tile: Tile, d_model: int, head: Kind, vocab_tail: int) -> str | None:
+    leaves, tensors, options = problem(device, tile, d_model, head, vocab_tail)
     for entropy_coef in (0.0, 0.01):
         loss = LossSettings(entropy_coef=entropy_coef)
         exact = outcome(torch.float64, "torch", loss, leaves, tensors, options)
         if not entropy_coef:  # from now on the anchors of a rollout: near the truth, or not so near
             tensors["rollout_logp"] = exact.logp.float() + torch.linspace(-4, 4, len(exact.logp), device=device)
         stored, lean = (
-            outcome(torch.bfloat16, "anchored", loss, leaves, tensors, options, lean=lean) for lean in (False, True)
+            outcome(torch.bfloat16, "anchored", loss, leaves, tensors, options, lean=lean, late=not entropy_coef)
+            for lean in (False, True)
         )
         for mine in (stored, lean):
             off = {
@@ -140,16 +142,20 @@ def outcome(
     head: HeadSettings,
     *,
     lean: bool = False,
+    late: bool = False,
 ) -> Outcome:
-    """The loss and its gradients by the operators themselves, as `linear_grpo_loss` with memory "fast" or "lean"."""
+    """The loss and its gradients by the operators themselves, as `linear_grpo_loss` with memory "fast" or "lean"; late:
+    as with a single chunk, whose dW is formed in the backward."""
     hidden, weight = (leaf.detach().to(dtype).requires_grad_() for leaf in leaves)
     bias = tensors["bias"]
     arguments: dict[str, Any] = {name: tensors[name] for name in ("target_ids", "temperature_N")}
     arguments |= {"hidden": hidden, "weight": weight, "bias": None if bias is None else bias.to(dtype)}
-    arguments |= {"keep": None, "main_grad": None}
+    arguments |= {"keep": None, "main_grad": None, "offset": None}
     tokens: dict[str, Any] = {name: tensors[name] for name in ("advantages", "rollout_logp")}
     tokens |= dict.fromkeys(("old_logp", "mask", "cu_seqlens", "denominator"))
-    placement = Placement(impl, budget_bytes("lean" if lean else "fast", hidden.device), columns=weight.shape[0])
+    two_slices = hidden.shape[0] * weight.shape[0]  # of E in bf16: a step's last slice and those before it differ
+    budget = two_slices if lean else budget_bytes("fast", hidden.device)
+    placement = Placement(impl, budget, columns=weight.shape[0])
     if lean:
         rows = linear_logprob(**arguments, anchor=tensors["rollout_logp"], settings=LogprobSettings(head, placement))
         value = grpo_tokens(
@@ -157,7 +163,7 @@ def outcome(
         ).loss
     else:
         needs = Needs(hidden=True, weight=True, bias=False)
-        settings = GrpoSettings(head, loss, placement, needs)
+        settings = GrpoSettings(head, loss, placement, needs, late_weight=late)
         rows = linear_grpo(**arguments, **tokens, keep_lengths=None, settings=settings)
         value = rows.loss
     d_hidden, d_weight = torch.autograd.grad(value, (hidden, weight))
@@ -165,7 +171,7 @@ def outcome(
 
 
 def problem(
-    device: torch.device, tile: Tile, d_model: int, head: Kind, ragged: bool
+    device: torch.device, tile: Tile, d_model: int, head: Kind, vocab_tail: int
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor | None], HeadSettings]:
     """(hidden, weight), the operators' other tensors and the head: more tiles than programs, a part of a tile of rows,
     and a few rows out of range, which are redone.
@@ -176,7 +182,7 @@ def problem(
     per_row, biased, capped, rounded = head
     g = torch.Generator().manual_seed(0)
     n = 2 * tile.rows + 17
-    vocab = (programs_per_device(device, tile) // 3 + 2) * tile.columns + (37 if ragged else 0)
+    vocab = (programs_per_device(device, tile) // 3 + 2) * tile.columns + vocab_tail
 
     def steps(*shape: int, size: float) -> Tensor:
         return (torch.randint(-8, 9, shape, generator=g, device="cpu").float() * size).to(device)
@@ -195,7 +201,7 @@ def problem(
     return (hidden, weight), tensors, settings
 
 
-def interpreted(head: Kind, *, ragged: bool = False) -> str | None:
+def interpreted(head: Kind, *, vocab_tail: int = 0) -> str | None:
     """`verify` with the interpreter's tile."""
     tile = INTERPRETER[True]
-    return verify(torch.device("cpu"), tile, tile.depth + 8, head, ragged=ragged)
+    return verify(torch.device("cpu"), tile, tile.depth + 8, head, vocab_tail=vocab_tail)

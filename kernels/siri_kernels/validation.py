@@ -134,10 +134,7 @@ def check_placement(
             raise ValueError(f"keep must be an index [K] of distinct rows, K <= {n}, got shape {list(keep.shape)}")
     if not isinstance(forward_all, bool):
         raise ValueError(f"forward_all must be True or False, got {forward_all!r}")
-    if isinstance(memory, str):
-        one_of("memory", memory, MEMORY)
-    elif isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
-        raise ValueError(f"memory must be a positive number of bytes or one of {', '.join(MEMORY)}, got {memory}")
+    check_memory(memory)
     wanted = (weight.shape, torch.float32, weight.device)
     if main_grad is not None and (
         not isinstance(main_grad, Tensor) or (main_grad.shape, main_grad.dtype, main_grad.device) != wanted
@@ -154,6 +151,13 @@ def check_placement(
             raise ValueError(f"vocab_size is the whole vocabulary, an int of at least {end} here, got {vocab_size!r}")
     if keep_lengths is not None:
         check_lengths(keep_lengths, n if keep is None else keep.numel(), sequences)
+
+
+def check_memory(memory: object) -> None:
+    if isinstance(memory, str):
+        one_of("memory", memory, MEMORY)
+    elif isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
+        raise ValueError(f"memory must be a positive number of bytes or one of {', '.join(MEMORY)}, got {memory}")
 
 
 def check_lengths(keep_lengths: object, rows: int, sequences: int | None) -> None:
@@ -178,8 +182,8 @@ def counted_targets(target_ids: Tensor, mask: Tensor | None, vocab: int | None) 
     it; vocab None where only negative ids can be told."""
     if mask is None:
         return target_ids
-    none = target_ids < 0 if vocab is None else (target_ids < 0) | (target_ids >= vocab)
-    return target_ids.masked_fill(none & ~mask, 0)
+    known = target_ids == target_ids.clamp(0, None if vocab is None else vocab - 1)
+    return torch.where(mask | known, target_ids, 0)
 
 
 def check_values(

@@ -21,8 +21,11 @@ def policy_loss(
     divisor: float | Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(loss, metrics). s holds the settings (`LigerFusedLinearGRPOLoss`); log-probs and mask [B, T], advantages [B, 1],
-    weights [B, 1] or [B, T] multiply the policy term; metrics are [mean KL if s.beta, clipped fraction]."""
-    log_ratio = torch.where(mask, logp - old, 0.0)
+    weights [B, 1] or [B, T] multiply the policy term; metrics are [mean KL if s.beta, clipped fraction].
+
+    LUSPO whose terms are [B, T] reads the log-probs outside mask as well (`luspo_counts_padding`)."""
+    scored = torch.ones_like(mask) if luspo_counts_padding(s, weights) else mask
+    log_ratio = torch.where(mask if s.by_sequence else scored, logp - old, 0.0)
     lengths = mask.sum(1, keepdim=True)
     if s.by_sequence:
         log_ratio = log_ratio.sum(1, keepdim=True) / lengths.clamp(min=1)
@@ -48,18 +51,13 @@ def policy_loss(
 
     metrics: list[Tensor] = []
     if s.beta:
-        gap = torch.where(mask, reference - logp, 0.0)
+        gap = torch.where(scored, reference - logp, 0.0)
         kl = (gap.exp() - gap - 1) * (ratio if s.use_bias_correction_kl else 1)
         term = term + s.beta * kl
         metrics.append((kl * mask).sum() / mask.sum().clamp(min=1))
     metrics.append((clipped * mask).sum() / mask.sum().clamp(min=1))
 
     if s.loss_type == "luspo":
-        if term.shape[1] != 1:  # Liger averages over padding there, gradients included
-            raise ValueError(
-                "loss_type='luspo' weighs whole sequences: it needs importance_sampling_level='sequence', beta=0 and "
-                "one vllm_is_ratio per sequence"
-            )
         return (term * lengths).mean(), tuple(metrics)
     counted = term * mask
     if s.loss_type in ("grpo", "sapo"):
@@ -67,6 +65,11 @@ def policy_loss(
     elif s.loss_type == "dr_grpo":
         counted = counted / s.max_completion_length
     return counted.sum() / divisor, tuple(metrics)
+
+
+def luspo_counts_padding(s: Any, weights: Tensor) -> bool:
+    """Whether LUSPO's terms are one a token, [B, T]: Liger then averages them over padding, too."""
+    return s.loss_type == "luspo" and (not s.by_sequence or bool(s.beta) or weights.shape[1] > 1)
 
 
 @torch.no_grad()

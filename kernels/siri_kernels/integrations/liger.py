@@ -9,10 +9,12 @@ term form their gradient in the forward; a KL term (beta != 0), sapo, luspo and 
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
-from siri_kernels.integrations.formulas import policy_loss
+from siri_kernels.integrations.formulas import luspo_counts_padding, policy_loss
 from siri_kernels.integrations.padded import AGGREGATION, clip_options, padded_grpo_loss, padded_logprob
 from siri_kernels.sharding import all_reduce
 from siri_kernels.validation import given
@@ -45,20 +47,16 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         vespo_lambda_neg: float = 2.0,
     ):
         super().__init__()
-        if loss_type not in LOSS_TYPES:
-            raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}")
-        if importance_sampling_level not in ("token", "sequence"):
-            raise ValueError(f"importance_sampling_level must be token or sequence, got {importance_sampling_level!r}")
-        self.by_sequence = importance_sampling_level == "sequence"
-        if self.by_sequence and loss_type in ("cispo", "sapo", "vespo"):
-            raise ValueError(f"loss_type={loss_type!r} has ratios per token: importance_sampling_level='token'")
-        if loss_type == "dr_grpo" and max_completion_length is None:
-            raise ValueError("loss_type='dr_grpo' divides by max_completion_length: pass it")
         for name, value in (("pos", sapo_temperature_pos), ("neg", sapo_temperature_neg)):
             if value <= 0:
                 raise ValueError(f"sapo_temperature_{name} must be positive, got {value}")
         if delta is not None and delta <= 0:
             raise ValueError(f"delta must be positive, got {delta}")
+        self.importance_sampling_level, self.by_sequence = (
+            importance_sampling_level,
+            importance_sampling_level == "sequence",
+        )
+        self.told_of_padding = False
         self.beta, self.use_ref_model, self.loss_type, self.delta = beta, use_ref_model, loss_type, delta
         self.low, self.high, self.max_completion_length = epsilon_low, epsilon_high, max_completion_length
         self.temperature, self.use_bias_correction_kl = temperature, use_bias_correction_kl
@@ -83,9 +81,14 @@ class LigerFusedLinearGRPOLoss(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """_input [B, T, D], lin_weight [V, D], selected_token_ids and attention_mask [B, T], advantages [B];
         ref_/old_per_token_logps [B, T]; vllm_is_ratio [B], [B, 1] or [B, T]."""
+        self._check()
         mask = attention_mask.bool()
         if self.use_ref_model and self.beta and ref_per_token_logps is None and ref_input is None:
             raise ValueError("use_ref_model=True needs ref_per_token_logps, or ref_input and ref_weight")
+        if self.use_ref_model and ref_per_token_logps is not None and ref_input is not None:
+            warnings.warn(
+                "Both ref_per_token_logps and ref_input are provided. Using ref_per_token_logps.", stacklevel=2
+            )
         batch = (_input.reshape(*mask.shape, -1), lin_weight, selected_token_ids, mask)
         weights = torch.ones_like(advantages)[:, None] if vllm_is_ratio is None else vllm_is_ratio
         weights = weights[:, None] if weights.dim() == 1 else weights
@@ -105,6 +108,9 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             )
             return result.loss, (result.metrics["clip_low_fraction"] + result.metrics["clip_high_fraction"],)
 
+        if luspo_counts_padding(self, weights):
+            self._tell_of_padding()
+            batch = (*batch[:3], torch.ones_like(mask))
         logp, _ = padded_logprob(*batch, bias=bias, temperature=self.temperature)
         reference = logp.detach()
         if self.use_ref_model and self.beta:
@@ -120,6 +126,31 @@ class LigerFusedLinearGRPOLoss(nn.Module):
                     )
         old = logp.detach() if old_per_token_logps is None else old_per_token_logps
         return policy_loss(self, logp, old, reference, mask, advantages[:, None], weights, divisor)
+
+    def _check(self) -> None:
+        """Settings that exclude each other are refused at the first call, as Liger does: ValueError in one line."""
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
+        if self.importance_sampling_level not in ("token", "sequence"):
+            raise ValueError(
+                f"importance_sampling_level must be token or sequence, got {self.importance_sampling_level!r}"
+            )
+        if self.by_sequence and self.loss_type in ("cispo", "sapo", "vespo"):
+            raise ValueError(
+                f"Sequence-level importance sampling is not supported for loss_type={self.loss_type!r}: "
+                "importance_sampling_level='token'"
+            )
+        if self.loss_type == "dr_grpo" and self.max_completion_length is None:
+            raise ValueError("loss_type='dr_grpo' divides by max_completion_length: pass it")
+
+    def _tell_of_padding(self) -> None:
+        if not self.told_of_padding:
+            warnings.warn(
+                "loss_type='luspo' with a KL term or weights per token averages over padding, as Liger 0.8 does "
+                "and TRL 1.16 does not: the loss depends on the length to which a batch is padded",
+                stacklevel=3,
+            )
+            self.told_of_padding = True
 
     def _divisor(self, mask: Tensor, items: Tensor | float | None) -> Tensor | int:
         """What the sum of token terms is divided by: tokens of this batch, of all ranks' share, or sequences."""

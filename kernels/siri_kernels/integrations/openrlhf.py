@@ -18,15 +18,17 @@ forward runs. Padding has log-prob and entropy 0. Models that change their logit
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from typing import Any
 
 import torch
 
-from siri_kernels.integrations.padded import padded_logprob, require, scales_logits, softcap_of
+from siri_kernels.integrations.padded import padded_logprob, scales_logits, softcap_of
+from siri_kernels.integrations.seams import has, seam, takes, takes_only, tested
 
-require("openrlhf", "0.11", "0.12")
+tested("openrlhf", "0.11", "0.12")
 
+ARGUMENTS = ("sequences", "action_mask", "attention_mask", "return_output", "allgather_logits", "return_logprobs")
+ARGUMENTS += ("ring_attn_group", "packed_seq_lens", "return_entropy")
 originals: dict[type, Any] = {}
 
 
@@ -103,8 +105,13 @@ def actor_class(actor) -> type:
 
 def install(actor: type | None = None) -> None:
     """Give OpenRLHF's Actor (or `actor`, a class like it) this forward; a second call changes nothing."""
-    target: Any = actor or import_module("openrlhf.models").Actor
+    target: Any = actor or seam("openrlhf.models", "Actor")
     if target not in originals:
+        takes(target.forward, "OpenRLHF's Actor.forward", *ARGUMENTS[:3], in_order=True)
+        takes_only(target.forward, "OpenRLHF's Actor.forward", *ARGUMENTS)
+        if getattr(target, "packing_samples", None) is not False:  # a class of one's own may never pack
+            helpers = sys.modules[target.__module__]
+            has(helpers, helpers.__name__, "unpad_and_slice_tensor", "gather_and_pad_tensor")
         originals[target] = target.forward
         target.forward = forward
 

@@ -1,13 +1,11 @@
-"""What the adapters share: the version check, and the way from a padded batch to packed tokens and back.
+"""What the adapters share: the way from a padded batch to packed tokens and back.
 
 Shapes: B sequences padded to T positions, D hidden size, V vocabulary, N = mask.sum() packed tokens.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any, cast
 
 import torch
@@ -17,25 +15,6 @@ from siri_kernels.api import linear_grpo_loss, linear_logprob
 from siri_kernels.head import FusedLMHead
 from siri_kernels.metrics import GrpoResult
 from siri_kernels.validation import given
-
-
-def require(distribution: str, low: str, below: str) -> None:
-    """ImportError in one line unless `distribution` is installed in [low, below)."""
-    try:
-        installed = metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        installed = "none"
-    if installed == "none" or not release(low) <= release(installed) < release(below):
-        wanted = f"{distribution}>={low},<{below}"
-        raise ImportError(
-            f"this adapter of siri_kernels knows {wanted} and found {installed}: "
-            f'pip install "{wanted}", or call siri_kernels.linear_logprob and linear_grpo_loss from your own code'
-        )
-
-
-def release(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"^\d+(?:\.\d+)*", version)[0].split("."))
-
 
 AGGREGATION = {
     "grpo": "seq_mean",

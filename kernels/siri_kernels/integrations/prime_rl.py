@@ -15,19 +15,18 @@ prime-rl's own head.
 
 from __future__ import annotations
 
-import inspect
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from siri_kernels.integrations.padded import padded_logprob, require
+from siri_kernels.integrations.padded import padded_logprob
+from siri_kernels.integrations.seams import seam, takes, tested
 
-require("prime-rl", "0.5", "0.9")
+tested("prime-rl", "0.5", "0.9")
 
 SEAM = "prime_rl.trainer.models.layers.lm_head"
-ARGUMENTS = ["self", "hidden_states", "labels", "temperature"]
 originals: dict[str, object] = {}
 
 
@@ -50,15 +49,13 @@ class FusedOutputLinear(torch.nn.Linear):
 
 def install() -> None:
     """Put the head in prime-rl's place; a second call changes nothing."""
-    module: Any = import_module(SEAM)
     if not originals:
-        theirs = module.FusedOutputLinear
-        if list(inspect.signature(theirs.forward).parameters)[: len(ARGUMENTS)] != ARGUMENTS:
-            raise ImportError(
-                f"{SEAM}.FusedOutputLinear.forward no longer takes ({', '.join(ARGUMENTS[1:])}): this prime-rl is "
-                "newer than the adapter; call siri_kernels.linear_logprob in its LM head"
-            )
+        theirs = seam(SEAM, "FusedOutputLinear")
+        where = f"{SEAM}.FusedOutputLinear"
+        takes(theirs.__init__, where, "in_features", "out_features", "chunk_size")
+        takes(theirs.forward, f"{where}.forward", "hidden_states", "labels", "temperature", in_order=True)
         originals["FusedOutputLinear"] = theirs
+        module: Any = import_module(SEAM)
         module.FusedOutputLinear = FusedOutputLinear
 
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from siri_kernels.integrations.padded import padded_grpo_loss, padded_logprob, require, scales_logits, softcap_of
+from siri_kernels.integrations.padded import padded_grpo_loss, padded_logprob, scales_logits, softcap_of
+from siri_kernels.integrations.seams import has, tested
 from siri_kernels.metrics import GrpoResult
 
-require("transformers", "5.17", "6")
+tested("transformers", "5.17", "6")
 
 
 def token_logprobs(
@@ -43,6 +44,7 @@ def policy_loss(
 
 def scored(model, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor | None):
     """hidden [B, L - 1, D], head, next tokens [B, L - 1] and which of them are scored."""
+    has(model, type(model).__name__, "config", "base_model", "get_output_embeddings")
     config = model.config.get_text_config()
     if scales_logits(config):
         raise ValueError(

@@ -17,6 +17,7 @@ logits, LM heads under ZeRO-3 or LoRA keep TRL's head. One difference: |log rati
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from contextlib import nullcontext
 from typing import Any
@@ -27,16 +28,24 @@ from siri_kernels.integrations.padded import (
     no_autocast,
     padded_grpo_loss,
     padded_logprob,
-    require,
     scales_logits,
     softcap_of,
 )
+from siri_kernels.integrations.seams import INSTEAD, has, seam, takes, tested
 
-require("trl", "1.16", "1.17")
+tested("trl", "1.16", "1.17")
 
 from torch.nn import functional as F  # noqa: E402
 from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
-from trl.trainer.utils import FusedCausalLMOutput  # noqa: E402
+
+FusedCausalLMOutput: Any = seam("trl.trainer.utils", "FusedCausalLMOutput")
+takes(FusedCausalLMOutput, "TRL's FusedCausalLMOutput", "loss", "log_probs", "entropy", "label_mask")
+takes(GRPOTrainer.compute_loss, "TRL's GRPOTrainer.compute_loss", "model", "inputs", "return_outputs", in_order=True)
+
+READ = ("loss_type", "importance_sampling_level", "epsilon_low", "epsilon_high", "beta", "top_entropy_quantile")
+READ += ("off_policy_mask_threshold", "entropy_coef", "use_adaptive_entropy", "aux_loss_enabled", "use_vllm")
+READ += ("vllm_importance_sampling_correction", "max_completion_length")
+"""what `settings` reads of a trainer: all of it has to be there"""
 
 
 class LossCall:
@@ -59,6 +68,8 @@ class LossCall:
 def add_fused_lm_head(model, temperature: float = 1.0, cast_lm_head_to_fp32: bool = False) -> None:
     """This package's head on a model that has TRL's: `model(..., labels=, fused_lm_head=True)` gives [B, L - 1]."""
     theirs = model.forward
+    if "fused_lm_head" not in inspect.signature(theirs, follow_wrapped=False).parameters:
+        raise ImportError(f"TRL gave {type(model).__name__} no fused_lm_head: this adapter does not fit; {INSTEAD}")
     config = model.config.get_text_config()
     head_options = {"temperature": temperature, "softcap": softcap_of(config)}
     scaled = scales_logits(config)
@@ -140,6 +151,7 @@ class FusedGRPO:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        has(self, "TRL's GRPOTrainer", *READ)
         for model in (self.model, self.ref_model):
             if model is not None:
                 model = self.accelerator.unwrap_model(model)

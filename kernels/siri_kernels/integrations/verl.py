@@ -1,4 +1,5 @@
-"""verl's fused-kernel back ends of the actor on the fused LM head. Two settings of a verl run:
+"""verl's fused-kernel back ends of the actor on the fused LM head, whichever is chosen. `verl_plugin` is the way where
+FSDP trains; this one is for Megatron, and for a verl whose plugins are turned off. Two settings of a verl run:
 
     VERL_USE_EXTERNAL_MODULES=siri_kernels.integrations.verl
     actor_rollout_ref.model.use_fused_kernels=True
@@ -17,39 +18,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from siri_kernels.integrations.padded import padded_logprob, require
+from siri_kernels.integrations.seams import seam, takes, tested
+from siri_kernels.integrations.verl_head import FusedLinearForPPO
 
-require("verl", "0.9", "0.10")
+tested("verl", "0.9", "0.10")
 
 SEAMS = {
     "FusedLinearForPPO": "verl.utils.experimental.torch_functional",
     "linear_cross_entropy": "verl.utils.kernel.linear_cross_entropy",
 }
 originals: dict[str, Any] = {}
-
-
-class FusedLinearForPPO(torch.nn.Module):
-    """verl.utils.experimental.torch_functional.FusedLinearForPPO: (log_probs, entropy) fp32, of input_ids' shape.
-
-    hidden_states [N, D] or [B, T, D], vocab_weights [V, D], input_ids [N] or [B, T]. chunk_size and impl_backend are
-    accepted and mean nothing here.
-    """
-
-    def __init__(self, chunk_size: int = 512, impl_backend: str = "torch"):
-        super().__init__()
-
-    def forward(
-        self, hidden_states: Tensor, vocab_weights: Tensor, input_ids: Tensor, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        if input_ids.shape != hidden_states.shape[:-1]:
-            raise ValueError(
-                f"input_ids must have shape {list(hidden_states.shape[:-1])}, that of hidden_states but the last "
-                f"dimension, got {list(input_ids.shape)}"
-            )
-        return padded_logprob(hidden_states, vocab_weights, input_ids, None, temperature=temperature)
 
 
 def linear_cross_entropy(
@@ -69,12 +49,20 @@ def linear_cross_entropy(
 
 
 def install() -> None:
-    """Put both in verl's place; a second call changes nothing."""
-    for name, path in SEAMS.items():
-        module = import_module(path)
-        if name not in originals:
-            originals[name] = getattr(module, name)
-            setattr(module, name, globals()[name])
+    """Put both in verl's place; a second call changes nothing. ImportError, and nothing put, where one does not fit."""
+    theirs = {name: seam(path, name) for name, path in SEAMS.items() if name not in originals}
+    for name, function in theirs.items():
+        where = f"{SEAMS[name]}.{name}"
+        if name == "FusedLinearForPPO":
+            takes(getattr(function, "forward", function), where, "hidden_states", "vocab_weights", "input_ids")
+        else:
+            owner = getattr(function, "__self__", None)  # verl's is the `apply` of an autograd.Function
+            form = function if owner is None else owner.forward
+            takes(form, where, "hidden", "weight", "labels", "temperature", "reduction", in_order=True)
+    ours = {"FusedLinearForPPO": FusedLinearForPPO, "linear_cross_entropy": linear_cross_entropy}
+    for name, function in theirs.items():
+        originals[name] = function
+        setattr(import_module(SEAMS[name]), name, ours[name])
 
 
 def uninstall() -> None:

@@ -6,17 +6,19 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
+from siri_kernels.defaults import IMPORTANCE_CAPS, LOSS_DEFAULTS, by_name
 from siri_kernels.metrics import METRIC_REDUCTION
 from siri_kernels.validation import number, one_of, tensor
 
-LOSSES = ("grpo", "gspo", "cispo")
+LOSSES = tuple(LOSS_DEFAULTS)
 AGGREGATIONS = ("token_mean", "seq_mean", "seq_sum", "seq_mean_fixed")
-IMPORTANCE = ("none", "tis", "icepop")
+IMPORTANCE = tuple(IMPORTANCE_CAPS)
+Auto = Literal["auto"]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -24,12 +26,12 @@ class LossOptions(TypedDict, total=False):
     """`LossSettings` as keywords of a function, for whoever checks types."""
 
     loss: str
-    clip_low: float | None
-    clip_high: float | None
+    clip_low: float | Auto | None
+    clip_high: float | Auto | None
     dual_clip: float | None
     importance: str
     importance_low: float
-    importance_cap: float
+    importance_cap: float | Auto
     aggregation: str
     fixed_length: float | None
     entropy_coef: float
@@ -37,7 +39,7 @@ class LossOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The numbers and names of the loss; `linear_grpo_loss` says what is minimised."""
+    """The numbers and names of the loss; `linear_grpo_loss` says what is minimised, `by_name` what its defaults are."""
 
     loss: str = "grpo"
     """ "grpo", "gspo" (sequence ratios) or "cispo" (the clipped ratio as a weight) """
@@ -152,7 +154,9 @@ def checked(options: LossOptions) -> LossSettings:
                 f"unexpected keyword argument {name!r}: the options of the loss are "
                 f"{', '.join(LossSettings.__dataclass_fields__)}"
             )
-    settings = LossSettings(**options)
+    meant = by_name(options.get("loss", LossSettings.loss), options.get("importance", LossSettings.importance))
+    given: dict[str, Any] = {name: value for name, value in options.items() if name not in meant or value != "auto"}
+    settings = LossSettings(**(meant | given))
     settings.check()
     return settings
 
@@ -162,9 +166,11 @@ def with_loss_options(function: Function) -> Function:
     `inspect`."""
     signature = inspect.signature(function)
     *parameters, _ = signature.parameters.values()
+    automatic = by_name(LossSettings.loss, LossSettings.importance)
     for field in fields(LossSettings):
-        kind, default = inspect.Parameter.KEYWORD_ONLY, field.default
-        parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=field.type))
+        kind, default = inspect.Parameter.KEYWORD_ONLY, "auto" if field.name in automatic else field.default
+        annotation = LossOptions.__annotations__[field.name].__forward_arg__
+        parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=annotation))
     setattr(function, "__signature__", signature.replace(parameters=parameters))  # noqa: B010  (no static attribute)
     return function
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from siri_kernels.loss.spec import LossSettings
-from siri_kernels.metrics import mean_metrics
+from siri_kernels.metrics import in_order, mean_metrics
 from siri_kernels.reference import LOG_RATIO_BOUND, sequence_ids
 from siri_kernels.rows.protocol import Selection
 from siri_kernels.validation import given
@@ -23,7 +23,7 @@ from siri_kernels.validation import given
 
 @dataclass(frozen=True)
 class Tokens:
-    """Per-token inputs of the loss, all [N] on one device; sequence fields are there when cu_seqlens was given."""
+    """Per-token inputs of the loss, all [N] on one device; sequence fields are there where the loss looks at them."""
 
     advantages: Tensor
     weight: Tensor
@@ -91,9 +91,11 @@ def prepare(
     m = counted.to(dtype)
     adv = advantages.to(dtype)
     seq = seq_count = None
-    if cu_seqlens is not None:
+    by_sequence = settings.loss == "gspo" or settings.aggregation == "seq_mean"
+    if cu_seqlens is not None and (by_sequence or adv.numel() != n):
         seq = sequence_ids(cu_seqlens, n)
-        seq_count = segment_sum(m, cu_seqlens).clamp(min=1)
+        if by_sequence:
+            seq_count = segment_sum(m, cu_seqlens).clamp(min=1)
         if adv.numel() != n:
             adv = adv[seq]
     weight, divisor = m, denominator
@@ -255,8 +257,8 @@ class Tally(Protocol):
         """log-sum, g and h of a chunk [n] from its row statistics [4, n]; its logp and entropy are written."""
         ...
 
-    def result(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its metrics, when every chunk was added."""
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The loss, and its metrics in the order of METRIC_REDUCTION, when every chunk was added."""
         ...
 
 
@@ -278,5 +280,6 @@ class TorchTally:
             g, h = coefficients(self.settings, self.tokens.select(rows), logp)
         return log_sum, g, h
 
-    def result(self) -> tuple[Tensor, dict[str, Tensor]]:
-        return summarize(self.settings, self.tokens, self.logp, self.entropy)
+    def result(self) -> tuple[Tensor, Tensor]:
+        loss, metrics = summarize(self.settings, self.tokens, self.logp, self.entropy)
+        return loss, in_order(metrics)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from siri_kernels import chunked
-from siri_kernels.loss.spec import LossSettings, metric_names
+from siri_kernels import chunked, gemm
+from siri_kernels.gradients import late_weight_gradient
 from siri_kernels.loss.tokens import coefficients, prepare, summarize
+from siri_kernels.metrics import METRIC_REDUCTION, in_order
 from siri_kernels.ops.operator import operator
-from siri_kernels.ops.settings import GrpoSettings, TokenSettings
+from siri_kernels.ops.settings import GrpoSettings, ScaleSettings, TokenSettings, WeightSettings
+from siri_kernels.rows.protocol import stored_width
 from siri_kernels.validation import check_values, values_are_checked
 
 
@@ -21,18 +24,48 @@ def padded(d_weight: Tensor | None, frozen: int) -> Tensor | None:
     return F.pad(d_weight, (frozen, 0)) if frozen and d_weight is not None else d_weight
 
 
-def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+PIECE = 1024
+"""Rows of dW that are narrowed at once on a CPU."""
+
+
+class Scaled(NamedTuple):
+    """Of the shape of the gradient."""
+
+    scaled: Tensor
+
+
+@operator("siri_kernels::scaled")
+def scale(*, gradient: Tensor, upstream: Tensor, settings: ScaleSettings) -> Scaled:
+    """A contiguous gradient times that of the loss [], in a narrower dtype."""
+    dtype = getattr(torch, settings.dtype)
+    if gradient.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        out = torch.empty(gradient.shape, dtype=dtype)  # by pieces: no second whole one in fp32
+        for start in range(0, len(out), PIECE):
+            out[start : start + PIECE].copy_(gradient[start : start + PIECE] * upstream)
+        return Scaled(out)
+    from siri_kernels.rows.scaling import scaled
+
+    with gemm.surroundings(gradient):
+        return Scaled(scaled(gradient, upstream, dtype))
+
+
+@scale.register_fake
+def _(*, gradient: Tensor, settings: ScaleSettings, **_: Any) -> Scaled:
+    return Scaled(gradient.new_empty(gradient.shape, dtype=getattr(torch, settings.dtype)))
+
+
+def scaled_gradient(gradient: Tensor, upstream: Tensor, dtype: torch.dtype | None) -> Tensor | None:
     """A gradient times that of the loss, in the dtype of its tensor; None where it was not formed."""
-    return None if gradient.numel() == 0 and gradient.dim() == 1 else (gradient * upstream).to(dtype)
-
-
-def stacked(metrics: dict[str, Tensor], settings: LossSettings, rollout: bool, entropy: bool) -> Tensor:
-    """[M], in the order of `metric_names`."""
-    return torch.stack([metrics[name] for name in metric_names(settings, rollout, entropy)])
+    if gradient.numel() == 0 and gradient.dim() == 1:
+        return None
+    if dtype in (None, gradient.dtype):
+        return gradient * upstream
+    return scale(gradient=gradient, upstream=upstream, settings=ScaleSettings(str(dtype).removeprefix("torch."))).scaled
 
 
 class Grpo(NamedTuple):
-    """metrics [M] in the order of `metric_names`; gradients of the loss, empty when not needed."""
+    """metrics in the order of METRIC_REDUCTION; gradients of the loss, empty when not needed; e [n, columns] and
+    factor [n], of which `linear_grpo_weight` makes dW, empty where d_weight is there."""
 
     loss: Tensor
     logp: Tensor
@@ -41,6 +74,8 @@ class Grpo(NamedTuple):
     d_hidden: Tensor
     d_weight: Tensor
     d_bias: Tensor
+    e: Tensor
+    factor: Tensor
 
 
 @operator("siri_kernels::linear_grpo")
@@ -60,6 +95,7 @@ def linear_grpo(
     denominator: Tensor | None,
     main_grad: Tensor | None,
     keep_lengths: Tensor | None,
+    offset: Tensor | None,
     settings: GrpoSettings,
 ) -> Grpo:
     """The loss of hidden states, its gradients formed on the way."""
@@ -80,27 +116,36 @@ def linear_grpo(
         denominator=denominator,
         dtype=chunked.compute_dtype(hidden.dtype),
     )
-    loss, logp, entropy, metrics, d_hidden, d_weight, d_bias = chunked.grpo(
+    loss, logp, entropy, metrics, d_hidden, d_weight, d_bias, late = chunked.grpo(
         placement.impl,
         hidden,
         settings.head.head(weight, bias, temperature_N),
         target_ids,
         settings.loss,
         tokens,
+        offset=offset,
         keep=keep,
         keep_lengths=keep_lengths,
         forward_all=placement.forward_all,
         budget=placement.budget,
         shard=placement.shard(),
         needs=settings.needs,
+        late_weight=settings.late_weight,
     )
-    metrics_M = stacked(metrics, settings.loss, rollout_logp is not None, entropy=True)
-    return Grpo(loss, logp, entropy, metrics_M, d_hidden, d_weight, d_bias)
+    return Grpo(loss, logp, entropy, metrics, d_hidden, d_weight, d_bias, *late)
 
 
 @linear_grpo.register_fake
-def _(*, hidden: Tensor, weight: Tensor, rollout_logp: Tensor | None, settings: GrpoSettings, **_: Any) -> Grpo:
-    dtype, needs = chunked.compute_dtype(hidden.dtype), settings.needs
+def _(
+    *,
+    hidden: Tensor,
+    weight: Tensor,
+    keep: Tensor | None,
+    settings: GrpoSettings,
+    **_: Any,
+) -> Grpo:
+    dtype, needs, late = chunked.compute_dtype(hidden.dtype), settings.needs, settings.late_weight
+    kept = hidden.shape[0] if keep is None else keep.shape[0]
 
     def new(*shape: int) -> Tensor:
         return hidden.new_empty(shape, dtype=dtype)
@@ -109,10 +154,12 @@ def _(*, hidden: Tensor, weight: Tensor, rollout_logp: Tensor | None, settings: 
         loss=new(),
         logp=new(hidden.shape[0]),
         entropy=new(hidden.shape[0]),
-        metrics=new(len(metric_names(settings.loss, rollout_logp is not None, entropy=True))),
-        d_hidden=torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0),
-        d_weight=new(weight.shape[0], weight.shape[1] - needs.frozen) if needs.weight else new(0),
+        metrics=new(len(METRIC_REDUCTION)),
+        d_hidden=hidden.new_empty(hidden.shape if needs.hidden else 0),
+        d_weight=new(weight.shape[0], weight.shape[1] - needs.frozen) if needs.weight and not late else new(0),
         d_bias=new(weight.shape[0]) if needs.bias else new(0),
+        e=hidden.new_empty(kept, stored_width(weight.shape[0])) if late else hidden.new_empty(0),
+        factor=new(kept if late else 0),
     )
 
 
@@ -123,25 +170,33 @@ def _save_grpo(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    keep: Tensor | None,
     main_grad: Tensor | None,
     settings: GrpoSettings,
     **_: Any,
 ) -> None:
-    ctx.save_for_backward(outputs.d_hidden, outputs.d_weight, outputs.d_bias)
-    ctx.main_grad, ctx.frozen = main_grad, settings.needs.frozen
+    late = (outputs.e, outputs.factor, hidden, keep) if settings.late_weight else (None,) * 4
+    ctx.save_for_backward(outputs.d_hidden, outputs.d_weight, outputs.d_bias, *late)
+    ctx.main_grad, ctx.frozen, ctx.vocab = main_grad, settings.needs.frozen, weight.shape[0]
+    ctx.plain = settings.placement.impl in chunked.PLAIN
     ctx.dtypes = {"hidden": hidden.dtype, "weight": weight.dtype, "bias": None if bias is None else bias.dtype}
 
 
 def _grpo_backward(ctx: Any, upstream: Any, needed: dict[str, bool]) -> dict[str, Tensor | None]:
     if upstream.loss is None:
         return {}
-    d_hidden, d_weight, d_bias = ctx.saved_tensors
+    d_hidden, d_weight, d_bias, e, factor, hidden, keep = ctx.saved_tensors
     gradients = {
-        "hidden": scaled(d_hidden, upstream.loss, ctx.dtypes["hidden"]),
-        "bias": scaled(d_bias, upstream.loss, ctx.dtypes["bias"]),
+        "hidden": scaled_gradient(d_hidden, upstream.loss, ctx.dtypes["hidden"]),
+        "bias": scaled_gradient(d_bias, upstream.loss, ctx.dtypes["bias"]),
     }
-    if ctx.main_grad is None:
-        gradients["weight"] = padded(scaled(d_weight, upstream.loss, ctx.dtypes["weight"]), ctx.frozen)
+    if e is not None:
+        if needed["weight"]:
+            late = {"e": e, "factor": factor, "hidden": hidden, "upstream": upstream.loss, "keep": keep}
+            d_weight = linear_grpo_weight(**late, settings=WeightSettings(ctx.vocab, ctx.frozen, ctx.plain)).d_weight
+            gradients["weight"] = padded(d_weight, ctx.frozen)
+    elif ctx.main_grad is None:
+        gradients["weight"] = padded(scaled_gradient(d_weight, upstream.loss, ctx.dtypes["weight"]), ctx.frozen)
     elif needed["weight"]:
         ctx.main_grad.addcmul_(d_weight, upstream.loss)
     return gradients
@@ -150,8 +205,38 @@ def _grpo_backward(ctx: Any, upstream: Any, needed: dict[str, bool]) -> dict[str
 linear_grpo.register_autograd(_grpo_backward, _save_grpo)
 
 
+class WeightGradient(NamedTuple):
+    """[V, D - frozen] in the dtype of hidden."""
+
+    d_weight: Tensor
+
+
+@operator("siri_kernels::linear_grpo_weight")
+def linear_grpo_weight(
+    *, e: Tensor, factor: Tensor, hidden: Tensor, upstream: Tensor, keep: Tensor | None, settings: WeightSettings
+) -> WeightGradient:
+    """dW of what `linear_grpo` left to the backward."""
+    return WeightGradient(
+        late_weight_gradient(
+            e,
+            factor,
+            hidden,
+            upstream,
+            keep=keep,
+            vocab=settings.vocab,
+            frozen=settings.frozen,
+            plain=settings.plain,
+        )
+    )
+
+
+@linear_grpo_weight.register_fake
+def _(*, hidden: Tensor, settings: WeightSettings, **_: Any) -> WeightGradient:
+    return WeightGradient(hidden.new_empty(settings.vocab, hidden.shape[1] - settings.frozen))
+
+
 class TokenLoss(NamedTuple):
-    """metrics [M] in the order of `metric_names`; dL/dlogp [N], and dL/dentropy [N], empty without entropy_coef."""
+    """metrics in the order of METRIC_REDUCTION; dL/dlogp [N], and dL/dentropy [N], empty without entropy_coef."""
 
     loss: Tensor
     metrics: Tensor
@@ -193,20 +278,16 @@ def grpo_tokens(
     logp, entropy = logp.to(dtype), None if entropy is None else entropy.to(dtype)
     g, h = coefficients(settings.loss, tokens, logp)
     loss, metrics = summarize(settings.loss, tokens, logp, entropy)
-    metrics_M = stacked(metrics, settings.loss, rollout_logp is not None, entropy is not None)
-    return TokenLoss(loss, metrics_M, g, logp.new_empty(0) if h is None else h)
+    return TokenLoss(loss, in_order(metrics), g, logp.new_empty(0) if h is None else h)
 
 
 @grpo_tokens.register_fake
-def _(
-    *, logp: Tensor, entropy: Tensor | None, rollout_logp: Tensor | None, settings: TokenSettings, **_: Any
-) -> TokenLoss:
+def _(*, logp: Tensor, settings: TokenSettings, **_: Any) -> TokenLoss:
     def new(*shape: int) -> Tensor:
         return logp.new_empty(shape, dtype=chunked.compute_dtype(logp.dtype))
 
-    names = metric_names(settings.loss, rollout_logp is not None, entropy is not None)
     n = logp.numel()
-    return TokenLoss(new(), new(len(names)), new(n), new(n if settings.loss.entropy_coef else 0))
+    return TokenLoss(new(), new(len(METRIC_REDUCTION)), new(n), new(n if settings.loss.entropy_coef else 0))
 
 
 def _save_tokens(ctx: Any, outputs: TokenLoss, *, logp: Tensor, entropy: Tensor | None, **_: Any) -> None:

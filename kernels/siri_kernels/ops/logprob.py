@@ -25,9 +25,19 @@ class Logprob(NamedTuple):
     log_sum: Tensor
 
 
-def empty_rows(like: Tensor) -> Logprob:
+class LinearLogprob(NamedTuple):
+    """Each [N]; what `Logprob` has, and the offset of `rows.anchored`, or about the log-sum-exp, in units of log2."""
+
+    logp: Tensor
+    entropy: Tensor
+    maximum: Tensor
+    log_sum: Tensor
+    offset: Tensor
+
+
+def empty_rows(like: Tensor, count: int) -> list[Tensor]:
     n, dtype = like.shape[0], chunked.compute_dtype(like.dtype)
-    return Logprob(*(like.new_empty(n, dtype=dtype) for _ in Logprob._fields))
+    return [like.new_empty(n, dtype=dtype) for _ in range(count)]
 
 
 def upstream_of(upstream: Any) -> dict[str, Tensor | None] | None:
@@ -46,23 +56,25 @@ def linear_logprob(
     bias: Tensor | None,
     target_ids: Tensor,
     anchor: Tensor | None,
+    offset: Tensor | None,
     keep: Tensor | None,
     temperature_N: Tensor | None,
     main_grad: Tensor | None,
     settings: LogprobSettings,
-) -> Logprob:
+) -> LinearLogprob:
     """Of hidden states; main_grad is for the backward."""
     placement = settings.placement
     if values_are_checked(hidden):
         vocab = weight.shape[0] if placement.whole else None
         check_values(target_ids, vocab, temperature=temperature_N, keep=keep)
-    return Logprob(
+    return LinearLogprob(
         *chunked.logprob(
             placement.impl,
             hidden,
             settings.head.head(weight, bias, temperature_N),
             target_ids,
             anchor=anchor,
+            offset=offset,
             keep=keep,
             forward_all=placement.forward_all,
             budget=placement.budget,
@@ -72,8 +84,8 @@ def linear_logprob(
 
 
 @linear_logprob.register_fake
-def _(*, hidden: Tensor, **_: Any) -> Logprob:
-    return empty_rows(hidden)
+def _(*, hidden: Tensor, **_: Any) -> LinearLogprob:
+    return LinearLogprob(*empty_rows(hidden, 5))
 
 
 class LinearGradients(NamedTuple):
@@ -128,9 +140,9 @@ def _(
     shape = (weight.shape[0], weight.shape[1] - needs.frozen) if needs.weight else (0,)
     dtype = torch.float32 if settings.fp32_weight and needs.weight else weight.dtype
     return LinearGradients(
-        d_hidden=torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0),
+        d_hidden=hidden.new_empty(hidden.shape if needs.hidden else 0),
         d_weight=weight.new_empty(shape, dtype=dtype),
-        d_bias=torch.empty_like(bias) if needs.bias and bias is not None else weight.new_empty(0),
+        d_bias=bias.new_empty(bias.shape) if needs.bias and bias is not None else weight.new_empty(0),
     )
 
 
@@ -138,9 +150,10 @@ KEPT = ("hidden", "weight", "bias", "target_ids", "keep", "temperature_N")
 
 
 def _save_logprob(
-    ctx: Any, outputs: Logprob, *, main_grad: Tensor | None, settings: LogprobSettings, **tensors: Any
+    ctx: Any, outputs: LinearLogprob, *, main_grad: Tensor | None, settings: LogprobSettings, **tensors: Any
 ) -> None:
-    ctx.save_for_backward(*outputs, *(tensors[name] for name in KEPT))
+    of_rows = (getattr(outputs, name) for name in Logprob._fields)
+    ctx.save_for_backward(*of_rows, *(tensors[name] for name in KEPT))
     ctx.settings, ctx.main_grad = settings, main_grad
 
 
@@ -188,7 +201,7 @@ def logits_logprob(
 
 @logits_logprob.register_fake
 def _(*, logits: Tensor, **_: Any) -> Logprob:
-    return empty_rows(logits)
+    return Logprob(*empty_rows(logits, 4))
 
 
 class LogitsGradient(NamedTuple):
@@ -224,7 +237,7 @@ def logits_logprob_backward(
 
 @logits_logprob_backward.register_fake
 def _(*, logits: Tensor, **_: Any) -> LogitsGradient:
-    return LogitsGradient(torch.empty_like(logits))
+    return LogitsGradient(logits.new_empty(logits.shape))
 
 
 def _save_logits(

@@ -10,7 +10,7 @@ and nothing else has to know.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import NoneType
 from typing import Any, Generic, ParamSpec, TypeVar, get_args, get_type_hints
@@ -91,6 +91,8 @@ class Operator(Generic[Arguments, Outputs]):
             return self._call(function, tensors, values)
 
         self.library_operator: Any = torch.library.custom_op(name, apply, mutates_args=(), schema=schema)
+        self.save: Callable[..., None] | None = None
+        self.backward: Callable[[Any, Any, dict[str, bool]], dict[str, Tensor | None]] | None = None
 
     def _call(self, function: Callable[..., Any], tensors: tuple[Tensor | None, ...], values: Mapping[str, Any]) -> Any:
         named = dict(zip(self.tensors, tensors, strict=True))
@@ -105,13 +107,19 @@ class Operator(Generic[Arguments, Outputs]):
         if args or set(arguments) != {*self.tensors, "settings"}:
             raise TypeError(f"{self.function.__name__} takes {', '.join(self.tensors)} and settings, all by keyword")
         tensors, values = self.flat(arguments)
+        if self.backward is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            apply: Any = Recorded.apply  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            return self.outputs(*apply(self, arguments["settings"], values, *tensors))
+        return self.outputs(*self.run(tensors, values))
+
+    def run(self, tensors: Sequence[Tensor | None], values: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The library's operator; of a single output torch makes no tuple."""
         outputs: Any = self.library_operator(*tensors, **values)
-        if isinstance(outputs, Tensor):  # of a single output torch makes no tuple
-            outputs = (outputs,)
-        return self.outputs(*outputs)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
     def register_fake(self, function: Callable[..., Outputs]) -> None:
-        """`function` takes the same arguments and makes empty outputs of the right shapes and dtypes."""
+        """`function` takes the same arguments and makes empty outputs of the right shapes and dtypes: contiguous ones
+        however the inputs lie in memory, as the operator's are."""
 
         def fake(*tensors: Tensor | None, **values: Any) -> Any:
             return self._call(function, tensors, values)
@@ -127,17 +135,53 @@ class Operator(Generic[Arguments, Outputs]):
         fields of the outputs, `needed` says for each tensor whether it wants a gradient, and the gradients come back
         under the names of the tensors. An upstream gradient is None where nothing depends on the output."""
 
+        self.save, self.backward = save, backward
+
         def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
-            ctx.set_materialize_grads(False)
-            settings = self.settings.build(keyword_only_inputs)
-            save(ctx, self.outputs(*output), **dict(zip(self.tensors, inputs, strict=True)), settings=settings)
+            self.keep(ctx, inputs, output, self.settings.build(keyword_only_inputs))
 
         def flat_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-            needed = dict(zip(self.tensors, ctx.needs_input_grad, strict=True))
-            gradients = backward(ctx, self.outputs(*upstream), needed)
-            return tuple(gradients.get(tensor) for tensor in self.tensors)
+            return self.gradients(ctx, ctx.needs_input_grad, upstream)
 
         self.library_operator.register_autograd(flat_backward, setup_context=setup_context)
+
+    def keep(self, ctx: Any, tensors: Sequence[Tensor | None], outputs: Sequence[Tensor], settings: object) -> None:
+        """What the backward takes."""
+        assert self.save is not None
+        ctx.set_materialize_grads(False)
+        self.save(ctx, self.outputs(*outputs), **dict(zip(self.tensors, tensors, strict=True)), settings=settings)
+
+    def gradients(
+        self, ctx: Any, needed: Sequence[bool], upstream: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
+        """Of each tensor."""
+        assert self.backward is not None
+        if torch.is_grad_enabled():  # a backward that is itself to be differentiated
+            raise ValueError(
+                f"{self.function.__name__} has no second derivatives: leave out create_graph=True, or use "
+                "impl='reference', which has them"
+            )
+        by_tensor = self.backward(ctx, self.outputs(*upstream), dict(zip(self.tensors, needed, strict=True)))
+        return tuple(by_tensor.get(tensor) for tensor in self.tensors)
+
+
+class Recorded(torch.autograd.Function):
+    """The same derivative outside graphs of torch.compile. What torch.library makes of it looks up every argument's
+    default in a list of all arguments that it makes anew each time: at forty arguments, milliseconds of Python in every
+    forward (bench/NOTES.md)."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, operator: Operator[..., Any], settings: object, values: Mapping[str, Any], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        outputs = operator.run(tensors, values)
+        operator.keep(ctx, tensors, outputs, settings)
+        ctx.operator = operator
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, None, *ctx.operator.gradients(ctx, ctx.needs_input_grad[3:], upstream)
 
 
 def operator(name: str) -> Callable[[Callable[Arguments, Outputs]], Operator[Arguments, Outputs]]:

@@ -60,6 +60,26 @@ class GrpoSettings:
     loss: LossSettings
     placement: Placement
     needs: Needs
+    late_weight: bool = False
+    """dW is formed in the backward, in the weight's dtype, of the E that a single chunk leaves"""
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """Of `linear_grpo_weight`."""
+
+    vocab: int
+    frozen: int
+    plain: bool = False
+    """without kernels"""
+
+
+@dataclass(frozen=True)
+class ScaleSettings:
+    """Of `scaled`."""
+
+    dtype: str
+    """torch's name of it"""
 
 
 @dataclass(frozen=True)

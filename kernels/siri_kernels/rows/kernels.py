@@ -3,6 +3,11 @@
 One program per row, fp32 arithmetic whatever the storage, int64 offsets, sizes known at run time only. The formulas are
 those of `rows.torch`. A scalar running maximum per block and per-lane sums: one exponential per logit, one reduction
 across warps per block.
+
+What all kernels of this package keep to: another number of rows must not choose another binary, and with it another
+order of sums. So nothing that varies with lengths is specialised by its value or its alignment (Triton tells
+1 and multiples of 16 apart): numbers of rows and what is counted in them, first rows, and pointers to per-row data,
+which start anywhere in a batch. What the model decides (V, D, strides of its matrices) is, so that loads are wide.
 """
 
 # What @triton.jit makes of a function no type checker knows: a launch takes other arguments, a constexpr is a number.
@@ -22,6 +27,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRET = tl.constexpr(INTERPRETED)
 FLOOR = tl.constexpr(-1e30)  # stands in for -inf (a banned token) where 0 * inf would be NaN
 WARPS = 8
+UNFUSED = {"enable_fp_fusion": False}
+"""Launch option of kernels in which every fused multiply-add is written: their bits are not the compiler's choice."""
 STATS_BLOCK = 2048  # two sums per lane and column: 4096 spills on sm_100
 DLOGITS_BLOCK = 4096
 
@@ -58,7 +65,7 @@ def narrow(x, dtype: tl.constexpr):
         return x.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TARGET", "SCALE", "OUT", "out_stride", "vocab_start"])
 def row_stats_kernel(
     Z, TARGET, SCALE, OUT, out_stride, stride, V, scale, softcap, vocab_start,
     PER_ROW: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
@@ -86,8 +93,8 @@ def row_stats_kernel(
         factor = tl.exp(maximum - new)
         d = tl.where(valid, x - new, 0.0)
         e = tl.where(valid & (columns != y), tl.exp(d), 0.0)
-        weighted = (weighted + sums * shift) * factor + e * d
-        sums = sums * factor + e
+        weighted = tl.fma(tl.fma(sums, shift, weighted), factor, e * d)
+        sums = tl.fma(sums, factor, e)
         maximum = new
     in_shard = (y >= 0) & (y < V)
     target = tl.load(z + tl.where(in_shard, y, 0)).to(tl.float32)
@@ -100,7 +107,7 @@ def row_stats_kernel(
     tl.store(out + 3 * out_stride, tl.where(in_shard, target * scale, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TARGET", "SCALE", "MAXIMUM", "LOG_SUM", "LOGP", "ENTROPY", "G", "H", "vocab_start"])
 def dlogits_kernel(
     Z, DZ, TARGET, SCALE, MAXIMUM, LOG_SUM, LOGP, ENTROPY, G, H, stride, d_stride, V, scale, softcap, vocab_start,
     PER_ROW: tl.constexpr, SOFTCAP: tl.constexpr, WITH_H: tl.constexpr, BLOCK: tl.constexpr,
@@ -139,7 +146,7 @@ def dlogits_kernel(
         x = x * scale
         x = tl.where(x < FLOOR, FLOOR, x)
         log_p = (x - maximum) - log_sum
-        d = tl.exp(log_p) * (-g - h * (log_p + entropy) if WITH_H else -g)
+        d = tl.exp(log_p) * (tl.fma(-h, log_p + entropy, -g) if WITH_H else -g)
         d = tl.where(columns == y, target, d) * slope
         d = tl.where(columns < read, d, 0.0)
         # every lane has read its part of the block before any lane writes over it
@@ -147,21 +154,34 @@ def dlogits_kernel(
         tl.store(dz + columns, narrow(d, DZ.dtype.element_ty), mask=valid)
 
 
-def block_size(vocab: int, largest: int) -> int:
-    largest = 65536 if INTERPRETED else largest  # the interpreter pays per operation, not per element
-    return max(16, min(largest, triton.next_power_of_2(vocab)))
+def block_size(vocab: int, block: int) -> int:
+    """Columns per step: always the same on a GPU, where the width of a slice of the vocabulary varies with N."""
+    # the interpreter pays per operation, not per element
+    return max(16, min(65536, triton.next_power_of_2(vocab))) if INTERPRETED else block
 
 
-def _common(z: Tensor, scale: float | Tensor, softcap: float | None, vocab_start: int, block: int):
+def row_stride(x: Tensor) -> int:
+    """Between the rows of x [n, columns]; that of a single row may be any number, which no launch should see."""
+    return x.stride(0) if x.shape[0] > 1 else x.shape[1]
+
+
+def _common(z: Tensor, scale: float | Tensor, softcap: float | None, vocab_start: int, block: int) -> dict:
+    """What both kernels take, by name."""
     per_row = isinstance(scale, Tensor)
-    numbers = (z.shape[1], 1.0 if per_row else scale, softcap or 1.0, vocab_start)
-    flags = {
+    return {
+        "Z": z,
+        "SCALE": scale if per_row else z,
+        "stride": row_stride(z),
+        "V": z.shape[1],
+        "scale": 1.0 if per_row else scale,
+        "softcap": softcap or 1.0,
+        "vocab_start": vocab_start,
         "PER_ROW": per_row,
         "SOFTCAP": softcap is not None,
         "BLOCK": block_size(z.shape[1], block),
         "num_warps": WARPS,
+        **UNFUSED,
     }
-    return scale if per_row else z, numbers, flags
 
 
 def row_stats(
@@ -172,8 +192,8 @@ def row_stats(
     n = z.shape[0]
     out = torch.empty(4, n, dtype=torch.float32, device=z.device)
     if n:
-        scale, numbers, flags = _common(z, scale, softcap, vocab_start, STATS_BLOCK)
-        row_stats_kernel[(n,)](z, target_ids, scale, out, n, z.stride(0), *numbers, **flags)
+        common = _common(z, scale, softcap, vocab_start, STATS_BLOCK)
+        row_stats_kernel[(n,)](TARGET=target_ids, OUT=out, out_stride=n, **common)
     return out
 
 
@@ -194,10 +214,10 @@ def dlogits(
     """dL/dlogits [n, V] into `out`, which may be z itself or a narrower view of the same rows."""
     n = z.shape[0]
     if n:
-        scale, numbers, flags = _common(z, scale, softcap, vocab_start, DLOGITS_BLOCK)
+        common = _common(z, scale, softcap, vocab_start, DLOGITS_BLOCK)
         dlogits_kernel[(n,)](
-            z, out, target_ids, scale, maximum, log_sum, logp, entropy, g, g if h is None else h, z.stride(0),
-            out.stride(0), *numbers, WITH_H=h is not None, **flags
+            DZ=out, TARGET=target_ids, MAXIMUM=maximum, LOG_SUM=log_sum, LOGP=logp, ENTROPY=entropy, G=g,
+            H=g if h is None else h, d_stride=out.stride(0), WITH_H=h is not None, **common,
         )  # fmt: skip
     return out
 

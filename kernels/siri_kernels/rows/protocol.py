@@ -12,6 +12,11 @@ Selection = slice | Tensor
 """rows of a batch: a piece of it, or an index"""
 
 
+def stored_width(columns: int) -> int:
+    """Row stride of a stored E [n, columns]: rows start at multiples of 128 bytes."""
+    return -(-columns // 64) * 64
+
+
 @dataclass(frozen=True)
 class Head:
     """An LM head: weight [V, D], bias [V], and what happens to its logits."""
@@ -37,6 +42,10 @@ class Head:
 
 class Rows(Protocol):
     """Logits, row statistics and logit gradients of chunks of rows, in buffers that every chunk reuses."""
+
+    offset: Tensor | None
+    """[n] of the chunk whose forward came last, where exponentials are measured from a number that is given before:
+    with the same number the same statistics have the same bits"""
 
     def inputs(self, rows: Selection) -> Tensor:
         """x [n, D] as the gradient GEMMs take it."""

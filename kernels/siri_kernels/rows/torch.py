@@ -15,7 +15,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from siri_kernels.rows.protocol import Head, Selection
+from siri_kernels import gemm_cpu
+from siri_kernels.rows.protocol import Head, Selection, stored_width
 from siri_kernels.sharding import Shard, locate
 from siri_kernels.validation import given
 
@@ -37,10 +38,7 @@ def column(x: float | Tensor) -> float | Tensor:
 
 def logits_(head: Head, x: Tensor, scale: float | Tensor, out: Tensor) -> Tensor | None:
     """Write softcap(x @ W.T + b) * scale into `out`; returns d softcap / dz when there is a softcap."""
-    if head.bias is None:
-        torch.mm(x, head.weight.T, out=out)
-    else:
-        torch.addmm(head.bias, x, head.weight.T, out=out)
+    gemm_cpu.logits(x, head.weight, head.bias, out)
     if head.logit_dtype == "bf16":
         out.copy_(out.to(torch.bfloat16))
     slope = None
@@ -92,35 +90,75 @@ def target_gradient(logp: Tensor, entropy: Tensor, g: Tensor, h: Tensor | None) 
     return gradient - h * torch.where(p == 0, 0.0, p * (logp + entropy))
 
 
+BLOCK = 2 << 20
+"""Bytes of logits of a block, whose arithmetic is many passes: they stay in the cache between them"""
+
+
 class TorchRows:
-    """Logits, statistics and logit gradients of a chunk of rows; owns two buffers that every chunk reuses."""
+    """Logits, statistics and logit gradients of a chunk of rows, in one buffer that every chunk reuses: logits become
+    exp(z - max) and these the gradient, block by block. Only a gradient of the entropy wants both, and a second buffer.
+
+    bf16 operands on a CPU that multiplies them: the weight stays bf16, and the gradient is rounded to bf16 in the
+    memory of the fp32 rows (each row's first half). Not with a bias, whose gradient is a sum that may cancel, and only
+    where the vocabulary is whole tiles of 32: oneDNN's AMX kernels read strided rows up to the next tile, and zero
+    times what lies there, bits of fp32 numbers, may be NaN.
+    """
 
     def __init__(
-        self, hidden: Tensor, head: Head, target_ids: Tensor, shard: Shard, rows: int, columns: int, dtype: torch.dtype
+        self,
+        hidden: Tensor,
+        head: Head,
+        target_ids: Tensor,
+        shard: Shard,
+        rows: int,
+        columns: int,
+        dtype: torch.dtype,
+        entropy_gradient: bool = False,
     ):
         self.hidden, self.target_ids, self.shard, self.dtype = hidden, target_ids, shard, dtype
+        self.offset: Tensor | None = None  # a row is measured from its own maximum
+        half = hidden.dtype == torch.bfloat16 == head.weight.dtype and hidden.device.type == "cpu"
+        tiles = head.weight.shape[0] % gemm_cpu.TILE == 0
+        narrow = half and tiles and shard.whole and head.bias is None and gemm_cpu.multiplies_bf16()
+        self.operands = hidden.dtype if narrow else dtype
         whole = columns == head.weight.shape[0]
-        self.head = head.widen(dtype) if whole else head
-        self.buffers = torch.empty(2, rows * columns, dtype=dtype, device=hidden.device)
+        self.head = head.widen(dtype) if whole and self.operands == dtype else head
+
+        def empty(size: int) -> Tensor:
+            return torch.empty(size, dtype=dtype, device=hidden.device)
+
+        self.logits = empty(rows * columns)
+        self.exponentials = empty(rows * columns if entropy_gradient else 0)
+        self.scratch = empty(min(rows * columns, max(BLOCK // dtype.itemsize, columns)))
         self.slope: Tensor | None = None
         self.shift: Tensor | None = None
 
+    def blocks(self, rows: int, columns: int) -> list[tuple[slice, Tensor]]:
+        """(rows of a block, scratch of its shape) of a chunk."""
+        size = max(1, self.scratch.numel() // max(columns, 1))
+        parts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        return [(p, self.scratch[: (p.stop - p.start) * columns].view(-1, columns)) for p in parts]
+
     def inputs(self, rows: Selection) -> Tensor:
         """x [n, D] as the GEMMs take it."""
-        return self.hidden[rows].to(self.dtype)
+        return self.hidden[rows].to(self.operands)
 
     def weight(self, columns: slice = slice(None)) -> Tensor:
-        return self.head.weight[columns].to(self.dtype)
-
-    def views(self, rows: int, columns: int) -> list[Tensor]:
-        return [b[: rows * columns].view(rows, columns) for b in self.buffers]
+        return self.head.weight[columns].to(self.operands)
 
     def forward(self, rows: Selection, store: bool = True) -> Tensor:
         """Row statistics [4, n] over the whole vocabulary; `store`: a gradient follows."""
-        x = self.inputs(rows)
-        d, e = self.views(x.shape[0], self.head.weight.shape[0])
-        self.slope = logits_(self.head, x, self.head.scale(rows), d)
-        local = statistics(d, e, self.target_ids[rows], self.shard, banned=self.head.bias is not None)
+        x, y = self.inputs(rows), self.target_ids[rows]
+        n, vocab = x.shape[0], self.head.weight.shape[0]
+        z = view(self.logits, n, vocab)
+        self.slope = logits_(self.head, x, self.head.scale(rows), z)
+        exponentials = view(self.exponentials, n, vocab) if self.exponentials.numel() else None
+        local = torch.empty(4, n, dtype=self.dtype, device=x.device)
+        for part, scratch in self.blocks(n, vocab):
+            e = scratch if exponentials is None else exponentials[part]
+            local[:, part] = statistics(z[part], e, y[part], self.shard, banned=self.head.bias is not None)
+            if store and exponentials is None:
+                z[part].copy_(e)
         stats = self.shard.combine(local)
         self.shift = local[0] - stats[0]
         return stats
@@ -136,16 +174,26 @@ class TorchRows:
         h: Tensor | None,
     ) -> tuple[Tensor, None]:
         """dL/dlogits [n, V] of the chunk whose forward came last, in its buffer, and no row factor."""
-        d, e = self.views(logp.numel(), self.head.weight.shape[0])
+        n, vocab = logp.numel(), self.head.weight.shape[0]
+        d = view(self.logits, n, vocab)
+        e = view(self.exponentials, n, vocab) if self.exponentials.numel() else d
+        out = self.narrowed(e)
         scale, shift = self.head.scale(rows), given(self.shift)
-        here, y = self.shard.localize(self.target_ids[rows], d.shape[1])
+        here, y = self.shard.localize(self.target_ids[rows], vocab)
         factor = (shift - log_sum).exp() * scale
-        if h is None:
-            e.mul_((-g * factor)[:, None])
-        else:
-            offset = shift - log_sum + entropy
-            e.mul_(d.add_(offset[:, None]).mul_((-h * factor)[:, None]).add_((-g * factor)[:, None]))
-        return self._finish_gradient(e, here, y, target_gradient(logp, entropy, g, h) * scale, self.slope), None
+        offset, target = shift - log_sum + entropy, target_gradient(logp, entropy, g, h) * scale
+        for part, scratch in self.blocks(n, vocab):
+            dz = scratch if out.dtype != e.dtype else e[part]
+            if h is None:
+                torch.mul(e[part], (-g * factor)[part, None], out=dz)
+            else:
+                slope = d[part].add_(offset[part, None]).mul_((-h * factor)[part, None]).add_((-g * factor)[part, None])
+                torch.mul(e[part], slope, out=dz)
+            self._finish_gradient(dz, here, y, target, self.slope, part)
+            if dz is scratch:
+                out[part].copy_(dz)
+        self._clear_behind(e)
+        return out, None
 
     def slice_gradient(
         self,
@@ -159,22 +207,49 @@ class TorchRows:
         h: Tensor | None,
     ) -> tuple[Tensor, None]:
         """dL/dlogits [n, columns] recomputed for a slice of the vocabulary, and no row factor."""
-        x, scale = self.inputs(rows), self.head.scale(rows)
-        d, p = self.views(x.shape[0], columns.stop - columns.start)
-        slope = logits_(self.head.slice(columns).widen(self.dtype), x, scale, d)
-        d.sub_(maximum[:, None]).sub_(log_sum[:, None])  # in two steps: their sum would round log_sum away
-        if self.head.bias is not None:
-            d.clamp_(min=FLOOR)
-        torch.exp(d, out=p)
-        if h is None:
-            p.mul_(column(-g * scale))
-        else:
-            p.mul_(d.add_(entropy[:, None]).mul_((-h * scale)[:, None]).add_((-g * scale)[:, None]))
-        here, y = locate(self.target_ids[rows], self.shard.start + columns.start, p.shape[1])
-        return self._finish_gradient(p, here, y, target_gradient(logp, entropy, g, h) * scale, slope), None
+        x, scale, width = self.inputs(rows), self.head.scale(rows), columns.stop - columns.start
+        z = view(self.logits, x.shape[0], width)
+        head = self.head.slice(columns)
+        slope = logits_(head if self.operands != self.dtype else head.widen(self.dtype), x, scale, z)
+        out = self.narrowed(z)
+        here, y = locate(self.target_ids[rows], self.shard.start + columns.start, width)
+        target = target_gradient(logp, entropy, g, h) * scale
+        for part, p in self.blocks(x.shape[0], width):
+            d = z[part].sub_(maximum[part, None]).sub_(log_sum[part, None])  # in one step log_sum would round away
+            if self.head.bias is not None:
+                d.clamp_(min=FLOOR)
+            torch.exp(d, out=p)
+            if h is None:
+                p.mul_((-g * scale)[part, None])
+            else:
+                d.add_(entropy[part, None]).mul_((-h * scale)[part, None]).add_((-g * scale)[part, None])
+                p.mul_(d)
+            self._finish_gradient(p, here, y, target, slope, part)
+            out[part].copy_(p)
+        self._clear_behind(z)
+        return out, None
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """Where the gradient in x's memory [n, columns] goes: x itself, or the first half of each of its rows in the
+        dtype of the operands."""
+        return x if self.operands == x.dtype else x.view(self.operands)[:, : x.shape[1]]
+
+    def _clear_behind(self, x: Tensor) -> None:
+        """The numbers behind each narrowed row: oneDNN's products of bf16 go by blocks of the depth, so that it reads
+        some of them on CPUs with AMX and multiplies them by 0, which of a NaN is one."""
+        if self.operands != x.dtype:
+            x.view(self.operands)[:, x.shape[1] : stored_width(x.shape[1])] = 0
 
     @staticmethod
-    def _finish_gradient(dz: Tensor, here: Tensor | None, y: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:
-        target = target[:, None]
-        dz.scatter_(1, y, target if here is None else torch.where(here[:, None], target, dz.gather(1, y)))
-        return dz if slope is None else dz.mul_(slope)
+    def _finish_gradient(
+        dz: Tensor, here: Tensor | None, y: Tensor, target: Tensor, slope: Tensor | None, part: slice
+    ) -> None:
+        """Write the target's gradient into a block and apply the softcap's slope."""
+        y, target = y[part], target[part, None]
+        dz.scatter_(1, y, target if here is None else torch.where(here[part, None], target, dz.gather(1, y)))
+        if slope is not None:
+            dz.mul_(slope[part])
+
+
+def view(buffer: Tensor, rows: int, columns: int) -> Tensor:
+    return buffer[: rows * columns].view(rows, columns)

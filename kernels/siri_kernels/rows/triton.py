@@ -31,6 +31,7 @@ class TritonRows:
         self, hidden: Tensor, head: Head, target_ids: Tensor, shard: Shard, rows: int, columns: int, dtype: torch.dtype
     ):
         self.hidden, self.head, self.target_ids, self.shard = hidden, head, target_ids.contiguous(), shard
+        self.offset: Tensor | None = None  # a row is measured from its own maximum
         self.operand = gradient_dtype(hidden.dtype)
         self.buffer = torch.empty(rows * columns, dtype=logits_dtype(hidden, head), device=hidden.device)
         self.narrow_weight: Tensor | None = None

@@ -1,8 +1,8 @@
 """The GEMM whose epilogue is the softmax: E = exp(z - b) from the fp32 accumulator, with row offsets b known before.
 
-Logits z = scale * softcap(x W^T + bias) never reach memory. b_i is the target's logit minus an approximate log-prob
-(the anchor), so that E lies near the probabilities and one pass gives their sum; `anchored.rows` has the mathematics.
-Everything is in units of log2: u = log2(e) z - b2, E = 2^u. The target's column is left out of E and of the sums.
+Logits z = scale * softcap(x W^T + bias) never reach memory. b_i is near the row's log-sum-exp, so that E lies near the
+probabilities and one pass gives their sum; `anchored.rows` has the mathematics. Everything is in units of log2:
+u = log2(e) z - b2, E = 2^u. The target's column is left out of E and of the sums; its u is kept.
 
 Two kernels, one epilogue: one that moves tiles by tensor descriptors (TMA on sm_90 and later), and one on plain
 pointers for older GPUs, odd strides, and for single rows that have to be done again. A tile and the order of its
@@ -25,12 +25,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from siri_kernels.rows.anchored.tiles import Tile, pick_tile, programs_per_device
-from siri_kernels.rows.kernels import FLOOR, INTERPRET, narrow, tanh
+from siri_kernels.rows.kernels import FLOOR, INTERPRET, narrow, row_stride, tanh
 
-
-def stored_width(columns: int) -> int:
-    """Row stride of a stored E [n, columns]: rows start at multiples of 128 bytes."""
-    return -(-columns // 64) * 64
+# never specialised (rows.kernels): what varies with the rows of a launch, or where they start in a batch
+PER_ROW_ARGUMENTS = (
+    *("TARGET_IDS", "SCALE", "B2", "PARTIALS", "TARGET"),
+    *("n", "stride", "vocab_start", "programs"),
+)
 
 
 @triton.jit
@@ -44,11 +45,11 @@ def dot(a, b, acc):
 @triton.jit
 def epilogue(
     z, scale, b2, y, first, BIAS, V, softcap, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr, SOFTCAP: tl.constexpr,
-    SLOPE: tl.constexpr, ONLINE: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr, BRANCH: tl.constexpr,
-    WIDTH: tl.constexpr,
+    SLOPE: tl.constexpr, ONLINE: tl.constexpr, SUMS: tl.constexpr, ENTROPY: tl.constexpr, MASK: tl.constexpr,
+    BRANCH: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """From raw logits z [M, WIDTH] of the columns from `first` on: E as it is stored, and per row the offset, sum E,
-    sum E u, and the target's scaled logit (of rounded logits; b2 where it is not among the columns)."""
+    sum E u, and the target's u (ONLINE: its logit) where it is among the columns."""
     columns = first + tl.arange(0, WIDTH)
     if HAS_BIAS:
         bias = tl.load(BIAS + columns, mask=columns < V, other=0.0).to(tl.float32)
@@ -64,13 +65,15 @@ def epilogue(
     if ONLINE:
         u = z * scale[:, None]
         u = tl.where(u < FLOOR, FLOOR, u)
-        keep = (columns[None, :] != y[:, None]) & (columns < V)[None, :]
+        keep = columns[None, :] != y[:, None]
+        target = tl.sum(tl.where(keep, 0.0, u), 1)
+        keep = keep & (columns < V)[None, :]
         u = tl.where(keep, u, FLOOR)
         b2 = tl.max(u, 1)
         u = u - b2[:, None]
         e = tl.where(keep, tl.exp2(u), 0.0)
     else:
-        u = z * scale[:, None] - b2[:, None]
+        u = tl.fma(z, scale[:, None], -b2[:, None])
         if HAS_BIAS:  # -inf: a banned token
             u = tl.where(u < FLOOR, FLOOR, u)
         special = True
@@ -80,8 +83,8 @@ def epilogue(
                 special = special | (first + WIDTH > V)
         if special:
             keep = columns[None, :] != y[:, None]
-            if ROUND:
-                target = b2 + tl.sum(tl.where(keep, 0.0, u), 1)
+            if SUMS:
+                target = tl.sum(tl.where(keep, 0.0, u), 1)
             if MASK:
                 keep = keep & (columns < V)[None, :]
             u = tl.where(keep, u, FLOOR)
@@ -109,8 +112,7 @@ def put_rows(
             tl.store(at + plane, weighted, mask=valid)
         if ONLINE:
             tl.store(at + 2 * plane, offset, mask=valid)
-        if ROUND and not ONLINE:
-            tl.store(TARGET + rows, target, mask=valid & (y >= first) & (y < first + width))
+        tl.store(TARGET + rows, target, mask=valid & (y >= first) & (y < first + width))
 
 
 @triton.jit
@@ -122,7 +124,7 @@ def tile_of(t, tiles_m, tiles_n, GROUP: tl.constexpr):
     return first + t % per_group % size, t % per_group // size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*PER_ROW_ARGUMENTS, "V", "x_stride", "w_stride", "e_stride"])
 def descriptor_kernel(
     X, W, E, TARGET_IDS, SCALE, B2, BIAS, PARTIALS, TARGET, n, V, D, stride, x_stride, w_stride, e_stride, scale,
     softcap, vocab_start, programs, PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr,
@@ -159,22 +161,22 @@ def descriptor_kernel(
             factor = tl.full((BM,), 1.0, tl.float32) * scale
         if SUBTILES == 1:
             e, offset, total, weighted, target = epilogue(
-                acc, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK,
-                FLAT, BN
+                acc, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, SUMS, ENTROPY,
+                MASK, FLAT, BN
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first], narrow(e, tl.bfloat16))
         else:
             left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, PART)), (0, 2, 1)))
             e, offset, total, weighted, target = epilogue(
-                left, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, ENTROPY, MASK,
-                FLAT, PART
+                left, factor, b2, y, first, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False, SUMS, ENTROPY,
+                MASK, FLAT, PART
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first], narrow(e, tl.bfloat16))
             e, offset, total1, weighted1, target1 = epilogue(
                 right, factor, b2, y, first + PART, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, False,
-                ENTROPY, MASK, FLAT, PART
+                SUMS, ENTROPY, MASK, FLAT, PART
             )  # fmt: skip
             if STORE:
                 E.store([m * BM, first + PART], narrow(e, tl.bfloat16))
@@ -186,7 +188,7 @@ def descriptor_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*PER_ROW_ARGUMENTS, "ROWS", "COUNT"])
 def pointer_kernel(
     X, W, E, TARGET_IDS, SCALE, B2, BIAS, PARTIALS, TARGET, ROWS, COUNT, n, V, D, stride, x_stride, w_stride, e_stride,
     scale, softcap, vocab_start, programs, PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr,
@@ -230,8 +232,8 @@ def pointer_kernel(
         else:
             factor = tl.full((BM,), 1.0, tl.float32) * scale
         e, offset, total, weighted, target = epilogue(
-            acc, factor, b2, y, tile_n * BN, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, ONLINE, ENTROPY, MASK,
-            True, BN
+            acc, factor, b2, y, tile_n * BN, BIAS, V, softcap, HAS_BIAS, ROUND, SOFTCAP, SLOPE, ONLINE, SUMS, ENTROPY,
+            MASK, True, BN
         )  # fmt: skip
         if STORE:
             at = E + x_rows[:, None] * e_stride + columns[None, :]
@@ -264,15 +266,15 @@ class Logits:
 
 def exp_gemm(
     x: Tensor, weight: Tensor, target_ids: Tensor, b2: Tensor, logits: Logits, *, out: Tensor | None,
-    partials: Tensor | None, target: Tensor, slope: bool = True, entropy: bool = True, tile: Tile | None = None,
-    online: bool = False, rows: Tensor | None = None, count: Tensor | None = None,
+    partials: Tensor | None, target: Tensor | None = None, slope: bool = True, entropy: bool = True,
+    tile: Tile | None = None, online: bool = False, rows: Tensor | None = None, count: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill `out` [n, V] bf16 with E and `partials` [3, tiles, n] fp32 (`new_partials`) with the sums of each tile;
     either may be None.
 
-    x [n, D], weight [V, D] fp16 or bf16; target_ids [n]; b2 [n] fp32. target [n] fp32 receives the rounded target
-    logits when logits are rounded. `slope`: with a softcap, store E times its derivative. rows [n] and count [] (on the
-    device): only rows[:count], on plain pointers; `online`: with each tile's own maximum for b.
+    x [n, D], weight [V, D] fp16 or bf16; target_ids [n]; b2 [n] fp32. target [n] fp32 receives u of the targets beside
+    the sums, `online` their logits. `slope`: with a softcap, store E times its derivative. rows [n] and count [] (on
+    the device): only rows[:count], on plain pointers; `online`: with each tile's own maximum for b.
     """
     n, d_model = x.shape
     vocab = weight.shape[0]
@@ -283,10 +285,26 @@ def exp_gemm(
     by_pointers = selected or online or not tile.descriptors
     anything = b2  # for arguments that this variant does not read
     sums = partials is not None
-    tensors = (target_ids, anything if logits.scale_N is None else logits.scale_N, b2)
-    tensors += (anything if logits.bias is None else logits.bias, partials if sums else anything, target)
-    numbers = (logits.scale, logits.softcap or 1.0, logits.vocab_start)
-    flags = {
+    tiles = triton.cdiv(n, tile.rows) * triton.cdiv(vocab, tile.columns)
+    programs = min(tiles, programs_per_device(x.device, tile))
+    arguments = {
+        "TARGET_IDS": target_ids,
+        "SCALE": anything if logits.scale_N is None else logits.scale_N,
+        "B2": b2,
+        "BIAS": anything if logits.bias is None else logits.bias,
+        "PARTIALS": partials if sums else anything,
+        "TARGET": anything if target is None else target,
+        "n": n,
+        "V": vocab,
+        "D": d_model,
+        "stride": partials.shape[2] if sums else 0,
+        "x_stride": row_stride(x),
+        "w_stride": weight.stride(0),
+        "e_stride": 0 if out is None else out.stride(0),
+        "scale": logits.scale,
+        "softcap": logits.softcap or 1.0,
+        "vocab_start": logits.vocab_start,
+        "programs": programs,
         "PER_ROW": logits.scale_N is not None,
         "HAS_BIAS": logits.bias is not None,
         "ROUND": logits.round_bf16,
@@ -302,32 +320,38 @@ def exp_gemm(
         "GROUP": tile.group,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        "enable_fp_fusion": True,  # for sum(e * u), which cannot be written as multiply-adds
     }
-    stride = partials.shape[2] if sums else 0
-    tiles = triton.cdiv(n, tile.rows) * triton.cdiv(vocab, tile.columns)
-    programs = min(tiles, programs_per_device(x.device, tile))
-    strides = (x.stride(0), weight.stride(0), 0 if out is None else out.stride(0))
     if by_pointers:
         pointer_kernel[(programs,)](
-            x, weight, anything if out is None else out, *tensors, rows if selected else anything,
-            count if selected else anything, n, vocab, d_model, stride, *strides, *numbers, programs, **flags,
-            ONLINE=online, SELECTED=selected, EVEN_D=d_model % tile.depth == 0,
+            X=x, W=weight, E=anything if out is None else out, ROWS=rows if selected else anything,
+            COUNT=count if selected else anything, **arguments, ONLINE=online, SELECTED=selected,
+            EVEN_D=d_model % tile.depth == 0,
         )  # fmt: skip
         return
     describe = TensorDescriptor.from_tensor
     if tile.specialized:  # makes its descriptors itself
         describe = lambda matrix, block: matrix  # noqa: E731
-    inputs = describe(x, [tile.rows, tile.depth])
-    e = inputs if out is None else describe(out, [tile.rows, tile.columns // tile.subtiles])
-    arguments = (inputs, describe(weight, [tile.columns, tile.depth]), e, *tensors, n, vocab, d_model, stride)
-    flags |= {"SUBTILES": tile.subtiles, "SPECIALIZED": tile.specialized}
+    inputs = describe(x.as_strided(x.shape, (arguments["x_stride"], 1)), [tile.rows, tile.depth])
+    arguments |= {
+        "X": inputs,
+        "W": describe(weight, [tile.columns, tile.depth]),
+        "E": inputs if out is None else describe(out, [tile.rows, tile.columns // tile.subtiles]),
+        "SUBTILES": tile.subtiles,
+        "SPECIALIZED": tile.specialized,
+    }
 
     def launch():
-        if tile.specialized:
-            triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=x.device))
-        descriptor_kernel[(programs,)](*arguments, *strides, *numbers, programs, **flags)
+        descriptor_kernel[(programs,)](**arguments)
 
-    copy_context().run(launch)  # the caller's own allocator, if any, stays
+    def launch_with_memory():  # for descriptors that the kernel makes
+        triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=x.device))
+        launch()
+
+    if tile.specialized:
+        copy_context().run(launch_with_memory)  # the caller's own allocator, if any, stays
+    else:
+        launch()
 
 
 def new_partials(n: int, vocab: int, tile: Tile, device: torch.device) -> Tensor:

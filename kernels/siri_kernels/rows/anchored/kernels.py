@@ -1,4 +1,4 @@
-"""The small kernels around the anchored GEMM: the target's logit before it; afterwards the row sums, and the logit
+"""The small kernels around the anchored GEMM: the offsets before it; afterwards the row sums, and the logit
 gradient's target column and row factors."""
 
 # What @triton.jit makes of a function no type checker knows: a launch takes other arguments, a constexpr is a number.
@@ -13,22 +13,28 @@ import triton.language as tl
 from torch import Tensor
 
 from siri_kernels.rows.anchored.gemm import Logits
-from siri_kernels.rows.kernels import FLOOR, INTERPRETED, expm1, narrow, tanh
+from siri_kernels.rows.kernels import FLOOR, INTERPRETED, UNFUSED, block_size, expm1, narrow, row_stride, tanh
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = 1.4426950408889634
+LOWEST_ANCHOR = -40.0
+LOWEST = tl.constexpr(LOWEST_ANCHOR)
 LARGEST = tl.constexpr(2.0**100)  # a larger sum is redone: its products could leave the range of fp32
+HIGHEST_GAP = tl.constexpr(64.0)  # and so is a row measured from so far (log2) above it that parts of it fell to 0
 ROWS, DEPTH = (64, 64) if INTERPRETED else (4, 512)
 SUM_ROWS, SUM_TILES = (64, 16) if INTERPRETED else (32, 32)
+GRADIENT_BLOCK = 4096
 
 
-@triton.jit
-def target_logit_kernel(
-    X, W, TARGET_IDS, SCALE, BIAS, OUT, n, V, D, x_stride, w_stride, scale, softcap, vocab_start,
-    PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND: tl.constexpr, SOFTCAP: tl.constexpr, BM: tl.constexpr,
+@triton.jit(do_not_specialize=["TARGET_IDS", "SCALE", "ANCHOR", "B2", "n", "V", "vocab_start"])
+def offsets_kernel(
+    X, W, TARGET_IDS, SCALE, BIAS, ANCHOR, B2, n, V, D, x_stride, w_stride, scale, softcap, vocab_start,
+    PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ANCHOR: tl.constexpr, SOFTCAP: tl.constexpr, BM: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
-    """OUT = the scaled logit of each row's target, 0 where it lies in another shard: one dot product per row."""
+    """B2 = the scaled logit of each row's target, 0 where it lies in another shard or is -inf, minus the anchor, in
+    units of log2: one dot product per row. It says where to measure from; the target's logit itself comes from the
+    GEMM, with the roundings of all others."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     valid = rows < n
     y = tl.load(TARGET_IDS + rows, mask=valid, other=0).to(tl.int64) - vocab_start
@@ -39,25 +45,37 @@ def target_logit_kernel(
         k = start + tl.arange(0, BK)
         inside = in_shard[:, None] & (k < D)[None, :]
         x = tl.load(X + rows.to(tl.int64)[:, None] * x_stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
-        acc += x * tl.load(W + y[:, None] * w_stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
+        w = tl.load(W + y[:, None] * w_stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
+        acc = tl.fma(x, w, acc)
     z = tl.sum(acc, 1)
     if HAS_BIAS:
         z += tl.load(BIAS + y, mask=in_shard, other=0.0).to(tl.float32)
-    if ROUND:
-        z = narrow(z, tl.bfloat16).to(tl.float32)
     if SOFTCAP:
         z = softcap * tanh(z / softcap)
     z = z * scale
     if PER_ROW:
         z = z * tl.load(SCALE + rows, mask=valid, other=1.0)
-    tl.store(OUT + rows, tl.where(in_shard, z, 0.0), mask=valid)
+    z = tl.where(in_shard & (z != float("-inf")), z, 0.0)
+    if HAS_ANCHOR:
+        anchor = tl.load(ANCHOR + rows, mask=valid, other=0.0).to(tl.float32)
+        anchor = tl.where(anchor > LOWEST, anchor, LOWEST) * (anchor == anchor).to(tl.float32)
+        z = tl.fma(tl.where(anchor < 0, anchor, 0.0), -1.4426950408889634, z)
+    tl.store(B2 + rows, z, mask=valid)
 
 
-@triton.jit(do_not_specialize=["tiles"])  # a single tile must not be a constant, which has no type to widen
+SUMS_ARGUMENTS = (
+    *("PARTIALS", "B2", "TARGET", "TARGET_IDS", "STATS", "GAP", "ROWS", "COUNT"),
+    *("n", "V", "tiles", "vocab_start"),
+)
+
+
+@triton.jit(do_not_specialize=SUMS_ARGUMENTS)
 def sums_kernel(
-    PARTIALS, B2, TARGET, TARGET_IDS, STATS, GAP, REDO, n, V, tiles, vocab_start, BM: tl.constexpr, BT: tl.constexpr
-):
-    """STATS [4, n] = offset m, s_off, u_off and z_y in nats; GAP = b - m; REDO = 1 where the sums left their range.
+    PARTIALS, B2, TARGET, TARGET_IDS, STATS, GAP, ROWS, COUNT, n, V, tiles, vocab_start, BM: tl.constexpr,
+    BT: tl.constexpr,
+):  # fmt: skip
+    """STATS [4, n] = offset m, s_off, u_off and z_y in nats; GAP = b - m; TARGET, z_y - b before, becomes z_y (in
+    units of log2); ROWS[:COUNT], with a COUNT of 0 before: where the sums left their range, in no certain order.
 
     m is the target's logit while s_off <= 1, so that s_off is just what log1p takes, and above it by about log s_off
     for less likely targets, whose entropy would cancel otherwise.
@@ -73,31 +91,37 @@ def sums_kernel(
         at = PARTIALS + t.to(tl.int64)[:, None] * n + rows[None, :]
         total += tl.sum(tl.load(at, mask=inside, other=0.0), 0)
         weighted += tl.sum(tl.load(at + plane, mask=inside, other=0.0), 0)
-    target = tl.load(TARGET + rows, mask=valid, other=0.0)
-    gap = tl.load(B2 + rows, mask=valid, other=0.0) - target
+    relative = tl.load(TARGET + rows, mask=valid, other=0.0)
+    relative = tl.where(relative <= FLOOR, float("-inf"), relative)
+    gap = -relative
+    target = tl.load(B2 + rows, mask=valid, other=0.0) + relative
+    tl.store(TARGET + rows, target, mask=valid)
     above = (gap + tl.log2(total)) * LN2
     target = target * LN2
     offset = target + tl.where(above > 0, above, 0.0)
-    gap += (target - offset) * (1 / LN2)  # by the difference of what is stored: no rounding of large logits enters
+    gap = tl.fma(target - offset, 1 / LN2, gap)  # by what is stored: no rounding of large logits enters
     factor = tl.exp2(gap)
     # comparisons with NaN are false
-    fine = (total < LARGEST) & (tl.abs(weighted) < float("inf")) & (tl.abs(gap) < float("inf"))
+    fine = (total < LARGEST) & (tl.abs(weighted) < float("inf")) & (gap < HIGHEST_GAP) & (gap > -100)
     y = tl.load(TARGET_IDS + rows, mask=valid, other=0).to(tl.int64) - vocab_start
     out = STATS + rows
     tl.store(out, offset, mask=valid)
     tl.store(out + n, total * factor, mask=valid)
-    tl.store(out + 2 * n, factor * ((weighted + total * gap) * LN2), mask=valid)
+    tl.store(out + 2 * n, factor * (tl.fma(total, gap, weighted) * LN2), mask=valid)
     tl.store(out + 3 * n, tl.where((y >= 0) & (y < V), target, 0.0), mask=valid)
     tl.store(GAP + rows, gap * LN2, mask=valid)
-    tl.store(REDO + rows, tl.where(fine, 0, 1), mask=valid)
+    redo = tl.where(fine | (rows >= n), 0, 1)
+    slots = tl.atomic_add(COUNT, tl.sum(redo)) + tl.cumsum(redo, 0) - redo
+    tl.store(ROWS + slots, rows, mask=redo != 0)
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit(do_not_specialize=SUMS_ARGUMENTS)
 def online_sums_kernel(
     PARTIALS, B2, TARGET, TARGET_IDS, STATS, GAP, ROWS, COUNT, n, V, tiles, vocab_start, BM: tl.constexpr,
     BT: tl.constexpr,
 ):  # fmt: skip
-    """The same for the rows that are redone, from tiles with maxima of their own; B2 becomes the row's maximum."""
+    """The same for the rows that are redone, from tiles with maxima of their own, with z_y in TARGET; B2 becomes the
+    row's maximum there."""
     slot = tl.program_id(0) * BM + tl.arange(0, BM)
     valid = slot < tl.load(COUNT)
     if tl.program_id(0) * BM < tl.load(COUNT):
@@ -105,6 +129,7 @@ def online_sums_kernel(
         y = tl.load(TARGET_IDS + rows, mask=valid, other=0).to(tl.int64) - vocab_start
         in_shard = (y >= 0) & (y < V)
         target = tl.load(TARGET + rows, mask=valid, other=0.0)
+        target = tl.where(target <= FLOOR, float("-inf"), target)
         maximum = tl.where(in_shard & (target > FLOOR), target, FLOOR)
         plane = tiles.to(tl.int64) * n
         for start in range(0, tiles, BT):
@@ -122,7 +147,7 @@ def online_sums_kernel(
             s = tl.load(at, mask=inside, other=0.0)
             factor = tl.exp2(d)
             total += tl.sum(s * factor, 0)
-            weighted += tl.sum((tl.load(at + plane, mask=inside, other=0.0) + s * d) * factor, 0)
+            weighted += tl.sum(tl.fma(s, d, tl.load(at + plane, mask=inside, other=0.0)) * factor, 0)
         out = STATS + rows
         tl.store(out, maximum * LN2, mask=valid)
         tl.store(out + n, total, mask=valid)
@@ -132,19 +157,26 @@ def online_sums_kernel(
         tl.store(GAP + rows, tl.zeros((BM,), tl.float32), mask=valid)
 
 
-@triton.jit
+GRADIENT_ARGUMENTS = (
+    *("TARGET_IDS", "SCALE", "GAP", "MAXIMUM", "LOG_SUM", "LOGP", "ENTROPY", "G", "H", "FACTOR"),
+    "vocab_start",
+)
+
+
+@triton.jit(do_not_specialize=GRADIENT_ARGUMENTS)
 def gradient_kernel(
-    E, TARGET_IDS, SCALE, BASE, LSE, LOGP, ENTROPY, G, H, FACTOR, e_stride, V, scale, softcap, vocab_start,
+    E, TARGET_IDS, SCALE, GAP, MAXIMUM, LOG_SUM, LOGP, ENTROPY, G, H, FACTOR, e_stride, V, scale, softcap, vocab_start,
     PER_ROW: tl.constexpr, SOFTCAP: tl.constexpr, WITH_H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """dL/dlogits = FACTOR * E, row by row: the target's column, the factor, and with an entropy coefficient the whole
-    row, E (g + h (log p + entropy)), of an E stored without its softcap slope. E = p exp(-BASE)."""
+    row, E (g + h (log p + entropy)), of an E stored without its softcap slope. E = p exp(LOG_SUM - GAP)."""
     row = tl.program_id(0).to(tl.int64)
     if PER_ROW:
         scale = tl.load(SCALE + row)
-    base = tl.load(BASE + row)
+    log_sum = tl.load(LOG_SUM + row)
+    base = tl.load(GAP + row) - log_sum
     logp = tl.load(LOGP + row)
-    lse = tl.load(LSE + row)
+    lse = tl.load(MAXIMUM + row) + log_sum
     g = tl.load(G + row)
     active = g != 0
     target = g * expm1(logp)
@@ -155,7 +187,7 @@ def gradient_kernel(
         entropy = tl.load(ENTROPY + row)
         active = active | (h != 0)
         p = tl.exp(logp)
-        target += h * tl.where(p == 0, 0.0, p * (logp + entropy))
+        target = tl.fma(h, tl.where(p == 0, 0.0, p * (logp + entropy)), target)
         limit = V
         factor = -scale * tl.exp(base)
     else:
@@ -173,7 +205,7 @@ def gradient_kernel(
         if WITH_H:
             empty = x == 0
             log_e = tl.log(tl.where(empty, 1.0, x))
-            slope = g + h * (log_e + base + entropy)
+            slope = tl.fma(h, log_e + base + entropy, g)
             if SOFTCAP:
                 t = (log_e + base + lse) / (scale * softcap)
                 slope = slope * (1 - t * t)
@@ -189,40 +221,48 @@ def gradient_kernel(
     tl.store(FACTOR + row, tl.where(active, factor, 0.0))
 
 
-def _head(like: Tensor, logits: Logits) -> tuple[Tensor, Tensor, tuple, dict]:
-    return (
-        like if logits.scale_N is None else logits.scale_N,
-        like if logits.bias is None else logits.bias,
-        (logits.scale, logits.softcap or 1.0, logits.vocab_start),
-        {"PER_ROW": logits.scale_N is not None, "SOFTCAP": logits.softcap is not None},
-    )
+def _head(like: Tensor, logits: Logits) -> dict:
+    """What the kernels of a head take, by name; `like` stands in for what is not there."""
+    return {
+        "SCALE": like if logits.scale_N is None else logits.scale_N,
+        "scale": logits.scale,
+        "softcap": logits.softcap or 1.0,
+        "vocab_start": logits.vocab_start,
+        "PER_ROW": logits.scale_N is not None,
+        "SOFTCAP": logits.softcap is not None,
+    }
 
 
-def target_logit(x: Tensor, weight: Tensor, target_ids: Tensor, logits: Logits) -> Tensor:
-    """[n] fp32: each target's scaled logit, 0 in rows whose target another shard holds."""
+def offsets(
+    x: Tensor, weight: Tensor, target_ids: Tensor, logits: Logits, anchor: Tensor | None, out: Tensor
+) -> Tensor:
+    """out [n] fp32: each target's scaled logit, 0 in rows whose target another shard holds, minus the anchor, a
+    log-prob in nats (NaN = 0), in units of log2."""
     n, d_model = x.shape
-    out = torch.empty(n, dtype=torch.float32, device=x.device)
-    scale_N, bias, numbers, flags = _head(out, logits)
     if n:
-        target_logit_kernel[(triton.cdiv(n, ROWS),)](
-            x, weight, target_ids, scale_N, bias, out, n, weight.shape[0], d_model, x.stride(0), weight.stride(0),
-            *numbers, **flags, HAS_BIAS=logits.bias is not None, ROUND=logits.round_bf16, BM=ROWS, BK=DEPTH,
+        offsets_kernel[(triton.cdiv(n, ROWS),)](
+            X=x, W=weight, TARGET_IDS=target_ids, BIAS=out if logits.bias is None else logits.bias,
+            ANCHOR=out if anchor is None else anchor, B2=out, n=n, V=weight.shape[0], D=d_model,
+            x_stride=row_stride(x), w_stride=weight.stride(0), **_head(out, logits), HAS_BIAS=logits.bias is not None,
+            HAS_ANCHOR=anchor is not None, BM=ROWS, BK=DEPTH, **UNFUSED,
         )  # fmt: skip
     return out
 
 
 def sums(
     partials: Tensor, tiles: int, b2: Tensor, target: Tensor, target_ids: Tensor, vocab: int, vocab_start: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Row statistics [4, n], gap [n] and redo [n] int32 from a GEMM's partial sums."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row statistics [4, n] and gap [n] from a GEMM's partial sums; which rows must be redone, rows [n] int32 of which
+    only the first count [1] mean anything. target [n] becomes the targets' logits."""
     n = b2.shape[0]
     stats, gap = partials.new_empty(4, n), partials.new_empty(n)
-    redo = torch.empty(n, dtype=torch.int32, device=b2.device)
+    rows, count = (torch.empty(n, dtype=torch.int32, device=b2.device), b2.new_zeros(1, dtype=torch.int32))
     if n:
         sums_kernel[(triton.cdiv(n, SUM_ROWS),)](
-            partials, b2, target, target_ids, stats, gap, redo, n, vocab, tiles, vocab_start, BM=SUM_ROWS, BT=SUM_TILES
+            PARTIALS=partials, B2=b2, TARGET=target, TARGET_IDS=target_ids, STATS=stats, GAP=gap, ROWS=rows,
+            COUNT=count, n=n, V=vocab, tiles=tiles, vocab_start=vocab_start, BM=SUM_ROWS, BT=SUM_TILES, **UNFUSED,
         )  # fmt: skip
-    return stats, gap, redo
+    return stats, gap, rows, count
 
 
 def online_sums(
@@ -238,11 +278,11 @@ def online_sums(
     vocab: int,
     vocab_start: int,
 ) -> None:
-    """Overwrite stats, gap and b2 in the rows rows[:count]."""
+    """Overwrite stats and gap in the rows rows[:count], and write their maxima to b2."""
     n = b2.shape[0]
     online_sums_kernel[(triton.cdiv(n, SUM_ROWS),)](
-        partials, b2, target, target_ids, stats, gap, rows, count, n, vocab, tiles, vocab_start, BM=SUM_ROWS,
-        BT=SUM_TILES,
+        PARTIALS=partials, B2=b2, TARGET=target, TARGET_IDS=target_ids, STATS=stats, GAP=gap, ROWS=rows, COUNT=count,
+        n=n, V=vocab, tiles=tiles, vocab_start=vocab_start, BM=SUM_ROWS, BT=SUM_TILES, **UNFUSED,
     )  # fmt: skip
 
 
@@ -250,8 +290,9 @@ def gradient(
     e: Tensor,
     target_ids: Tensor,
     logits: Logits,
-    base: Tensor,
-    lse: Tensor,
+    gap: Tensor,
+    maximum: Tensor,
+    log_sum: Tensor,
     logp: Tensor,
     entropy: Tensor,
     g: Tensor,
@@ -261,12 +302,12 @@ def gradient(
     GEMM; its scale counts in powers of e here."""
     n, vocab = e.shape
     factor = torch.empty(n, dtype=torch.float32, device=e.device)
-    scale_N, _, (scale, *numbers), flags = _head(factor, logits)
+    head = _head(factor, logits)
+    head["scale"] /= LOG2E
     if n:
-        largest = 65536 if INTERPRETED else 4096
-        block = max(16, min(largest, triton.next_power_of_2(vocab)))
         gradient_kernel[(n,)](
-            e, target_ids, scale_N, base, lse, logp, entropy, g, g if h is None else h, factor, e.stride(0), vocab,
-            scale / LOG2E, *numbers, **flags, WITH_H=h is not None, BLOCK=block, num_warps=8,
+            E=e, TARGET_IDS=target_ids, GAP=gap, MAXIMUM=maximum, LOG_SUM=log_sum, LOGP=logp, ENTROPY=entropy, G=g,
+            H=g if h is None else h, FACTOR=factor, e_stride=e.stride(0), V=vocab, **head, WITH_H=h is not None,
+            BLOCK=block_size(vocab, GRADIENT_BLOCK), num_warps=8, **UNFUSED,
         )  # fmt: skip
     return factor

@@ -16,7 +16,7 @@ import triton  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from siri_kernels.gemm import multiprocessors
-from siri_kernels.rows.kernels import INTERPRETED
+from siri_kernels.rows.kernels import INTERPRETED, row_stride
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def plan_name() -> str:
 
 @cache
 def capability(device: torch.device) -> int:
-    """90 for sm_90."""
+    """90 for sm_90; 80 on AMD GPUs, which take the plain pointers of that generation."""
+    if torch.version.hip is not None:
+        return 80
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -104,7 +106,7 @@ def pick_tile(x: Tensor, weight: Tensor, busy: bool) -> Tile:
     """The tile for x [n, D] and weight [V, D]: the plan's, or one on plain pointers where descriptors cannot be used
     (rows that do not start at multiples of 16 bytes). It never depends on n."""
     aligned = all(
-        t.stride(1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in (x, weight)
+        t.stride(1) == 1 and row_stride(t) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in (x, weight)
     )
     if INTERPRETED:
         return INTERPRETER[aligned]
