@@ -11,32 +11,34 @@ from tests.support.compiler_reports import ANCHORED, ROWS, TOKENS, Reports, asse
 
 
 @pytest.fixture(scope="module")
-def found(compiled) -> Reports:
+def variants(compiled) -> Reports:
     everything = matching(compiled, r"^(?!.*anchored)", "sm_90")
     return everything | matching(compiled, f"{ROWS}|{TOKENS}", "sm_80", "sm_100")
 
 
-def test_every_variant_is_there(found):
+def test_every_variant_is_there(variants):
     """Dtypes of logits and of their gradient, softcap, temperature per row, entropy gradient, rows that start anywhere;
     every setting of the loss's kernel."""
-    hopper = {name for name, arch in found if arch == "sm_90"}
+    hopper = {name for name, arch in variants if arch == "sm_90"}
     assert len([name for name in hopper if name.startswith("row_stats")]) == 2 * 5 + 3
     assert len([name for name in hopper if name.startswith("dlogits")]) == 2 * (3 * 5 + 3)
-    assert len([name for name in hopper if name.startswith("tokens")]) == 2 * 2 * 2 * 4 + 2 * 2 * 4 + 1
+    assert (
+        len([name for name in hopper if name.startswith("tokens")]) == 2 * 2 * 2 * 4 + 2 * 2 * 4 + 2
+    )  # and finish, metrics
     for arch in ("sm_80", "sm_100"):
-        assert {name for name, a in found if a == arch} <= hopper
-        assert {name.split()[0] for name, a in found if a == arch} == {"row_stats", "dlogits", "tokens"}
+        assert {name for name, a in variants if a == arch} <= hopper
+        assert {name.split()[0] for name, a in variants if a == arch} == {"row_stats", "dlogits", "tokens"}
 
 
-def test_nothing_spills(found):
-    for key, report in found.items():
-        assert report["spills"] == 0 and report["stack"] == 0, (key, report)
+def test_nothing_spills(variants):
+    for key, report in variants.items():
+        assert_nothing_spills(key, report)
         assert 16 <= report["registers"] <= 64, (key, report)
         assert report["shared"] <= 1024, (key, report)
 
 
-def test_logits_are_streamed(found):
-    for (name, arch), report in found.items():
+def test_logits_are_streamed(variants):
+    for (name, arch), report in variants.items():
         if name.startswith("tokens") or "odd V" in name:
             continue
         assert report["wide_loads"] >= 1, (name, arch, report)
@@ -44,18 +46,18 @@ def test_logits_are_streamed(found):
             assert report["wide_stores"] >= 2, (name, arch, report)
 
 
-def test_no_warp_writes_over_what_another_has_not_read(found):
-    for key, report in found.items():
+def test_no_warp_writes_over_what_another_has_not_read(variants):
+    for key, report in variants.items():
         if key[0].startswith("dlogits"):
             assert report["barriers"] >= 1, key
 
 
 def test_sizes_of_one():
     """A launch makes constants of integers that are 1: one row, one token in the vocabulary, one tile."""
-    anchored = r"anchored (gemm( odd D)?|redo \w+|target|gradient|sums)"
+    anchored = r"anchored (gemm( odd D)?|redo \w+|gradient|sums)"
     names = rf"^(row_stats fp32|dlogits fp32->bf16|tokens (finish|grpo none)|{anchored})$"
-    found = reports("--arch", "90", "--ones", "--match", names, "--jobs", "2")
-    assert len(found) == 12
+    variants = reports("--arch", "90", "--ones", "--match", names, "--jobs", "2")
+    assert len(variants) == 11
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nosuch"], ["--arch", "75"], ["--match", "("]], ids=" ".join)

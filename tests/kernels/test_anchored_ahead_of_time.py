@@ -1,6 +1,8 @@
 """The anchored GEMM and its companions compile for real GPUs without one: tensor cores, TMA, no spills, registers and
 shared memory as planned. Speed is not claimed from any of it."""
 
+from importlib.metadata import version
+
 import pytest
 
 from tests.support.compiler_reports import assert_nothing_spills, matching
@@ -15,15 +17,15 @@ BUSY = ("softcap", "bias", "rounded", "everything")
 OTHER_PLANS = ("specialized", "two-blocks")
 
 
-def of(found, *words, without=()):
-    chosen = {n: r for n, r in found.items() if all(w in n for w in words) and not any(w in n for w in without)}
+def of(variants, *words, without=()):
+    chosen = {n: r for n, r in variants.items() if all(w in n for w in words) and not any(w in n for w in without)}
     assert chosen
     return chosen.items()
 
 
 def test_nothing_spills(hopper):
     for name, report in hopper.items():
-        assert report["spills"] == 0 and report["stack"] == 0, (name, report)
+        assert_nothing_spills((name, "sm_90"), report)
 
 
 def test_the_gemm_uses_wgmma_and_tma(hopper):
@@ -44,8 +46,9 @@ def test_one_block_or_two_fit_a_multiprocessor(hopper):
     for name, report in of(hopper, "gemm", without=("odd D", "store", "slice", "entropy", "ragged", *OTHER_PLANS)):
         if any(word in name for word in BUSY):  # 128 x 128 x 64, 8 warps, 3 stages: two blocks by shared memory
             assert 2 * (report["shared"] + 1024) <= 233_472, (name, report)
-    for name, report in of(hopper, "gemm", "bias"):
-        assert 2 * 256 * report["registers"] <= 65_536, (name, report)
+    for name, report in of(hopper, "gemm", "bias"):  # one block by registers, since multiply-adds are written out
+        most = 170 if version("triton").startswith("3.9") else 168
+        assert 256 * report["registers"] <= 65_536 and report["registers"] <= most, (name, report)
 
 
 def test_the_other_plans(hopper):

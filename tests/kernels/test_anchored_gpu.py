@@ -8,7 +8,7 @@ from siri_kernels import linear_grpo_loss, linear_logprob, reference, self_check
 from siri_kernels.rows.anchored.tiles import PLANS, capability, use_plan
 from siri_kernels.selection import select
 
-from tests.kernels.test_gpu import HALF, large_case, on_gpu
+from tests.kernels.test_gpu import ALONE, HALF, large_case, on_gpu
 from tests.support.kernel_cases import KERNEL_OPTIONS, make_case, relative, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -104,6 +104,7 @@ def test_rows_out_of_range_are_redone():
     check(case)
 
 
+@ALONE
 @pytest.mark.parametrize("options", [{}, {"memory": "lean"}, {"entropy_coef": 0.01}], ids=str)
 def test_nothing_synchronises(options):
     hidden, weight, target_ids, advantages = large_case()

@@ -95,8 +95,8 @@ def test_ids_of_rows_that_do_not_count_may_be_none(none, impl, memory):
         result = siri_kernels.linear_grpo_loss(hidden, weight, ids, case.advantages, **options)
         result.loss.backward()
         results.append((result.loss, result.logp, hidden.grad, weight.grad, *result.metrics.values()))
-    for one, two in zip(*results, strict=True):
-        assert torch.equal(one.nan_to_num(), two.nan_to_num())
+    for result_of_0, result_of_none in zip(*results, strict=True):
+        assert torch.equal(result_of_0.nan_to_num(), result_of_none.nan_to_num())
     with pytest.raises(ValueError, match="target_ids must lie in"):
         ids = case.target_ids.masked_fill(mask, none)
         siri_kernels.linear_grpo_loss(

@@ -9,10 +9,12 @@ import pytest
 import siri_kernels
 import torch
 from siri_kernels import linear_grpo_loss, reference
+from siri_kernels.defaults import IMPORTANCE_CAPS, LOSS_DEFAULTS, by_name
 from siri_kernels.loss.spec import LossOptions, LossSettings
 from siri_kernels.loss.tokens import prepare
 from torch import nn
 
+from siri.config import sections
 from tests.support.kernel_cases import relative
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"
@@ -21,13 +23,13 @@ LOSS = {
     "mask": None,
     "cu_seqlens": None,
     "loss": "grpo",
-    "clip_low": 0.2,
-    "clip_high": 0.28,
+    "clip_low": "auto",
+    "clip_high": "auto",
     "dual_clip": None,
     "importance": "none",
     "importance_low": 0.5,
-    "importance_cap": 2.0,
-    "aggregation": "token_mean",
+    "importance_cap": "auto",
+    "aggregation": "auto",
     "denominator": None,
     "fixed_length": None,
     "entropy_coef": 0.0,
@@ -35,10 +37,13 @@ LOSS = {
 HEAD = {"temperature": 1.0, "bias": None, "softcap": None, "impl": "auto"}
 PLACEMENT = {"forward_all": True, "memory": "fast", "logit_dtype": "fp32", "vocab_start": 0, "group": None}
 CONTRACT = {
-    "linear_logprob": (["hidden", "weight", "target_ids"], {**HEAD, "anchor": None, "return_entropy": False}),
+    "linear_logprob": (
+        ["hidden", "weight", "target_ids"],
+        {**HEAD, "anchor": None, "offset": None, "return_entropy": False, "return_offset": False, "memory": "fast"},
+    ),
     "linear_grpo_loss": (
         ["hidden", "weight", "target_ids", "advantages"],
-        {**LOSS, **HEAD, **PLACEMENT, "old_logp": None, "keep": None, "main_grad": None},
+        {**LOSS, **HEAD, **PLACEMENT, "old_logp": None, "offset": None, "keep": None, "main_grad": None},
     ),
     "grpo_loss": (["logp", "old_logp", "advantages"], LOSS),
     "logprob_from_logits": (
@@ -54,19 +59,55 @@ def test_names_and_defaults(name):
     parameters = inspect.signature(getattr(siri_kernels, name)).parameters
     kinds = {p.name: p.kind for p in parameters.values()}
     assert [n for n, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD] == positional
-    found = {n: p.default for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert options.items() <= found.items()
-    assert all(found[extra] is None for extra in found.keys() - options.keys()), "an addition changes nothing unasked"
+    defaults = {n: p.default for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert options.items() <= defaults.items()
+    assert all(defaults[extra] is None for extra in defaults.keys() - options.keys()), (
+        "an addition changes nothing unasked"
+    )
 
 
 def test_the_options_of_the_loss_are_the_same_wherever_they_are_named():
     """The settings, the keywords that a type checker knows, the reference, and the functions' signatures (above)."""
     fields = LossSettings.__dataclass_fields__
+    automatic = by_name("grpo", "none")
+    types = {name: hint.__forward_arg__ for name, hint in LossOptions.__annotations__.items()}
     assert {name: field.type for name, field in fields.items()} == {
-        name: hint.__forward_arg__ for name, hint in LossOptions.__annotations__.items()
+        name: hint.replace("float | Auto", "float") for name, hint in types.items()
     }
-    theirs = inspect.signature(reference.grpo_loss).parameters
-    assert {name: theirs[name].default for name in fields} == {name: field.default for name, field in fields.items()}
+    assert {name for name, hint in types.items() if "Auto" in hint} == automatic.keys() - {"aggregation"}
+    parameters = inspect.signature(reference.grpo_loss).parameters
+    assert {name: parameters[name].default for name in fields} == {
+        name: "auto" if name in automatic else field.default for name, field in fields.items()
+    }
+    assert automatic == {name: fields[name].default for name in automatic}
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (("grpo", "none"), (0.2, 0.28, "token_mean", 2.0)),
+        (("gspo", "tis"), (3e-4, 4e-4, "seq_mean", 2.0)),
+        (("cispo", "icepop"), (None, 0.28, "token_mean", 5.0)),
+    ],
+)
+def test_a_name_means_what_its_paper_has(names, values):
+    """In the operator, in the reference, and in the settings of `siri train`; what is given is kept."""
+    loss, importance = names
+    meant = dict(zip(("clip_low", "clip_high", "aggregation", "importance_cap"), values, strict=True))
+    assert by_name(loss, importance) == meant
+    assert (LOSS_DEFAULTS, IMPORTANCE_CAPS) == (sections.LOSS_DEFAULTS, sections.IMPORTANCE_CAPS)
+    torch.manual_seed(0)
+    logp, old, rollout, advantages = (torch.randn(12, dtype=torch.float64) * 0.3 for _ in range(4))
+    tensors = {"old_logp": old, "rollout_logp": rollout, "cu_seqlens": torch.tensor([0, 5, 12])}
+    for function, first in ((reference.grpo_loss, None), (siri_kernels.grpo_loss, old)):
+        if first is not None:
+            tensors.pop("old_logp")
+        for options in ({}, {"clip_high": 0.1}):
+            plain = function(logp, first, advantages, **tensors, loss=loss, importance=importance, **options)
+            spelt = function(logp, first, advantages, **tensors, loss=loss, importance=importance, **(meant | options))
+            assert torch.equal(plain[0], spelt[0])
+    with pytest.raises(ValueError, match="loss"):
+        siri_kernels.grpo_loss(logp, old, advantages, loss="gpro")
 
 
 @pytest.mark.parametrize("function", ["linear_grpo_loss", "grpo_loss"])

@@ -142,3 +142,22 @@ def test_one_vocabulary_entry_and_repeated_ids():
     _, gradients = run(linear_grpo_loss, case)
     _, expected = run(reference.linear_grpo_loss, case, upcast=True)
     assert all(relative(x, y) < 1e-5 for x, y in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("vocab", [31, 123, 124, 160, 1003])
+def test_a_vocabulary_of_any_size_in_bf16_without_a_bias(vocab, memory):
+    """Logits so far apart that what lies beside a row of the gradient, read as bf16, is NaN somewhere."""
+    g = torch.Generator().manual_seed(vocab)
+    hidden, weight = torch.randn(141, 31, generator=g).bfloat16(), torch.randn(vocab, 31, generator=g).bfloat16()
+    target_ids, advantages = torch.randint(vocab, (141,), generator=g), torch.randn(141, generator=g)
+    gradients = []
+    for function, dtype, wide, options in (
+        (linear_grpo_loss, torch.bfloat16, torch.float32, {"memory": memory}),
+        (reference.linear_grpo_loss, torch.float64, torch.float64, {}),
+    ):
+        x, w = (tensor.to(dtype, copy=True).requires_grad_() for tensor in (hidden, weight))
+        function(x, w, target_ids, advantages.to(wide), **options).loss.backward()
+        gradients.append((x.grad, w.grad))
+    for gradient, exact in zip(*gradients, strict=True):
+        assert relative(gradient, exact) < 1e-2

@@ -4,9 +4,11 @@ import pytest
 import torch
 from siri_kernels import linear_grpo_loss, linear_logprob, logprob_from_logits, reference, selection
 
-from tests.support.kernel_cases import GRADIENT, KERNEL_OPTIONS, VALUE, make_case, relative, run
+from tests.support.kernel_cases import GRADIENT, KERNEL_OPTIONS, VALUE, WIDE_GSPO, make_case, relative, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+ALONE = pytest.mark.xdist_group("alone")
+"""Gigabytes, or a measurement of memory or of synchronisation: one at a time where tests run in parallel"""
 HALF = 4e-3
 REFERENCE = {torch.float32: 1e-4, torch.bfloat16: HALF, torch.float16: HALF}
 
@@ -34,8 +36,12 @@ def check(case, dtype, **options):
     torch.testing.assert_close(result.loss.double(), expected.loss, rtol=1e-4, atol=1e-5)
     for name, value in expected.metrics.items():
         torch.testing.assert_close(result.metrics[name].double(), value, rtol=1e-4, atol=1e-5, msg=name)
-    for x, y in zip(gradients, expected_gradients, strict=True):
-        assert relative(x, y) <= REFERENCE[dtype]
+    (dx, dw, *db), (exact_dx, exact_dw, *exact_db) = gradients, expected_gradients
+    assert relative(dx, exact_dx) <= REFERENCE[dtype] and relative(dw, exact_dw) <= REFERENCE[dtype]
+    # rows of a short vocabulary cancel in the bias; roundings of dz do not: hidden states are N(0, 1), so that
+    # |dW| / sqrt(D) is the root of the sum of squares of dz
+    terms = exact_dw.norm() / case.hidden.shape[1] ** 0.5
+    assert all((x - y).norm() <= REFERENCE[dtype] * max(y.norm(), terms) for x, y in zip(db, exact_db, strict=True))
 
 
 @pytest.mark.parametrize("dtype", list(REFERENCE), ids=str)
@@ -52,11 +58,13 @@ def test_vocabularies(vocab):
     check(on_gpu(make_case(vocab, lengths=(33, 64), d=64, vocab=vocab, dtype=torch.bfloat16)), torch.bfloat16)
 
 
+@ALONE
 def test_more_rows_than_a_grid_dimension():
     case = on_gpu(make_case(1, lengths=(70_001,), d=64, vocab=97, dtype=torch.bfloat16))
     check(case, torch.bfloat16)
 
 
+@ALONE
 def test_offsets_past_32_bits():
     """rows * V > 2^31: the last rows are as right as the first."""
     logits = torch.randn(16_000, 151_936, device="cuda", dtype=torch.bfloat16).requires_grad_()
@@ -71,6 +79,7 @@ def test_offsets_past_32_bits():
     assert relative(logits.grad[-8:], last.grad) <= HALF and not logits.grad[:-8].any()
 
 
+@ALONE
 @pytest.mark.parametrize("impl", ["fallback", "auto"])
 def test_a_chunk_past_32_bits(impl):
     """One chunk of 14,500 rows and V = 151,936, fp32 logits: 8.8 GB."""
@@ -116,12 +125,13 @@ def test_a_log_prob_hardly_depends_on_the_packing():
 SETTINGS = (
     {},
     {"memory": "lean"},
-    {"loss": "gspo", "memory": 100 << 20},
+    {**WIDE_GSPO, "memory": 100 << 20},
     {"denominator": 3.0, "aggregation": "seq_mean", "entropy_coef": 0.01, "softcap": 30.0},
     {"forward_all": False, "temperature": 0.7, "logit_dtype": "bf16"},
 )
 
 
+@ALONE
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 @pytest.mark.parametrize("impl", ["fallback", "auto"])
 def test_nothing_synchronises(impl, options):
@@ -137,6 +147,7 @@ def test_nothing_synchronises(impl, options):
             torch.cuda.set_sync_debug_mode("default")
 
 
+@ALONE
 @pytest.mark.parametrize("memory", [64 << 20, "lean"])
 def test_memory_is_bounded_by_the_chunk(memory):
     hidden, weight, target_ids, advantages = large_case(n=20_000)

@@ -235,11 +235,11 @@ def test_rows_without_a_gradient_are_found_and_skipped(memory):
     case = make_case(14)
     sequence = reference.sequence_ids(case.cu_seqlens, case.hidden.shape[0])
     dead = ~case.mask | (case.advantages[sequence] == 0)
-    found, gradients = run(linear_grpo_loss, case, forward_all=False, memory=memory)
-    assert torch.equal(found.logp.isnan(), dead) and torch.equal(found.entropy.isnan(), dead)
-    assert float(found.metrics["tokens"]) == float((~dead).sum())
+    skipping, gradients = run(linear_grpo_loss, case, forward_all=False, memory=memory)
+    assert torch.equal(skipping.logp.isnan(), dead) and torch.equal(skipping.entropy.isnan(), dead)
+    assert float(skipping.metrics["tokens"]) == float((~dead).sum())
     dense, dense_gradients = run(linear_grpo_loss, case)
-    torch.testing.assert_close(found.loss, dense.loss)
+    torch.testing.assert_close(skipping.loss, dense.loss)
     assert all(relative(x, y) < 1e-6 for x, y in zip(gradients, dense_gradients, strict=True))
 
 

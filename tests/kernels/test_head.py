@@ -3,6 +3,7 @@
 import pytest
 import torch
 from siri_kernels import FusedLMHead, linear_grpo_loss, linear_logprob, logprob_from_logits
+from siri_kernels.adapter import with_adapter
 from siri_kernels.chunked import Needs
 from siri_kernels.loss.spec import LossSettings
 from siri_kernels.ops import grpo as ops_grpo
@@ -15,9 +16,11 @@ from siri_kernels.ops.settings import (
     LogprobBackwardSettings,
     LogprobSettings,
     Placement,
+    ScaleSettings,
     TokenSettings,
 )
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.support.kernel_cases import make_case, relative, run
 
@@ -121,6 +124,28 @@ def test_a_lora_head(memory):
     torch.testing.assert_close(head.logprob(hidden, targets), base)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rank", "columns"), [(torch.bfloat16, 3, 24), (torch.bfloat16, 8, 24), (torch.float32, 3, 19)]
+)
+def test_an_adapter_of_any_rank_has_aligned_rows(dtype, rank, columns):
+    """In half precision, where the anchored GEMM and tensor cores want multiples of 16 bytes; the padding is zeros."""
+    g, limit = torch.Generator().manual_seed(5), 1e-5 if dtype == torch.float32 else 1e-2
+    x, w, u, b = (torch.randn(shape, generator=g).to(dtype) for shape in ((9, 16), (40, 16), (9, rank), (40, rank)))
+    u, b = u.requires_grad_(), b.requires_grad_()
+    joined, matrix, frozen = with_adapter(x, w, (u, b))
+    assert joined.shape == (9, columns) and matrix.shape == (40, columns) and frozen == 16
+    exact = x.double() @ w.double().T + u.double() @ b.double().T
+    torch.testing.assert_close(joined.double() @ matrix.double().T, exact)
+    loss = linear_grpo_loss(x, w, torch.arange(9), torch.ones(9), low_rank=(u, b)).loss
+    gradients = torch.autograd.grad(loss, (u, b))
+    plain = [t.detach().double().requires_grad_() for t in (u, b)]
+    logits = x.double() @ w.double().T + plain[0] @ plain[1].T
+    expected = torch.autograd.grad(plain_loss(logits, torch.arange(9), torch.ones(9)), plain)
+    assert all(
+        relative(mine, reference_gradient) < limit for mine, reference_gradient in zip(gradients, expected, strict=True)
+    )
+
+
 def test_what_is_not_a_head():
     with pytest.raises(ValueError, match=r"takes an .* or a LoRA layer"):
         FusedLMHead.of(nn.ReLU())
@@ -153,31 +178,42 @@ def test_a_compiled_logprob_has_no_graph_break():
     case = make_case(3)
     weight = case.weight.clone().requires_grad_()
 
-    def own(weight):
+    def step(weight):
         logp, entropy = linear_logprob(case.hidden, weight, case.target_ids, return_entropy=True, temperature=0.8)
         return (logp.exp() * entropy).sum()
 
-    own(weight).backward()
+    step(weight).backward()
     expected, weight.grad = weight.grad, None
-    torch.compile(own, fullgraph=True, backend="aot_eager")(weight).backward()
+    torch.compile(step, fullgraph=True, backend="aot_eager")(weight).backward()
     assert torch.equal(weight.grad, expected)
 
 
-def operators():
+def laid_out(x, layout):
+    """x with other strides: every second column of a wider matrix, or columns one after the other."""
+    if layout == "sliced":
+        return x.repeat_interleave(2, -1)[..., ::2]
+    return x.mT.contiguous().mT if layout == "transposed" and x.dim() == 2 else x
+
+
+def operators(layout="plain"):
     """Every operator and a call of it."""
     case = make_case(4, lengths=(3, 4), d=6, vocab=11)
+    for name, x in vars(case).items():
+        setattr(case, name, laid_out(x, layout))
     head, placement, loss = HeadSettings(), Placement("torch", budget=1 << 20), LossSettings(entropy_coef=0.1)
     needs = Needs(hidden=True, weight=True, bias=True)
-    leaves = {name: getattr(case, name).clone().requires_grad_() for name in ("hidden", "weight", "bias")}
+    leaves = {name: getattr(case, name).requires_grad_() for name in ("hidden", "weight", "bias")}
     plain = {name: leaf.detach() for name, leaf in leaves.items()}
     names = ("advantages", "old_logp", "rollout_logp", "mask", "cu_seqlens")
     per_token = {**{name: getattr(case, name) for name in names}, "denominator": None}
     common = {"target_ids": case.target_ids, "temperature_N": None, "keep": None}
     kept = {**common, "main_grad": None}
-    logprob = {**kept, "anchor": None, "settings": LogprobSettings(head, placement)}
+    logprob = {**kept, "anchor": None, "offset": None, "settings": LogprobSettings(head, placement)}
     rows = ops_logprob.linear_logprob(**plain, **logprob)._asdict()
+    del rows["offset"]  # which the backward does not take
     upstream = {"d_logp": torch.ones(7), "d_entropy": torch.ones(7)}
-    logits = {"logits": torch.randn(7, 11, requires_grad=True), "target_ids": case.target_ids, "temperature_N": None}
+    logits = {"logits": laid_out(torch.randn(7, 11), layout).requires_grad_()}
+    logits |= {"target_ids": case.target_ids, "temperature_N": None}
     logits["settings"] = LogitsSettings("torch")
     plain_logits = {**logits, "logits": logits["logits"].detach()}
     rows_of_logits = ops_logprob.logits_logprob(**plain_logits)._asdict()
@@ -185,8 +221,13 @@ def operators():
     return {
         "linear_grpo": (
             ops_grpo.linear_grpo,
-            {**leaves, **kept, **per_token, "keep_lengths": None},
+            {**leaves, **kept, **per_token, "keep_lengths": None, "offset": None},
             GrpoSettings(head, loss, placement, needs),
+        ),
+        "scaled": (
+            ops_grpo.scale,
+            {"gradient": torch.randn(5, 3), "upstream": torch.tensor(0.3)},
+            ScaleSettings("bfloat16"),
         ),
         "grpo_tokens": (ops_grpo.grpo_tokens, {**log_probs, **per_token, "computed": None}, TokenSettings(loss)),
         "linear_logprob": (ops_logprob.linear_logprob, {**leaves, **logprob}, logprob["settings"]),
@@ -206,6 +247,7 @@ def operators():
 
 OPERATORS = (
     "linear_grpo",
+    "scaled",
     "grpo_tokens",
     "linear_logprob",
     "linear_logprob_backward",
@@ -214,18 +256,69 @@ OPERATORS = (
 )
 
 
+LAYOUTS = ("plain", "sliced", "transposed")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", OPERATORS)
-def test_opcheck(name):
-    operator, tensors, settings = operators()[name]
+def test_opcheck(name, layout):
+    operator, tensors, settings = operators(layout)[name]
     arguments, options = operator.flat({**tensors, "settings": settings})
     results = torch.library.opcheck(operator.library_operator, arguments, options)
     assert set(results.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_compiler_is_told_the_strides(name, layout):
+    """What the fake operator makes is the real one's outputs but for the numbers."""
+    operator, tensors, settings = operators(layout)[name]
+    arguments, options = operator.flat({**tensors, "settings": settings})
+    detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+    real = operator.library_operator(*detached, **options)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in detached]
+        fake = operator.library_operator(*fakes, **options)
+    pairs = zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)]
+    for made, imitated in pairs:
+        assert (made.shape, made.stride(), made.dtype) == (imitated.shape, imitated.stride(), imitated.dtype)
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("layout", ["sliced", "transposed"])
+def test_a_compiled_step_on_strided_inputs(layout, memory):
+    case = make_case(6, lengths=(20,), d=16, vocab=40)
+    outcomes = []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, fullgraph=True)):
+        hidden, weight = (laid_out(x.clone(), layout).requires_grad_() for x in (case.hidden, case.weight))
+        step = wrap(lambda x, w: linear_grpo_loss(x, w, case.target_ids, case.advantages[:1], memory=memory,
+                                                  cu_seqlens=case.cu_seqlens).loss * 2)  # fmt: skip
+        step(hidden, weight).backward()
+        outcomes.append((hidden.grad, weight.grad))
+    assert all(relative(x, y) < 1e-6 for x, y in zip(*outcomes, strict=True))
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_second_derivatives_are_refused(memory):
+    case = make_case(7, lengths=(4,), d=8, vocab=10)
+    hidden, weight = case.hidden.requires_grad_(), case.weight
+    options = {"cu_seqlens": case.cu_seqlens}
+    loss = linear_grpo_loss(hidden, weight, case.target_ids, case.advantages[:1], memory=memory, **options).loss
+    with pytest.raises(ValueError, match=r"has no second derivatives: leave out create_graph=True, or use impl='ref"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+    logits = torch.randn(4, 10, requires_grad=True)
+    with pytest.raises(ValueError, match=r"^logits_logprob has no second derivatives"):
+        torch.autograd.grad(logprob_from_logits(logits, case.target_ids).sum(), logits, create_graph=True)
+    reference = linear_grpo_loss(hidden, weight, case.target_ids, case.advantages[:1], impl="reference", **options)
+    (first,) = torch.autograd.grad(reference.loss, hidden, create_graph=True)
+    assert first.requires_grad
+
+
 def test_every_operator_is_checked():
     assert set(operators()) == set(OPERATORS)
     registered = [x for module in (ops_grpo, ops_logprob) for x in vars(module).values() if isinstance(x, Operator)]
-    assert {operator for operator, *_ in operators().values()} == set(registered)
+    # interpreter/test_single_chunk.py has the one that only the Triton path knows
+    assert {operator for operator, *_ in operators().values()} == set(registered) - {ops_grpo.linear_grpo_weight}
 
 
 def test_an_operator_takes_no_argument_by_its_position():

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from siri_kernels import chunked
 from siri_kernels.integrations import liger
 
 from tests.support.integration_cases import leaves, padded_batch, peak_bytes
@@ -98,37 +99,74 @@ def test_the_signature_is_theirs(method):
     assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"loss_type": "ppo"}, "loss_type must be one of"),
-        ({"importance_sampling_level": "word"}, "token or sequence"),
-        ({"loss_type": "cispo", "importance_sampling_level": "sequence"}, "importance_sampling_level='token'"),
-        ({"loss_type": "dr_grpo"}, "max_completion_length"),
-        ({"sapo_temperature_neg": 0}, "sapo_temperature_neg"),
-        ({"delta": -1}, "delta"),
-    ],
-)
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        Ours(**options)
+WHEN_MADE = [({"sapo_temperature_neg": 0}, "sapo_temperature_neg"), ({"delta": -1}, "delta")]
+WHEN_CALLED = [
+    ({"loss_type": "ppo"}, "loss_type must be one of"),
+    ({"importance_sampling_level": "word"}, "token or sequence"),
+    *(
+        ({"loss_type": kind, "importance_sampling_level": "sequence"}, "importance_sampling_level='token'")
+        for kind in ("cispo", "sapo", "vespo")
+    ),
+    ({"loss_type": "dr_grpo"}, "max_completion_length"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WHEN_MADE)
+def test_bad_settings_are_refused_when_the_loss_is_made_as_by_liger(options, message):
+    for cls in (Theirs, Ours):
+        with pytest.raises(ValueError, match=message) as caught:
+            cls(**options)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{}, {"importance_sampling_level": "sequence", "beta": 0.1}])
-def test_luspo_of_single_tokens_is_refused(options):
-    """Liger's mean runs over padding there: its loss changes with the length to which a batch is padded."""
+@pytest.mark.parametrize(("options", "message"), WHEN_CALLED)
+def test_bad_settings_are_refused_at_the_first_call_as_by_liger(options, message):
     batch = padded_batch(6)
-    longer = padded_batch(6)
+    options = {"beta": 0.0, "use_ref_model": False, "compiled": False, **options}
+    arguments = (batch.hidden, batch.weight, batch.ids, batch.mask.float(), batch.advantages)
+    for cls in (Theirs, Ours):
+        made = cls(**options)
+        with pytest.raises((ValueError, AssertionError) if cls is Theirs else ValueError) as caught:
+            made(*arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+LUSPO_TOKENS = {
+    "ratios per token": ({}, {}),
+    "KL": ({"beta": 0.1, "importance_sampling_level": "sequence", "use_ref_model": True}, {"reference"}),
+    "KL, ratios per token": ({"beta": 0.1, "use_ref_model": True}, {"reference"}),
+    "corrected KL": (
+        {"beta": 0.1, "importance_sampling_level": "sequence", "use_ref_model": True, "use_bias_correction_kl": True},
+        {"reference"},
+    ),
+    "weights per token": ({"importance_sampling_level": "sequence"}, {"weights"}),
+}
+
+
+@pytest.mark.parametrize("name", LUSPO_TOKENS)
+def test_luspo_of_single_tokens_is_ligers_padding_included(name):
+    """Liger's mean runs over padding there: the same loss and gradients, and a line that says so."""
+    batch = padded_batch(6)
+    options, more = LUSPO_TOKENS[name]
+    options = {"loss_type": "luspo", **options}
+    call = {"old_per_token_logps": batch.old}
+    call |= {"ref_per_token_logps": batch.reference} if "reference" in more else {}
+    call |= {"vllm_is_ratio": (batch.old - batch.reference).exp().clamp(max=1.2)} if "weights" in more else {}
+    with pytest.warns(UserWarning, match="padding") as told:
+        assert_same(batch, options, call)
+    assert sum("padding" in str(warning.message) for warning in told) == 1
+
+
+def test_luspo_of_sequences_does_not_depend_on_padding():
+    batch, longer = padded_batch(6), padded_batch(6)
     for name in ("hidden", "ids", "mask", "old"):
         x = getattr(batch, name)
         setattr(longer, name, torch.cat([x, torch.zeros_like(x[:, :1])], 1))
-    options = {"loss_type": "luspo", "use_ref_model": False, "beta": 0.0, **options}
-    if not options["beta"]:
-        short, long = (run(Theirs, b, options, {"old_per_token_logps": b.old})[0] for b in (batch, longer))
-        assert float((short - long).abs()) > 1e-3
-    with pytest.raises(ValueError, match="luspo"):
-        run(Ours, batch, options, {})
+    short, long = (run(Ours, b, SETTINGS["luspo"], {"old_per_token_logps": b.old})[0] for b in (batch, longer))
+    torch.testing.assert_close(short, long)
+    single = {"loss_type": "luspo"}
+    short, long = (run(Ours, b, single, {"old_per_token_logps": b.old})[0] for b in (batch, longer))
+    assert float((short - long).abs()) > 1e-3  # what the warning is about
 
 
 def test_a_missing_reference_model():
@@ -137,7 +175,8 @@ def test_a_missing_reference_model():
         Ours()(batch.hidden, batch.weight, batch.ids, batch.mask, batch.advantages)
 
 
-def test_logits_are_never_whole():
+def test_logits_are_never_whole(monkeypatch):
+    monkeypatch.setitem(chunked.BUDGET["cpu"], "fast", 32 << 20)  # its default holds a problem of this size whole
     batch = padded_batch(7, (700, 800), d=8, vocab=32768)
     hidden, weight = leaves(batch)
 

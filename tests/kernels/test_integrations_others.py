@@ -9,10 +9,13 @@ import importlib
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from siri_kernels.integrations import seams
+from siri_kernels.integrations.seams import UntestedVersion
 from torch import nn
 
 from tests.support.integration_cases import (
@@ -29,21 +32,61 @@ from tests.support.kernel_cases import relative
 
 tests_tiny = pytest.importorskip("tests.support.tiny", reason="transformers is not installed")
 
-IN_ONE_LINE = ("verl", "openrlhf", "prime_rl", "transformers", "trl")
+ADAPTERS = ("openrlhf", "prime_rl", "transformers", "trl")
 
 
-@pytest.mark.parametrize("found", ["none", "0.1.dev3+cu13", "99.0"])
-@pytest.mark.parametrize("name", IN_ONE_LINE)
-def test_another_version_is_refused_in_one_line(name, found, monkeypatch):
+@pytest.mark.parametrize("name", (*ADAPTERS, "verl"))
+def test_a_missing_trainer_is_refused_in_one_line(name, monkeypatch):
     def version(_):
-        if found == "none":
-            raise importlib.metadata.PackageNotFoundError
-        return found
+        raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    with pytest.raises(ImportError, match=r"found .*pip install \".*linear_logprob") as caught:
+    with pytest.raises(ImportError, match=r"found none: pip install \".*linear_logprob") as caught:
         fresh(name, monkeypatch)
-    assert "\n" not in str(caught.value) and found in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("release", ["0.1.dev3+cu13", "99.0"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_another_version_is_told_in_one_line_and_taken(name, release, monkeypatch):
+    distribution = {"prime_rl": "prime-rl"}.get(name, name)
+    if name in ("transformers", "trl"):
+        importlib.import_module(name)  # each asks for the other's version, at its own import
+    pretend_installed(monkeypatch, distribution, release)
+    with pytest.warns(UntestedVersion, match="was tested with") as told:
+        fresh(name, monkeypatch)
+    lines = [str(warning.message) for warning in told if warning.category is UntestedVersion]
+    assert len(lines) == 1 and release in lines[0] and "\n" not in lines[0]
+
+
+def test_the_tested_versions_are_taken_without_a_word(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UntestedVersion)
+        for name in ("transformers", "trl"):  # really installed here
+            fresh(name, monkeypatch)
+
+
+def test_what_a_seam_lacks_is_named_in_one_line(tmp_path, monkeypatch):
+    """A module or a name that has moved, an argument that is gone, an order that has changed; and what is none of
+    these: a dependency of the trainer's that is not installed."""
+    (tmp_path / "trainer_of_a_test.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, name in (("json.gone", "f"), ("json", "gone")):
+        with pytest.raises(ImportError, match=f"{module}.{name} is no longer there.*linear_logprob"):
+            seams.seam(module, name)
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        seams.seam("trainer_of_a_test", "f")
+
+    def theirs(self, hidden, weight, *, labels=None): ...
+
+    seams.takes(theirs, "f", "weight", "labels")
+    seams.takes(theirs, "f", "hidden", "weight", in_order=True)
+    for names, in_order in ((("weights",), False), (("weight", "hidden"), True)):
+        with pytest.raises(ImportError, match=r"f takes \(hidden, weight, labels\), and this adapter needs \("):
+            seams.takes(theirs, "f", *names, in_order=in_order)
+    seams.has(sys, "sys", "path")
+    with pytest.raises(ImportError, match="sys has no gone, lost"):
+        seams.has(sys, "sys", "path", "gone", "lost")
 
 
 def test_they_are_in_the_wheel_and_nobody_imports_them_unasked():
@@ -83,19 +126,40 @@ def assert_same_scores(theirs, ours, batch, *, entropy_gradient=True, tolerance=
 VERL = ("verl", "verl.utils", "verl.utils.experimental", "verl.utils.kernel", "verl.models", "verl.models.transformers")
 
 
+class TheirHead:
+    """verl's, with the signatures that the adapter asks for."""
+
+    def __init__(self, chunk_size=512, impl_backend="torch"): ...
+
+    def forward(self, hidden_states, vocab_weights, input_ids, temperature=1.0):
+        return "verl's own"
+
+
+def their_loss(hidden, weight, labels, temperature=1.0, reduction="none", dist_process_group=None):
+    return "verl's own"
+
+
 @pytest.fixture
 def verl_stand_in(monkeypatch):
     """Modules with verl's names at verl's places, for the adapter to find."""
     pretend_installed(monkeypatch, "verl", "0.9.1")
     with Stubs(dict.fromkeys(VERL, "nowhere")):
-        for path, name in (
-            ("verl.utils.experimental.torch_functional", "FusedLinearForPPO"),
-            ("verl.utils.kernel.linear_cross_entropy", "linear_cross_entropy"),
+        for path, name, thing in (
+            ("verl.utils.experimental.torch_functional", "FusedLinearForPPO", TheirHead),
+            ("verl.utils.kernel.linear_cross_entropy", "linear_cross_entropy", their_loss),
         ):
             module = type(sys)(path)
-            setattr(module, name, lambda *args, name=name: ("verl's own", name, args))
+            setattr(module, name, thing)
             sys.modules[path] = module
         yield
+
+
+def test_a_verl_with_other_signatures_is_refused_and_left_alone(verl_stand_in, monkeypatch):
+    kernel = sys.modules["verl.utils.kernel.linear_cross_entropy"]
+    monkeypatch.setattr(kernel, "linear_cross_entropy", lambda hidden, labels, weight: None)
+    with pytest.raises(ImportError, match=r"needs \(hidden, weight, labels"):
+        fresh("verl", monkeypatch)
+    assert sys.modules["verl.utils.experimental.torch_functional"].FusedLinearForPPO is TheirHead
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -114,12 +178,11 @@ def test_verl(verl_stand_in, monkeypatch, temperature):
     flat = kernel.linear_cross_entropy
     assert_same_scores(theirs, lambda h, w: flat(h, w, batch.ids, temperature, "none"), batch)
     assert flat(batch.hidden, batch.weight, batch.ids)[0].shape == (batch.ids.numel(),)
-    assert flat(batch.hidden, batch.weight, batch.ids, 1.0, "none", "a group")[0] == "verl's own"
+    assert flat(batch.hidden, batch.weight, batch.ids, 1.0, "none", "a group") == "verl's own"
     with pytest.raises(ValueError, match="input_ids must have shape"):
         head(batch.hidden, batch.weight, batch.ids[:, :3])
     adapter.uninstall()
-    assert functional.FusedLinearForPPO()[0] == "verl's own"
-    assert kernel.linear_cross_entropy()[0] == "verl's own"
+    assert functional.FusedLinearForPPO is TheirHead and kernel.linear_cross_entropy is their_loss
 
 
 # verl asks transformers for what is deprecated there
@@ -143,7 +206,9 @@ def test_verl_itself(monkeypatch):
             return out.log_probs.detach(), out.entropy.detach(), [p.grad.clone() for p in model.parameters()]
 
         before = score()
+        kernel = importlib.import_module("verl.utils.kernel.linear_cross_entropy")
         adapter = fresh("verl", monkeypatch)
+        assert kernel.linear_cross_entropy is adapter.linear_cross_entropy
         assert functional.FusedLinearForPPO is adapter.FusedLinearForPPO
         after = score()
         adapter.uninstall()
@@ -168,6 +233,9 @@ def prime_stand_in(monkeypatch):
         module = type(sys)(f"{PRIME}.lm_head")
 
         class FusedOutputLinear(nn.Linear):
+            def __init__(self, in_features, out_features, chunk_size):
+                super().__init__(in_features, out_features, bias=False)
+
             def forward(self, hidden_states, labels=None, temperature=None):
                 """prime-rl's"""
 

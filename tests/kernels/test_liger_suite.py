@@ -1,7 +1,7 @@
 """Liger's own tests of its GRPO loss pass on our class, but for the refusals that docs/kernels.md lists.
 
 Its wheel holds no tests. Where a checkout (or an unpacked sdist) of linkedin/Liger-Kernel lies in PREFIX/peers, they
-run as they are, in a process of their own; `--torture` adds their large shapes.
+run as they are, in a process of their own; `--torture --hours` adds their large shapes.
 """
 
 import os
@@ -15,11 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = "test/chunked_loss/test_grpo_loss.py"
 OTHERS = "not triton_grpo and not functional and not selective and not reduce_grpo"  # tests of Liger's other functions
-REFUSED = {
-    "test_correctness": "loss_type='luspo' weighs whole sequences",
-    "test_sequence_level_rejects": "has ratios per token: importance_sampling_level='token'",
-}
-"""What fails, and with which of our refusals: LUSPO with a KL term, and the moment of two that Liger refuses, too."""
+REFUSED: dict[str, str] = {}
+"""What fails, and with which of our refusals: nothing."""
 
 
 def checkout() -> Path:
@@ -32,9 +29,9 @@ def checkout() -> Path:
 
 
 @pytest.mark.parametrize("sizes", ["small", pytest.param("large", marks=pytest.mark.torture)])
-def test_ligers_suite_on_our_class(sizes, tmp_path, torture):
-    if sizes == "large" and not torture:
-        pytest.skip("hours on two cores: --torture")
+def test_ligers_suite_on_our_class(sizes, tmp_path, request):
+    if sizes == "large" and not request.config.getoption("--hours"):
+        pytest.skip("hours on two cores: --torture --hours")
     results, folder = tmp_path / "results.xml", checkout()
     large = "4096" if sizes == "large" else "not 4096"
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", folder, "-p", "no:cacheprovider", "-q"]

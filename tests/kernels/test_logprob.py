@@ -140,7 +140,7 @@ def test_worked_examples():
     assert worked(up, 0.0, 2.0, loss="cispo")[:2] == pytest.approx((-1.28 * 2 * up, -1.28 * 2))
     rollout = {"rollout_logp": torch.tensor([-math.log(3)], dtype=torch.float64)}  # w = exp(old - rollout) = 3
     assert worked(down, 0.0, 2.0, importance="tis", **rollout)[:2] == pytest.approx((-2 * 0.5 * 2, -2 * 0.5 * 2))
-    assert worked(down, 0.0, 2.0, importance="icepop", **rollout)[:2] == (0, 0)
+    assert worked(down, 0.0, 2.0, importance="icepop", importance_cap=2.0, **rollout)[:2] == (0, 0)
     metrics = worked(up, 0.0, 2.0, importance="tis", **rollout)[2]
     expected = {
         "clip_high_fraction": 1,
@@ -179,7 +179,8 @@ def test_a_sequence_ratio_is_the_geometric_mean():
     logp = torch.tensor([0.3, -0.1, 0.9], dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([True, True, False])
     old, advantage = torch.zeros(3, dtype=torch.float64), torch.tensor([2.0])
-    result = grpo_loss(logp, old, advantage, cu_seqlens=torch.tensor([0, 3]), mask=mask, loss="gspo")
+    options = {"loss": "gspo", "clip_high": 0.28, "aggregation": "token_mean"}
+    result = grpo_loss(logp, old, advantage, cu_seqlens=torch.tensor([0, 3]), mask=mask, **options)
     result.loss.backward()
     assert result.loss.item() == pytest.approx(-2 * math.exp(0.1))
     assert logp.grad.tolist() == pytest.approx([-math.exp(0.1), -math.exp(0.1), 0])

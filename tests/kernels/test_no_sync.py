@@ -43,7 +43,7 @@ def test_the_loss_stays_on_the_device(bare, loss, memory, forward_all):
                 *(*leaves, case.target_ids, case.advantages),
                 **{**tensors, **options, "keep": keep, "loss": loss, "memory": memory, "forward_all": forward_all},
             )
-        assert seen.found == [] and result.loss.isfinite()
+        assert seen.operators == [] and result.loss.isfinite()
 
 
 def test_the_backward_of_log_probs_stays_on_the_device(bare):
@@ -52,15 +52,16 @@ def test_the_backward_of_log_probs_stays_on_the_device(bare):
     tensors = {"hidden": case.hidden, "weight": case.weight, "target_ids": case.target_ids}
     tensors |= {"bias": None, "temperature_N": None}
     saved = ops_logprob.linear_logprob(
-        **tensors, anchor=None, keep=None, main_grad=None, settings=LogprobSettings(head, placement)
+        **tensors, anchor=None, offset=None, keep=None, main_grad=None, settings=LogprobSettings(head, placement)
     )
+    saved = {name: value for name, value in saved._asdict().items() if name != "offset"}
     g, needs = torch.randn(65), Needs(hidden=True, weight=True, bias=False)
     with Synchronisations() as seen:
         gradients = ops_logprob.linear_logprob_backward(
-            **{**tensors, **saved._asdict(), "d_logp": g, "d_entropy": g, "keep": torch.arange(65)},
+            **{**tensors, **saved, "d_logp": g, "d_entropy": g, "keep": torch.arange(65)},
             settings=LogprobBackwardSettings(head, placement, needs, fp32_weight=False),
         )
-    assert seen.found == [] and float(gradients.d_weight.abs().sum()) > 0
+    assert seen.operators == [] and float(gradients.d_weight.abs().sum()) > 0
 
 
 def test_the_list_would_show_one(bare):
@@ -68,7 +69,7 @@ def test_the_list_would_show_one(bare):
     case = make_case(3)
     with Synchronisations() as seen:
         linear_grpo_loss(case.hidden, case.weight, case.target_ids, case.advantages, cu_seqlens=case.cu_seqlens)
-    assert any("nonzero" in name for name in seen.found)
+    assert any("nonzero" in name for name in seen.operators)
     with Synchronisations() as seen:
         linear_logprob(case.hidden, case.weight, case.target_ids)[case.mask].sum().item()
-    assert len(seen.found) == 2
+    assert len(seen.operators) == 2

@@ -23,8 +23,8 @@ def gpu(monkeypatch):
     """A mocked GPU: its compute capability, and what the self-check finds and how often it is asked."""
     state = SimpleNamespace(arch=90, fault=None, asked=[], capturing=False)
 
-    def verify(device, tile, d_model, head, ragged):
-        state.asked.append((device.index, head, d_model % 64, ragged))
+    def verify(device, tile, d_model, head, vocab_tail):
+        state.asked.append((device.index, head, d_model % 64, vocab_tail))
         assert select("anchored", named(9, d_model), named(7, d_model)) == "anchored", "the check needs what it checks"
         return state.fault
 
@@ -65,7 +65,9 @@ def test_auto_on_a_gpu(gpu, expected, arch, dtype, d, vocab):
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32, torch.float64])
 def test_auto_elsewhere(gpu, dtype):
-    assert select("auto", named(5, 1536, dtype=dtype, device="cpu"), named(5000, 1536)) == "torch"
+    sliced = "sliced" if dtype in (BF16, torch.float32) else "torch"
+    assert select("auto", named(5, 1536, dtype=dtype, device="cpu"), named(5000, 1536)) == sliced
+    assert select("auto", named(5, 1536, dtype=dtype, device="cpu"), named(4000, 1536)) == "torch"
     assert select("auto", named(5, 1536, dtype=dtype)) == ("torch" if dtype == torch.float64 else "fallback"), "logits"
     assert gpu.asked == []
 
@@ -93,13 +95,13 @@ def test_triton_is_the_best_there_is(gpu):
 
 
 def test_every_kind_of_head_is_tried_once_per_device(gpu):
-    like, weight, one = named(5, 1536), named(151_936, 1536), torch.ones(5)
+    like, weight, vector = named(5, 1536), named(151_936, 1536), torch.ones(5)
     for _ in range(3):
         select("auto", like, weight)
         select("auto", like, weight, temperature=0.7)  # a number is no other kernel
         select("anchored", named(7, 1536), weight)
-    assert gpu.asked == [(0, (False,) * 4, 0, True)]
-    kinds = [{"temperature": one}, {"bias": one}, {"softcap": 3.0}, {"logit_dtype": "bf16"}]
+    assert gpu.asked == [(0, (False,) * 4, 0, 128)]
+    kinds = [{"temperature": vector}, {"bias": vector}, {"softcap": 3.0}, {"logit_dtype": "bf16"}]
     for kind in kinds * 2:
         select("auto", like, weight, **kind)
     assert [asked[1].index(True) for asked in gpu.asked[1:]] == [0, 1, 2, 3]
@@ -107,7 +109,7 @@ def test_every_kind_of_head_is_tried_once_per_device(gpu):
     select("auto", named(5, 1544), named(151_936, 1544))  # a part of a step of depth
     select("auto", named(5, 1536, device="cuda:1"), weight)
     select("auto", like, weight)
-    assert [(a[0], *a[2:]) for a in gpu.asked[5:]] == [(0, 0, False), (0, 8, True), (1, 0, True)]
+    assert [(a[0], *a[2:]) for a in gpu.asked[5:]] == [(0, 0, 0), (0, 8, 128), (1, 0, 128)]
 
 
 def test_another_plan_is_tried_again(gpu):
@@ -145,8 +147,8 @@ def test_a_kernel_that_does_not_compile_is_a_fault(monkeypatch):
 
     monkeypatch.setattr(self_check, "difference", fails)
     tile = tiles.INTERPRETER[True]
-    found = self_check.verify(torch.device("cpu"), tile, 64, (False,) * 4, ragged=False)
-    assert found == "RuntimeError: PassManager::run failed"
+    fault = self_check.verify(torch.device("cpu"), tile, 64, (False,) * 4, vocab_tail=0)
+    assert fault == "RuntimeError: PassManager::run failed"
 
 
 def test_an_interrupt_leaves_no_verdict(gpu, monkeypatch):

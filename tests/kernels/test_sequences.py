@@ -3,7 +3,7 @@ wear out."""
 
 import pytest
 import torch
-from siri_kernels import api, chunked, grpo_loss, linear_grpo_loss, reference
+from siri_kernels import api, chunked, grpo_loss, kept_rows, linear_grpo_loss, reference
 from siri_kernels.loss.tokens import segment_sum
 
 from tests.support.kernel_cases import assert_same, make_case, relative, run
@@ -77,7 +77,7 @@ def test_chunks_that_end_between_sequences(monkeypatch, given, forward_all, entr
     if given in ("lengths", "both"):
         options["keep_lengths"] = lengths if given == "lengths" else lengths * alive
     if given == "both":  # all that there is on a GPU
-        monkeypatch.setattr(api, "sequence_ids", lambda *_: pytest.fail("looked at tensors that may be on a device"))
+        monkeypatch.setattr(kept_rows, "sequence_ids", lambda *_: pytest.fail("looked at tensors of a device"))
     monkeypatch.setattr(api, "logprob_operator", lambda **_: pytest.fail("went the way of four products"))
     pieces, chunks = [], chunked.chunks
     monkeypatch.setattr(chunked, "chunks", lambda *args: pieces.append(chunks(*args)) or pieces[-1])

@@ -255,6 +255,22 @@ def test_small_vocabularies(vocab):
     torch.testing.assert_close(result.logp.double(), expected.logp, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("leaf", ["hidden", "weight", "bias"])
+@pytest.mark.parametrize("impl", ["anchored", "fallback"])
+def test_a_gradient_of_a_single_leaf(impl, leaf):
+    """A frozen trunk or a frozen head: what is not asked for is not made, and nothing stumbles over its absence."""
+    case = small_case(8)
+    leaves = {name: getattr(case, name).detach().clone() for name in ("hidden", "weight", "bias")}
+    exact = {name: value.double() for name, value in leaves.items()}
+    for tensors in (leaves, exact):
+        tensors[leaf].requires_grad_()
+    linear_logprob(leaves["hidden"], leaves["weight"], case.target_ids, bias=leaves["bias"], impl=impl).sum().backward()
+    z_NV = reference.logits(exact["hidden"], exact["weight"], bias=exact["bias"])
+    reference.logprob_and_entropy(z_NV, case.target_ids)[0].sum().backward()
+    assert relative(leaves[leaf].grad, exact[leaf].grad) < HALF
+    assert all(value.grad is None for name, value in leaves.items() if name != leaf)
+
+
 @pytest.mark.parametrize("lengths", [(), (0,), (1,)], ids=str)
 def test_ragged_lengths(lengths):
     case = small_case(177, lengths=lengths, per_token=True)

@@ -50,8 +50,11 @@ BRANCHES = {
     "clip": ({}, CLIPS),
     "dual": ({"dual_clip": 1.3}, (*CLIPS, "dual_clip_fraction")),
     "tis": ({"importance": "tis", "importance_cap": 1.2}, ("importance_clipped_fraction",)),
-    "icepop": ({"importance": "icepop", "importance_low": 0.7}, ("importance_clipped_fraction",)),
-    "cispo": ({"loss": "cispo"}, CLIPS),
+    "icepop": (
+        {"importance": "icepop", "importance_low": 0.7, "importance_cap": 2.0},
+        ("importance_clipped_fraction",),
+    ),
+    "cispo": ({"loss": "cispo", "clip_low": 0.2}, CLIPS),
 }
 
 
