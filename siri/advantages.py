@@ -1,4 +1,6 @@
-"""Group-normalised advantages (GRPO; arXiv 2509.25176, section 3)."""
+"""Advantages: group-normalised (GRPO; arXiv 2509.25176, section 3), and those of other methods (docs/methods.md)."""
+
+from collections.abc import Sequence
 
 import torch
 
@@ -34,3 +36,48 @@ def group_advantages(
 def zero_variance(rewards_PG: torch.Tensor) -> torch.Tensor:
     """[prompts] bool: groups in which every response has the same reward, so that none can be preferred."""
     return (rewards_PG == rewards_PG[:, :1]).all(dim=1)
+
+
+def batch_normalised(centred_R: torch.Tensor, lengths_R: torch.Tensor, *, eps: float = 1e-8) -> torch.Tensor:
+    """DLER's second norm (arXiv 2510.15110): advantages that are centred in their groups, minus their mean and over
+    their standard deviation (unbiased) in the whole batch, where each token of a response counts once.
+
+    centred_R, lengths_R: [responses], of those alone that can be preferred to another of their group: the mean is taken
+    off, so that a response of a group without variance would get an advantage for nothing. Fewer than two stay as
+    they are.
+    """
+    if len(centred_R) < 2:
+        return centred_R
+    weight_R = lengths_R.to(centred_R.dtype)
+    tokens = weight_R.sum()
+    mean = (weight_R * centred_R).sum() / tokens
+    variance = (weight_R * (centred_R - mean) ** 2).sum() / (tokens - 1)
+    return (centred_R - mean) / (variance + eps).sqrt()
+
+
+def drpo_advantages(
+    right_G: torch.Tensor, lengths_G: torch.Tensor, logp_G: torch.Tensor, *, longest: int, brevity: float, tau: float
+) -> torch.Tensor:
+    """DRPO's weights of one group (arXiv 2510.04474), times G, because `seq_mean` divides by the responses of a batch.
+
+    right_G: bool. lengths_G: tokens. logp_G: mean log-prob of a response's tokens, nats. longest: C, tokens, the same
+    at every step. Right responses share a weight of 1 as softmax((1 - L / C) / brevity), wrong ones -1 as
+    softmax(logp / tau). A group without both kinds gets 0.
+    """
+    advantages_G = torch.zeros_like(logp_G)
+    if not bool(right_G.any()) or bool(right_G.all()):
+        return advantages_G
+    size = len(right_G)
+    advantages_G[right_G] = size * torch.softmax((1 - lengths_G[right_G].to(logp_G.dtype) / longest) / brevity, 0)
+    advantages_G[~right_G] = -size * torch.softmax(logp_G[~right_G] / tau, 0)
+    return advantages_G
+
+
+def kept_responses(lengths: Sequence[int], rewards: Sequence[float], keep: int, by: str) -> list[int]:
+    """Places of the `keep` responses of a group that GFPO trains on (arXiv 2508.09726), in order: the shortest
+    ("length"), or those with the most reward a token ("efficiency"). Of equal ones the earlier is kept."""
+    if by == "length":
+        ranked = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    else:
+        ranked = sorted(range(len(lengths)), key=lambda place: -rewards[place] / max(1, lengths[place]))
+    return sorted(ranked[:keep])

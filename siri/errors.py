@@ -14,6 +14,8 @@ class InputError(Exception):
 
     everybody = False
     """Whether every rank has raised it, in the same place."""
+    stuck = False
+    """Whether a collective was left behind that never ends: this rank can take part in no other, and has to leave."""
 
     def __init__(self, message: str):
         shown = printable(message)

@@ -11,9 +11,13 @@ from typing import Literal
 
 from siri.errors import InputError
 
-Kind = Literal["cosine", "stair", "stair_cosine", "constant", "steps"]
+Kind = Literal["cosine", "stair", "stair_cosine", "constant", "steps", "auto"]
 Phase = Literal["compression", "expansion"]
-KINDS = ("cosine", "stair", "stair_cosine", "constant", "steps")
+RateKind = Literal["constant", "linear", "cosine"]
+"""How a learning rate falls."""
+KINDS = ("cosine", "stair", "stair_cosine", "constant", "steps", "auto")
+OPEN = ("constant", "auto")
+"""Kinds whose cap is known as l_max beforehand."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class LengthSchedule:
     stair_cosine  plateaus at l_max and l_min joined by half cosines, each a quarter of the cycle
     constant      l_max at every step
     steps         `stages` = ((start_step, cap), ...): 8K-then-16K, ThinkPrune and the like
+    auto          what a run makes of its lengths (`siri.train.auto`); known beforehand is only l_max, the most
     """
 
     kind: Kind
@@ -48,7 +53,7 @@ class LengthSchedule:
             return
         if self.l_max < 1:
             raise InputError(f"l_max is {self.l_max}; it must be at least 1 token")
-        if self.kind == "constant":
+        if self.kind in OPEN:
             return
         if not 1 <= self.l_min <= self.l_max:
             raise InputError(f"l_min is {self.l_min} and l_max is {self.l_max}; need 1 <= l_min <= l_max")
@@ -70,7 +75,7 @@ class LengthSchedule:
 
     def cap(self, step: int) -> int:
         """Longest response allowed at `step`, in tokens, rounded to nearest (half up)."""
-        if self.kind == "constant":
+        if self.kind in OPEN:
             return self.l_max
         if self.kind == "steps":
             return next(cap for start, cap in reversed(self.stages) if start <= step)
@@ -84,7 +89,7 @@ class LengthSchedule:
 
     def phase(self, step: int) -> Phase:
         """The first half of a cycle compresses, the second expands; constant and steps always count as expansion."""
-        if self.kind in ("constant", "steps"):
+        if self.kind in (*OPEN, "steps"):
             return "expansion"
         return "compression" if 2 * ((step + self.offset) % self.cycle) < self.cycle else "expansion"
 
@@ -102,6 +107,28 @@ class LengthSchedule:
     def longest(self) -> int:
         """The largest cap that any step can have, tokens."""
         return max(cap for _, cap in self.stages) if self.kind == "steps" else self.l_max
+
+    @property
+    def shortest(self) -> int:
+        """The smallest cap that a step may have, tokens."""
+        if self.kind == "steps":
+            return min(cap for _, cap in self.stages)
+        if self.kind == "auto":
+            return 1
+        return self.l_max if self.kind == "constant" else self.l_min
+
+
+def learning_rate(kind: RateKind, lr: float, step: int, steps: int, warmup: int) -> float:
+    """The learning rate of a step (from 0) of a run of so many: lr (s + 1) / warmup while s < warmup, and from there on
+    lr, or down to 0 after the last step in a line or half a cosine."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    if kind == "linear":
+        return lr * (1 - done)
+    if kind == "cosine":
+        return lr * (1 + math.cos(math.pi * done)) / 2
+    return lr
 
 
 def _with_plateaus(turn: float) -> float:

@@ -1,5 +1,6 @@
 """Recipes: settings as TOML, in the package or in a file, each perhaps starting from another."""
 
+import json
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from siri.config.config import Config
+from siri.config.config import Config, of_today
 from siri.config.parse import check_keys, nearest, parse
 from siri.config.sections import BY_NAME
 from siri.config.settings import check_bounds, names, setting
 from siri.errors import InputError
+from siri.sources import source_of_table
 
 T = TypeVar("T")
 
@@ -64,6 +66,8 @@ def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{name}: no such file")
+    elif "@" in name:
+        return _settings_at(name)
     elif name in recipe_names():
         path = files("siri") / "recipes" / f"{name}.toml"
     else:
@@ -83,6 +87,23 @@ def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     if base.endswith(".toml"):
         base = str(Path(name).parent / base)
     return {**load_recipe(base, (*heirs, name)), **settings}
+
+
+def _settings_at(point: str) -> dict[str, Any]:
+    """The settings of the run in RUN@STEP, for one that starts from there."""
+    path = Path(point.rpartition("@")[0]) / "config.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(held, dict):
+            raise ValueError("it holds no object")
+    except OSError as error:
+        raise InputError(f"{point}: {path} cannot be read ({error.strerror}); write RUN@STEP of a run folder") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    held = of_today(held)
+    left = {"resume_weights", "data_changed", "model_changed"}  # how that run itself began and went on
+    kept = [name for name in names(Config) if name in held and name not in left]
+    return {name: held[name] for name in kept} | {"branch_of": point}
 
 
 def resolve(recipe: str, options: type[T], arguments: list[str], *, prog: str = "siri") -> T:
@@ -119,6 +140,11 @@ def _as_arguments(where: str, settings: dict[str, Any]) -> list[str]:
     arguments = []
     for key, value in settings.items():
         flag = key.replace("_", "-")
+        if key in ("data", "eval_data"):
+            value = [
+                source_of_table(each, f"{where}: {key}").text() if isinstance(each, dict) else each
+                for each in (value if isinstance(value, list) else [value])
+            ]
         if isinstance(value, dict):
             raise InputError(f"{where}: key {key!r} is a table; recipes are flat")
         # = keeps a text that starts with a dash from being read as a key

@@ -6,17 +6,20 @@ A key has one name everywhere: `l_max` in TOML and in config.json is `--l-max` o
 section's docstring is its heading in --help.
 """
 
+import json
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from siri.config.rules import read_rules
 from siri.config.settings import Settings, setting
 from siri.errors import InputError
 from siri.schedule import Kind, LengthSchedule
+from siri.sources import check_sources
 
 Auto = Literal["auto"]
+EXAMPLE = '{"enable_thinking": false}'
+"""Of template_args."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,26 @@ class ModelSettings(Settings):
 
     model: str = setting("", everyday=True)
     """Model to train: a folder, a hub name, or siri:demo/model for the one in the package."""
-    data: str = setting("", everyday=True)
-    """Training problems: .json, .jsonl, .parquet, a hub data set, or siri:demo/train.jsonl."""
+    data: tuple[str, ...] = setting((), everyday=True)
+    """Training problems: .json, .jsonl, .csv, .parquet, .gz or .zst of these, folders, patterns, hub data sets, or
+    siri:demo/train.jsonl; each perhaps with @train[:100], @problem,answer and @weight=2 (docs/data.md)."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Problems that repeat (the same prompt and answer): keep them, or drop all but the first of each."""
     data_changed: Literal["stop", "accept"] = setting("stop", free=True, machine=True)
     """What a resumed run does about other problems, another tokenizer or template than it was drawn from: stop before
     anything is written, or accept them. What is harmless (docs/data.md) goes on either way."""
     model_changed: Literal["stop", "accept"] = setting("stop", free=True, machine=True)
     """What a resumed run does about a model of the same name with other files than it began with: stop before anything
     is written, or accept it. The weights that go on are the checkpoint's."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, str):  # of older recipes and run folders
+            object.__setattr__(self, "data", (self.data,))
+        object.__setattr__(self, "data", tuple(filter(None, self.data)))
+        super().__post_init__()
+
+    def check(self) -> None:
+        check_sources("data", self.data, weighted=True)
 
 
 @dataclass(frozen=True)
@@ -45,10 +60,27 @@ class PromptSettings(Settings):
     """Column of the answer, dots for nesting (reward_model.ground_truth); empty = recognised."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Prompt rendering: the tokenizer's chat template, or the plain text; auto = chat where there is a template."""
+    template_args: str = ""
+    """Variables of the chat template, as a JSON object: '{"enable_thinking": false}'."""
     instruction: str = ""
     """Text added to every problem that does not hold it already."""
     max_prompt_tokens: int = setting(1024, least=1)
     """Longer prompts are left out and counted."""
+
+    def check(self) -> None:
+        self.template_variables()
+
+    def template_variables(self) -> dict[str, Any]:
+        """template_args as they are handed to the template."""
+        try:
+            variables = json.loads(self.template_args or "{}")
+        except ValueError as error:
+            raise InputError(f"template_args is no JSON ({error}); give an object such as {EXAMPLE}") from None
+        if not isinstance(variables, dict):
+            raise InputError(f"template_args is {self.template_args!r}; give a JSON object such as {EXAMPLE}")
+        if variables and self.template == "plain":
+            raise InputError("template_args are of a chat template, but template is plain; leave one of them out")
+        return variables
 
 
 @dataclass(frozen=True)
@@ -56,7 +88,7 @@ class ScheduleSettings(Settings):
     """Schedule: the cap on the response length, step by step, and how long training goes on."""
 
     schedule: Kind = "cosine"
-    """Shape of the length schedule L(t): cosine, stair, stair_cosine, constant (l_max), or steps (stages)."""
+    """Shape of L(t): cosine, stair, stair_cosine, constant (l_max), steps (stages), or auto (docs/methods.md)."""
     l_max: int = setting(16384, everyday=True)
     """Longest cap on the response, tokens."""
     l_min: int = setting(8192, everyday=True)
@@ -65,10 +97,14 @@ class ScheduleSettings(Settings):
     """Steps in one cycle of compression and expansion (T)."""
     schedule_offset: int = 0
     """Steps into its cycle at which the schedule begins; 1 counts steps from 1, half a cycle puts expansion first."""
+    auto_dwell: int = setting(40, least=3)
+    """For schedule auto: steps over which lengths and accuracy are compared, the least of a phase."""
     stages: tuple[tuple[int, int], ...] = ()
     """For schedule steps: pairs of starting step and cap, as in --stages 0 8192 320 16384."""
     steps: int = setting(1920, least=1, free=True, everyday=True)
     """Training steps (rollout batches)."""
+    epochs: float = setting(0.0, least=0, free=True)
+    """Passes through the data, from which steps follow when it is read (at prompts_per_step a step); 0 = steps says."""
     train_tokens: int = setting(0, least=0, free=True)
     """Stop once this many response tokens were sampled, for comparisons at equal tokens; 0 = no limit."""
 
@@ -96,6 +132,12 @@ class BatchSettings(Settings):
     """Drop prompts whose responses are all right or all wrong, and sample others in their place (DAPO)."""
     dynamic_sampling_rounds: int = setting(8, least=1)
     """Most rollout rounds of a step under dynamic sampling; what is found by then is trained on."""
+    staleness: int = setting(0, least=0, free=True)
+    """Steps (k) that sampling may be ahead of training: the rollouts of step t begin once the weights after t - k steps
+    are up, so that nobody waits (docs/async.md); 0 = in turn. Needs vLLM servers, or the embedded engine, and an
+    importance correction."""
+    allow_bias: bool = False
+    """Let staleness train without an importance correction, for a comparison: what it refuses is what collapses."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +148,8 @@ class Workload:
     """Folder or hub name of the model that it samples from."""
     tokens: int
     """Longest prompt and response together."""
+    cap: int
+    """Longest response."""
     responses: int | None
     """Most responses asked for at once; None = as many as the engine likes."""
     temperature: float
@@ -121,12 +165,17 @@ class RolloutSettings(Settings, ABC):
 
     rollout: Literal["auto", "local", "vllm"] = setting("auto", machine=True)
     """Rollout engine: local = embedded, on the model itself; vllm = vLLM in the same processes, or behind
-    rollout_servers; auto = vllm where there are servers or GPUs with vLLM installed, else local."""
+    rollout_servers; auto = vllm where there are servers or GPUs with vLLM installed, else local, which on a GPU has to
+    be asked for by name above a cap of 2,048 tokens."""
     rollout_servers: tuple[str, ...] = setting((), free=True, machine=True)
     """Addresses of `vllm serve` processes, such as http://node1:8000, which are sent the weights; none = vLLM runs in
     the same processes as everything else."""
-    rollout_memory: float = setting(0.6, above=0, below=1, free=True, machine=True)
-    """Share of a GPU's memory for vLLM in the same processes while it samples; asleep it has next to none."""
+    rollout_insecure: bool = setting(False, free=True, machine=True)
+    """Also use servers on other nodes that let in whoever reaches them, which anybody there may give weights and
+    commands; without it they have to ask for SIRI_ROLLOUT_SECRET."""
+    rollout_memory: float | Auto = setting(0.6, above=0, below=1, free=True, machine=True)
+    """Share of a GPU's memory for vLLM in the same processes while it samples; asleep it has next to none. auto = all
+    that the memory plan leaves beside weights, moments and the reserve."""
     rollout_sync: Literal["auto", "nccl", "files"] = setting("auto", free=True, machine=True)
     """How weights reach the servers: nccl = vLLM's weight transfer; files = safetensors in rollout_sync_dir; auto =
     nccl where the trainer has GPUs and every server was started for it."""
@@ -159,6 +208,8 @@ class RolloutSettings(Settings, ABC):
                 )
             if not re.fullmatch(r"https?://[^/\s?#]+(:\d+)?/?", url):
                 raise InputError(f"rollout_servers: {url!r} is no address such as http://node1:8000")
+        if self.rollout_insecure and not servers:
+            raise InputError("rollout_insecure is for vLLM servers; name them with --rollout-servers, or leave it out")
         if len({url.rstrip("/") for url in servers}) < len(servers):
             raise InputError("rollout_servers names a server twice")
         if servers and self.rollout == "local":
@@ -195,9 +246,9 @@ class AdvantageSettings(Settings):
     DAPO's penalty on the last overlong_buffer tokens."""
     overlong_buffer: int = setting(4096, least=1)
     """Tokens before the cap over which the soft penalty grows to 0.5 (DAPO's 1 is for scores of -1 and 1)."""
-    length_reward: Literal["none", "kimi"] = "none"
-    """A reward for brevity within a prompt's group: kimi = Kimi k1.5's, 0.5 for the shortest response to -0.5 for the
-    longest, of which a wrong one gets only what is negative."""
+    length_reward: Literal["none", "kimi", "l1_exact", "l1_max", "laser", "laser_d"] = "none"
+    """A reward for length: kimi = Kimi k1.5's within a group, 0.5 for the shortest response to -0.5 for the longest, of
+    which a wrong one gets only what is negative; l1_exact, l1_max, laser, laser_d = docs/methods.md."""
     length_weight: float = setting(1.0, least=0)
     """Weight of length_reward beside the reward itself."""
     advantage_norm: Literal["std", "none"] = "std"
@@ -270,25 +321,6 @@ class LossSettings(Settings):
 
 
 @dataclass(frozen=True)
-class OptimizerSettings(Settings):
-    """Optimizer: AdamW, and what it is given."""
-
-    lr: float = setting(1e-6, above=0, everyday=True)
-    """Learning rate of AdamW, constant."""
-    beta1: float = setting(0.9, least=0, below=1)
-    """AdamW's first decay."""
-    beta2: float = setting(0.999, least=0, below=1)
-    """AdamW's second decay."""
-    weight_decay: float = setting(0.01, least=0)
-    """AdamW's weight decay."""
-    grad_clip: float = setting(1.0, above=0)
-    """Largest norm of the gradient of an optimizer step."""
-    score_all: bool = True
-    """Also run responses whose advantage is zero, so that entropy and the like cover every token; off saves their
-    compute and leaves the update as it is."""
-
-
-@dataclass(frozen=True)
 class MemorySettings(Settings):
     """Memory and speed: how the work is laid out; what is learnt stays the same but for rounding."""
 
@@ -297,8 +329,9 @@ class MemorySettings(Settings):
     cost_ratio: float | str = setting(1.6, free=True, machine=True)
     """Time of a FLOP of attention over that of one in the matrix products, for the packing plan: a number, or the file
     that siri bench calibrate wrote."""
-    checkpointing: Literal["none", "selective", "full"] = setting("none", free=True, machine=True)
-    """Activations recomputed in the backward: none, all but attention (selective), or all (full)."""
+    checkpointing: Literal["auto", "none", "selective", "full"] = setting("none", free=True, machine=True)
+    """Activations recomputed in the backward: none, all but attention (selective), or all (full); auto = the first of
+    these that the memory plan has room for on a GPU, none on a CPU."""
     attention: Literal["auto", "flash4", "flash3", "flash2", "varlen", "flex", "sdpa"] = setting("auto", free=True)
     """Attention of packed sequences: flash-attn 4, 3 or 2, torch's varlen or flex, or sdpa over blocks of like length;
     auto = the fastest that works here (see siri doctor)."""
@@ -330,65 +363,5 @@ class DeviceSettings(Settings):
     threads: int | Auto = setting("auto", least=1, most=1024, free=True, machine=True)
     """CPU threads of each process; auto = OMP_NUM_THREADS if that is set, else 1 for a small model or on a GPU, else
     the cores, shared among the ranks on a machine."""
-    seed: int = setting(0, least=0, everyday=True)
+    seed: int = setting(0, least=0, most=2**63 - 1, everyday=True)
     """Seed of sampling, and of the order of the data."""
-
-
-@dataclass(frozen=True)
-class CheckpointSettings(Settings):
-    """Checkpoints: when they are written, and which are kept."""
-
-    save_every: int = setting(0, least=0, free=True, machine=True)
-    """Steps between checkpoints besides those at the ends of phases; 0 = a quarter of a cycle."""
-    keep_checkpoints: int = setting(2, least=1, free=True, machine=True)
-    """Newest checkpoints kept besides the named ones (siri-low-k, siri-high-k)."""
-    keep_every: int = setting(0, least=0, free=True)
-    """Checkpoints after every so many steps are kept, too; 0 = none."""
-
-
-@dataclass(frozen=True)
-class EvaluationSettings(Settings):
-    """Evaluation: what is measured on held-out problems while training."""
-
-    eval_data: tuple[str, ...] = setting((), free=True, everyday=True)
-    """Held-out problems; none = no evaluation."""
-    eval_every: int = setting(0, least=0, free=True)
-    """Steps between evaluations besides those at the ends of phases; 0 = only those."""
-    eval_problems: int = setting(0, least=0, free=True)
-    """Evaluate on the first so many problems of each file; 0 = all."""
-    eval_samples: int = setting(32, least=1, free=True)
-    """Samples of each problem (avg@k)."""
-    eval_temperature: float = setting(0.6, least=0, free=True)
-    """Sampling temperature of evaluations."""
-    eval_cap: int = setting(0, least=0, free=True)
-    """Cap of evaluations, tokens; 0 = the schedule's longest."""
-
-
-@dataclass(frozen=True)
-class HealthSettings(Settings):
-    """Health: what is done about numbers that go wrong."""
-
-    health: tuple[str, ...] = setting((), free=True)
-    """What is done about numbers that go wrong, as case=action or case=action:K (the run ends at the K-th step in a
-    row). Cases: nonfinite, ratio, entropy, reward, variance, truncation, grader; actions: off, warn, skip (`judge`)."""
-    ratio_limit: float = setting(1000.0, above=0, free=True)
-    """Probability ratio of a token above which the case `ratio` is there."""
-    entropy_floor: float = setting(0.001, least=0, free=True)
-    """Mean entropy of a mini-batch, nats, below which the case `entropy` is there."""
-    grader_limit: float = setting(0.01, least=0, below=1, free=True)
-    """Share of a step's responses that timed out or failed in grading above which the case `grader` is there."""
-    bundles: int = setting(2, least=0, free=True)
-    """Most post-mortem bundles of a run, each as large as a checkpoint."""
-
-    def check(self) -> None:
-        read_rules(self.health)
-
-
-@dataclass(frozen=True)
-class WatchSettings(Settings):
-    """Watching: what else a run shows."""
-
-    profile: int = setting(-1, free=True, machine=True)
-    """Step (from 0) of which a torch profiler trace is written to the run folder; -1 = none."""
-    logger: Literal["none", "tensorboard", "wandb", "trackio"] = setting("none", free=True, machine=True)
-    """A logger beside metrics.jsonl, which is always written."""

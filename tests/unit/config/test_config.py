@@ -16,7 +16,7 @@ from siri.errors import InputError
 
 # the paper's table, and verl's defaults where the paper is silent
 PAPER = {
-    "data": "agentica-org/DeepScaleR-Preview-Dataset",
+    "data": ("agentica-org/DeepScaleR-Preview-Dataset",),
     "schedule": "cosine",
     "l_max": 16384,
     "l_min": 8192,
@@ -73,14 +73,18 @@ def toml(tmp_path, text: str, name: str = "mine.toml") -> str:
 def test_every_recipe_resolves_and_says_what_it_trains(recipe):
     settings = config(recipe)
     assert settings.model and settings.data
-    tuples = {key: getattr(settings, key) for key in ("stages", "eval_data", "rollout_servers", "health")}
+    lists = ("data", "stages", "eval_data", "eval_budgets", "rollout_servers", "health", "lora_targets", "logger")
+    tuples = {key: getattr(settings, key) for key in lists}
     assert Config(**{**settings.to_json(), **tuples}) == settings
 
 
 def test_recipe_names():
     baselines = {"fixed-high", "fixed-low", "dapo-8k-16k", "stair", "stair-cosine"}
     baselines |= {"length-reward", "soft-overlong", "thinkprune"}
-    assert set(recipe_names()) == {"demo", "siri-1.5b", "siri-7b"} | baselines
+    methods = {"dot-8k", "drpo", "gfpo", "dler", "cycled-penalty", "l1-exact", "l1-max", "laser", "laser-d", "dars"}
+    assert (
+        set(recipe_names()) == {"demo", "gsm8k-0.5b", "gsm8k-0.5b-lora", "siri-1.5b", "siri-7b"} | baselines | methods
+    )
 
 
 @pytest.mark.parametrize("size", ["1.5b", "7b"])

@@ -14,18 +14,19 @@ from siri.config.help import field_texts, help_text
 from siri.config.settings import Meaning, Settings, declared, names, setting
 from siri.errors import InputError
 
-FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "keep_every", "logger", "profile"}
+FREE = {"steps", "train_tokens", "save_every", "keep_checkpoints", "keep_every", "logger", "profile", "keep_responses"}
 FREE |= {"reward_workers", "reward_memory_gb", "health", "ratio_limit", "entropy_floor", "grader_limit", "bundles"}
 FREE |= {"token_budget", "cost_ratio", "rollout_tokens", "checkpointing", "shard_across_nodes", "device"}
 FREE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
 FREE |= {"rollout_timeout_s", "rollout_sync_timeout_s", "sync_every_micro_step"}
 FREE |= {"attention", "liger", "optimizer_offload", "vocab_parallel", "threads", "data_changed", "model_changed"}
+FREE |= {"score_all", "epochs", "keep_best", "eval_top_p", "eval_budgets", "rollout_insecure", "staleness"}
 FREE |= {"eval_every", "eval_data", "eval_problems", "eval_samples", "eval_temperature", "eval_cap"}
 MACHINE = {"token_budget", "checkpointing", "shard_across_nodes", "device", "reward_workers", "cost_ratio"}
 MACHINE |= {"reward_timeout_s", "keep_checkpoints", "save_every", "logger", "profile", "rollout", "rollout_tokens"}
 MACHINE |= {"rollout_servers", "rollout_memory", "rollout_sync", "rollout_sync_dir", "rollout_tolerance"}
 MACHINE |= {"rollout_timeout_s", "rollout_sync_timeout_s", "threads", "data_changed"}
-MACHINE |= {"model_changed"}
+MACHINE |= {"model_changed", "keep_responses", "rollout_insecure"}
 
 
 def test_what_may_change_on_resume_and_what_no_study_counts():
@@ -163,8 +164,8 @@ def test_positional_words_are_taken_where_they_may_stand():
 def test_evaluation_takes_the_settings_of_engine_and_grader_as_training_does():
     shared = {name for name in names(Config) if name.startswith(("rollout", "reward_"))} | {"think", "device", "seed"}
     assert shared <= set(names(EvalOptions))
-    of = {each.name: each for each in declared(Config)}
-    assert all(of[each.name].meaning == each.meaning for each in declared(EvalOptions) if each.name in shared)
+    by_name = {each.name: each for each in declared(Config)}
+    assert all(by_name[each.name].meaning == each.meaning for each in declared(EvalOptions) if each.name in shared)
     with pytest.raises(InputError, match="names a server twice"):
         EvalOptions(rollout_servers=("http://a:1", "http://a:1/"))
 
@@ -175,6 +176,6 @@ def test_what_an_engine_is_asked_for():
     assert (asked.model, asked.tokens, asked.responses, asked.recurring) == ("m", 120, 32, True)
     measured = Config(l_max=100, l_min=50, max_prompt_tokens=20, eval_cap=300, eval_samples=9, eval_problems=400)
     assert (measured.workload().tokens, measured.workload().responses) == (320, 3600)
-    evaluation = EvalOptions(model="m", cap=70, max_prompt_tokens=30, temperature=0.0).workload()
+    evaluation = EvalOptions(models=("m",), cap=70, max_prompt_tokens=30, temperature=0.0).workload()
     assert (evaluation.model, evaluation.tokens, evaluation.responses) == ("m", 100, None)
     assert (evaluation.temperature, evaluation.recurring, evaluation.offload) == (0.0, False, False)
