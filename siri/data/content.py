@@ -3,20 +3,19 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from siri.data.prompts import PromptSet
+from siri.data.places import resolve_path
+from siri.data.prompts import DIGEST, PromptSet, digest
+from siri.data.repeated import Repeated
 from siri.data.sampler import Sampler
 from siri.errors import InputError, parse_json
 
-DIGEST = 8
-"""Bytes kept of the SHA-256 of a problem."""
+Weights = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Content:
     """VERSION:SHA-256 of all else that makes text tokens and tokens text, as that version of tokenizers writes it."""
     held_out: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the problems of each evaluation."""
+    weights: Weights = ()
+    """(problems, weight) of each source, where they are not drawn alike."""
 
     @classmethod
     def of(
@@ -45,7 +46,8 @@ class Content:
         measured = {
             name: hashlib.sha256(b"".join(digests(each))).hexdigest() for name, each in (held_out or {}).items()
         }
-        return cls(source, tuple(digests(prompts)), _sha256(words), _sha256(template), _pipeline(tokenizer), measured)
+        known = (_sha256(words), _sha256(template), _pipeline(tokenizer))
+        return cls(source, tuple(digests(prompts)), *known, measured, prompts.weights())
 
     @classmethod
     def read(cls, path: Path) -> "Content | None":
@@ -55,10 +57,15 @@ class Content:
             rows = bytes.fromhex(held["rows"])
             if len(rows) != held["problems"] * DIGEST or hashlib.sha256(rows).hexdigest() != held["sha256"]:
                 raise ValueError("its rows are not whole")
-            cut = tuple(rows[start : start + DIGEST] for start in range(0, len(rows), DIGEST))
+            once: dict[bytes, bytes] = {}
+            cut = tuple(
+                once.setdefault(row, row)
+                for row in (rows[start : start + DIGEST] for start in range(0, len(rows), DIGEST))
+            )
             measured = {str(name): str(digest) for name, digest in dict(held.get("held_out", {})).items()}
             source, tokenizer, template = (str(held[key]) for key in ("source", "tokenizer", "template"))
-            return cls(source, cut, tokenizer, template, str(held.get("pipeline", "")), measured)
+            weights = tuple((int(problems), float(weight)) for problems, weight in held.get("weights", ()))
+            return cls(source, cut, tokenizer, template, str(held.get("pipeline", "")), measured, weights)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -72,15 +79,14 @@ class Content:
         rows = b"".join(self.rows)
         row = {"source": self.source, "problems": len(self.rows), "sha256": hashlib.sha256(rows).hexdigest()}
         row |= {"tokenizer": self.tokenizer, "template": self.template, "pipeline": self.pipeline}
+        row |= {"weights": self.weights} if self.weights else {}
         row |= {"held_out": self.held_out, "rows": rows.hex()}
         return json.dumps(row, indent=1).encode()
 
 
-def digests(prompts: PromptSet) -> Iterator[bytes]:
-    """What each problem is known by: a digest of the token ids of its prompt and of its answer."""
-    for ids, answer in zip(prompts.ids, prompts.answers, strict=True):
-        row = np.array(ids, "<i4").tobytes() + b"\0" + answer.encode()
-        yield hashlib.sha256(row).digest()[:DIGEST]
+def digests(prompts: PromptSet) -> Repeated[bytes]:
+    """What each problem is known by (`digest`)."""
+    return prompts.pairs().mapped(lambda pair: digest(*pair))
 
 
 def continue_sampler(
@@ -94,7 +100,8 @@ def continue_sampler(
     """
     size = len(now.rows)
     if before is None:
-        return (Sampler(size, seed) if state is None else _sampler(size, state, accept)), []
+        begun = Sampler(size, seed, weights=now.weights) if state is None else _sampler(now, state, accept)
+        return begun, []
     state = state or {"epoch": 0, "cursor": 0, "seed": seed}  # nothing is drawn yet
     state = {"size": len(before.rows), **state}
     notes = []
@@ -109,18 +116,19 @@ def continue_sampler(
     elif len(now.rows) > len(before.rows):
         added = len(now.rows) - len(before.rows)
         notes.append(f"data: {added:,} problems were added to {now.source}; they are drawn from the next epoch on")
-    elif changed := sum(one != other for one, other in zip(before.rows, now.rows, strict=True)):
+    elif changed := sum(row != row_now for row, row_now in zip(before.rows, now.rows, strict=True)):
         notes.append(f"data: {changed:,} problems of {now.source} changed before they were drawn")
-    sampler = _sampler(size, state, accept=True)
+    sampler = _sampler(now, state, accept=True, changed=bool(fault and (now.weights or before.weights)))
     if sampler.epoch > state["epoch"]:
         notes.append(f"data: epoch {sampler.epoch} begins, because the one in progress had {state['size']:,} problems")
     return sampler, notes
 
 
-def _sampler(size: int, state: dict[str, Any], accept: bool) -> Sampler:
-    if accept and max(state.get("size", size), state["cursor"] + 1) > size:
-        return Sampler(size, state["seed"], state["epoch"] + 1)
-    return Sampler(size, **state)
+def _sampler(now: Content, state: dict[str, Any], accept: bool, *, changed: bool = False) -> Sampler:
+    size = len(now.rows)
+    if accept and (changed or (max(state.get("size", size), state["cursor"] + 1) > size and not now.weights)):
+        return Sampler(size, state["seed"], state["epoch"] + 1, weights=now.weights)
+    return Sampler(size, **state, weights=now.weights)
 
 
 def _fault(state: dict[str, Any], now: Content, before: Content) -> str:
@@ -132,8 +140,10 @@ def _fault(state: dict[str, Any], now: Content, before: Content) -> str:
     changed = [name for name, digest in now.held_out.items() if before.held_out.get(name, digest) != digest]
     if changed:
         return f"data: {changed[0]} holds other problems than were evaluated on so far"
+    if before.weights != now.weights and (before.rows == now.rows or now.weights):
+        return f"data: the sources of {now.source} have other weights or sizes than the run began with"
     kept = len(before.rows)
-    changed = [i for i, (one, other) in enumerate(zip(before.rows, now.rows, strict=False)) if one != other]
+    changed = [i for i, (row, row_now) in enumerate(zip(before.rows, now.rows, strict=False)) if row != row_now]
     if len(now.rows) >= kept and not changed:
         return ""
     if before.template != now.template:
@@ -151,6 +161,28 @@ def _fault(state: dict[str, Any], now: Content, before: Content) -> str:
         f"data: {now.source} is not what the run was drawn from: of {kept:,} problems {removed:,} are gone or changed, "
         f"and {added:,} are new"
     )
+
+
+def same_tokenizer(source: str, model: str) -> bool:
+    """Whether a folder or a model of the hub has the words, and the end of a response, of another; a folder without a
+    tokenizer has nothing that would differ. InputError where the source has one that cannot be read."""
+    from transformers import AutoTokenizer
+
+    words = []
+    for name in (source, model):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(resolve_path(name), trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever its parsers raise; of the model `load_policy` says it
+            if name == source and any(Path(resolve_path(name)).glob("tokenizer*")):
+                raise InputError(
+                    f"{name}: its tokenizer cannot be read ({type(error).__name__}); give a folder with a whole one "
+                    "or without any"
+                ) from None
+            return True
+        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+            return True  # made up, where there is none
+        words.append((tokenizer.get_vocab(), tokenizer.eos_token_id))
+    return words[0] == words[1]
 
 
 def _pipeline(tokenizer: Any) -> str:

@@ -50,7 +50,7 @@ def significant(value: Decimal) -> int:
     return len("".join(map(str, value.as_tuple().digits)).strip("0"))
 
 
-def meant(value: Decimal, precision: Precision = DOUBLE) -> list[str]:
+def likely_values(value: Decimal, precision: Precision = DOUBLE) -> list[str]:
     """What a float, given by its shortest spelling, may have been before it was one: rounded to the digits that are
     safe, and the simple fraction nearby. Empty where the spelling is short, and so is the number itself."""
     if significant(value) < precision.full or value == value.to_integral_value():
@@ -74,7 +74,7 @@ def readings(gold: str) -> list[str]:
     if abs(value.adjusted()) > LONGEST:
         return [gold]
     spellings = [gold, plain(value)] if match["exponent"] else [gold]
-    return spellings + meant(value)
+    return spellings + likely_values(value)
 
 
 def shortest(value: Decimal) -> Decimal:

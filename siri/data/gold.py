@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from siri.data.decimals import DOUBLE, SINGLE, Precision, is_double, meant, plain, shortest, significant
+from siri.data.decimals import DOUBLE, SINGLE, Precision, is_double, likely_values, plain, shortest, significant
 
 MISSING = "without prompt or answer"
 NOT_FINITE = "with an infinite number for an answer"
@@ -26,6 +26,9 @@ PLACEHOLDERS = frozenset(_WORDS.split())
 # These are answers of some problems: \text{None} is kept, None is not.
 PLAIN_PLACEHOLDERS = frozenset(["none", "nil", "unknown"])
 _DECORATION = re.compile(r"^[\s<(\[\"'`*$]+|[\s>)\]\"'`*$.!]+$")
+# Spaces, control characters and those without a width, at the ends of a text.
+_SPACE = r"[\s\x00-\x1f\x7f\u00ad\u200b-\u200f\u2060\ufeff]+"
+_UNSEEN = re.compile(f"^{_SPACE}|{_SPACE}$")
 _LATEX = re.compile(r"\\(?:text\w*|boxed|math\w+|mbox)\s*\{(.*)\}", re.DOTALL)
 _MARKS = re.compile(r"[\s\-\u2010-\u2015\u2212_?.\u2026]+|\[\s*\]|\"\"|''")
 
@@ -79,6 +82,9 @@ def _from_numpy(value: Any) -> Any:
 def _several(values: list) -> str:
     accepted, why = [], NoAnswer(MISSING)
     for value in values:
+        if isinstance(value, list):
+            # of a matrix no row would do, and no number
+            raise TypeError("the answer is a list of lists, not text, a number or a list of alternatives")
         try:
             answer = gold_answer(value)
         except NoAnswer as error:
@@ -100,7 +106,7 @@ def _float(value: Decimal, precision: Precision) -> str:
         raise NoAnswer(LOST)
     text = _number(value)
     # of a double the grader sees as much itself
-    others = meant(value, precision) if precision is SINGLE else []
+    others = likely_values(value, precision) if precision is SINGLE else []
     return json.dumps([text, *others]) if others else text
 
 
@@ -132,7 +138,7 @@ def as_text(value: str, *, strip: bool = True) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise TypeError(f"half of a surrogate pair (\\u{ord(value[error.start]):04x}) is no text") from None
-    return value.strip() if strip else value
+    return _UNSEEN.sub("", value) if strip else value
 
 
 def kind(value: Any) -> str:

@@ -9,16 +9,24 @@ import numpy as np
 from siri.data.gold import MISSING, NoAnswer, as_text, kind
 
 ROLES = ("system", "user", "assistant", "tool")
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+SPEAKERS |= {"model": "assistant", "function_response": "tool", "observation": "tool"}
+"""What ShareGPT's `from` calls the roles; their usual names are read as well."""
 NOT_TEXT = "with an image or another part that is no text in the prompt"
 
 Messages = list[dict[str, str]]
-_LOOKS_LIKE_MESSAGES = re.compile(r"(?:\[\s*)?\{\s*(['\"])(?:role|content|messages)\1\s*:")
+_LISTS = ("messages", "conversations", "conversation")
+_KEYS = "|".join(("role", "content", "from", "value", *_LISTS))
+_LOOKS_LIKE_MESSAGES = re.compile(rf"(?:\[\s*)?\{{\s*(['\"])(?:{_KEYS})\1\s*:")
+_ENCODED = re.compile(rf'"[\s\\"]*(?:\[\s*)?\{{\s*\\+"(?:{_KEYS})\\+"\s*:')
+_MOST_ENCODED = 4
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def read_prompt(value: Any) -> str | Messages:
-    """The prompt that `value` means: text, or messages with `role` and `content`. Messages may be one alone, an object
-    that holds them under `messages`, or JSON text of all that; a content may be a list of text parts.
+    """The prompt that `value` means: text, or messages with `role` and `content`, or ShareGPT's `from` and `value`.
+    Messages may be one alone, an object that holds them under `messages` or `conversations`, or JSON text of all that,
+    even if it was encoded more than once; a content may be a list of text parts.
 
     Raises NoAnswer where there is no prompt or one that is not text alone, and TypeError for anything else.
     """
@@ -28,11 +36,16 @@ def read_prompt(value: Any) -> str | Messages:
         text = as_text(value)
         if not text:
             raise NoAnswer(MISSING)
+        for _ in range(_MOST_ENCODED):
+            if not _ENCODED.match(text):
+                break
+            inner = _decoded(text)
+            text = inner.strip() if isinstance(inner, str) else text
         if not _LOOKS_LIKE_MESSAGES.match(text):
             return text
         value = _decoded(text)
     if isinstance(value, dict):  # one message, or a whole conversation
-        value = value.get("messages", [value])
+        value = next((value[name] for name in _LISTS if name in value), [value])
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(value, list):
         raise TypeError(f"the prompt is {kind(value)}, not text or chat messages")
@@ -53,8 +66,8 @@ def without_answer(prompt: str | Messages) -> str | Messages:
     return prompt[:end] if end < len(prompt) else prompt
 
 
-def _decoded(text: str) -> list:
-    """The message list that a text holds."""
+def _decoded(text: str) -> Any:
+    """What a text holds that looks like messages."""
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError):
@@ -66,12 +79,15 @@ def _message(message: Any) -> dict[str, str]:
     if not isinstance(message, dict):
         raise TypeError(f"a chat message is {kind(message)}, not an object with 'role' and 'content'")
     role, content = message.get("role"), message.get("content")
+    if role is None and content is None and "from" in message:
+        role, content = message["from"], message.get("value")
+        role = SPEAKERS.get(role, role) if isinstance(role, str) else role
     if isinstance(content, np.ndarray):
         content = content.tolist()
     if isinstance(content, list):
         content = "".join(map(_part, content))
     if not isinstance(role, str) or not isinstance(content, str):
-        raise TypeError("a chat message needs a 'role' and a 'content', both text")
+        raise TypeError("a chat message needs a 'role' and a 'content' (or 'from' and 'value'), both text")
     if role not in ROLES:
         raise TypeError(f"the role {role!r} of a chat message is none of {', '.join(ROLES)}")
     return {"role": role, "content": as_text(content, strip=False)}

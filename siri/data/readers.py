@@ -1,17 +1,16 @@
-"""Rows of data files: JSON, JSON lines, parquet, and data sets of the hub. Every error is an InputError in one line."""
+"""Rows of parquet files and of data sets of the hub. Every error is an InputError in one line."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siri.data.gold import Single, kind
-from siri.errors import InputError, first_line, parse_json
+from siri.data.gold import Single
+from siri.data.table import Table, Unread, listed, refuse_pointer
+from siri.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,122 +24,6 @@ ROW_BYTES, VALUE_BYTES = 300, 32
 """What a row, and a value of a column, take in memory besides their text."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """What a source holds: the names of its columns, nested ones with dots, and its rows."""
-
-    columns: Sequence[str]
-    rows: Callable[[Sequence[str]], Iterator[Any]]
-    """Rows with at least the named columns, in order."""
-
-
-class Unread:
-    """A value of an Arrow type that is neither text nor a number."""
-
-    def __init__(self, arrow: str):
-        self.arrow = arrow
-
-
-def _listed(rows: Sequence[Any]) -> Table:
-    columns = dict.fromkeys(column for row in rows for column in _column_names(row))
-    return Table(list(columns), lambda _: iter(rows))
-
-
-def _column_names(row: dict, prefix: str = "") -> list[str]:
-    names = []
-    for key, value in row.items():
-        names += _column_names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return names
-
-
-# ---------------------------------------------------------------- JSON
-
-
-def _read_text(path: Path) -> str:
-    try:
-        # utf-8-sig: a byte-order mark, which some Windows tools write, is not part of the data
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"an object has the key {twice!r} twice")
-    return members
-
-
-def _parse(text: str) -> Any:
-    """JSON whose numbers keep every digit they are written with, and whose objects have each key once."""
-    return parse_json(text, parse_float=Decimal, object_pairs_hook=_object)
-
-
-def read_json(path: Path) -> Table:
-    """An array of rows, or an object that holds one under `data`."""
-    text = _read_text(path)
-    try:
-        data = _parse(text)
-    except json.JSONDecodeError as error:
-        hint = ""
-        if error.msg == "Extra data":
-            hint = "; if every line is an object of its own, name the file .jsonl"
-        elif text[: error.pos].rstrip().endswith(","):
-            hint = " after a comma"
-        raise InputError(
-            f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"
-        ) from None
-    except ValueError as error:  # JSON, but beyond what Python reads: nesting, digits
-        raise InputError(f"{path}: JSON that cannot be read: {first_line(error)}") from None
-    rows = data.get("data") if isinstance(data, dict) else data
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: expected an array of problems or an object with such an array under 'data'")
-    return _table(path, rows)
-
-
-def read_jsonl(path: Path) -> Table:
-    """One row a line; blank lines are none."""
-    rows = []
-    text = _read_text(path)
-    whole = "; a file that is one array is named .json" if text.lstrip().startswith("[") else ""
-    # not splitlines(): that also breaks at U+2028, which JSON strings may hold
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _parse(line)
-        except json.JSONDecodeError as error:
-            comma = line[error.pos :].strip() == "," and error.msg == "Extra data"
-            hint = whole or ("; no comma stands between lines" if comma else "")
-            raise InputError(
-                f"{path}: malformed JSON at line {number}, column {error.colno}: {error.msg}{hint}"
-            ) from None
-        except ValueError as error:
-            raise InputError(f"{path}: JSON at line {number} cannot be read: {first_line(error)}") from None
-        if whole and isinstance(row, list):
-            raise InputError(f"{path}: line {number} is an array, not an object{whole}")
-        rows.append(row)
-    return _table(path, rows)
-
-
-def _table(path: Path, rows: list) -> Table:
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: row {number} is {kind(row)}, not an object with a prompt and an answer")
-    if not rows:
-        raise InputError(f"{path}: the data set is empty")
-    try:
-        return _listed(rows)
-    except RecursionError:
-        raise InputError(f"{path}: objects nested too deeply") from None
-
-
-# ---------------------------------------------------------------- Arrow
-
-
 def read_parquet(path: Path) -> Table:
     """The columns that are asked for, in batches. Values that repeat are held once."""
     import pyarrow
@@ -152,6 +35,8 @@ def read_parquet(path: Path) -> Table:
         return InputError(f"{path}: unreadable parquet: {first_line(error)}")
 
     try:
+        with path.open("rb") as file:
+            refuse_pointer(path, file.read(64))
         with pyarrow.parquet.ParquetFile(path) as file:
             columns, about = _schema_columns(file.schema_arrow), file.metadata
             twice = [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]
@@ -165,14 +50,27 @@ def read_parquet(path: Path) -> Table:
         leaves = _leaves(about, wanted)
         _check_expansion(path, about, leaves)
         texts = [name for name, physical in leaves.items() if physical == "BYTE_ARRAY"]
-        try:
-            with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
-                for batch in file.iter_batches(BATCH, columns=list(leaves)):
-                    yield from _batch_rows(batch)
-        except faults as error:
-            raise unreadable(error) from None
+        flat, done = [name for name in texts if "." not in name], 0
+        # Arrow cannot give a nested column's texts as a dictionary where the writer gave that up within a row group
+        for held_once in (texts, flat):
+            try:
+                with pyarrow.parquet.ParquetFile(path, read_dictionary=held_once) as file:
+                    for row in islice(_file_rows(file, list(leaves)), done, None):
+                        yield row
+                        done += 1
+                return
+            except pyarrow.ArrowNotImplementedError as error:
+                if held_once == flat:
+                    raise unreadable(error) from None
+            except faults as error:
+                raise unreadable(error) from None
 
-    return Table(columns, rows)
+    return Table(columns, rows, about.num_rows)
+
+
+def _file_rows(file: Any, columns: list[str]) -> Iterator[Any]:
+    for batch in file.iter_batches(BATCH, columns=columns):
+        yield from _batch_rows(batch)
 
 
 def _schema_columns(fields: Any, prefix: str = "") -> list[str]:
@@ -278,7 +176,7 @@ def read_hub(name: str, split: str) -> Table:
     try:
         dataset = datasets.load_dataset(repository, configuration or None, split=split)
         if not isinstance(dataset, datasets.Dataset):
-            return _listed(list(dataset))
+            return listed(list(dataset))
     except Exception as error:  # the hub client raises a dozen unrelated types; none of them is our bug
         raise InputError(
             f"{name}: no such file, and as a hub dataset (split {split!r}) it cannot be loaded: {first_line(error)}"
@@ -289,4 +187,4 @@ def read_hub(name: str, split: str) -> Table:
         for table in dataset.select_columns(tops).with_format("arrow").iter(BATCH):
             yield from _batch_rows(table)
 
-    return Table(_schema_columns(dataset.features.arrow_schema), rows)
+    return Table(_schema_columns(dataset.features.arrow_schema), rows, len(dataset))

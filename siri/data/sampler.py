@@ -1,5 +1,7 @@
 """The order of the problems: seeded, endless, and resumable."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from siri.errors import InputError
@@ -11,21 +13,54 @@ class Sampler:
     The whole state is (epoch, cursor, seed) and `size`, how many problems the epoch in progress is made of: those that
     were there when it began. `Sampler(n, **state)` goes on exactly where `state()` was taken, with n of `size` problems
     or more; the others follow in the next epoch.
+
+    weights: (problems, weight) of each source, one after the other. In an epoch each problem is drawn `weight` times on
+    average: a source goes through permutations of its own, of which an epoch takes the next weight x problems places.
     """
 
-    def __init__(self, n: int, seed: int, epoch: int = 0, cursor: int = 0, size: int | None = None):
+    def __init__(
+        self,
+        n: int,
+        seed: int,
+        epoch: int = 0,
+        cursor: int = 0,
+        size: int | None = None,
+        *,
+        weights: Sequence[tuple[int, float]] = (),
+    ):
         size = n if size is None else size
+        self.weights = tuple(weights)
         if n < 1:
             raise InputError("cannot sample from an empty data set")
         if seed < 0:
             raise InputError(f"seed {seed}: must not be negative")
-        if epoch < 0 or not 0 <= cursor < size <= n:
-            raise InputError(f"sampler state (epoch {epoch}, cursor {cursor}) does not fit a data set of {n} problems")
+        if self.weights and (sum(count for count, _ in self.weights) != n or size != n):
+            raise InputError(f"sampler: sources with weights make up {n} problems, and the epoch has {size}")
+        if self.weights and sum(int(weight * count) for count, weight in self.weights) < 1:
+            raise InputError("data: with these weights an epoch has no problem; raise them")
         self.n, self.seed, self.epoch, self.cursor, self.size = n, seed, epoch, cursor, size
-        self._order = self._permutation()
+        self._order = self._permutation() if epoch >= 0 and 0 < size <= n else np.empty(0, np.int64)
+        if not 0 <= cursor < len(self._order):
+            raise InputError(f"sampler state (epoch {epoch}, cursor {cursor}) does not fit a data set of {n} problems")
+
+    @property
+    def draws(self) -> int:
+        """Problems drawn in the epoch in progress."""
+        return len(self._order)
 
     def _permutation(self) -> np.ndarray:
-        return np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if not self.weights:
+            return generator.permutation(self.size)
+        drawn, start = [], 0
+        for number, (count, weight) in enumerate(self.weights):
+            places = np.arange(int(self.epoch * weight * count), int((self.epoch + 1) * weight * count))
+            turns, at = np.divmod(places, count)
+            for turn in np.unique(turns).tolist():
+                order = np.random.default_rng([self.seed, turn, number, 1]).permutation(count)
+                drawn.append(start + order[at[turns == turn]])
+            start += count
+        return generator.permutation(np.concatenate(drawn))
 
     def take(self, k: int) -> list[int]:
         """The next `k` indices. A draw that crosses the end of an epoch goes on in the next one."""
@@ -34,7 +69,7 @@ class Sampler:
             portion = self._order[self.cursor : self.cursor + k - len(taken)]
             taken += portion.tolist()
             self.cursor += len(portion)
-            if self.cursor == self.size:
+            if self.cursor == len(self._order):
                 self.epoch, self.cursor, self.size = self.epoch + 1, 0, self.n
                 self._order = self._permutation()
         return taken

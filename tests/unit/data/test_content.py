@@ -93,8 +93,8 @@ def test_tokenizer_and_template_are_known_by_their_content():
 
 def test_answers_belong_to_the_content():
     tokenizer = word_tokenizer()
-    one, two = (Content.of("a", PromptSet([[1]], [answer], 0, 0), tokenizer) for answer in ("7", "8"))
-    assert one.rows != two.rows
+    content_alone, two = (Content.of("a", PromptSet([[1]], [answer], 0, 0), tokenizer) for answer in ("7", "8"))
+    assert content_alone.rows != two.rows
 
 
 def test_it_is_written_and_read(tmp_path):
@@ -138,7 +138,7 @@ def resume(begun, tmp_path, lines, *options: str, expect: int = 0, name="other.j
 def test_a_run_goes_on_with_the_same_problems_elsewhere(begun, tmp_path, capsys):
     run = resume(begun, tmp_path, begun.lines)
     assert "other.jsonl holds the same 64 problems" in capsys.readouterr().out
-    assert len(rows(run)) == 3 and json.loads((run / "config.json").read_text())["data"].endswith("other.jsonl")
+    assert len(rows(run)) == 3 and json.loads((run / "config.json").read_text())["data"][0].endswith("other.jsonl")
 
 
 def test_a_run_goes_on_with_more_problems(begun, tmp_path, capsys):

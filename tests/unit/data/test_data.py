@@ -82,17 +82,17 @@ def rejected(source, **options) -> str:
     ],
 )
 def test_real_files(data_dir, file, rows, dropped):
-    found = load_problems(data_dir / file)
-    assert (len(found.problems), found.dropped) == (rows - dropped, dropped)
-    assert len({problem.id for problem in found.problems}) == len(found.problems)
-    assert all(problem.prompt and problem.answer == problem.answer.strip() != "" for problem in found.problems)
+    problem_set = load_problems(data_dir / file)
+    assert (len(problem_set.problems), problem_set.dropped) == (rows - dropped, dropped)
+    assert len({problem.id for problem in problem_set.problems}) == len(problem_set.problems)
+    assert all(problem.prompt and problem.answer == problem.answer.strip() != "" for problem in problem_set.problems)
 
 
 def test_ids_name_the_row_of_the_file(data_dir):
     raw = json.loads((data_dir / "math_train.json").read_text())
-    found = load_problems(data_dir / "math_train.json").problems
-    assert not {f"math_train/{row}" for row in (886, 1009, 5328, 5330)} & {problem.id for problem in found}
-    for problem in found[880:890] + found[-3:]:
+    problems = load_problems(data_dir / "math_train.json").problems
+    assert not {f"math_train/{row}" for row in (886, 1009, 5328, 5330)} & {problem.id for problem in problems}
+    for problem in problems[880:890] + problems[-3:]:
         row = raw[int(problem.id.removeprefix("math_train/"))]
         assert (problem.prompt, problem.answer) == (row["problem"].strip(), row["answer"].strip())
 
@@ -193,9 +193,9 @@ def test_numpy_answers_from_the_hub(monkeypatch, value):
 
 def test_rows_without_prompt_or_answer_are_dropped_and_counted(tmp_path):
     rows = [{"problem": "Q", "answer": answer} for answer in (None, "", " ", [], [None], float("nan"), "7", 0)]
-    found = load_problems(write(tmp_path / "a.json", [*rows, {"answer": "7"}, {"problem": "", "answer": "7"}]))
-    assert [(problem.id, problem.answer) for problem in found.problems] == [("a/6", "7"), ("a/7", "0")]
-    assert found.dropped == 8
+    problem_set = load_problems(write(tmp_path / "a.json", [*rows, {"answer": "7"}, {"problem": "", "answer": "7"}]))
+    assert [(problem.id, problem.answer) for problem in problem_set.problems] == [("a/6", "7"), ("a/7", "0")]
+    assert problem_set.dropped == 8
 
 
 def test_unicode_line_separators_do_not_split_jsonl(tmp_path):
@@ -301,7 +301,7 @@ def test_values_of_the_wrong_kind(tmp_path):
 
 
 def test_unknown_kind_of_source(tmp_path):
-    for path in (write(tmp_path / "a.csv", "problem,answer"), tmp_path / "b.txt", tmp_path):
+    for path in (write(tmp_path / "a.tsv", "problem,answer"), tmp_path / "b.txt", tmp_path):
         assert ".jsonl" in rejected(path)
 
 

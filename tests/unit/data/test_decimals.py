@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from siri.data.decimals import meant, plain, readings
+from siri.data.decimals import likely_values, plain, readings
 from siri.rewards import exact_reward, math_reward
 
 
@@ -65,8 +65,8 @@ def test_every_simple_fraction_is_found_and_short_decimals_are_left_alone():
     for _ in range(2000):
         fraction = Fraction(draw.randint(-5000, 5000), draw.randint(1, 5000))
         value = Decimal(repr(float(fraction)))
-        if found := meant(value):
-            assert Fraction(found[-1]) == fraction
+        if values := likely_values(value):
+            assert Fraction(values[-1]) == fraction
         else:
             assert Fraction(value) == fraction or len(value.as_tuple().digits) < 16, (fraction, value)
     assert readings("0.125") == ["0.125"] and readings("12345.678") == ["12345.678"]
@@ -75,8 +75,8 @@ def test_every_simple_fraction_is_found_and_short_decimals_are_left_alone():
 
 def test_a_float_by_chance_stands_for_no_fraction():
     draw = random.Random(1)
-    found = [meant(Decimal(repr(draw.uniform(-1000, 1000)))) for _ in range(20_000)]
-    assert sum(len(one) > 1 for one in found) <= 2
+    readings = [likely_values(Decimal(repr(draw.uniform(-1000, 1000)))) for _ in range(20_000)]
+    assert sum(len(values) > 1 for values in readings) <= 2
 
 
 def test_texts_that_are_no_floats_are_left_alone():

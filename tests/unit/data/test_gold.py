@@ -119,7 +119,7 @@ def test_nested_columns_keep_their_nulls(tmp_path):
     gold = [{"ground_truth": "4", "style": "rule"}, None, {"ground_truth": None, "style": "r"}, {"ground_truth": "5"}]
     path = tmp_path / "set.parquet"
     pq.write_table(pa.table({"prompt": list("abcd"), "reward_model": gold}), path)
-    assert [(one.prompt, one.answer) for one in load_problems(path).problems] == [("a", "4"), ("d", "5")]
+    assert [(problem.prompt, problem.answer) for problem in load_problems(path).problems] == [("a", "4"), ("d", "5")]
 
 
 def test_a_float_of_32_bits_is_what_it_stood_for():
@@ -195,9 +195,9 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path):
     values = ["7", "proof", "proof", "n/a", None, float("nan"), float("inf"), 2.0**60, ""]
     path = tmp_path / "set.json"
     path.write_text(json.dumps([{"problem": "Q", "answer": value} for value in values]))
-    found = load_problems(path)
-    assert len(found.problems) == 1 and found.dropped == 8
-    assert found.left_out == {f"{PLACEHOLDER} (proof 2, n/a 1)": 3, MISSING: 3, NOT_FINITE: 1, LOST: 1}
+    problem_set = load_problems(path)
+    assert len(problem_set.problems) == 1 and problem_set.dropped == 8
+    assert problem_set.left_out == {f"{PLACEHOLDER} (proof 2, n/a 1)": 3, MISSING: 3, NOT_FINITE: 1, LOST: 1}
 
 
 def test_a_set_of_placeholders_is_empty_and_says_why(tmp_path):

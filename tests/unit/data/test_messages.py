@@ -31,6 +31,12 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ({"messages": [SYSTEM, USER]}, [SYSTEM, USER]),
         (json.dumps({"messages": [SYSTEM, USER]}), [SYSTEM, USER]),
         (json.dumps(USER), [USER]),
+        (json.dumps(json.dumps([SYSTEM, USER])), [SYSTEM, USER]),
+        (json.dumps(json.dumps(json.dumps({"messages": [USER]}))), [USER]),
+        ([{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Q"}], [SYSTEM, USER]),
+        ({"conversations": [{"from": "human", "value": "Q"}]}, [USER]),
+        (json.dumps([{"from": "user", "value": "Q"}]), [USER]),
+        ('"{\\"" is a string of which length?', '"{\\"" is a string of which length?'),
         ("{'a', 'b'} has which size?", "{'a', 'b'} has which size?"),
         ("[1, 2] has which sum?", "[1, 2] has which sum?"),
         ('[{"a": 1}] is JSON of what?', '[{"a": 1}] is JSON of what?'),
@@ -44,7 +50,9 @@ def test_the_ways_of_writing_a_prompt(value, prompt):
     ("value", "words"),
     [
         ([{"role": "human", "content": "Q"}], "'human' .* none of system, user, assistant, tool"),
-        ([{"from": "human", "value": "Q"}], "'role' and a 'content'"),
+        ([{"from": "alien", "value": "Q"}], "'alien' .* none of system, user, assistant, tool"),
+        ([{"from": "human"}], "'from' and 'value'"),
+        (json.dumps('[{"role": "user", "content'), "not JSON"),
         ([{"role": "user", "content": {"text": "Q"}}], "'role' and a 'content'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "no 'text'"),
         ([{"role": "user", "content": [3]}], "part of a chat message is of type int"),
@@ -67,8 +75,8 @@ def test_prompts_with_other_parts_than_text_are_left_out(tmp_path, kind):
     assert caught.value.why == NOT_TEXT
     path = tmp_path / "set.json"
     path.write_text(json.dumps([{"prompt": pictured, "answer": "7"}, {"prompt": [USER], "answer": "7"}]))
-    found = load_problems(path)
-    assert [one.prompt for one in found.problems] == [[USER]] and found.left_out == {NOT_TEXT: 1}
+    problem_set = load_problems(path)
+    assert [problem.prompt for problem in problem_set.problems] == [[USER]] and problem_set.left_out == {NOT_TEXT: 1}
 
 
 @pytest.mark.parametrize("value", [None, "", " \n", [], [{"role": "user", "content": " "}]])
@@ -86,9 +94,9 @@ def test_the_answer_at_the_end_of_a_conversation_is_cut_off_and_counted(tmp_path
     rows = [[USER, ASSISTANT], [USER], [ASSISTANT], json.dumps([USER, ASSISTANT])]
     path = tmp_path / "set.json"
     path.write_text(json.dumps([{"prompt": row, "answer": "7"} for row in rows]))
-    found = load_problems(path)
-    assert [one.prompt for one in found.problems] == [[USER]] * 3
-    assert found.answered == 2 and found.left_out == {MISSING: 1}
+    problem_set = load_problems(path)
+    assert [problem.prompt for problem in problem_set.problems] == [[USER]] * 3
+    assert problem_set.answered == 2 and problem_set.left_out == {MISSING: 1}
 
 
 def test_parts_in_parquet(tmp_path):
@@ -97,15 +105,17 @@ def test_parts_in_parquet(tmp_path):
     rows = [[{"role": "user", "content": parts[:1]}], [{"role": "user", "content": parts}]]
     path = tmp_path / "set.parquet"
     pq.write_table(pa.table({"prompt": rows, "answer": ["7", "8"]}), path)
-    found = load_problems(path)
-    assert [(one.prompt, one.answer) for one in found.problems] == [([USER], "7")] and found.left_out == {NOT_TEXT: 1}
+    problem_set = load_problems(path)
+    assert [(problem.prompt, problem.answer) for problem in problem_set.problems] == [
+        ([USER], "7")
+    ] and problem_set.left_out == {NOT_TEXT: 1}
 
 
 def test_conversations_as_objects(tmp_path):
     rows = [{"prompt": {"messages": [SYSTEM, USER]}, "answer": "7"}, {"prompt": USER, "answer": "7"}]
     (tmp_path / "set.json").write_text(json.dumps(rows))
     pq.write_table(pa.table({"prompt": [row["prompt"] for row in rows[:1]], "answer": ["7"]}), tmp_path / "set.parquet")
-    assert [one.prompt for one in load_problems(tmp_path / "set.json").problems] == [[SYSTEM, USER], [USER]]
+    assert [problem.prompt for problem in load_problems(tmp_path / "set.json").problems] == [[SYSTEM, USER], [USER]]
     assert load_problems(tmp_path / "set.parquet").problems[0].prompt == [SYSTEM, USER]
 
 
@@ -114,3 +124,12 @@ def test_roles_in_a_file(tmp_path):
     path.write_text(json.dumps({"prompt": [{"role": "gpt", "content": "Q"}], "answer": "7"}))
     with pytest.raises(InputError, match=r"set\.jsonl: row 0: the role 'gpt' .* \(column 'prompt'\)"):
         load_problems(path)
+
+
+def test_what_sharegpt_calls_the_turns_and_its_answer_is_cut_off(tmp_path):
+    path = tmp_path / "share.jsonl"
+    turns = [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]
+    path.write_text(json.dumps({"conversations": turns, "answer": "2"}))
+    read = load_problems(path, prompt_key="conversations")
+    assert [problem.prompt for problem in read.problems] == [[{"role": "user", "content": "1 + 1?"}]]
+    assert read.answered == 1
