@@ -19,7 +19,8 @@ from siri.rewards.shaping import kimi_length_rewards as kimi_length_rewards
 
 END_OF_THINKING = "</think>"
 
-Reward = Callable[[str, str], float]
+Reward = Callable[..., float]
+"""Takes a response and its gold answer, and by name the columns that its parameters ask for."""
 
 
 def final_text(response: str, think: bool = True) -> str | None:
@@ -62,15 +63,24 @@ def exact_reward(response: str, answer: str, *, think: bool = True) -> float:
     return float(text is not None and text.strip() in (answer.strip(), *map(str.strip, accepted_answers(answer))))
 
 
+def extracted_answer(reward: str, response: str, *, think: bool = True) -> str | None:
+    """What a built-in reward compares with the gold answer, to be shown; None where there is nothing, and for functions
+    of the user's, which look at the whole response."""
+    text = final_text(response, think) if reward in BUILT_IN else None
+    if text is None or reward == "exact":
+        return text if text is None else text.strip()
+    return ", ".join(box or "" for box in final_boxes(text)) or None
+
+
 def accepted_answers(answer: str) -> list[str]:
     """The alternatives in a JSON list of strings, which is how `siri.data` keeps several; else `answer` alone."""
     if answer.lstrip().startswith('["'):
         try:
-            found = json.loads(answer)
+            texts = json.loads(answer)
         except json.JSONDecodeError:
             return [answer]
-        if all(isinstance(text, str) for text in found):
-            return found
+        if all(isinstance(text, str) for text in texts):
+            return texts
     return [answer]
 
 
@@ -78,7 +88,8 @@ BUILT_IN: dict[str, Callable[..., float]] = {"math": math_reward, "exact": exact
 
 
 def resolve_reward(name: str, *, think: bool = True) -> Reward:
-    """The reward called `name`: "math", "exact", or `module:function` with `function(response, answer) -> float`.
+    """The reward called `name`: "math", "exact", or `module:function` with `function(response, answer) -> float`,
+    whose further parameters are columns of the data.
 
     Such a module is looked for in the current directory first; what it imports comes from there last, so that no file
     there stands in for a module of Python's or of a library. `think` concerns the built-in rewards; a user's function
@@ -91,6 +102,12 @@ def resolve_reward(name: str, *, think: bool = True) -> Reward:
         near = difflib.get_close_matches(name, BUILT_IN, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown reward {name!r}: expected {', '.join(BUILT_IN)} or module:function{hint}")
+    if module_name.endswith(".py") or "/" in module_name:
+        path = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise InputError(
+            f"reward {name!r}: that is a path; it wants the module's name, {path}:{function_name}, with the folder as "
+            "current one or in PYTHONPATH"
+        )
     try:
         module = _import_from_here(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported

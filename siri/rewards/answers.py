@@ -13,8 +13,10 @@ from fractions import Fraction
 
 from siri.rewards.grading import library, sets
 from siri.rewards.grading.boxes import final_boxes, last_boxed
+from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.grammar import NotRead, Tree, read
 from siri.rewards.grading.numbers import Undecided, Undefined
+from siri.rewards.grading.readings import MAX_PARSED_CHARS, readings
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
     bracketed,
@@ -23,6 +25,7 @@ from siri.rewards.grading.structure import (
     key,
     matrix,
     members,
+    named_members,
     named_values,
     names_a_value,
     ratio,
@@ -34,19 +37,11 @@ from siri.rewards.grading.values import rational, rounds_to, same_value, same_ze
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
 
-# An answer longer than this is compared as text only: parsing takes superlinear time and no gold answer is as long.
-MAX_PARSED_CHARS = 512
 # One longer than this is not even cleaned, and is the same only if it is the same text.
 MAX_CLEANED_CHARS = 8192
 # One this much longer than the gold answer is wrong unread: nothing that is cleaned away takes as many characters.
 MAX_EXTRA_CHARS = 200_000
 
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?=[^,\d][^,]*$|$)")
-# Of two separators the last is the decimal one, and one that stands twice is none; lakhs have two digits.
-_ELSEWHERE = re.compile(r"[-+]?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|[-+]?\d{1,3}(?:\.\d{3})+,\d+")
-_LAKHS = re.compile(r"[-+]?\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
-_SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})")
-_REPEATING = re.compile(r"(-?)(\d*\.\d*?)(?:\((\d+)\)|(\d)\4{2,}|(\d{2,}?)\5+)(\\[lc]?dots|\.\.\.)?")
 _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 _BASES = {
@@ -62,12 +57,12 @@ _IN_BASE = re.compile(
     rf"(?:\\overline\{{(?=\w+\}}))?\(?(-?[0-9A-Fa-f]+)\)?\}}?(?:_\{{?\(?|\(?base)(\d+|{'|'.join(_BASES)})\)?\}}?"
 )
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
-_SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
-_WHOLE = re.compile(r"([a-zA-Z])\s*(?:\\in(?![a-zA-Z])\s*\\(?:mathbb|mathbf)\s*\{?\s*Z|\\text\{\s*is an integer)")
+_DEFINED = re.compile(r"\s*(?:([a-zA-Z])\(([a-df-hj-zA-Z])\)|([a-zA-Z])_\{?([a-zA-Z])\}?)\s*=[^=]*")
+_POINT = re.compile(r"[A-Z]\s*(?=\([^()]*,[^()]*\)$)")
 _CONSTANT = re.compile(r"(?<=\+)\s*[Cc]$")
 _AND_OR = re.compile(
-    r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
+    r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\&\s*|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
 )
 _OR = re.compile(r"\s*\\(?:lor|vee)(?![a-zA-Z])")
 
@@ -91,14 +86,14 @@ def same_answer(gold: str, answer: str) -> bool:
         return False
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
     if (money := currencies(gold)) and (other_money := currencies(answer)) and not money & other_money:
-        return False
+        return {*money, *other_money} == {"dollar", "cent"} and _same_money(gold, answer)
     if gold.strip() == answer.strip():
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
     undecided = False
-    for reading in _readings(clean(gold)):
-        for other in _readings(clean(answer)):
+    for reading in readings(clean(gold)):
+        for other in readings(clean(answer)):
             try:
                 if _same(reading, other):
                     return True
@@ -110,27 +105,20 @@ def same_answer(gold: str, answer: str) -> bool:
     return False
 
 
-def _readings(text: str) -> list[str]:
-    r"""`text`, and what else it may mean.
-
-    "81,256" is one number or two, "2e-05" a power of ten or 2e less 5, "0.1(6)" and "0.1666..." recur.
-    """
-    if len(text) > MAX_PARSED_CHARS:
-        return [text]
-    number = _THOUSANDS.match(text)
-    readings = [text, number[0].replace(",", "") + text[number.end() :]] if number else [text]
-    if _LAKHS.fullmatch(text):
-        readings.append(text.replace(",", ""))
-    if _ELSEWHERE.fullmatch(text):
-        readings.append(text.replace(".", "").replace(",", "."))
-    if _SPACED.fullmatch(text):
-        readings.append(text.replace(" ", ""))
-    if match := _SCIENTIFIC.fullmatch(text):
-        readings.append(f"{match[1]} \\cdot 10^{{{match[2]}}}")
-    if (match := _REPEATING.fullmatch(text)) and (match[3] or match[6]):
-        sign, fixed, *periods, _ = match.groups()
-        readings.append(f"{sign}{fixed}\\overline{{{next(filter(None, periods))}}}")
-    return readings
+def _same_money(gold: str, answer: str) -> bool:
+    """Cents and dollars: 75 cents are $0.75."""
+    amounts = []
+    for text in (gold, answer):
+        amount, unit = without_unit(clean(text))
+        scale = ("num", Fraction(100 if unit == ("cent",) else 1))
+        try:
+            amounts.append(("/", read(readings(amount)[-1]), scale))
+        except NotRead:
+            return False
+    try:
+        return same_value(*amounts)
+    except (Undecided, Undefined):
+        return False
 
 
 def _same(gold: str, answer: str) -> bool:
@@ -142,6 +130,9 @@ def _same(gold: str, answer: str) -> bool:
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
     answer = _with_names_of(gold, answer)
+    verdict = same_form(gold, answer, _same)
+    if verdict is not None:
+        return verdict
     chosen = _same_choice(gold, answer)
     if chosen is not None:
         return chosen
@@ -157,11 +148,15 @@ def _same(gold: str, answer: str) -> bool:
 
 
 def _with_names_of(gold: str, answer: str) -> str:
-    r"""`answer` with the names of `gold` for what any letter may stand for: $n$ in "2n\pi, n \in \mathbb{Z}", and the
-    constant of integration."""
-    wholes = [match[1] for match in map(_WHOLE.search, (gold, answer)) if match]
-    if len(wholes) == 2 and wholes[0] != wholes[1] and not _letter(wholes[0]).search(answer):
-        answer = _letter(wholes[1]).sub(wholes[0], answer)
+    """`answer` with the names of `gold` for what any letter may stand for: the variable of a function, an index, the
+    constant of integration; and without the name of a point."""
+    defined = [match.groups() for match in map(_DEFINED.fullmatch, (gold, answer)) if match]
+    if len(defined) == 2 and defined[0][::2] == defined[1][::2]:  # f(t) = t^2 is f(x) = x^2
+        mine, other = (names[1] or names[3] for names in defined)
+        if mine != other and not _letter(mine).search(answer) and mine not in (defined[1][0], defined[1][2]):
+            answer = _letter(other).sub(mine, answer)
+    if gold.startswith("(") and answer[0] != "C":
+        answer = _POINT.sub("", answer, count=1) if _POINT.match(answer) else answer
     constants = [match[0] for match in map(_CONSTANT.search, (gold, answer)) if match]
     return answer[:-1] + constants[0] if len(constants) == 2 else answer
 
@@ -175,10 +170,10 @@ def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
     parts = [[part for part in _JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
     if sorted(map(len, parts)) != [1, 2] or sets.may_be_a_set(gold) or sets.may_be_a_set(answer):
         return None
-    one, two = sorted(parts, key=len)
-    if len(members(one[0])) > 1 or not _same(two[0].strip(" ,"), two[1].strip(" ,")):
+    short, long = sorted(parts, key=len)
+    if len(members(short[0])) > 1 or not _same(long[0].strip(" ,"), long[1].strip(" ,")):
         return None
-    return one * 2, [part.strip(" ,") for part in two]
+    return short * 2, [part.strip(" ,") for part in long]
 
 
 def _listed(text: str) -> str:
@@ -188,16 +183,17 @@ def _listed(text: str) -> str:
 
 
 def _without_member(text: str) -> str:
+    text = re.sub(r"^\s*[A-Z]\s*=\s*(?=\\\{)", "", text)
     return re.sub(r"^(?:[a-zA-Z]|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*", "", text)
 
 
 def _same_letters(gold: str, answer: str) -> bool:
     """A choice in a small letter, and several of them written together, in order: "b" for B, "AC" for "A, C"."""
     golds, answers = ([key(part) for part in split(_listed(text), ",;&")] for text in (gold, answer))
-    for one, several in ((golds, answers), (answers, golds)):
-        if len(one) == 1 < len(several) and all(re.fullmatch("[A-H]", letter) for letter in several):
-            return re.fullmatch("[A-H]{2,}", gold.strip() if one is golds else answer.strip()) is not None and (
-                list(gold.strip() if one is golds else answer.strip()) == sorted(set(several))
+    for single, several in ((golds, answers), (answers, golds)):
+        if len(single) == 1 < len(several) and all(re.fullmatch("[A-H]", letter) for letter in several):
+            return re.fullmatch("[A-H]{2,}", gold.strip() if single is golds else answer.strip()) is not None and (
+                list(gold.strip() if single is golds else answer.strip()) == sorted(set(several))
             )
     return len(gold) == len(answer) == 1 and gold in "ABCDE" and answer.upper() == gold
 
@@ -270,6 +266,9 @@ def _difference(left: Tree, right: Tree) -> Tree:
 
 def _same_lists(gold: str, answer: str) -> bool:
     golds, answers = members(gold), members(answer)
+    spread = [each if len(each) > 1 else named_members(each[0]) for each in (golds, answers)]
+    if all(spread):
+        golds, answers = spread
     if len(golds) > 1 or len(answers) > 1:
         if len(golds) == 1 or len(answers) == 1:
             return _same_named_tuple(golds, answers)
@@ -364,7 +363,10 @@ def _in_base(text: str) -> tuple[str, str] | None:
     """The digits of a number in a base, and the base."""
     plain = re.sub(r"(?<=\d)[,\s]+(?=\d)|\s", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
     match = _IN_BASE.fullmatch(plain)
-    return (match[1].upper(), str(_BASES.get(match[2], match[2]))) if match else None
+    if match is None or re.fullmatch("[a-f]", match[1]):  # a_{12} is a name
+        return None
+    digits, base = match[1].upper(), int(_BASES.get(match[2], match[2]))
+    return (digits, str(base)) if 2 <= base <= 36 and int(max(digits.lstrip("-")), 16) < base else None
 
 
 def _rounded(trees: tuple[Tree, Tree], texts: tuple[str, str]) -> bool:

@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -28,8 +29,9 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import siri
+from siri.data.columns import Gold, Wanted
 from siri.errors import InputError
-from siri.rewards import Reward, exact_reward, sandbox
+from siri.rewards import BUILT_IN, Reward, exact_reward, sandbox
 from siri.rewards.worker import COMMAND, MAX_MESSAGE_BYTES, call, read_message
 from siri.runtime.threads import helper_environment
 from siri.text import printable
@@ -163,8 +165,12 @@ class RewardPool:
         self.memory_bytes = memory_bytes or (MATH_MEMORY_BYTES if reward == "math" else 0)
         self.first_error = ""
         """What the first answer that could not be graded ran into, for the user."""
+        self.columns = Wanted()
+        """What the reward asks for of the data, once the workers are there."""
         self._opened = False  # the reward has been imported once, so that a later failure is the machine's
         self._failed_starts = 0
+        self._one_batch = threading.Lock()
+        """An evaluation may grade while responses that are sampled ahead are graded as they end."""
         self._pool: list[_Worker] = []
 
     def __enter__(self) -> "RewardPool":
@@ -211,7 +217,7 @@ class RewardPool:
     @property
     def layers(self) -> list[str]:
         """What holds every worker in that runs now."""
-        return [layer for layer in ("memory", *sandbox.LAYERS) if all(layer in one.sandbox for one in self._pool)]
+        return [layer for layer in ("memory", *sandbox.LAYERS) if all(layer in worker.sandbox for worker in self._pool)]
 
     def cell(self) -> str:
         """A line on what holds the graders in, and what does not; empty where there are none."""
@@ -224,7 +230,12 @@ class RewardPool:
         return f"graders: shut in by {', '.join(self.layers)}{without}"
 
     def score(self, responses: Sequence[str], answers: Sequence[str]) -> RewardBatch:
-        """The rewards of `responses`, each against the gold answer in the same place of `answers`."""
+        """The rewards of `responses`, each against the gold answer in the same place of `answers`.
+        Threads take turns."""
+        with self._one_batch:
+            return self._score(responses, answers)
+
+    def _score(self, responses: Sequence[str], answers: Sequence[str]) -> RewardBatch:
         pairs = list(zip(responses, answers, strict=True))
         if self.reward == "exact":
             return self._score_here(partial(exact_reward, think=self.think), pairs)
@@ -240,7 +251,7 @@ class RewardPool:
                         worker.deadline = time.monotonic() + self.timeout_s
                         # A worker that has died meanwhile is noticed, and replaced, where its answer is awaited.
                         with contextlib.suppress(OSError):
-                            worker.connection.send_bytes(json.dumps(pairs[worker.item]).encode())
+                            worker.connection.send_bytes(json.dumps(_item(*pairs[worker.item])).encode())
                 for late in self._step(batch):
                     tries[late] += 1
                     if tries[late] < TRIES:
@@ -265,12 +276,12 @@ class RewardPool:
         return batch
 
     def _start(self) -> _Worker:
-        ours, theirs = socket.socketpair()
+        parent_socket, worker_socket = socket.socketpair()
         # A worker that stops in the middle of a message must not stop us: the kernel gives up in our stead.
         patience = struct.pack("ll", int(self.timeout_s) + 1, 0)
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, patience)
-        arguments = (_paths(), theirs.fileno(), self.reward, self.think, self.timeout_s, self.memory_bytes)
+            parent_socket.setsockopt(socket.SOL_SOCKET, option, patience)
+        arguments = (_paths(), worker_socket.fileno(), self.reward, self.think, self.timeout_s, self.memory_bytes)
         environment = helper_environment()
         if self.reward == "math":
             environment = {name: environment[name] for name in KEPT_VARIABLES if name in environment}
@@ -280,7 +291,7 @@ class RewardPool:
         output, pipe = os.pipe()
         process = subprocess.Popen(
             [sys.executable, isolation, "-c", COMMAND, json.dumps(arguments)],
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(worker_socket.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=pipe,  # what a reward prints is no part of the program's output
             stderr=pipe,
@@ -288,9 +299,9 @@ class RewardPool:
             start_new_session=True,
         )
         os.close(pipe)
-        theirs.close()  # or we would never see the end of the worker's connection
+        worker_socket.close()  # or we would never see the end of the worker's connection
         deadline = time.monotonic() + START_TIMEOUT_S
-        return _Worker(process, Connection(ours.detach()), _Output(output), deadline)
+        return _Worker(process, Connection(parent_socket.detach()), _Output(output), deadline)
 
     def _start_again(self, worker: _Worker, reason: str) -> None:
         self._failed_starts += 1
@@ -333,6 +344,7 @@ class RewardPool:
             if message["error"]:
                 raise InputError(message["error"])
             worker.ready, worker.sandbox = True, message["layers"]
+            self.columns = Wanted(*map(tuple, message["columns"]))
             self._failed_starts = 0
             return
         if worker.item is None:
@@ -355,6 +367,18 @@ class RewardPool:
             return
         self._replace(worker)
         batch.count_error(f"the reward's process died (exit status {status})")
+
+
+def wanted_columns(reward: str) -> Wanted:
+    """The columns of the data that a reward asks for, by the names of its parameters; a process looks at it."""
+    if reward in BUILT_IN:
+        return Wanted()
+    with RewardPool(reward, workers=1) as pool:
+        return pool.columns
+
+
+def _item(response: str, answer: str) -> list[Any]:
+    return [response, answer, answer.columns if isinstance(answer, Gold) else {}]
 
 
 def _receive(connection: Connection, *, first: bool) -> dict[str, Any] | None:

@@ -19,22 +19,78 @@ SOFT_WEIGHT = 0.5
 std-normalised advantages."""
 
 
+LASER_BONUS = 0.5
+"""What Laser gives a right response within its target beside the 1 for being right."""
+L1_SLACK = 0.5
+"""What L1-max leaves of a right response's reward at exactly the length that was asked for."""
+
+
 def shape_rewards(
-    config: Any, graded: Sequence[float], lengths: Sequence[int], truncated: Sequence[bool], cap: int
+    config: Any,
+    graded: Sequence[float],
+    lengths: Sequence[int],
+    truncated: Sequence[bool],
+    cap: int,
+    *,
+    penalised: bool = True,
+    targets: Sequence[float] = (),
 ) -> tuple[list[float], list[float]]:
     """(scores, rewards) of the responses to one prompt: graded scores after the cap, and those after penalties and
     rewards for length. `config` has overlong, overlong_buffer, length_reward and length_weight; lengths are in tokens.
+
+    penalised: whether penalties and rewards for length count at this step. targets: tokens that the rewards of L1 and
+    Laser compare with: the prompt's, or for laser_d those of easy, medium and hard prompts.
     """
     scores = capped_scores(graded, truncated, config.overlong)
     lengths = [cap if cut else length for length, cut in zip(lengths, truncated, strict=True)]
     rewards = list(scores)
+    if not penalised:
+        return scores, rewards
+    right = [score >= 1 for score in scores]
     if config.overlong == "soft":
         penalties = [SOFT_WEIGHT * soft_penalty(length, cap, config.overlong_buffer) for length in lengths]
         rewards = [score + penalty for score, penalty in zip(scores, penalties, strict=True)]
     if config.length_reward == "kimi":
-        brevity = kimi_length_rewards(lengths, [score >= 1 for score in scores])
+        brevity = kimi_length_rewards(lengths, right)
         rewards = [reward + config.length_weight * share for reward, share in zip(rewards, brevity, strict=True)]
+    elif config.length_reward in ("laser", "laser_d"):
+        target = targets[0] if config.length_reward == "laser" else targets[difficulty(right)]
+        bonus = config.length_weight * LASER_BONUS
+        rows = zip(rewards, right, lengths, strict=True)
+        rewards = [reward + bonus * (good and length <= target) for reward, good, length in rows]
+    elif config.length_reward in ("l1_exact", "l1_max"):
+        alpha = config.length_weight * config.length_alpha
+        l1 = l1_exact_reward if config.length_reward == "l1_exact" else l1_max_reward
+        rows = zip(rewards, right, lengths, strict=True)
+        rewards = [l1(reward, good, length, targets[0], alpha) for reward, good, length in rows]
+        rewards = _no_gain_by_being_cut(rewards, right, truncated)
     return scores, rewards
+
+
+def _no_gain_by_being_cut(rewards: Sequence[float], right: Sequence[bool], truncated: Sequence[bool]) -> list[float]:
+    """The rule above, where a wrong response of another length than was asked for loses more than the cap's."""
+    rows = list(zip(rewards, right, truncated, strict=True))
+    lowest = min((reward for reward, good, cut in rows if not good and not cut), default=float("inf"))
+    return [min(reward, lowest) if cut and not good else reward for reward, good, cut in rows]
+
+
+def difficulty(right: Sequence[bool]) -> int:
+    """Laser-D's bucket of a prompt by the share of its responses that are right: 0 easy (two thirds and more), 1 medium
+    (one third and more), 2 hard (arXiv 2505.15612)."""
+    three_times = 3 * sum(right)  # in whole numbers: 2 of 3 are two thirds
+    return 0 if three_times >= 2 * len(right) else 1 if three_times >= len(right) else 2
+
+
+def l1_exact_reward(reward: float, right: bool, length: int, target: float, alpha: float) -> float:
+    """L1-exact (arXiv 2503.04697, equation 1): the reward less alpha for each token of difference, right or wrong."""
+    return reward - alpha * abs(target - length)
+
+
+def l1_max_reward(reward: float, right: bool, length: int, target: float, alpha: float) -> float:
+    """L1-max (arXiv 2503.04697, equation 2): a right response's reward times alpha (target - length) + 0.5, between 0
+    and 1; a wrong one keeps its own."""
+    share = min(1.0, max(0.0, alpha * (target - length) + L1_SLACK))
+    return reward * share if right else reward
 
 
 def capped_scores(graded: Sequence[float], truncated: Sequence[bool], overlong: str) -> list[float]:

@@ -1,20 +1,23 @@
 """The inside of a grading process: it imports the reward, closes its cell, and grades one answer after another.
 
-What passes over the connection is JSON in frames of `multiprocessing.connection`. To the worker: [response, answer].
-From it: {"error": text, ...}, first with "layers" (what holds it in), then with "reward" (a finite number), "undecided"
-and "retire" (it has nearly used up its processor time, and wants to be replaced).
+What passes over the connection is JSON in frames of `multiprocessing.connection`. To the worker: [response, answer,
+columns]. From it: {"error": text, ...}, first with "layers" (what holds it in) and "columns" (what its parameters ask
+for), then with "reward" (a finite number), "undecided" and "retire" (it has nearly used up its processor time, and
+wants to be replaced).
 """
 
 import contextlib
 import faulthandler
+import inspect
 import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import IO, Any
 
 from siri.errors import InputError, parse_json
@@ -50,7 +53,10 @@ def read_message(frame: bytes, *, first: bool) -> dict[str, Any] | None:
         layers = message.get("layers")
         if not isinstance(layers, list) or not all(layer in ("memory", *sandbox.LAYERS) for layer in layers):
             return None
-        return {"error": "", "layers": layers}
+        columns = message.get("columns", [[], []])
+        if not isinstance(columns, list) or len(columns) != 2 or not all(map(_are_names, columns)):
+            return None
+        return {"error": "", "layers": layers, "columns": columns}
     reward, flags = message.get("reward"), [message.get("undecided"), message.get("retire")]
     number = finite(reward)
     if not all(isinstance(flag, bool) for flag in flags) or number is None:
@@ -93,11 +99,12 @@ def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memor
         else:
             cpu_seconds = 0
             alarm = partial(_alarm_of_a_thread, nowhere)
-        connection.send_bytes(json.dumps({"error": "", "layers": layers}).encode())
+        asked = parameters(reward) if name not in BUILT_IN else [[], []]
+        connection.send_bytes(json.dumps({"error": "", "layers": layers, "columns": asked}).encode())
         while True:
-            response, answer = json.loads(connection.recv_bytes())
+            response, answer, columns = json.loads(connection.recv_bytes())
             alarm(patience_s)
-            message = call(reward, response, answer)
+            message = call(reward, response, answer, columns)
             alarm(0)
             message["retire"] = bool(cpu_seconds) and time.process_time() > cpu_seconds / 2
             connection.send_bytes(json.dumps(message).encode())
@@ -126,11 +133,29 @@ def _warm_up() -> None:
         BUILT_IN["math"](f"\\boxed{{{warm}}}", gold, think=False)
 
 
-def call(reward: Reward, response: str, answer: str) -> dict[str, Any]:
+def parameters(reward: Reward) -> list[list[str]]:
+    """The names of the parameters beyond response and answer: those that have no default, and those that have one."""
+    try:
+        taken = list(inspect.signature(reward).parameters.values())
+    except (TypeError, ValueError):  # of a function that is not written in Python
+        return [[], []]
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    leading = sum(each.kind in (inspect.Parameter.POSITIONAL_ONLY, kinds[0]) for each in taken[:2])
+    further = [each for each in taken[leading:] if each.kind in kinds]
+    return [[each.name for each in further if (each.default is each.empty) == bare] for bare in (True, False)]
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def call(
+    reward: Reward, response: str, answer: str, columns: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """The message about one answer, but for "retire"."""
     doubted = doubts.count
     try:
-        value = float(reward(response, answer))
+        value = float(reward(response, answer, **columns))
     except (Exception, SystemExit) as error:  # a user's function may raise anything
         text = f"{type(error).__name__}: {_text(error)}"[:MAX_ERROR_CHARS]
         return {"error": text.encode(errors="replace").decode()}

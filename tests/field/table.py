@@ -19,8 +19,8 @@ def pairs(row: dict) -> list[tuple[str, str]]:
     """(gold answer, response) of one row: both ways, unless the row is marked or holds a whole response."""
     if "response" in row:
         return [(row["gold"], row["response"])]
-    found = [(row["gold"], f"\\boxed{{{row['answer']}}}")]
-    return found if row.get("one_way") else [*found, (row["answer"], f"\\boxed{{{row['gold']}}}")]
+    both_ways = [(row["gold"], f"\\boxed{{{row['answer']}}}")]
+    return both_ways if row.get("one_way") else [*both_ways, (row["answer"], f"\\boxed{{{row['gold']}}}")]
 
 
 def library_verdict(gold: str, response: str) -> int:

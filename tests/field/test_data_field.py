@@ -9,6 +9,7 @@ import pytest
 
 from siri.data.problems import load_problems
 from siri.data.prompts import render_prompts
+from siri.errors import InputError
 from siri.rewards import math_reward
 from tests.support.tiny import bpe_tokenizer
 
@@ -43,13 +44,13 @@ def test_numina_math_rows(tmp_path):
         | about
         for i, (answer, kind) in enumerate(zip(answers, kinds, strict=True))
     ]
-    found = load_problems(parquet(tmp_path / "numina.parquet", rows))
-    assert [(one.id, one.answer) for one in found.problems] == [
+    problem_set = load_problems(parquet(tmp_path / "numina.parquet", rows))
+    assert [(problem.id, problem.answer) for problem in problem_set.problems] == [
         ("numina/0", "\\frac{3}{4}"),
         ("numina/5", "B"),
         ("numina/6", "12"),
     ]
-    assert found.left_out == {
+    assert problem_set.left_out == {
         "with a placeholder for an answer (proof 2, notfound 1)": 3,
         "without prompt or answer": 2,
     }
@@ -67,11 +68,11 @@ def test_dapo_rows(tmp_path):
         }
         for i in range(400)
     ]
-    found = load_problems(parquet(tmp_path / "dapo.parquet", rows))
-    assert len(found.problems) == 400 and found.dropped == 0
-    assert [one.answer for one in found.problems[:5]] == ["30", "31", "32", "33", "30"]
-    assert found.problems[1].prompt == [{"role": "user", "content": f"{DAPO_BEFORE}Problem 1{DAPO_AFTER}"}]
-    assert len({id(one.prompt) for one in found.problems}) == 4
+    problem_set = load_problems(parquet(tmp_path / "dapo.parquet", rows))
+    assert len(problem_set.problems) == 400 and problem_set.dropped == 0
+    assert [problem.answer for problem in problem_set.problems[:5]] == ["30", "31", "32", "33", "30"]
+    assert problem_set.problems[1].prompt == [{"role": "user", "content": f"{DAPO_BEFORE}Problem 1{DAPO_AFTER}"}]
+    assert len({id(problem.prompt) for problem in problem_set.problems}) == 4
 
 
 def test_gsm8k_rows(tmp_path):
@@ -84,9 +85,9 @@ def test_gsm8k_rows(tmp_path):
         {"question": "How much?", "answer": "It costs $<<1300*2=2600>>2600.\n#### 2,600"},
         {"question": "By how much?", "answer": "It falls.\n#### -5"},
     ]
-    found = load_problems(parquet(tmp_path / "gsm8k.parquet", rows))
-    assert [one.answer for one in found.problems] == ["72", "2,600", "-5"]
-    assert math_reward("</think> \\boxed{2600}", found.problems[1].answer) == 1
+    problem_set = load_problems(parquet(tmp_path / "gsm8k.parquet", rows))
+    assert [problem.answer for problem in problem_set.problems] == ["72", "2,600", "-5"]
+    assert math_reward("</think> \\boxed{2600}", problem_set.problems[1].answer) == 1
 
 
 def test_rows_with_an_expected_answer(tmp_path):
@@ -96,8 +97,8 @@ def test_rows_with_an_expected_answer(tmp_path):
         {"expected_answer": None, "problem_type": "no_answer_extracted", "problem": "P", "generated_solution": "..."},
         {"expected_answer": "n/a", "problem_type": "converted_proof", "problem": "P", "generated_solution": "..."},
     ]
-    found = load_problems(parquet(tmp_path / "omr.parquet", rows), answer_key="expected_answer")
-    assert [one.answer for one in found.problems] == ["5"] and found.dropped == 2
+    problem_set = load_problems(parquet(tmp_path / "omr.parquet", rows), answer_key="expected_answer")
+    assert [problem.answer for problem in problem_set.problems] == ["5"] and problem_set.dropped == 2
 
 
 # ---------------------------------------------------------------- chat templates
@@ -156,11 +157,11 @@ def test_prompts_end_where_the_answer_begins(family, tmp_path):
         json.dumps([SYSTEM, USER, GOLD]),
     ]
     path.write_text(json.dumps([{"prompt": prompt, "answer": 2} for prompt in prompts]))
-    found = load_problems(path)
-    ids, _, _ = render_prompts(found.problems, tokenizer)
+    problem_set = load_problems(path)
+    ids, _, _ = render_prompts(problem_set.problems, tokenizer)
     expected = rendered.format(s=SYSTEM["content"], q=USER["content"])
-    assert [tokenizer.decode(one) for one in ids] == [expected] * 5 and found.answered == 2
-    assert all(one.count(tokenizer.bos_token_id) == expected.count("<bos>") for one in ids)
+    assert [tokenizer.decode(prompt_ids) for prompt_ids in ids] == [expected] * 5 and problem_set.answered == 2
+    assert all(prompt_ids.count(tokenizer.bos_token_id) == expected.count("<bos>") for prompt_ids in ids)
 
 
 def test_text_is_asked_by_the_user(family, tmp_path):
@@ -171,3 +172,43 @@ def test_text_is_asked_by_the_user(family, tmp_path):
     text = tokenizer.decode(ids[0])
     assert text.endswith(rendered[rendered.index("{q}") :].format(q="What is 1 + 1? Box it."))
     assert "Be brief" not in text
+
+
+SOLUTION = "We have $2x = 6$, so that each of the two numbers is three. Therefore the answer is $\\boxed{3}$."
+FORMATS = {
+    "DeepScaleR": ({"problem": "Q", "solution": SOLUTION, "answer": "3"}, {}, "3"),
+    "MATH": (
+        {"problem": "Q", "level": "Level 1", "type": "Algebra", "solution": SOLUTION},
+        {"answer_key": "solution"},
+        "3",
+    ),
+    "aime_2024": (
+        {"id": 60, "problem": "Q", "solution": SOLUTION, "answer": "003", "url": "", "year": "2024"},
+        {},
+        "3",
+    ),
+    "AIME_2024": (
+        {"ID": "2024-I-1", "Problem": "Q", "Solution": SOLUTION, "Answer": 3},
+        {"prompt_key": "Problem", "answer_key": "Answer"},
+        "3",
+    ),
+    "a1_math": (
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": SOLUTION}], "answer": "3"},
+        {"prompt_key": "conversations"},
+        "3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_of_more_data_sets(tmp_path, name):
+    row, keys, answer = FORMATS[name]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([row]))
+    if "answer_key" in keys:
+        with pytest.raises(InputError, match="--answer-key"):
+            load_problems(path, prompt_key=keys.get("prompt_key", ""), prose=False)
+    [problem] = load_problems(path, **keys, prose=False).problems
+    assert problem.prompt in ("Q", [{"role": "user", "content": "Q"}])
+    assert math_reward(f"\\boxed{{{answer}}}", problem.answer, think=False) == 1
+    assert math_reward("\\boxed{4}", problem.answer, think=False) == 0

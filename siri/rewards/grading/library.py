@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+_FRACTION = re.compile(r"(\d{1,3})/(\d{1,3})", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 # math-verify rounds to six decimals, absolutely, so it is not asked about what that could confuse.
 _UNSAFE = re.compile(r"\d{7}|\.\d{5}|!|\^\s*(?:\{[^{}]*\d{2}[^{}]*\}|\d{2})|10\s*\^|\\binom|\^[^^]*\^")
@@ -27,6 +28,8 @@ _LIMITS = re.compile(
     r"\{(?:[a-zA-Z\s=+,/-]|\\(?:infty|to|rightarrow|pi|geq?|leq?)(?![a-zA-Z])|\d{1,3}(?!\d))*\}"
     r"|-?\d(?!\d)|\\infty|[a-zA-Z])){1,2}"
 )
+# Factorials of a series' index, as 1/n! or 1/(2n+1)!, which go as the series is brought to a closed form.
+_OF_AN_INDEX = re.compile(r"(?<![\w)!])(?:[a-z]|\(\d?[a-z](?:[-+]\d)?\))!(?!!)")
 _MAX_NESTING = 12
 _DIGITS = 40
 
@@ -39,19 +42,25 @@ def verify(gold: str, answer: str) -> bool:
         return False
     from math_verify import verify as library_verify
 
-    golds, answers = _parse(gold), _parse(answer)
-    if not golds or not answers or any(isinstance(parsed[0], str) for parsed in (golds, answers)):
-        return False
-    values = _number(golds[0]), _number(answers[0])
-    if None not in values and not _agree(*values):
-        return False
-    # no timeout of its own: that is a signal, which works on the main thread only; the reward worker is killed instead
-    return library_verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=None)
+    with _numbers_only():
+        golds, answers = _parse(gold), _parse(answer)
+        if not golds or not answers or any(isinstance(parsed[0], str) for parsed in (golds, answers)):
+            return False
+        golds, answers = ([_summed(parsed[0]), *parsed[1:]] for parsed in (golds, answers))
+        if None in (golds[0], answers[0]):
+            return False
+        values = _number(golds[0]), _number(answers[0])
+        if None not in values and not _agree(*values):
+            return False
+        # no timeout of its own: that is a signal, which works on the main thread only; the worker is killed instead
+        return library_verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=None)
 
 
 def _without_limits(text: str) -> str:
     """The text without those of its only sum; the terms of several, one inside another, would multiply."""
-    return _LIMITS.sub("", text) if len(_LIMITS.findall(text)) == 1 else text
+    if len(_LIMITS.findall(text)) != 1:
+        return text
+    return _LIMITS.sub("", _OF_AN_INDEX.sub("", text) if "\\sum" in text else text)
 
 
 def _is_balanced(text: str) -> bool:
@@ -79,10 +88,9 @@ def _parse(text: str) -> list:
     # its list of units holds most single letters: 2m and 2t would both be 2
     normalization = replace(LatexExtractionConfig().normalization_config, units=False)
     config = (LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization),)
-    with _numbers_only():
-        # None is no limit, which its signature leaves out
-        timeout: Any = None
-        return parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=timeout)
+    # None is no limit, which its signature leaves out
+    timeout: Any = None
+    return parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=timeout)
 
 
 @contextlib.contextmanager
@@ -92,7 +100,9 @@ def _numbers_only() -> Iterator[None]:
     import sympy.physics.units  # names its units through that parser when it is imported, which the LaTeX parser does
     from sympy.parsing import sympy_parser
 
-    def parse_number(text: str, *_: object, **__: object) -> sympy.Number:
+    def parse_number(text: str, *_: object, **__: object) -> sympy.Expr:
+        if match := _FRACTION.fullmatch(text):
+            return sympy.Rational(int(match[1]), int(match[2]))
         if not _NUMBER.fullmatch(text):
             raise SyntaxError("not a decimal number")
         return sympy.Integer(int(text)) if text.isdigit() else sympy.Float(text)
@@ -103,6 +113,17 @@ def _numbers_only() -> Iterator[None]:
         yield
     finally:
         sympy_parser.parse_expr = evaluating
+
+
+def _summed(expression):
+    """With closed forms for its sums and products; None where one is not found. Computing an infinite series, sympy
+    would compile text that is made of the answer."""
+    from sympy import Basic, Product, Sum
+
+    if not isinstance(expression, Basic) or not expression.has(Sum, Product):
+        return expression
+    closed = expression.doit()
+    return None if closed.has(Sum, Product) else closed
 
 
 def _number(expression):

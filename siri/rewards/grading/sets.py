@@ -11,9 +11,24 @@ from siri.rewards.grading.values import order
 MAX_PIECES = 32
 _INFINITY = ("const", "inf")
 _MINUS_INFINITY = ("neg", _INFINITY)
+_ZERO: Tree = ("num", Fraction(0))
 _REALS = re.compile(
     r"\\mathbb\s*\{?\s*R\s*\}?|\\R(?![a-zA-Z])|\\Re(?:als)?(?![a-zA-Z])|"
     r"(?:\\text\{)?\s*(?i:(?:the set of )?(?:all |any )?real(?:s| numbers?))\s*\}?"
+)
+# The positive ones, and their like. R with a + below has zero in some books and not in others.
+_SOME_REALS = re.compile(
+    r"(?:\\mathbb\s*\{?\s*R\s*\}?|\\R)\s*(?:\^\s*\{?\s*(?P<sign>[-+*])\s*\}?|"
+    r"[_^]\s*\{\s*(?P<relation><|>|\\le |\\ge |\\ne )\s*0\s*\})|"
+    r"(?:\\text\{)?\s*(?i:(?:the set of )?(?:all |any )?(?P<word>positive|negative|non-?(?:zero|positive|negative)) "
+    r"real(?:s| numbers?))\s*\}?"
+)
+_BESIDE_ZERO = {"+": ">", "-": "<", "*": "\\ne ", "positive": ">", "negative": "<"}
+_BESIDE_ZERO |= {"nonzero": "\\ne ", "nonpositive": "\\le ", "nonnegative": "\\ge "}
+_ALL_BUT = re.compile(
+    r"(?:\\text\{)?\s*(?:all |any )?(?:the )?reals?(?: numbers?)? "
+    r"(?:except|but|other than|not equal to)(?: for)?\s*\}?\s*(?:[a-zA-Z]\s*=)?\s*(.+?)\}?",
+    re.IGNORECASE,
 )
 _EMPTY = re.compile(
     r"\\(?:emptyset|varnothing)|\\text\{\s*\\(?:emptyset|varnothing)\s*\}|\\?\{\s*\\?\}|"
@@ -24,9 +39,10 @@ _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _FLIPPED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le ", "\\ne ": "\\ne "}
 _BUILDER = re.compile(r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(.*?)\\?\}")
 _BOUND = re.compile(r"\|\s*([a-zA-Z])\s*\|\s*(<|>|\\le |\\ge )(.*)")
-_MEMBER = re.compile(r"\s*([a-zA-Z])\s*\\in(?![a-zA-Z])\s*(.*)")
+_IN_BRACES = re.compile(r"\\?\{[^{}]*\}")
+_MEMBER = re.compile(r"\s*([a-zA-Z])\s*\\(not)?\s*\\?in(?![a-zA-Z])\s*(.*)")
 _SET_SIGNS = re.compile(
-    r"\\(?:cup|cap|setminus|backslash|emptyset|varnothing|mathbb|R)(?![a-zA-Z])|\\le |\\ge |\\ne |[<>]|"
+    r"\\(?:notin|cup|cap|setminus|backslash|emptyset|varnothing|mathbb|R)(?![a-zA-Z])|\\le |\\ge |\\ne |[<>]|"
     r"[Rr]eal|[Ee]mpty|[Nn]o sol|^\\?\{\s*\\?\}$"
 )
 _AND = re.compile(r"\s*(?:\\text\{\s*,?\s*and\s*\}|\band\b|\\(?:wedge|land)(?![a-zA-Z])|\\?&|\bAND\b)\s*")
@@ -83,7 +99,7 @@ def _either(text: str, names: set[str], depth: int) -> Pieces:
     if depth > 16:
         raise NotASet
     if _BUILDER.fullmatch(text.strip()):
-        return _one(text, names, depth)
+        return _single_set(text, names, depth)
     alternatives = [alternative for alternative in _OR.split(text) if alternative.strip()]
     if len(alternatives) == 1 and _RELATION.search(text):  # "x < 1 \cup x > 3"
         united = _split(text, r"\\cup(?![a-zA-Z])")
@@ -97,18 +113,34 @@ def _all_of(text: str, names: set[str], depth: int) -> Pieces:
     """Conditions joined by "and", or by commas, which mean "or" where nothing would meet them all."""
     if match := _MEMBER.fullmatch(text):
         names.add(match[1])
-        return _either(match[2], names, depth + 1)
+        pieces = _joined(_either(match[3], names, depth + 1))
+        return _complement(pieces) if match[2] else pieces
+    if listed := _listed(text):
+        intervals = [_union(member, names, depth) for member in listed]
+        if any(_common(a, b) for place, a in enumerate(intervals) for b in intervals[:place]):
+            raise NotASet  # all of them or what they share: nobody knows
+        return [piece for pieces in intervals for piece in pieces]
     conditions = [condition for condition in _AND.split(text) if condition.strip(" ,")]
     commas = len(conditions) == 1 and _RELATION.search(text) and not _BUILDER.fullmatch(text.strip())
     if commas:
         conditions = [condition for condition in _top_level(text, ",;") if condition.strip()]
     sets = [_joined(_condition(condition.strip(" ,"), names, depth)) for condition in _carried(conditions)]
+    if not sets:
+        raise NotASet
     solution = sets[0]
     for other in sets[1:]:
         solution = _common(solution, other)
     if commas and len(sets) > 1 and not solution:
         return [piece for pieces in sets for piece in pieces]
     return solution
+
+
+def _listed(text: str) -> list[str]:
+    """The members of a list of intervals, by a comma or "and"; none where they may be points instead."""
+    members = [member.strip() for part in _AND.split(text) for member in _top_level(part, ",;") if member.strip()]
+    if len(members) < 2 or not all(re.fullmatch(r"[(\[][^()\[\]]*[,;][^()\[\]]*[)\]]", member) for member in members):
+        return []
+    return members if any("[" in member or "]" in member or "\\infty" in member for member in members) else []
 
 
 def _carried(conditions: list[str]) -> list[str]:
@@ -127,7 +159,7 @@ def _condition(text: str, names: set[str], depth: int) -> Pieces:
         return [Piece(end, True, end, True) for end in [_end(point[2])]]
     if bound := _BOUND.fullmatch(text):
         return _bounded(bound[1], bound[2], _end(bound[3]), names)
-    if _RELATION.search(text) and not _BUILDER.fullmatch(text) and not _enclosed(text):
+    if _RELATION.search(_IN_BRACES.sub("", text)) and not _enclosed(text):
         return _chain(text, names)
     return _union(text, names, depth)
 
@@ -145,21 +177,28 @@ def _union(text: str, names: set[str], depth: int) -> Pieces:
 
 def _difference(text: str, names: set[str], depth: int) -> Pieces:
     whole, *taken = _split(text, r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=[\])}R])\s*-\s*(?=\\\{)")
-    remaining = _joined(_one(whole.strip(), names, depth))
+    remaining = _joined(_single_set(whole.strip(), names, depth))
     for excluded in taken:
-        remaining = _common(remaining, _complement(_joined(_one(excluded.strip(), names, depth))))
+        remaining = _common(remaining, _complement(_joined(_single_set(excluded.strip(), names, depth))))
     return remaining
 
 
-def _one(text: str, names: set[str], depth: int) -> Pieces:
+def _single_set(text: str, names: set[str], depth: int) -> Pieces:
     text = text.strip()
     if _EMPTY.fullmatch(text):
         return []
     if _REALS.fullmatch(text):
         return [EVERYTHING]
+    if match := _SOME_REALS.fullmatch(text):
+        sign = match["relation"] or _BESIDE_ZERO[match["sign"] or match["word"].replace("-", "").lower()]
+        return _half_line(sign, _ZERO)
+    if match := _ALL_BUT.fullmatch(text):
+        return _complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, _top_level(match[1], ",;"))]))
     if match := _BUILDER.fullmatch(text):
         names.add(match[1])
         return _either(match[2], names, depth + 1)
+    if (inside := re.fullmatch(r"\\?\{([^{}]*)\\?\}", text)) and _RELATION.search(inside[1]):
+        return _either(inside[1].removesuffix("\\"), names, depth + 1)
     if points := re.fullmatch(r"\\\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\\\}|\{([^{}]*)\}", text):
         inside = points[1] if points[1] is not None else points[2]
         return [Piece(tree, True, tree, True) for tree in map(_end, _top_level(inside, ",;"))]
@@ -203,7 +242,7 @@ def _chain(text: str, names: set[str]) -> Pieces:
 def _bounded(name: str, sign: str, end: Tree, names: set[str]) -> Pieces:
     """`|x| < 2` is -2 < x < 2, `|x| > 2` all beyond that."""
     try:
-        if order(end, ("num", Fraction(0))) <= 0:
+        if order(end, _ZERO) <= 0:
             raise NotASet
     except Undefined as error:
         raise NotASet from error

@@ -61,6 +61,7 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
         ("±", "\\pm "),
         ("∓", "\\mp "),
         ("˚º◦°", "^\\circ "),
+        ("∘", "\\circ "),
         ("℃", "^\\circ C"),
         ("∠", "\\angle "),
         ("△", "\\triangle "),
@@ -80,6 +81,9 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
         ("⊥", "\\perp "),
         ("∥", "\\parallel "),
         ("ı", "i"),
+        ("✓✔✅☑■□∎▪", ""),
+        ("∉", "\\notin "),
+        ("⟹⇒∴", "\\Rightarrow "),
         ("\u200b\u200c\u200d\u2060\ufeff\u00ad\u2061\u2062\u2063", ""),
     )
     for sign in signs
@@ -92,14 +96,16 @@ _RECURRING_MARKS = (
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
 _WRAPPERS = re.compile(
-    r"\\(?:boldsymbol|bm|pmb|underline|uline|mathbf|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
+    r"\\(?:boldsymbol|bm|pmb|underline|uline|mathbf(?!\s*\{\s*R\s*\})|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
     r"(?![a-zA-Z])\s*(?=\{)"
     r"|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}|\\(?:textcolor|colorbox|color)\s*(?:\[\w*\])?\{[^{}]*\}"
+    r"|\\(?:mathop|operatorname)\s*(?=\{\s*-?\d)"
     r"|\\(?:bf|it|rm|sf|tt|em|bfseries|itshape|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|"
     r"Huge|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|mathstrut|centering|boldmath|noindent)(?![a-zA-Z])"
-    r"|\\(?:mathbf|boldsymbol|bm|mathbb|mathcal)(?=\s*\d)|\\mathbb(?=\s*\{\d+\})"
+    r"|\\(?:mathbf|boldsymbol|bm|mathbb|mathcal)(?=\s*\d)|\\(?:mathbf|boldsymbol|bm)(?=\s+[a-zA-QS-Z](?![a-zA-Z]))|\\mathbb(?=\s*\{\d+\})"
     r"|\\(?:checkmark|blacksquare|square|Box|qed|therefore|because)(?![a-zA-Z])|^\s*\\(?:Rightarrow|implies|to)(?![a-zA-Z])"
     r"|\\(?:[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\}"
+    r"|\\(?:nonumber|notag)(?![a-zA-Z])|\\m?kern\s*-?\d*\.?\d+\s*(?:pt|mu|em|ex|mm)|\\math(?:it|normal)\s*(?=\{[^{}]*[\d\\])"
 )
 _NAMED = re.compile(
     r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|"
@@ -115,9 +121,16 @@ _REPLACEMENTS = [
     for needle, pattern, replacement in (
         ("", r"(?<!\\)\\[\[\]()]|\\?\$", " "),  # math delimiters and dollar signs
         ("\\", r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lmr]?)(?![a-zA-Z])", ""),
+        ("{", r"(?<=\d)(?:\\text\s*)?\{\s*(?:,|\\,)\s*\}\s*(?=\d{3}(?!\d))", ""),
+        ("\\text", r"\\text\{\s*([,;])\s*\}", r"\1 "),
+        ("\\text", r"(?<=\d)\\text\{\s*\}", " "),
+        ("{}", r"(?<![\w\]}_^])\{\}(?=\s*[\d\\])|(?<=[\d}])\{\}", ""),
+        ("matrix*", r"\\(begin|end)\{([pbvBV]matrix)\*\}(?:\[[lcr]\])?", r"\\\1{\2}"),
+        ("NiceMatrix", r"\\(begin|end)\{([pbvBV])NiceMatrix\}", r"\\\1{\2matrix}"),
+        ("matrix{", r"\\([pbvBV]?matrix)\{((?:[^{}]|\{[^{}]*\}){0,400})\}", r"\\begin{\1}\2\\end{\1}"),
+        ("atrix(", r"^(?:np\.|sp\.|sympy\.)?[mM]atrix\((\[\[.*\]\])\)$", r"\1"),
         # thousands, as LaTeX spaces them
         ("\\", r"(?<=\d)(?:,\s*\\!|\\!\s*,|\\,|,\s*\\,)\s*(?=\d{3}(?!\d))", ""),
-        ("{,}", r"(?<=\d)\{,\}\s*(?=\d{3}(?!\d))", ""),
         ("\\!", r"(?<!\\)\\!", ""),
         ("", r"(?:(?<!\\)\\(?:[,;:> ]|(?:q?quad|thinspace|enspace|medspace)(?![a-zA-Z]))|~|\s)+", " "),
         ("<", r"^\s*<([^<>]*,[^<>]*)>\s*$", r"(\1)"),
@@ -133,15 +146,35 @@ _REPLACEMENTS = [
         ("\\", r"\\(?:nice|s|x)frac(?![a-zA-Z])", r"\\frac"),
         ("\\over", r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}|^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", lambda m: _over(m)),
         # ^1/_2, as slanted fractions are made
-        ("_", r"(?<![\w})])(?:\{ *\})?\^\{?(\d+)\}?(?:\\!)? ?/ ?(?:\\!)?_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+        ("_", r"(?<![a-zA-Z_.})])(?:\{ *\})?\^\{?(\d+)\}?(?:\\!)? ?/ ?(?:\\!)?_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
         ("\\root", r"\\root\s*\{?\s*(\d+)\s*\}?\s*\\of", r"\\sqrt[\1]"),
         ("\\vert", r"\\vert(?![a-zA-Z])", "|"),
+        ("\\mid", r"^([^{}]*)\\mid(?![a-zA-Z])([^{}]*)\\mid(?![a-zA-Z])([^{}]*)$", r"\1|\2|\3"),
+        ("\\surd", r"\\surd(?![a-zA-Z])", r"\\sqrt"),
+        ("paren", r"\\([lr])paren(?![a-zA-Z])", lambda match: "(" if match[1] == "l" else ")"),
+        ("brack", r"\\([lr])brack(?![a-zA-Z])", lambda match: "[" if match[1] == "l" else "]"),
+        ("\\big", r"\\big(cup|cap)(?![a-zA-Z])(?!\s*[_^])", r"\\\1"),
+        ("\\Bbb", r"\\Bbb(?![a-zA-Z])", r"\\mathbb"),
+        ("+/", r"\+ ?/ ?-", r"\\pm "),
+        # as siunitx has it
+        ("\\", r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}\\]*)\}", r"\1\\text{ \2}"),
+        ("\\", r"\\(?:si|unit)\s*\{([^{}\\]*)\}", r"\\text{ \1}"),
+        ("\\ang", r"\\ang\s*\{(\d+(?:\.\d+)?)\}", r"\1^\\circ "),
+        (
+            "\\mu",
+            r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu|\\mu *\\(?:text|mathrm)\{) *([mgs]) *\}",
+            r"\\text{ micro\1}",
+        ),
         ("\\smallsetminus", r"\\smallsetminus(?![a-zA-Z])", r"\\setminus"),
         ("\\colon", r"\\colon(?![a-zA-Z])", ":"),
-        ("\\textdollar", r"\\textdollar(?![a-zA-Z])", " "),
+        ("dollar", r"\\(?:text|math)dollar(?![a-zA-Z])", " "),
         ("\\mathbf", r"\\mathbf\s*(?:\{\s*R\s*\}|R(?![a-zA-Z]))", r"\\mathbb{R}"),
         ("math", r"\\([ij])math(?![a-zA-Z])", r"\1"),
-        ("\\hat", r"\\hat\s*\{?\s*([ijk])\s*\}?", r"\1"),
+        ("\\", r"\\(?:hat|vec|widehat|overrightarrow)\s*(?:\{\s*([ijk])\s*\}|([ijk])(?![a-zA-Z]))", r"\1\2"),
+        ("\\uppi", r"\\uppi(?![a-zA-Z])", r"\\pi "),
+        (" to ", r"^\\text\{\s*(\d+)\s+to\s+(\d+)\s*\}$", r"\1:\2"),
+        ("US", r"^US\s*\\?\$?\s*(?=[\d.])", ""),
+        ("USD", r"^USD\s*(?=[\d.])", ""),
         (":=", r":=", "="),
         ("&", r"&nbsp;", " "),
         ("&lt", r"&lt;", "<"),
@@ -151,7 +184,10 @@ _REPLACEMENTS = [
         ("\\overline", r"(\\overline\{\d+\})\s*(?:\\[lc]?dots|\.\.\.)", r"\1"),
         ("log", r"\\?(?<![a-zA-Z])log\s*(?:_\s*)?(10|2)(?=\s*\()", r"\\log_{\1}"),
         ("\\log_10", r"\\log_10", r"\\log_{10}"),
-        ("frac", r"(?<=\d)\s*\{\s*(\\[dt]?frac\{\d+\}\{\d+\})\s*\}", r"\1"),
+        ("{\\", r"\\(?:overset|stackrel)\s*\{\s*(?:\\cdot|\.)\s*\}\s*\{(\d)\}", r"\\dot{\1}"),
+        ("recurring", r"(\d*\.)(\d)\2* ?(?:\\text\{ ?)?recurring *\}?$", r"\1\\overline{\2}"),
+        ("repeating", r"(\d*\.)(\d)\2* ?(?:\\text\{ ?)?repeating *\}?$", r"\1\\overline{\2}"),
+        ("frac", r"(?<=\d)\s*\{\s*(\\[dt]?frac(?:\{\d+\}|\d)(?:\{\d+\}|\d))\s*\}", r"\1"),
         ("frac", r"(?<![\w}\])^])\{(\d+)\}(?=\s*\\[dt]?frac)", r"\1"),
         # 4th
         ("", r"(?<=\d)\s*(?:\^\s*)?(?:\{\s*)?(?:\\text\w*\{\s*)?(?:st|nd|rd|th)\s*(?:\}\s*)*(?![a-zA-Z])", ""),
@@ -185,6 +221,13 @@ _REPLACEMENTS = [
             r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
+        ("\\text", r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
+        ("\\text", r"\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}", r"\\text{\1/\2}"),
+        ("\\text", r"(\\text\{[^{}]*\w)\s*[.!]\s*\}$", r"\1}"),
+        ("=", r"^\\text\{ *([a-zA-Z] *= *-?\d[\d./]*) *\}$", r"\1"),
+        (":00", r"(?<![\d:])(\d{1,2}):00(?= *(?:\\text\{ *)?[apAP]\.? ?[mM]\b)", r"\1"),
+        ("\\text", r"\\text\{\s*[\"'\u201c]+([^\"{}\u201d]*)[\"'\u201d]+\s*\}", r"\\text{\1}"),
+        ("/", r"\\text\{ *(-?\d+ +\d+/\d+) *([a-zA-Z. ]*)\}", r"\1\\text{ \2}"),
         ("p", r"\\text\{\s*(?:per ?cent(?:age)?|pct)\s*\}|(?<=[\d}])\s*(?:per ?cent(?:age)?|pct)\b", r"\\%"),
         ("%", r"\\?%", r"\\%"),
         ("**", r"\*\*", "^"),
@@ -193,7 +236,7 @@ _REPLACEMENTS = [
         ("10^", r"(?<=\d) ?[xX] ?(?=10\^)", r"\\times "),
         ("\\choose", r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
         ("C", r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
-        ("C", r"C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        ("C", r"(?:\\text\{ *C *\}|C)_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         ("\\frac", r"\\frac\s*([0-9a-zA-Z])", r"\\frac{\1}"),
         ("\\frac", r"(\\frac\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
         ("\\sqrt", r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
@@ -201,6 +244,9 @@ _REPLACEMENTS = [
         ("{", r"([_^])\s*\{\s*(\w)\s*\}(?!\d)", r"\1\2"),
         ("_{10}", r"(?<=\d)_\{10\}\s*$", ""),
         ("/", r"(?<![\d.^_/{}])(\d+) +(\d+) ?/ ?(\d+)(?![\d./^!a-zA-Z(])", lambda match: _mixed(match)),
+        # a percentage of the fraction, not one divided by a percentage
+        ("\\%", r"(?<![\d.^_/{}\w)])(\d+) ?/ ?(\d+) ?\\%", r"\\frac{\1}{\2}\\%"),
+        ("all", r"^(?:\\text\{ ?)?(?:for )?all *\}? *(?=[a-zA-Z] ?(?:[<>]|\\[lgn]e |\\in ))", ""),
     )
 ]
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
@@ -259,7 +305,7 @@ def _ascii(text: str) -> str:
     for pattern, form in _RECURRING_MARKS:
         text = pattern.sub(lambda match, form=form: form % re.sub("[\u0304\u0305\u0307]", "", match[1]), text)
     text = re.sub(r"\}\\overline\{", "", text)
-    text = re.sub(r"(?<![\w)\]}])([²-⁹³])\s*√", lambda match: f"\\sqrt[{match[1].translate(_SUPERSCRIPTS)}] ", text)
+    text = re.sub(r"(?<![\w)\]}])([²³⁴-⁹])\s*√", lambda match: f"\\sqrt[{match[1].translate(_SUPERSCRIPTS)}] ", text)
     text = re.sub(r"(?<![\w)\]}])⁻(?=[\d.])", "-", text)
     text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _SUBSCRIPT.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
@@ -285,6 +331,8 @@ def _character(char: str) -> str:
     if "⁄" in plain:  # ½ and its like
         over, _, under = plain.partition("⁄")
         return f"\\frac{{{over}}}{{{under or 1}}}"
+    if re.fullmatch("[a-z]+[23]", plain):  # a square centimeter in one character
+        return f"\\text{{ {plain[:-1]}}}^{plain[-1]}"
     return plain if plain.isascii() else char
 
 
@@ -296,6 +344,7 @@ def _undecorated(text: str) -> str:
     if "*" in text or "_" in text or "`" in text:
         text = _unmarked(text)
     if "\\" in text:
+        text = re.sub(r"\\text\w*\{\s*(?:\$([^$]*)\$|\\\(([^$]*?)\\\))\s*\}", r"{\1\2}", text)  # a formula after all
         text = re.sub(r"\{\\rm(?![a-zA-Z])\s*(?:\\\s)?\s*([a-zA-Z ]+)\}", r"\\text{ \1}", text)
         text = _NAMED.sub(r"\\\1 ", _WRAPPERS.sub(" ", text))
     return _unbraced(text.strip())
@@ -303,8 +352,7 @@ def _undecorated(text: str) -> str:
 
 def _unmarked(text: str) -> str:
     text = text.strip()
-    end = text[len(text.rstrip(".,;:")) :]
-    inner = text.removesuffix(end) if end else text
+    inner = re.sub(r"(?<![\\.,;:])[.,;:]+$", "", text)  # but no thin space
     for _ in range(3):
         for mark in ("***", "**", "__", "```", "``", "`", "*", "_"):
             if len(inner) > 2 * len(mark) and inner.startswith(mark) and inner.endswith(mark):
@@ -315,9 +363,21 @@ def _unmarked(text: str) -> str:
 
 def _unbraced(text: str) -> str:
     """Without braces around the whole of it, unless they make it a set."""
-    while text.startswith("{") and text.endswith("}") and _closes_at_the_end(text) and not re.search("[,;]", text):
+    while text.startswith("{") and text.endswith("}") and _closes_at_the_end(text):
+        if _has_members(text[1:-1].rstrip(" ,;")):
+            break
         text = text[1:-1].strip()
     return text
+
+
+def _has_members(text: str) -> bool:
+    """Whether there is a comma outside of all brackets."""
+    depth = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if depth <= 0 and char in ",;":
+            return True
+    return False
 
 
 def _closes_at_the_end(text: str) -> bool:

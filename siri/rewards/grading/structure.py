@@ -11,8 +11,18 @@ _MATRIX = re.compile(
     r"(?P<cells>.*)\\end\{(?P=kind)\}\s*(?P<close>\\?[)\]|}]?)",
     re.DOTALL,
 )
-_ROW_BREAK = re.compile(r"\\\\\s*(?:\[[^\[\]]*\]|\*)?|\\cr(?![a-zA-Z])|\\tabularnewline")
-_NO_SUCH = re.compile(r"(?:it)?(?:does|do)not(?:exist|existent)|dne|nonexistent", re.IGNORECASE)
+_ROW_BREAK = re.compile(r"\\\\\s*(?:\[[^\[\]]*\]|\*)?|\\cr(?![a-zA-Z])|\\(?:tabularnewline|newline)(?![a-zA-Z])")
+_NO_SUCH = re.compile(
+    r"(?:it|(?:the)?(?:limit|value|number|answer|maximum|minimum|sum|integral|function|derivative))?"
+    r"(?:does|do)(?:not|n't)(?:exist|existent)|d\.?n\.?e\.?|nonexistent",
+    re.IGNORECASE,
+)
+_MONTHS = "january february march april may june july august september october november december"
+_MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS.split())
+_DATE = re.compile(
+    rf"(?:({_MONTH})\.?\s*(\d{{1,2}})|(\d{{1,2}})\s*(?:of)?\s*({_MONTH})\.?)(?:,?\s*(\d{{4}}))?", re.IGNORECASE
+)
+_DAY = re.compile(r"(?:(mon|fri|sun)|(tue)s?|(wed)(?:nes)?|(thu)(?:rs?)?|(sat)(?:ur)?)(?:day)?\.?", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})\s*\}?")
 _CHOICE = re.compile(
     r"(?P<said>(?:option|choice|answer)\s+)?"
@@ -24,6 +34,7 @@ _TO_BE_SOLVED = re.compile(
     r"[-+*/^\d!%]|\\(?:sqrt|cdot|times|pm|l?dots|ln|lg|log|exp|[lr]floor|[lr]ceil|binom)(?![a-zA-Z])|"
     r"\b(?:ln|lg|log|exp)\b|^\|\s*[a-vxy]\s*\|$|\\lvert\s*[a-vxy]\s*\\rvert"
 )
+_NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
 _ROUNDING = 0.02
 _BITS = 64
 _OTHER_CHOICE = re.compile(
@@ -41,6 +52,10 @@ def key(text: str) -> str:
     plain = re.sub(r"(?<=[a-zA-Z])\.$", "", squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)))
     if _NO_SUCH.fullmatch(plain):
         return "dne"
+    if date := _DATE.fullmatch(plain):
+        return " ".join(((date[1] or date[4])[:3].lower(), date[2] or date[3], date[5] or ""))
+    if day := _DAY.fullmatch(plain):
+        return next(filter(None, day.groups())).lower()
     letter = re.fullmatch(r"\(([A-Za-z])\)", plain)
     if letter:
         return letter[1].upper()
@@ -173,12 +188,23 @@ def has_other_choices(text: str) -> bool:
     return bool(_OTHER_CHOICE.search(text))
 
 
+def named_members(text: str) -> list[str]:
+    """`x = 1` and `y = 2` of `(x, y) = (1, 2)`; empty for whatever else."""
+    sides = [side for side in map(bracketed, split(text, "=")) if side is not None]
+    if text.count("=") != 1 or len(sides) != 2 or sides[0][0] != sides[1][0] or sides[0][0][:2] != ("(", ")"):
+        return []
+    names, values = sides[0][1], sides[1][1]
+    if not all(_NAME.fullmatch(name.strip()) for name in names):
+        return []
+    return [f"{name.strip()}={value.strip()}" for name, value in zip(names, values, strict=True)]
+
+
 def named_values(parts: list[str]) -> list[str]:
     """The values of `x = 1`, `y = 2` in the order of their names; empty if the parts are not all like that."""
-    pairs = [pair for part in parts if (pair := re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", part))]
+    pairs = [pair for part in parts if (pair := re.fullmatch(rf"\s*({_NAME.pattern})\s*=([^=]+)", part))]
     if len({pair[1] for pair in pairs}) < len(parts):
         return []
-    return [pair[2] for pair in sorted(pairs, key=lambda pair: pair[1])]
+    return [pair[2] for pair in sorted(pairs, key=lambda pair: pair[1].strip("\\"))]
 
 
 def names_a_value(sides: list[str], *, as_answer: bool) -> bool:

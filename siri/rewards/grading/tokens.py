@@ -37,31 +37,31 @@ def recurring(text: str) -> Fraction | None:
 
 
 def tokens(text: str) -> list[tuple[str, str]]:
-    found, place, text = [], 0, text.strip()
+    pairs, place, text = [], 0, text.strip()
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None:
             raise NotRead(text[place : place + 20])
         kind = match.lastgroup or ""  # every alternative has a name
         if kind == "word":
-            found += _names(match["word"], called=text[match.end() :].lstrip()[:1] in ("(", "["))
+            pairs += _names(match["word"], called=text[match.end() :].lstrip()[:1] in ("(", "["))
         elif not (kind == "command" and match["command"] in ("\\left", "\\right")):
-            found.append((kind, match[kind]))
+            pairs.append((kind, match[kind]))
         place = match.end()
-    return found
+    return pairs
 
 
 def _names(word: str, *, called: bool) -> list[tuple[str, str]]:
     """Letters without a backslash: names of functions and constants, the longest first, and else single variables."""
     if called and word in CALLED:
         return [("name", word)]
-    found, place, letters = [], 0, 0
+    names, place, letters = [], 0, 0
     while place < len(word):
         ends = range(min(len(word), place + LONGEST_PLAIN), place + 1, -1)
         name = next((word[place:end] for end in ends if word[place:end] in PLAIN), "")
-        found.append(("name", name) if name else ("letter", word[place]))
+        names.append(("name", name) if name else ("letter", word[place]))
         letters += not name
         place += len(name) or 1
-    if letters > 2 and letters < len(found):
+    if letters > 2 and letters < len(names):
         raise NotRead(word)  # "single" is no sine
-    return found
+    return names

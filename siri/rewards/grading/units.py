@@ -53,7 +53,11 @@ _UNITS = {
         "celsius": "c",
         "fahrenheit": "f",
         "mole": "mol",
+        "micrometer": "um microm micrometre micron",
+        "microsecond": "us micros",
+        "microgram": "ug microg",
         "rupee": "",
+        "yen": "",
         "pence": "",
         "radian": "rad",
         "gram": "g",
@@ -77,7 +81,7 @@ _UNITS = {
 }
 
 # Without \text these are rather products: 2mg, 2ma.
-_PRODUCTS = frozenset(("ma", "pa", "kw", "kj", "hz", "ms", "nm", "dm", "pt", "qt", "mg", "ml"))
+_PRODUCTS = frozenset(("ma", "pa", "kw", "kj", "hz", "ms", "nm", "dm", "pt", "qt", "mg", "ml", "um", "us", "ug"))
 # Of one letter, these are written as capitals; small ones are variables.
 _CAPITALS = frozenset("njwvkcf")
 _NO_NOUNS = frozenset(
@@ -93,13 +97,17 @@ _NO_NOUNS = frozenset(
         "sixty seventy eighty ninety zero lakh lakhs crore crores quadrillion quintillion gross score scores kilo "
         "mega giga milli micro nano double doubled twice triple tripled thrice times root roots inverse reciprocal "
         "reciprocals binary octal hexadecimal decimal more less fewer above below beyond rejected extraneous "
-        "impossible excluded unknown undefined none never without larger greater smaller bigger lower higher",
+        "impossible excluded unknown undefined none never without larger greater smaller bigger lower higher "
+        "repeating recurring halved prime conjugate inverted negated opposite",
     )
 )
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
-_PLAIN_UNIT = re.compile(r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*)(?:\^\s*\{?([23])\}?)?")
-_ANGLE = re.compile(r"sin|cos|tan|cot|sec|csc|tg")
+_PLAIN_UNIT = re.compile(
+    r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*|(?<=\s)[a-zA-Z]{1,6}/[a-zA-Z]{1,6})"
+    r"(?:\^\s*\{?([23])\}?)?"
+)
+_ANGLE = re.compile(r"cis|sin|cos|tan|cot|sec|csc|tg")
 _FUNCTION = re.compile(r"sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|exp|arc|abs|theta|alpha|beta|gamma")
 _CURRENCIES = {
     currency: re.compile(pattern, re.IGNORECASE)
@@ -130,8 +138,11 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     quantity, words, power = match.groups()
     if words == "degree" and _ANGLE.search(quantity):
         return text, None  # the sine of an angle is not one
-    words = re.sub(r"\bmph\b", "mile per hour", words.replace(".", "").replace("/", " per ")).split()
-    measures = [_measure(word) for word in words]
+    words = words.replace(".", "").replace("/", " per ")
+    for short, unit in (("mph", "mile"), ("k(?:m|p)h", "kilometer")):
+        words = re.sub(rf"\b{short}\b", f"{unit} per hour", words)
+    words = words.split()
+    measures = [measure(word) for word in words]
     unit = [measure for measure in measures if measure is not None]
     unit += [{"2": "square", "3": "cubic"}[power]] if power else []
     others = [word for word, measure in zip(words, measures, strict=True) if measure is None]
@@ -145,7 +156,8 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     return quantity, (*sorted(unit[:place]), *unit[place : place + 1], *sorted(unit[place + 1 :]))
 
 
-def _measure(word: str) -> str | None:
+def measure(word: str) -> str | None:
+    """The name of a unit in any of its spellings; None for another word."""
     if word in _CAPITALS:
         return None
     word = word.casefold()

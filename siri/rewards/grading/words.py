@@ -13,38 +13,46 @@ _ROWS = re.compile(
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(rf"(?<![\w.,])(\d+(?:,\d{{3}})*(?:\.\d+)?)\s*(\\text\{{\s*)?({'|'.join(_SCALES)})\b\s*")
-_DIGIT_WORDS = "one two three four five six seven eight nine".split()  # noqa: SIM905
-_NUMBER_WORDS = {
+_DOLLARS_AND_CENTS = re.compile(
+    r"\\?\$?\s*(\d+)\s*(?:\\text\{\s*)?dollars?\s*(?:,|,?\s*and)?\s*\}?\s*(\d{1,2})\s*(?:\\text\{\s*)?cents?\s*\}?"
+)
+_MILLIONS = re.compile(r"\\\$\s*(\d+(?:\.\d+)?)\s*(\\text\w*\{\s*)?([kKMB])\s*(?(2)\})\s*")
+_SMALL = {
     word: value
     for value, word in enumerate(
-        [
-            "zero",
-            *_DIGIT_WORDS,
-            *[
-                "ten",
-                "eleven",
-                "twelve",
-                "thirteen",
-                "fourteen",
-                "fifteen",
-                "sixteen",
-                "seventeen",
-                "eighteen",
-                "nineteen",
-            ],
-        ]
+        re.findall(
+            r"\w+",
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+            "seventeen eighteen nineteen",
+        )
     )
 }
-_NUMBER_WORDS |= {
-    ten if digit == 0 else f"{ten}-{_DIGIT_WORDS[digit - 1]}": 10 * place + digit
-    for place, ten in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
-    for digit in range(10)
+_TENS = {
+    word: 10 * place
+    for place, word in enumerate(re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety"), 2)
 }
-_NUMBER_WORDS |= {"one half": "1/2", "one-half": "1/2", "one third": "1/3", "one-third": "1/3", "infinity": "\\infty "}
-_NUMBER_WORDS |= {"negative infinity": "-\\infty "}
+_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
+_PARTS |= {
+    name + ending: value
+    for value, name in enumerate(re.findall(r"\w+", "third fourth fifth sixth seventh eighth ninth tenth"), 3)
+    for ending in ("", "s")
+}
+_INFINITIES = {"infinity": "\\infty ", "positive infinity": "\\infty ", "negative infinity": "-\\infty "}
+_INFINITIES |= {"infinitely many": "\\infty "}
+_SIGN = re.compile(
+    r"^\s*(?:\\text\w*\s*\{)?\s*(?:minus|negative)(?:\s*\}\s*|\s+|~|\\ )(?=[\d.(\\])|"
+    r"^\s*\\text\w*\s*\{\s*(?:minus|negative)\s+(\d[\d.,/]*)\s*\}",
+    re.IGNORECASE,
+)
+_MOST_NOUNS = 2
+_IN_WORDS = re.compile(
+    r"\s*(\\(?:text\w*|mbox|mathrm|emph)\s*\{)?\s*([a-zA-Z]+(?:[- ,]+[a-zA-Z]+){0,15})\s*\.?\s*(?(1)\})\s*\.?\s*"
+)
+_ANNOUNCED = re.compile("nswer|NSWER|\\{\\s*(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\\b")
+_EDGE = re.compile(r"^(?:[\s$~]|\\[][,;:!() ])+|(?:[\s$~]|\\[][,;:!() ])+$")
 _PHRASE = re.compile(
-    r"^\s*(\\text\{\s*)?(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s*(?:is\s*:?|:|=)\s*"
-    r"(?:(?<=\s)|(?<=[:=])|(?=\}))(?(1)(\}?))",
+    r"^\s*(\\text\{\s*)?(?:(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s*"
+    r"(?:is\s*:?|:|=)\s*(?:(?<=\s)|(?<=[:=])|(?=\}))|(?(1)(?:so|thus|hence|therefore)\s*,?\s*(?=\})))(?(1)(\}?))",
     re.IGNORECASE,
 )
 
@@ -53,14 +61,56 @@ def without_words(text: str) -> str:
     """`text` with numbers for words, and without an announcement and rows of formulas."""
     if "\\begin" in text:
         text = _ROWS.sub(_listed, text)
-    if "nswer" in text or "NSWER" in text:
+    if _ANNOUNCED.search(text):
         text = _PHRASE.sub(lambda match: "" if not match[1] or match[2] else match[1], text, count=1)
+    if "inus" in text or "egative" in text:
+        text = _SIGN.sub(lambda match: "-" + (match[1] or ""), text)
     if "illion" in text or "hundred" in text or "thousand" in text:
         text = _SCALED.sub(_scaled, text)
-    inner = re.fullmatch(r"\s*(?:\\text\{\s*)?([a-zA-Z]+(?:[- ][a-z]+)?)\s*\.?\s*\}?\s*", text)
-    if inner and (number := _NUMBER_WORDS.get(inner[1].lower(), _NUMBER_WORDS.get(inner[1].lower().replace(" ", "-")))):
-        return str(number)
-    return text
+    if money := _MILLIONS.fullmatch(text):
+        text = plain(Decimal(money[1]).scaleb({"k": 3, "m": 6, "b": 9}[money[3].lower()]))
+    if "dollar" in text and "cent" in text:
+        text = _DOLLARS_AND_CENTS.sub(lambda match: f"{match[1]}.{match[2]:0>2}\\text{{ dollars}}", text)
+    inner = _IN_WORDS.fullmatch(_EDGE.sub("", text))
+    return _in_digits(inner[2]) or text if inner else text
+
+
+def _in_digits(phrase: str) -> str:
+    """ "two hundred and fifty", "two thirds", "fifty percent" with digits; empty where no number begins the phrase."""
+    words = re.findall("[a-z]+", phrase.lower())
+    if words[0] == "a" and words[1:2] and (words[1] in _PARTS or words[1] == "dozen"):
+        words = words[1:]
+    if len(words) == 1 and words[0] in ("half", "dozen"):
+        return {"half": "1/2", "dozen": "12"}[words[0]]
+    if len(words) == 1 and phrase.lower().startswith("a ") and words[0] in _PARTS:
+        return f"1/{_PARTS[words[0]]}"
+    if infinite := _INFINITIES.get(" ".join(words)):
+        return infinite
+    sign = "-" if words[0] in ("minus", "negative") and len(words) > 1 else ""
+    number, rest = _counted(words[1:] if sign else words)
+    if number is None or len(rest) > _MOST_NOUNS:
+        return ""
+    if len(rest) == 1 and rest[0] in _PARTS:
+        return f"{sign}{number}/{_PARTS[rest[0]]}"
+    return f"{sign}{number}" + ("\\text{ " + " ".join(rest) + "}" if rest else "")
+
+
+def _counted(words: list[str]) -> tuple[int | None, list[str]]:
+    """The number that the first words spell, None for none, and the words behind it."""
+    total, part, last = 0, 0, ""
+    for place, word in enumerate(words):
+        after = words[place + 1] if place + 1 < len(words) else ""
+        if word in _SMALL and last in ("", "ten", "scale") and not (last == "ten" and not 0 < _SMALL[word] < 10):
+            part, last = part + _SMALL[word], "small"
+        elif word in _TENS and last in ("", "scale"):
+            part, last = part + _TENS[word], "ten"
+        elif word == "hundred" and last == "small" and 0 < part < 100:
+            part, last = 100 * part, "scale"
+        elif word in _SCALES and word != "hundred" and last and part:
+            total, part, last = total + part * 10 ** _SCALES[word], 0, "scale"
+        elif not (word == "and" and last == "scale" and (after in _SMALL or after in _TENS)):
+            return (total + part if last else None), words[place:]
+    return (total + part if last else None), []
 
 
 def _listed(match: re.Match) -> str:

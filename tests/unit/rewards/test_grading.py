@@ -136,13 +136,33 @@ def test_equations_are_the_same_up_to_a_factor():
         ("[1,2]\\cap[3,4]", "\\emptyset", True),
         ("(0,10^{-400})", "(0,10^{-401})", False),
         ("\\mathbb{R}\\setminus{2}", "x\\ne 2", True),
+        ("\\mathbb{R}^+", "x>0", True),
+        ("\\mathbb{R}_{\\ge 0}", "\\mathbb{R}^+\\cup\\{0\\}", True),
+        ("\\text{all nonzero real numbers}", "\\mathbb{R}^*", True),
+        ("\\{x<1\\}\\cup\\{x>3\\}", "(-\\infty,1) and (3,\\infty)", True),
+        ("[1,2), [3,4)", "[3,4)\\cup[1,2)", True),
     ],
 )
 def test_sets(a, b, same):
     assert same_pieces(read_set(a)[0], read_set(b)[0]) is same
 
 
-@pytest.mark.parametrize("text", ["5", "(1,2,3)", "x<y", "x<1 or y>2", "(x,2)", "[1,2", "x<", "\\mathbb{Z}"])
+NO_SETS = [
+    "5",
+    "(1,2,3)",
+    "x<y",
+    "x<1 or y>2",
+    "(x,2)",
+    "[1,2",
+    "x<",
+    "\\mathbb{Z}",
+    "&&",
+    "(1,2), (3,4)",
+    "[1,3) and [2,4)",
+]
+
+
+@pytest.mark.parametrize("text", NO_SETS)
 def test_what_is_no_set_of_numbers(text):
     with pytest.raises(NotASet):
         read_set(text)

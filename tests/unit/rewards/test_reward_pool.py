@@ -113,6 +113,13 @@ def test_math_workers_cannot_take_all_memory():
 
 
 @on_linux
+def test_a_function_of_the_users_has_the_memory_that_it_is_given(my_reward):
+    with RewardPool(my_reward, workers=1, memory_bytes=2**32) as pool:
+        graded = pool.score(["fill the memory", "12345"], ["", ""])
+    assert graded.rewards == [0.0, 0.5] and graded.errors == 1 and "MemoryError" in pool.first_error
+
+
+@on_linux
 def test_no_process_outlives_the_pool(my_reward, tmp_path):
     with RewardPool(my_reward, workers=2, timeout_s=2.0) as pool:
         first = [worker.process.pid for worker in pool._pool]

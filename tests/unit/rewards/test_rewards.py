@@ -81,6 +81,8 @@ def test_resolve_reward(my_reward):
         ("maths", r"unknown reward 'maths': .*module:function; did you mean 'math'\?"),
         ("", "unknown reward ''"),
         ("math:", "unknown reward 'math:'"),
+        ("rw.py:reward", "that is a path; it wants the module's name, rw:reward, with the folder as current one"),
+        ("./rewards/rw.py:reward", "it wants the module's name, rewards.rw:reward"),
         ("no_such_module:f", "cannot import no_such_module: ModuleNotFoundError"),
         ("my_reward_module:lenght", r"my_reward_module\.py\) has no function 'lenght'; did you mean 'length'\?"),
         ("my_reward_module:constant", "has no function 'constant'"),

@@ -24,9 +24,9 @@ def children(pid: int) -> list[int]:
 
 
 @on_linux
-def test_mutated_answers(tmp_path, monkeypatch, torture, fault):
+def test_mutated_answers(tmp_path, monkeypatch, torture, long, fault):
     """20,000 in the long form: every one gets its reward or its zero within the time-out, and leaves no trace."""
-    count, seed = (20_000, 7) if torture else (600, time.time_ns() % 10**6)
+    count, seed = long(600, 20_000), 7 if torture else time.time_ns() % 10**6
     monkeypatch.chdir(tmp_path)
     canary = tmp_path / "canary"
     pairs = list(mutants(seed, count, str(canary), bombs=0.002 if torture else 0.003))

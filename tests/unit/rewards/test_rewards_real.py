@@ -12,6 +12,7 @@ from siri.rewards.pool import RewardPool
 
 FILES = ("aime24.json", "amc83.json", "math500.json", "math_train.json")
 ROWS = 8087
+WIDE = str.maketrans("0123456789", "".join(chr(0xFF10 + digit) for digit in range(10)))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,12 @@ def test_lookalike_answers_score_zero(golds, pool, capsys):
         ("without units", lambda a: re.sub(r"(?<=\d)\s*\\(?:text|mbox)\{[^{}]*\}(?:\^\d)?$|\^\{?\\circ\}?$", "", a)),
         ("plain thousands", lambda a: re.sub(r",\\!\s*|\{,\}", "", a)),
         ("plain fractions", lambda a: re.sub(r"^(-?)\\frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", a)),
+        ("in bold", lambda a: f"\\boldsymbol{{{a}}}"),
+        ("in colour", lambda a: f"{{\\color{{blue}}{a}}}"),
+        ("in display math", lambda a: f"\\[{a}\\]"),
+        ("with a minus of its own", lambda a: a.replace("-", "\u2212") if "\\text" not in a else a),
+        ("in full-width digits", lambda a: a.translate(WIDE) if a.isdigit() else a),
+        ("and a thin space", lambda a: f"{a}\\,"),
         ("reversed lists", lambda a: ",".join(reversed(a.split(","))) if re.fullmatch(r"(-?\d\d?, ?)+-?\d+", a) else a),
     ],
 )

@@ -48,9 +48,9 @@ def test_rewards_of_zero_and_one_are_as_they_were(mode, group):
 def test_the_soft_penalty_is_as_strong_as_dapos():
     """Beside std-normalised advantages a penalty counts by its share of the distance between right and wrong."""
     _, rewards = shape_rewards(settings("soft"), [1.0, 1.0, 0.0], [4, CAP - 4, 4], [False] * 3, CAP)
-    ours = (rewards[0] - rewards[1]) / (rewards[0] - rewards[2])
+    ratio = (rewards[0] - rewards[1]) / (rewards[0] - rewards[2])
     dapos = -soft_penalty(CAP - 4, CAP, 8) / (1 - -1)
-    assert ours == pytest.approx(dapos) == pytest.approx(0.25) and SOFT_WEIGHT == 0.5
+    assert ratio == pytest.approx(dapos) == pytest.approx(0.25) and SOFT_WEIGHT == 0.5
 
 
 @given(

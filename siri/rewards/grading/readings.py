@@ -1,0 +1,40 @@
+"""What else a written number may mean: thousands of several countries, powers of ten, decimals that recur."""
+
+import re
+
+# An answer longer than this is compared as text only: parsing takes superlinear time and no gold answer is as long.
+MAX_PARSED_CHARS = 512
+
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?=[^,\d][^,]*$|$)")
+# Of two separators the last is the decimal one, and one that stands twice is none; lakhs have two digits.
+_ELSEWHERE = re.compile(r"[-+]?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|[-+]?\d{1,3}(?:\.\d{3})+,\d+")
+_LAKHS = re.compile(r"[-+]?\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
+_SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})")
+_REPEATING = re.compile(r"(-?)(\d*\.\d*?)(?:\((\d+)\)|(\d)\4{2,}|(\d{2,}?)\5+)(\\[lc]?dots|\.\.\.)?")
+_COMMA = re.compile(r"([-+]?\d+),(\d*\\(?:overline|dot)[^,]*)")
+_SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+
+
+def readings(text: str) -> list[str]:
+    r"""`text`, and what else it may mean.
+
+    "81,256" is one number or two, "2e-05" a power of ten or 2e less 5, "0.1(6)" and "0.1666..." recur.
+    """
+    if len(text) > MAX_PARSED_CHARS:
+        return [text]
+    number = _THOUSANDS.match(text)
+    texts = [text, number[0].replace(",", "") + text[number.end() :]] if number else [text]
+    if _LAKHS.fullmatch(text):
+        texts.append(text.replace(",", ""))
+    if _ELSEWHERE.fullmatch(text):
+        texts.append(text.replace(".", "").replace(",", "."))
+    if _SPACED.fullmatch(text):
+        texts.append(text.replace(" ", ""))
+    if match := _COMMA.fullmatch(text):
+        texts.append(f"{match[1]}.{match[2]}")
+    if match := _SCIENTIFIC.fullmatch(text):
+        texts.append(f"{match[1]} \\cdot 10^{{{match[2]}}}")
+    if (match := _REPEATING.fullmatch(text)) and (match[3] or match[6]):
+        sign, fixed, *periods, _ = match.groups()
+        texts.append(f"{sign}{fixed}\\overline{{{next(filter(None, periods))}}}")
+    return texts
