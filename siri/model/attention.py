@@ -26,6 +26,20 @@ from siri.packing.flops import head_size
 NAME = "siri_varlen"
 FILL = 0.75
 """Within a block every sequence is at least this share of the longest, so at most a quarter of a block is padding."""
+KERNELS = {
+    "flash4": "flash-attn 4",
+    "flash3": "flash-attn 3",
+    "flash2": "flash-attn 2",
+    "varlen": "torch's varlen, on the kernels of FlashAttention 2",
+    "flex": "torch's flex, compiled",
+    "sdpa": "torch's dense attention over blocks of like length",
+}
+"""What each backend runs on."""
+INSTALLED_BY = {
+    "flash4": "pip install --pre flash-attn-4",
+    "flash3": "built from the hopper folder of flash-attention, since no index has it",
+    "flash2": "pip install flash-attn",
+}
 TILE = 128
 """Rows and columns of a tile of flex's block mask."""
 
@@ -243,6 +257,23 @@ def select_backend(name: str, device: torch.device, model_config: Any = None, ch
     if reason := fault(name, device, heads, groups, size):
         raise InputError(f"attention {name} does not work here ({reason}); use --attention auto, or see siri doctor")
     return name
+
+
+def notes(backend: str, device: torch.device, model_config: Any) -> tuple[str, ...]:
+    """On a GPU a line on the kernels that attend, and on what would be faster there and why it is not taken."""
+    if device.type != "cuda":
+        return ()
+    order = candidates(device)
+    before = order[: order.index(backend)] if backend in order else ()
+    heads, groups = model_config.num_attention_heads, model_config.num_key_value_heads
+    reasons = [
+        f"{other} ({reason or 'works here'}; {INSTALLED_BY[other]})"
+        for other in before
+        if other in INSTALLED_BY
+        for reason in [fault(other, device, heads, groups, head_size(model_config))]
+    ]
+    faster = f"; faster on this GPU would be {', '.join(reasons)}" if reasons else ""
+    return (f"attention: {KERNELS[backend]}{faster}",)
 
 
 @cache

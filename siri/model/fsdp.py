@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_parallel: bool = False) -> None:
     """Shard a transformers model over the ranks in place: each decoder layer by itself, the rest in the root.
 
-    Master weights and the reduction of gradients stay fp32; layers are gathered and computed in `compute_dtype`. With
+    Master weights and the reduction of gradients stay fp32; layers are gathered and computed in `compute_dtype`, in
+    which frozen weights are kept, too. With
     vocab_parallel an untied head is not gathered (see `siri.model.split_head`). Afterwards
     `model.run_inside(function, *args)` calls function(model, *args) with the root's parameters gathered.
     """
@@ -23,6 +24,9 @@ def shard(model: Any, ranks: Ranks, *, compute_dtype: torch.dtype, vocab_paralle
 
     # inputs are left as they are: casting would round advantages and log-probs
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:  # nothing is added up in them
+            parameter.data = parameter.data.to(compute_dtype)
     for layer in model.model.layers:
         fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
     ignored = None
@@ -51,5 +55,7 @@ def fill(target: torch.Tensor, source: torch.Tensor | None) -> None:
         return
     from torch.distributed.tensor import distribute_tensor
 
-    whole = torch.empty(target.shape, dtype=target.dtype) if source is None else source
-    target.copy_(distribute_tensor(whole.to(target.device), target.device_mesh, target.placements))
+    # where there is nothing to send, room to receive is made on the device, not on the host to be copied there
+    room = {"dtype": target.dtype, "device": target.device}
+    whole = torch.empty(target.shape, **room) if source is None else source.to(target.device, target.dtype)
+    target.copy_(distribute_tensor(whole, target.device_mesh, target.placements))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from siri.data.problems import resolve_path
@@ -11,6 +12,9 @@ from siri.errors import InputError, parse_json
 
 NAMES = ("config.json", "generation_config.json")
 """What says how the weights compute and where a response ends; the tokenizer is known by `siri.data.content`."""
+SHAPE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SHAPE += ("num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "rope_parameters")
+"""What two must agree on in config.json, settled, if one has to take the other's weights."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,19 @@ def _folder(source: str) -> Path:
         return folder
     from transformers.utils import cached_file
 
-    found = cached_file(source, "config.json", local_files_only=True)
-    if found is None:
+    config_file = cached_file(source, "config.json", local_files_only=True)
+    if config_file is None:
         raise InputError(f"model {source}: its config.json is not in the hub's cache")
-    return Path(found).parent
+    return Path(config_file).parent
 
 
 def _sha256(path: Path) -> str:
+    about = path.stat()
+    return _digest(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    """Weights are read once in a process, as long as they stay what they are."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,6 +27,8 @@ SMALL = {
     "pad_token_id": None,
 }
 """The model that a part is tried on differs in this from the one that trains."""
+SPARING = ("RMSNorm", "SwiGLU")
+"""The parts that keep less for the backward."""
 LARGEST_ERROR = 0.01
 """Relative to the norm; fp32 kernels are nearer by far, and another formula is further away."""
 
@@ -39,6 +41,14 @@ class Applied:
     """Of PARTS."""
     notes: tuple[str, ...] = ()
     """A line about what `auto` left out."""
+
+    @property
+    def sparing(self) -> tuple[str, ...]:
+        """Those that keep less for the backward."""
+        return tuple(part for part in SPARING if part in self.parts)
+
+
+NOTHING = Applied()
 
 
 def apply_liger(model: Any, choice: str, device: torch.device) -> Applied:
@@ -87,6 +97,12 @@ def _swap_swiglu(model: Any) -> None:
 
 
 PARTS: dict[str, Callable[[Any], None]] = {"RMSNorm": _swap_norms, "RoPE": _swap_rope, "SwiGLU": _swap_swiglu}
+
+
+def planned(choice: str) -> tuple[str, ...]:
+    """Of SPARING, what a run on GPUs with this `liger` setting can be expected to run on, as far as this machine
+    tells."""
+    return SPARING if choice == "on" or (choice == "auto" and find_spec("liger_kernel") is not None) else ()
 
 
 def swap(model: Any, parts: Iterable[str] = tuple(PARTS)) -> None:

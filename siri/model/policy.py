@@ -15,8 +15,9 @@ from siri.data.problems import resolve_path
 from siri.data.prompts import PromptSet
 from siri.errors import InputError, first_line, parse_json
 from siri.model import attention
+from siri.model.adapters import Adapter
 from siri.model.attention import PackedLayout
-from siri.model.weight_files import settle_tying
+from siri.model.weight_files import is_checkpoint, settle_tying
 from siri.runtime.ranks import ALONE, Ranks
 
 T = TypeVar("T")
@@ -38,6 +39,8 @@ class Policy:
     """Most tokens the model can hold."""
     notes: tuple[str, ...] = ()
     """Lines for the user: what of the model's files was taken otherwise than its config.json has it."""
+    adapter: Adapter | None = None
+    """What is trained where the model's weights are frozen."""
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """function(model, *args) with the model's parameters at hand, sharded or not."""
@@ -55,8 +58,8 @@ class Policy:
     def device(self) -> torch.device:
         return self.model.lm_head.weight.device
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of a response, special tokens left out."""
+    def decode(self, token_ids: Any) -> str:
+        """Text of a response, given as ids in a list or an array; special tokens are left out."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
@@ -141,25 +144,28 @@ def read_model(source: str | Path, config: Any) -> Any:
 
 
 def hollow_copy(policy: Policy) -> Policy:
-    """The same model without weights, on the meta device, whether or not the policy's is sharded."""
+    """The same model without weights and adapter, on the meta device, whether or not the policy's is sharded."""
     from transformers import AutoModelForCausalLM
 
     config = deepcopy(policy.model.config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.register())
     model.generation_config = policy.model.generation_config
-    return replace(policy, model=model)
+    return replace(policy, model=model, adapter=None)
 
 
 def _adapter(path: Path) -> str:
-    """What to do about a folder that holds an adapter alone."""
+    """What to do about a folder that holds an adapter, or what is left of one, which transformers would look for."""
+    if (path.parent / "config.json").is_file() and not any(path.parent.glob("adapter_model.*")):
+        return "holds whole weights, but an adapter_config.json as well and no adapter; delete that file"
     try:
         base = parse_json(path.read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     return (
         f"holds an adapter (adapter_config.json) of base_model_name_or_path {base!r}, which would not be applied; "
-        "merge it into its base (PEFT's merge_and_unload, then save_pretrained) and give that folder"
+        "merge it into its base (siri export RUN FOLDER --merge, or PEFT's merge_and_unload and save_pretrained) and "
+        "give that folder"
     )
 
 
@@ -191,14 +197,16 @@ def trainable_config(
     folder = str(resolve_path(source))
     if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():
         raise InputError(f"model {source}: no such folder; give a folder, or a hub name such as org/model")
+    if (Path(folder) / "checkpoints").is_dir() and not is_checkpoint(folder):
+        names = sorted(path.name for path in (Path(folder) / "checkpoints").iterdir() if path.name[0] != ".")
+        way = f"give one of its checkpoints, such as {folder}/checkpoints/{names[-1]}" if names else "it has saved none"
+        raise InputError(f"model {source}: a run's folder; {way}")
     adapter = Path(folder) / "adapter_config.json"
-    if adapter.is_file() and (
-        any(adapter.parent.glob("adapter_model.*")) or not (adapter.parent / "config.json").is_file()
-    ):
+    if adapter.is_file():
         raise InputError(f"model {source}: {_adapter(adapter)}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # values that cannot be have a dozen unrelated types of errors
         raise InputError(
             f"model {source}: {first_line(error)}; give a folder with config.json, or a hub name"
         ) from None

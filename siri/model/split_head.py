@@ -61,7 +61,7 @@ class HeadCut:
         """After the last backward of a step: an untied head's gradient becomes the mean over all ranks, as FSDP2 does
         for its own parameters."""
         weight = model.lm_head.weight
-        if not _tied(model):
+        if not _tied(model) and weight.requires_grad:
             weight.grad = (weight.grad / ranks.size).redistribute(placements=weight.placements)
 
 
@@ -107,7 +107,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_RD: torch.Tensor, shares: tuple[int, ...], cut: HeadCut) -> torch.Tensor:
         start = sum(shares[: cut.place])
-        ctx.own = slice(start, start + shares[cut.place])
+        ctx.local_rows = slice(start, start + shares[cut.place])
         padded = hidden_RD.new_zeros(max(shares), hidden_RD.shape[1])
         padded[: len(hidden_RD)] = hidden_RD
         parts = [torch.empty_like(padded) for _ in shares]
@@ -117,4 +117,4 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_RD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         # the head has summed it over the group already
-        return grad_RD[ctx.own].contiguous(), None, None
+        return grad_RD[ctx.local_rows].contiguous(), None, None

@@ -109,12 +109,12 @@ def settle_tying(config: Any, source: str, folder: str | Path, *, fetch: bool = 
     )
 
 
-def _same(held: dict[str, Path], one: str, other: str) -> bool:
+def _same(held: dict[str, Path], first: str, second: str) -> bool:
     """Whether two tensors are the same bit for bit in fp32, which is what is trained."""
     from safetensors import safe_open
 
     with ExitStack() as stack:
-        a, b = (stack.enter_context(safe_open(held[name], framework="pt")).get_slice(name) for name in (one, other))
+        a, b = (stack.enter_context(safe_open(held[name], framework="pt")).get_slice(name) for name in (first, second))
         if a.get_shape() != b.get_shape():
             return False
         starts = range(0, a.get_shape()[0], ROWS)

@@ -233,8 +233,8 @@ def _fill_row(
 def _none_empty(load: list[float], members: list[list[int]], weights: list[float]) -> list[Bin]:
     """The bins; where there are sequences enough, the costliest give one away to those that have none."""
     if sum(map(len, members)) >= len(members):
-        for index in (index for index, one in enumerate(members) if not one):
-            donor = max((other for other, one in enumerate(members) if len(one) > 1), key=load.__getitem__)
+        for index in (index for index, items in enumerate(members) if not items):
+            donor = max((other for other, items in enumerate(members) if len(items) > 1), key=load.__getitem__)
             item = members[donor].pop()
             members[index].append(item)
             load[index] = weights[item]
@@ -256,18 +256,18 @@ def _swap(row: list[Bin], sizes: np.ndarray, weights: np.ndarray, budget: int) -
         high = int(load.argmax())
         if load[high] <= (1 + EVEN) * load.mean():
             break
-        mine, theirs = np.flatnonzero(owner[: items.size] == high), np.flatnonzero(owner != high)
-        less = weight[mine, None] - weight[theirs]
-        shorter = size[mine, None] - size[theirs]
-        larger = np.maximum(load[high] - less, load[owner[theirs]] + less)
-        larger[(shorter > room[owner[theirs]]) | (-shorter > room[high])] = np.inf
-        i, j = divmod(int(larger.argmin()), theirs.size)
+        mine, others = np.flatnonzero(owner[: items.size] == high), np.flatnonzero(owner != high)
+        less = weight[mine, None] - weight[others]
+        shorter = size[mine, None] - size[others]
+        larger = np.maximum(load[high] - less, load[owner[others]] + less)
+        larger[(shorter > room[owner[others]]) | (-shorter > room[high])] = np.inf
+        i, j = divmod(int(larger.argmin()), others.size)
         if not larger[i, j] < load[high] * (1 - 1e-9):
             break
-        other = int(owner[theirs[j]])
+        other = int(owner[others[j]])
         owner[mine[i]] = other
-        if theirs[j] < items.size:
-            owner[theirs[j]] = high
+        if others[j] < items.size:
+            owner[others[j]] = high
         load[[high, other]] += np.array([-1, 1]) * less[i, j]
         room[[high, other]] += np.array([1, -1]) * shorter[i, j]
     return [

@@ -55,20 +55,32 @@ def training_flops(
     responses: Sequence[int] | np.ndarray,
     alive: Sequence[bool] | np.ndarray,
     *,
+    backward: Sequence[bool] | None = None,
     scored: bool = False,
+    adapter: tuple[int, int] | None = None,
 ) -> float:
     """Model FLOPs of an optimizer step, the numerator of MFU.
 
     lengths, responses: tokens of each sequence and of its response; alive: whether the response may have a gradient.
-    Layers and attention count 3 times their forward pass (the backward costs twice the forward); the head counts only
+    backward: whether the layers run backward for it; None = for all. Layers and attention count 3 times their forward
+    pass then (the backward costs twice the forward), and once without it; the head counts only
     the response tokens that enter it, 3 times where they may have a gradient and once elsewhere. scored adds the
     forward pass that old log-probs take in the mini-batches after the first. What checkpointing computes anew does not
-    count, nor what blocks of attention pad.
+    count, nor what blocks of attention pad. adapter: parameters of a LoRA adapter in the layers and at the head; the
+    gradients of the frozen weights are not computed, so that their backward counts once, and the adapter's own products
+    as those of trained weights.
     """
     layers, head, attention = forward_flops(model_config)
     n, r = np.asarray(lengths, dtype=np.float64), np.asarray(responses, dtype=np.float64)
-    body = float((layers * n + attention * n**2).sum())
-    return (3 + scored) * body + head * float((r * (1 + scored + 2 * np.asarray(alive))).sum())
+    entering, taught = r * (1 + scored), r * np.asarray(alive)
+    back = np.ones_like(n) if backward is None else np.asarray(backward, dtype=np.float64)
+    passes = 1 + scored + 2 * back
+    if adapter is None:
+        body = passes * (layers * n + attention * n**2)
+        return float(body.sum()) + head * float((entering + 2 * taught).sum())
+    in_layers, at_head = (2.0 * size for size in adapter)
+    body = (passes - back) * layers * n + passes * (in_layers * n + attention * n**2)
+    return float((body + head * (entering + taught) + at_head * (entering + 2 * taught)).sum())
 
 
 def read_cost_ratio(setting: float | str) -> float:

@@ -4,11 +4,13 @@ P = parameters, D = hidden size, I = intermediate size, V = vocabulary, H and K 
 their total widths (heads * head size), L = layers, N = tokens of a micro-step, S = shards. Figures are bytes.
 
 Parameters and shards are exact, and what the layers keep is held to torch's own record of memory on a CPU, where sdpa
-attends, all in the tests. Everything else is a prediction, and nothing has been checked on a GPU yet.
+attends. The moments of an update are held within 3 % to what the trainer's own update makes on fake CUDA tensors
+(tests/fake_cuda). Nothing has been checked on a GPU yet: not what kernels take beside their results, nor fragmentation.
 
 With the head cut by vocabulary (vocab_parts > 1) V is that of a part in the head's terms, N there that of all ranks.
 """
 
+from collections.abc import Collection
 from math import prod
 from typing import Any, Literal
 
@@ -17,6 +19,8 @@ from siri.packing.flops import head_size
 Checkpointing = Literal["none", "selective", "full"]
 LEVELS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 Shapes = dict[str, tuple[int, ...]]
+TILE_COLUMNS = 128
+"""Of the head's GEMM: it keeps three sums for each row and tile."""
 RESERVE = 0.08
 """Share of a GPU's memory that is kept free: the CUDA context, NCCL's buffers, fragmentation."""
 
@@ -51,18 +55,31 @@ def parameter_shapes(model_config: Any) -> Shapes:
     return shapes
 
 
+def adapter_shapes(model_config: Any, rank: int, targets: Collection[str]) -> Shapes:
+    """Name -> shape of every parameter of a LoRA adapter on the named linear layers; none of rank 0."""
+    shapes: Shapes = {}
+    for name, shape in parameter_shapes(model_config).items() if rank else ():
+        layer = name.removesuffix(".weight")
+        if len(shape) == 2 and layer.rpartition(".")[2] in targets:
+            shapes |= {f"{layer}.lora_A.weight": (rank, shape[1]), f"{layer}.lora_B.weight": (shape[0], rank)}
+    return shapes
+
+
 def sharded_bytes(shapes: Shapes, shards: int, itemsize: int = 4) -> int:
     """Bytes on the first of `shards` GPUs: FSDP2 cuts every parameter along its first dimension, rounded up."""
     return sum(-(-shape[0] // shards) * prod(shape[1:]) for shape in shapes.values()) * itemsize
 
 
-def layer_bytes(model_config: Any) -> int:
+def layer_bytes(model_config: Any, liger: Collection[str] = ()) -> int:
     """What autograd keeps of one layer for each token, without checkpointing, bytes (bf16 compute):
 
     two RMSNorms                      2 (4D fp32 copy + 2D normalised + 2D result + 4)
     queries, keys, values, output     2Q + 4C + 2Q, log-sum-exp 4H, output in the pack's order 2Q
     Qwen3's norms of queries, keys    6 (Q + C) + 4 (H + K)
     gate, up, silu(gate), product     8I
+
+    liger: of its parts (`siri.model.liger.PARTS`), RMSNorm keeps its input as it is, so 4D less for each norm, and
+    SwiGLU computes silu(gate) anew, 2I less. RoPE keeps what transformers' own does.
 
     Attention gathers sequences of like length into blocks: its part grows by up to a third where lengths differ.
     """
@@ -71,17 +88,18 @@ def layer_bytes(model_config: Any) -> int:
     size = 16 * c.hidden_size + 8 + 6 * queries + 4 * keys + 4 * c.num_attention_heads + 8 * c.intermediate_size
     if c.model_type == "qwen3":
         size += 6 * (queries + keys) + 4 * (c.num_attention_heads + c.num_key_value_heads)
-    return size
+    less = 8 * c.hidden_size * ("RMSNorm" in liger) + 2 * c.intermediate_size * ("SwiGLU" in liger)
+    return size - less
 
 
-def kept_and_redone(model_config: Any, checkpointing: Checkpointing) -> tuple[int, int]:
+def kept_and_redone(model_config: Any, checkpointing: Checkpointing, liger: Collection[str] = ()) -> tuple[int, int]:
     """Bytes for each token: what every layer keeps, and what the layer in its backward computes anew.
 
     none       kept `layer_bytes`, nothing anew
     selective  kept the layer's input 2D and attention's result 2Q + 4H; anew `layer_bytes` less that result
     full       kept the layer's input 2D; anew `layer_bytes`
     """
-    whole = layer_bytes(model_config)
+    whole = layer_bytes(model_config, liger)
     if checkpointing == "none":
         return whole, 0
     _, queries, _ = widths(model_config)
@@ -89,11 +107,14 @@ def kept_and_redone(model_config: Any, checkpointing: Checkpointing) -> tuple[in
     return 2 * model_config.hidden_size + attended, whole - attended
 
 
-def backward_bytes(model_config: Any, checkpointing: Checkpointing) -> int:
+def backward_bytes(model_config: Any, checkpointing: Checkpointing, liger: Collection[str] = ()) -> int:
     """Bytes for each token on top of what is kept, at the worst moment of the layers' backward: what the layer computed
-    anew, and 6I + 4D of gradients. A prediction, rather too large: part of the first is freed by then."""
+    anew, and 6I + 4D of gradients; with Liger's SwiGLU, which writes gradients over what it kept, 2I + 2D."""
     c = model_config
-    return kept_and_redone(c, checkpointing)[1] + 6 * c.intermediate_size + 4 * c.hidden_size
+    redone = kept_and_redone(c, checkpointing, liger)[1]
+    if "SwiGLU" in liger:
+        return redone + 2 * c.intermediate_size + 2 * c.hidden_size
+    return redone + 6 * c.intermediate_size + 4 * c.hidden_size
 
 
 def head_rows(model_config: Any, vocab_parts: int) -> int:
@@ -101,24 +122,41 @@ def head_rows(model_config: Any, vocab_parts: int) -> int:
     return -(-model_config.vocab_size // vocab_parts)
 
 
-def head_bytes(model_config: Any, tokens: int, *, multiprocessors: int = 132, vocab_parts: int = 1) -> int:
-    """Peak of the fused LM head and loss over `tokens` response tokens (`siri_kernels.chunked`, memory="fast", bf16).
+def head_bytes(
+    model_config: Any,
+    tokens: int,
+    *,
+    multiprocessors: int = 132,
+    vocab_parts: int = 1,
+    adapter: Shapes | None = None,
+) -> int:
+    """Peak of the fused LM head and loss over `tokens` response tokens (`siri_kernels.chunked`, memory="fast", bf16,
+    the anchored path, which a Hopper GPU takes). With n rows in a chunk and T = V / 128 tiles:
 
-    Hidden states and their rows 4ND; then the larger of
-      forward   logits of a chunk 4 * rows * V, inputs and dX of the chunk 4 * rows * D, dW 4VD (fp32), dX 2ND
-      backward  dW 4VD, times the upstream gradient 4VD, in bf16 2VD, dX twice 4ND
-
-    A prediction, not yet checked on a GPU.
+      hidden states and their rows  4ND; with a cut head the rows of all ranks, 2ND, beside its own
+      the loop   exponentials of a chunk 2nV; the larger of the sums of its tiles 12nT + 2nD, and its dX in fp32 and in
+                 bf16 or the weighted inputs 6nD; dW 4VD (fp32) unless there is but one chunk, dX 2ND
+      backward   dW 4VD and in bf16 2VD, or with one chunk its exponentials, the weighted inputs 2nD and dW 2VD; dX
+                 twice 4ND
     """
     from siri_kernels.chunked import BUDGET, MIN_ROWS, whole_waves
 
-    hidden, vocab = model_config.hidden_size, head_rows(model_config, vocab_parts)
+    hidden, vocab, here = model_config.hidden_size, head_rows(model_config, vocab_parts), tokens
     tokens *= vocab_parts  # the ranks gather the hidden states of all of them
-    rows = max(MIN_ROWS, BUDGET["cuda"]["fast"] // (4 * vocab))
+    rows = max(MIN_ROWS, BUDGET["cuda"]["fast"] // (2 * vocab))
     rows = tokens if rows >= tokens else whole_waves(rows, hidden, multiprocessors)
-    forward = 4 * rows * (vocab + hidden) + 4 * vocab * hidden + 2 * tokens * hidden
-    backward = 10 * vocab * hidden + 4 * tokens * hidden
-    return 4 * tokens * hidden + max(forward, backward)
+    taught, beside = hidden, 0
+    if adapter:
+        taught = adapter.get("lm_head.lora_B.weight", (0, 0))[1]
+        beside = 2 * vocab * (hidden + taught) if taught else 0
+    chunk = 2 * rows * (-(-vocab // 64) * 64)
+    single = rows == tokens
+    late = chunk + 2 * rows * hidden + 2 * vocab * taught if single else 6 * vocab * taught
+    chunk += max(12 * rows * -(-vocab // TILE_COLUMNS) + 2 * rows * hidden, 6 * rows * hidden)
+    loop = chunk + (0 if single else 4 * vocab * taught) + 2 * tokens * hidden
+    backward = late + 4 * tokens * hidden
+    rows_of_all = 2 * tokens * hidden if vocab_parts > 1 else 0
+    return 4 * here * hidden + rows_of_all + beside + max(loop, backward)
 
 
 def update_moments(
@@ -131,27 +169,36 @@ def update_moments(
     accumulated: int = 0,
     vocab_parts: int = 1,
     visiting: int = 0,
+    adapter: Shapes | None = None,
+    liger: Collection[str] = (),
 ) -> dict[str, int]:
     """Bytes on top of weights, gradients, optimizer state and gathered weights, at each moment of an update whose
-    micro-step has `tokens` tokens. With kept = N (L * kept of a layer + 6D + 28): layers, last norm, ids and places,
+    micro-step has `tokens` tokens. With kept = N (L * kept of a layer + 6D + 28): layers, last norm (Liger's: 2D),
+    ids and places,
 
-    head        kept + `head_bytes` + accumulated
+    head        kept + `head_bytes` + accumulated, less the layers, which are not gathered then, 4 P_layer
     backward    kept + N `backward_bytes` + bf16 gradient of the head 2VD + a layer's gradients, in bf16 and in fp32
-                for the reduction, 6 P_layer, + accumulated
+                for the reduction, 6 P_layer (with Liger's SwiGLU the worst comes before them), + accumulated
     reduction   the root's gradients, 6 P_root
     optimizer   AdamW's square roots, fp32, 4P / S, or what `visiting` says of an optimizer whose moments are offloaded
 
-    accumulated: see `accumulated_bytes`. A prediction, not yet checked on a GPU.
+    accumulated: see `accumulated_bytes`. liger: its parts that run. adapter: shapes of one, which alone has gradients
+    then; the layers keep 2 bytes of each of its ranks for every token on top. Without an adapter held within 3 % to the
+    storages that the update itself makes on fake CUDA tensors (tests/fake_cuda); not yet checked on a GPU.
     """
     c = model_config
-    shapes = parameter_shapes(c)
+    shapes = adapter or parameter_shapes(c)
     root, layer = root_and_layer(shapes, vocab_parts)
-    each, _ = kept_and_redone(c, checkpointing)
-    kept = tokens * (c.num_hidden_layers * each + 6 * c.hidden_size + 28)
-    one_layer = tokens * backward_bytes(c, checkpointing)
+    each, _ = kept_and_redone(c, checkpointing, liger)
+    last_norm = (2 if "RMSNorm" in liger else 6) * c.hidden_size
+    kept = tokens * (c.num_hidden_layers * each + last_norm + 28)
+    kept += 2 * tokens * sum(shape[0] for name, shape in (adapter or {}).items() if "lora_A" in name)
+    head = head_bytes(c, tokens, multiprocessors=multiprocessors, vocab_parts=vocab_parts, adapter=adapter) - 4 * layer
+    head_gradient = 0 if adapter else 2 * head_rows(c, vocab_parts) * c.hidden_size
+    one_layer = tokens * backward_bytes(c, checkpointing, liger) + (0 if "SwiGLU" in liger else 6 * layer)
     return {
-        "head": kept + head_bytes(c, tokens, multiprocessors=multiprocessors, vocab_parts=vocab_parts) + accumulated,
-        "backward": kept + one_layer + 2 * head_rows(c, vocab_parts) * c.hidden_size + 6 * layer + accumulated,
+        "head": kept + head + accumulated,
+        "backward": kept + one_layer + head_gradient + accumulated,
         "reduction": 6 * root,
         "optimizer": visiting or sharded_bytes(shapes, shards),
     }

@@ -25,6 +25,9 @@ GPUS = {
     "h200": Gpu(141 * 10**9, 132, 989e12, 4.8e12),
     "a100-40": Gpu(40 * 10**9, 108, 312e12, 1.555e12),
     "a100-80": Gpu(80 * 10**9, 108, 312e12, 2.039e12),
+    "l40s": Gpu(48 * 10**9, 142, 362e12, 0.864e12),
+    "rtx4090": Gpu(24 * 10**9, 128, 165.2e12, 1.008e12),
+    "a10": Gpu(24 * 10**9, 72, 125e12, 0.6e12),
 }
 """Those that plans know by name."""
 
@@ -32,7 +35,8 @@ GPUS = {
 # SXM modules of the same name.
 _PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12}
 _PEAKS |= {"H200": GPUS["h200"].flops, "H100": GPUS["h100"].flops, "A100": GPUS["a100-80"].flops}
-_PEAKS |= {"B200": 2250e12, "L40S": 362e12}
+_PEAKS |= {"B200": 2250e12, "L40S": GPUS["l40s"].flops, "RTX 4090": GPUS["rtx4090"].flops}
+_PEAKS |= {"NVIDIA A10": GPUS["a10"].flops}
 
 
 def peak_flops(name: str) -> float | None:

@@ -4,12 +4,14 @@
     rollout   response tokens / (GPUs x assumed tokens/s of a GPU)
 
 Without a figure for the latter, decoding is taken to read the weights, and the keys and values of all responses in
-flight, once for every token of each, at DECODE_SHARE of the memory's bandwidth. Grading, weight sync, evaluations and
+flight, once for every token of each, at DECODE_SHARE of the memory's bandwidth. That is vLLM; the embedded engine has
+a price of its own (`_embedded_s`). Grading, weight sync, evaluations and
 checkpoints are left out.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from statistics import NormalDist
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from siri.config import Config
 from siri.packing.flops import training_flops
-from siri.planning.memory_plan import MemoryPlan, caps
+from siri.planning.memory_plan import MemoryPlan, adapter_of, caps
 
 MEDIAN_SHARE, SIGMA = 0.45, 0.7
 """Assumed lengths of responses: lognormal, this share of the cap in the median, cut at the cap."""
@@ -25,6 +27,9 @@ PROMPT_TOKENS = 150
 """Assumed length of a prompt."""
 DECODE_SHARE = 0.25
 """Assumed share of the memory's bandwidth that decoding uses, over a whole batch with its tail."""
+LAYER_S = 1e-3
+"""Assumed seconds that the embedded engine takes for a layer and token, however few responses there are: it launches
+every kernel by itself."""
 QUANTILES = 512
 
 
@@ -95,6 +100,9 @@ def step_hours(model_config: Any, plan: MemoryPlan, rates: Rates, cap: int) -> S
     if plan.rollout == "served":
         return StepHours(cap, tokens, 0.0, train_s, 0.0)
     speed = rates.tokens_per_s
+    if not speed and plan.rollout == "local":
+        seconds = _embedded_s(model_config, plan, rates, cap)
+        return StepHours(cap, tokens, seconds, train_s, tokens / (gpus * seconds))
     if not speed:
         context = PROMPT_TOKENS + float((responses**2).sum() / responses.sum()) / 2  # mean over the tokens sampled
         in_flight = min(-(-count // gpus), max(1.0, plan.phases[0].cache_tokens / context))
@@ -103,11 +111,29 @@ def step_hours(model_config: Any, plan: MemoryPlan, rates: Rates, cap: int) -> S
     return StepHours(cap, tokens, tokens / (gpus * speed), train_s, speed)
 
 
+def _embedded_s(model_config: Any, plan: MemoryPlan, rates: Rates, cap: int) -> float:
+    """Seconds of a rollout of the embedded engine: it samples in waves, as many responses as its cache holds at the
+    cap, each of which lasts as long as its longest response, and a token of all of them takes LAYER_S a layer beside
+    what is read."""
+    count = -(-plan.config.prompts_per_step // plan.machine.gpus) * plan.config.group_size
+    at_once = max(1, min(count, plan.phases[0].cache_tokens // (PROMPT_TOKENS + cap)))
+    waves = -(-count // at_once)
+    longest = float(np.quantile(response_lengths(cap), at_once / (at_once + 1)))
+    read = 2 * plan.parameters + at_once * (PROMPT_TOKENS + longest / 2) * plan.cache_token
+    each = LAYER_S * model_config.num_hidden_layers + read / (DECODE_SHARE * rates.bandwidth)
+    return waves * longest * each
+
+
 def _flops(model_config: Any, config: Config, lengths: np.ndarray, responses: np.ndarray) -> float:
     """Of one sequence of every length; mini-batches after the first score old log-probs in a pass of their own."""
     alive = np.ones(len(lengths), dtype=bool)
     scored = 1 - min(1.0, config.mini_batch_prompts / config.prompts_per_step)
-    once, twice = (training_flops(model_config, lengths, responses, alive, scored=flag) for flag in (False, True))
+    shapes = adapter_of(model_config, config)
+    at_head = sum(prod(shape) for name, shape in shapes.items() if name.startswith("lm_head."))
+    adapter = (sum(map(prod, shapes.values())) - at_head, at_head) if shapes else None
+    once, twice = (
+        training_flops(model_config, lengths, responses, alive, scored=flag, adapter=adapter) for flag in (False, True)
+    )
     return once + scored * (twice - once)
 
 

@@ -22,7 +22,10 @@ from siri.planning.budget import token_budget
 from siri.planning.formulas import (
     LEVELS,
     RESERVE,
+    Checkpointing,
+    Shapes,
     accumulated_bytes,
+    adapter_shapes,
     cache_token_bytes,
     embedded_cache_tokens,
     parameter_shapes,
@@ -30,7 +33,12 @@ from siri.planning.formulas import (
     sharded_bytes,
     update_moments,
 )
+from siri.schedule import OPEN
 
+LEAST_SHARE, MOST_SHARE = 0.05, 0.9
+"""Of rollout_memory where the plan chooses it."""
+ADVISED_RANK = 32
+"""Of an adapter, where no setting makes all weights fit."""
 MOST_GPUS = 128
 """More are not suggested."""
 VLLM_WORKSPACE = 2 * 10**9
@@ -78,7 +86,7 @@ class MemoryPlan:
 
     machine: Machine
     config: Config
-    """With the token budget as a number."""
+    """With what was left to the plan, such as the token budget, settled."""
     rollout: str
     """The engine: local, colocated or served."""
     shards: int
@@ -86,8 +94,10 @@ class MemoryPlan:
     """Kept free for the CUDA context, NCCL and fragmentation."""
     parameters: int
     """Of the whole model."""
+    adapter: int
+    """Parameters of a LoRA adapter; 0 where all weights are trained."""
     weights: int
-    """Master weights, fp32, this GPU's shards."""
+    """This GPU's shards: master weights, fp32, or frozen ones, bf16, and an adapter, fp32."""
     gradients: int
     """fp32, this GPU's shards."""
     accumulated: int
@@ -105,6 +115,10 @@ class MemoryPlan:
     cache_token: int
     """Keys and values of one token."""
     phases: tuple[PhasePlan, ...]
+    liger: tuple[str, ...] = ()
+    """The parts of Liger that are planned with."""
+    chosen: tuple[str, ...] = ()
+    """A line for each setting that the plan has settled by what fits."""
     advice: tuple[str, ...] = ()
     """What to change if it does not fit; each line is enough by itself."""
 
@@ -122,15 +136,23 @@ class MemoryPlan:
     def fits(self) -> bool:
         """Update and rollout fit beside the reserve, and at every cap at least one response can be sampled."""
         sampled = all(phase.sequences_in_flight > 0 for phase in self.phases)
-        return sampled and max(self.update_bytes, self.rollout_bytes) + self.reserve <= self.machine.memory
+        return sampled and self.update_fits and self.rollout_bytes + self.reserve <= self.machine.memory
+
+    @property
+    def update_fits(self) -> bool:
+        """The update fits beside the reserve, whatever the rollout needs."""
+        return self.update_bytes + self.reserve <= self.machine.memory
 
 
-def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout: str) -> MemoryPlan:
+def memory_plan(
+    model_config: Any, config: Config, machine: Machine, *, rollout: str, liger: tuple[str, ...] = ()
+) -> MemoryPlan:
     """Predict the memory of each GPU for a run of `config` on a model of a transformers configuration.
 
     On several nodes the training state is sharded inside each, over all GPUs with config.shard_across_nodes. rollout:
-    the engine (`siri.rollout.engines.engine_for`). Raises InputError for an architecture that cannot be trained, or
-    figures that make no sense. The totals are predictions, not yet checked on a GPU.
+    the engine (`siri.rollout.engines.engine_for`). liger: the parts of it that run. Raises InputError for an
+    architecture that cannot be trained, or figures that make no sense. The totals are predictions, not yet checked on a
+    GPU.
     """
     from siri.model.policy import ARCHITECTURES
 
@@ -146,61 +168,117 @@ def memory_plan(model_config: Any, config: Config, machine: Machine, *, rollout:
         )
     longest = config.max_prompt_tokens + config.length_schedule().longest
     config = replace(config, token_budget=token_budget(config, longest=longest, on_gpu=True))
-    plan = _predict(model_config, config, machine, rollout)
+    config, chosen = _settled(model_config, config, machine, rollout, liger)
+    plan = replace(_predict(model_config, config, machine, rollout, liger), chosen=chosen)
     return plan if plan.fits else replace(plan, advice=_advice(model_config, plan, longest))
+
+
+def _settled(
+    c: Any, config: Config, machine: Machine, rollout: str, liger: tuple[str, ...]
+) -> tuple[Config, tuple[str, ...]]:
+    """The settings with those that are left to the plan in numbers and names, and a line for each."""
+    lines = []
+    if config.rollout_memory == "auto":
+        stand_in = replace(config, checkpointing="full", rollout_memory=0.5)
+        held = _predict(c, stand_in, machine, "served", liger).rollout_bytes
+        room = 1 - (held + int(machine.reserve * machine.memory)) / machine.memory
+        share = max(LEAST_SHARE, min(MOST_SHARE, int(100 * room) / 100))
+        config = replace(config, rollout_memory=share)
+        if rollout == "colocated":
+            lines.append(f"rollout_memory auto: {share:g} of each GPU for vLLM while it samples")
+    if config.checkpointing == "auto":
+        levels = [level for level in LEVELS if not (level == "selective" and config.attention == "flex")]
+        plans = [_predict(c, replace(config, checkpointing=level), machine, rollout, liger) for level in levels]
+        tried = [plan.update_fits for plan in plans]
+        fitting = [level for level, fits in zip(levels, tried, strict=True) if fits]
+        config = replace(config, checkpointing=(fitting or levels[-1:])[0])
+        why = f"the first of {', '.join(levels)} that fits" if fitting else "although not even that fits"
+        lines.append(f"checkpointing auto: {config.checkpointing}, {why}")
+    return config, tuple(lines)
 
 
 def update_peak(model_config: Any, plan: MemoryPlan, tokens: int, *, several: bool) -> int:
     """Predicted peak, bytes, of an update of plan's run whose largest micro-step has `tokens` tokens. several: some
     optimizer step has more micro-steps than one."""
     accumulated = plan.accumulated if several else 0
-    moments = _moments(model_config, plan.config, plan.shards, plan.machine.multiprocessors, accumulated, tokens)
+    moments = _moments(
+        model_config, plan.config, plan.shards, plan.machine.multiprocessors, accumulated, tokens, plan.liger
+    )
     return plan.always + max(moments.values())
 
 
 def _moments(
-    c: Any, config: Config, shards: int, multiprocessors: int, accumulated: int, tokens: int
+    c: Any,
+    config: Config,
+    shards: int,
+    multiprocessors: int,
+    accumulated: int,
+    tokens: int,
+    liger: tuple[str, ...],
 ) -> dict[str, int]:
     visiting = 0
     if config.optimizer_offload:
         from siri.model.offload import CHUNK_BYTES
 
-        largest = max(2 * sharded_bytes({name: shape}, shards) for name, shape in parameter_shapes(c).items())
+        trained = adapter_of(c, config) or parameter_shapes(c)
+        largest = max(2 * sharded_bytes({name: shape}, shards) for name, shape in trained.items())
         visiting = 3 * max(CHUNK_BYTES, largest) // 2  # moments, and AdamW's square roots of half of them
     return update_moments(
         c,
         tokens,
         shards=shards,
-        checkpointing=config.checkpointing,
+        checkpointing=settled_level(config),
         multiprocessors=multiprocessors,
         accumulated=accumulated,
         vocab_parts=shards if config.vocab_parallel else 1,
         visiting=visiting,
+        adapter=adapter_of(c, config),
+        liger=liger,
     )
 
 
-def _predict(c: Any, config: Config, machine: Machine, rollout: str) -> MemoryPlan:
+def settled_level(config: Config) -> Checkpointing:
+    """checkpointing as a plan has settled it."""
+    assert config.checkpointing != "auto"
+    return config.checkpointing
+
+
+def adapter_of(c: Any, config: Config) -> Shapes:
+    """Shapes of the run's adapter; none where all weights are trained. InputError for a target that it cannot have."""
+    targets = config.targets()
+    shapes = adapter_shapes(c, config.lora_rank, targets)
+    have = {name.split(".lora_")[0].rpartition(".")[2] for name in shapes}
+    if missing := [target for target in targets if target not in have]:
+        raise InputError(f"lora_targets: the model has no linear layer {missing[0]!r} of its own to adapt")
+    return shapes
+
+
+def _predict(c: Any, config: Config, machine: Machine, rollout: str, liger: tuple[str, ...] = ()) -> MemoryPlan:
     shards = machine.gpus if config.shard_across_nodes else min(machine.gpus, machine.gpus_per_node)
     # a tied head is gathered for the embedding all the same
     cut = shards if config.vocab_parallel and not c.tie_word_embeddings else 1
     shapes = parameter_shapes(c)
-    root, layer = root_and_layer(shapes, cut)
+    adapter = adapter_of(c, config)
+    trained = adapter or shapes
+    root, layer = root_and_layer(shapes | adapter, cut)
     parameters = sum(prod(shape) for shape in shapes.values())
-    master = sharded_bytes(shapes, shards)
-    optimizer = 0 if config.optimizer_offload else 2 * master
+    gradients = sharded_bytes(trained, shards)
+    # what is frozen is kept as it is computed with
+    master = gradients + (sharded_bytes(shapes, shards, 2) if adapter else 0)
+    optimizer = 0 if config.optimizer_offload else 2 * gradients
     head_part = 2 * -(-c.vocab_size // cut) * c.hidden_size if cut > 1 else 0
     gathered = 2 * root + head_part + 2 * 2 * layer
     engine = 2 * parameters if rollout == "local" else 0
-    always = 2 * master + optimizer + gathered + engine
+    always = master + gradients + optimizer + gathered + engine
     batch = min(config.prompts_per_step, config.mini_batch_prompts) * config.group_size
     longest = config.max_prompt_tokens + config.length_schedule().longest
     budget = int(config.token_budget)  # `memory_plan` has put a number for auto
     several = batch * longest > budget * machine.gpus
     one_reduction = several and not config.sync_every_micro_step
-    accumulated = accumulated_bytes(shapes, shards, cut) if one_reduction else 0
+    accumulated = accumulated_bytes(trained, shards, cut) if one_reduction else 0
 
     def moments(tokens: int) -> dict[str, int]:
-        return _moments(c, config, shards, machine.multiprocessors, accumulated, tokens)
+        return _moments(c, config, shards, machine.multiprocessors, accumulated, tokens, liger)
 
     reserve = int(machine.reserve * machine.memory)
     largest = _largest(lambda tokens: always + max(moments(tokens).values()) + reserve <= machine.memory)
@@ -222,7 +300,8 @@ def _predict(c: Any, config: Config, machine: Machine, rollout: str) -> MemoryPl
         reserve=reserve,
         parameters=parameters,
         weights=master,
-        gradients=master,
+        gradients=gradients,
+        adapter=sum(prod(shape) for shape in adapter.values()),
         accumulated=accumulated,
         optimizer=optimizer,
         gathered=gathered,
@@ -231,6 +310,7 @@ def _predict(c: Any, config: Config, machine: Machine, rollout: str) -> MemoryPl
         rollout_bytes=rollout_bytes,
         cache_token=cache_token_bytes(c),
         phases=tuple(phases),
+        liger=liger,
     )
 
 
@@ -240,7 +320,7 @@ def _rollout(c: Any, config: Config, machine: Machine, rollout: str, held: int, 
     if rollout == "served":
         return 0, held
     if rollout == "colocated":
-        share = int(config.rollout_memory * machine.memory)
+        share = int(float(config.rollout_memory) * machine.memory)
         return max(0, share - 2 * parameters - VLLM_WORKSPACE) // token, held + share
     tokens = config.rollout_tokens
     if tokens == "auto":
@@ -253,13 +333,13 @@ def _advice(c: Any, plan: MemoryPlan, longest: int) -> tuple[str, ...]:
     config, machine = plan.config, plan.machine
 
     def fits(gpus: int = machine.gpus, **changes: Any) -> bool:
-        return _predict(c, replace(config, **changes), replace(machine, gpus=gpus), plan.rollout).fits
+        return _predict(c, replace(config, **changes), replace(machine, gpus=gpus), plan.rollout, plan.liger).fits
 
     lines = []
     smaller = _round(plan.phases[0].largest_micro_step)
     if longest <= smaller < int(config.token_budget) and fits(token_budget=smaller):
         lines.append(f"--token-budget {smaller}")
-    stronger = LEVELS[LEVELS.index(config.checkpointing) + 1 :]
+    stronger = LEVELS[LEVELS.index(settled_level(config)) + 1 :]
     lines += [f"--checkpointing {level}" for level in stronger if fits(checkpointing=level)][:1]
     switches = ["sync_every_micro_step", "optimizer_offload"]
     if machine.gpus > machine.gpus_per_node:
@@ -268,13 +348,15 @@ def _advice(c: Any, plan: MemoryPlan, longest: int) -> tuple[str, ...]:
         if not getattr(config, name) and fits(**{name: True}):
             lines.append(f"--{name.replace('_', '-')}")
     if plan.rollout == "colocated":
-        shares = [share / 20 for share in range(int(20 * config.rollout_memory), 1, -1)]
+        shares = [share / 20 for share in range(int(20 * float(config.rollout_memory)), 1, -1)]
         lines += [f"--rollout-memory {share:g}" for share in shares if fits(rollout_memory=share)][:1]
     if config.rollout_tokens != "auto" and fits(rollout_tokens="auto"):
         lines.append("--rollout-tokens auto")
     counts = [machine.gpus * 2**power for power in range(1, 8) if machine.gpus * 2**power <= MOST_GPUS]
     counts = [gpus for gpus in counts if gpus <= machine.gpus_per_node or not gpus % machine.gpus_per_node]
     lines += [f"{gpus} of these GPUs" for gpus in counts if fits(gpus=gpus)][:1]
+    if not config.lora_rank and not any(line.startswith("--") for line in lines) and fits(lora_rank=ADVISED_RANK):
+        lines.append(f"--lora-rank {ADVISED_RANK}, which trains an adapter and leaves the weights as they are")
     if lines:
         return tuple(lines)
     least = {"checkpointing": "full", "token_budget": longest, "sync_every_micro_step": True, "optimizer_offload": True}
@@ -304,22 +386,6 @@ def caps(config: Config) -> list[tuple[str, int]]:
     """(name, cap) of each phase of the schedule, the longest first, or of each stage."""
     if config.schedule == "steps":
         return [(f"from step {start}", cap) for start, cap in config.stages]
-    if config.schedule == "constant":
+    if config.schedule in OPEN:
         return [("all steps", config.l_max)]
     return [("L_max", config.l_max), ("L_min", config.l_min)]
-
-
-def load_model_config(source: str) -> Any:
-    """The transformers configuration of a model: a folder with config.json, or a hub name. InputError in one line when
-    it can be had from neither."""
-    from transformers import AutoConfig
-
-    from siri.data.problems import resolve_path
-
-    try:
-        return AutoConfig.from_pretrained(resolve_path(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"model {source}: no configuration to be had ({reason}); give --model a folder with config.json"
-        ) from None

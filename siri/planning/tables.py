@@ -4,6 +4,7 @@ from siri.errors import InputError
 from siri.planning.gpus import GPUS, Gpu
 from siri.planning.hours import (
     DECODE_SHARE,
+    LAYER_S,
     MEDIAN_SHARE,
     PROMPT_TOKENS,
     SIGMA,
@@ -26,17 +27,21 @@ def print_plan(plan: MemoryPlan) -> None:
 
     console = Console(highlight=False)
     config, machine = plan.config, plan.machine
+    trained = f", frozen, and {plan.adapter:,} of a LoRA adapter," if plan.adapter else ""
+    liger = f", with Liger's {' and '.join(plan.liger)}" if plan.liger else ""
     console.print(
         f"Each of {machine.gpus} GPU{'s' * (machine.gpus > 1)} of {machine.memory / 1e9:g} GB: {plan.parameters:,} "
-        f"parameters in {plan.shards} shard{'s' * (plan.shards > 1)},\ncheckpointing {config.checkpointing}, token "
-        f"budget {config.token_budget:,},\nrollouts from {ENGINES[plan.rollout]}."
+        f"parameters{trained} in {plan.shards} shard{'s' * (plan.shards > 1)},\ncheckpointing {config.checkpointing}, "
+        f"token budget {config.token_budget:,}{liger},\nrollouts from {ENGINES[plan.rollout]}."
     )
+    for line in plan.chosen:
+        console.print(line, markup=False)
     table = Table()
     table.add_column("during the update")
     table.add_column("GB", justify="right")
     peak = max(plan.moments, key=plan.moments.__getitem__)
     for name, size in (
-        ("weights, fp32", plan.weights),
+        ("frozen weights, bf16, and adapter, fp32" if plan.adapter else "weights, fp32", plan.weights),
         ("gradients, fp32", plan.gradients),
         ("AdamW moments, fp32" + " (in host memory)" * config.optimizer_offload, plan.optimizer),
         ("gathered weights, bf16", plan.gathered),
@@ -70,7 +75,7 @@ def print_plan(plan: MemoryPlan) -> None:
     for line in (
         "Lengths are in tokens. largest: the micro-step that would fill the memory.",
         f"rollout cache: keys and values, {plan.cache_token:,} bytes a token. at once: responses.",
-        "A prediction, not yet checked on a GPU.",
+        "A prediction, checked on fake tensors (docs/plan.md), not yet on a GPU.",
     ):
         console.print(line, style="dim")
     if plan.fits:
@@ -100,11 +105,12 @@ def print_hours(hours: RunHours, plan: MemoryPlan, rates: Rates, mfu: float) -> 
         speed = "-" if served else f"{step.tokens_per_s:,.0f}"
         table.add_row(f"{name} {step.cap:,}", figures[0], "-" if served else figures[1], figures[2], speed)
     console.print(table)
-    days = hours.total / plan.machine.gpus / 24
-    parts = f"training {hours.training:,.0f}" + ("" if served else f", rollout {hours.rollout:,.0f}")
+    digits = 0 if hours.total >= 100 else 2
+    gpus = plan.machine.gpus
+    parts = f"training {hours.training:,.{digits}f}" + ("" if served else f", rollout {hours.rollout:,.{digits}f}")
     console.print(
-        f"[bold]{hours.total:,.0f} GPU-hours[/] for {plan.config.steps:,} steps ({parts}),\n{days:.1f} days on "
-        f"{plan.machine.gpus} GPUs."
+        f"[bold]{hours.total:,.{digits}f} GPU-hours[/] for {plan.config.steps:,} steps ({parts}),\n"
+        f"{_time(hours.total / gpus)} on {gpus} GPU{'s' * (gpus > 1)}."
     )
     lines = [
         "Assumed, not measured:",
@@ -119,9 +125,18 @@ def print_hours(hours: RunHours, plan: MemoryPlan, rates: Rates, mfu: float) -> 
             f"  decoding reads weights, keys and values at {DECODE_SHARE:.0%} of {rates.bandwidth / 1e12:.2f} TB/s\n"
             "  (--assumed-tokens-per-s gives a speed instead);"
         )
+        if plan.rollout == "local":
+            lines.append(f"  the embedded engine in waves, and {1e3 * LAYER_S:g} ms a layer for each token;")
     left_out = "grading, weight sync, evaluations, checkpoints" + ", the servers' GPUs" * served
     for line in (*lines, f"  left out: {left_out}."):
         console.print(line, style="dim")
+
+
+def _time(hours: float) -> str:
+    """Days, or hours or minutes where there are few."""
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    return f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.0f} minutes"
 
 
 def find_gpu(name: str) -> Gpu:

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -113,11 +114,14 @@ class Ranks:
         return cast(T, value)
 
     def together(self, function: Callable[[], T]) -> T:
-        """What the function returns on this rank; the first InputError of any is everybody's."""
+        """What the function returns on this rank; the first InputError of any is everybody's, but for one that leaves
+        a collective behind, after which there can be no other."""
         outcome, error = None, None
         try:
             outcome = function()
         except InputError as fault:
+            if fault.stuck:
+                raise
             error = fault
         error = next((fault for fault in self.gather(error) if fault is not None), None)
         if error is not None:
@@ -125,12 +129,44 @@ class Ranks:
             raise error
         return cast(T, outcome)
 
+    def arrive(self) -> Callable[[], bool]:
+        """This rank is there. Returns what says whether all are by now, for who has to hear of other things meanwhile,
+        as nobody does in a collective. RuntimeError where a rank was lost."""
+        if self.size == 1:
+            return lambda: True
+        work = cast(Any, dist.all_reduce(torch.zeros(1, device=self._device), group=self.group, async_op=True))
+
+        def all_there() -> bool:
+            if there := work.is_completed():
+                work.wait()
+            return there
+
+        return all_there
+
+    def tell(self, word: str) -> None:
+        """Leave a word for the other ranks, who look for it when they like: no collective."""
+        if self.size > 1:
+            with suppress(RuntimeError):  # rank 0, which keeps the words, is gone; torchrun ends this rank as well
+                _store().set(f"siri/{word}", "told")
+
+    def told(self, word: str) -> bool:
+        """Whether any rank has left the word, or whoever keeps the words is gone, who takes all ranks along."""
+        try:
+            return self.size > 1 and _store().check([f"siri/{word}"])
+        except RuntimeError:
+            return True
+
     def share(self, count: int) -> slice:
         """This rank's part of `count` things: consecutive, the parts differing by one at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
 
 ALONE = Ranks()
+
+
+def _store() -> Any:
+    """The store at which the ranks have met."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def to_bytes(arrays: Arrays) -> torch.Tensor:
@@ -156,7 +192,7 @@ def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ran
     if size == 1 and "RANK" not in os.environ:
         if device.type != "cuda":
             return ALONE, device
-        _join("nccl", store=dist.HashStore(), rank=0, world_size=1)
+        _join("nccl", store=dist.HashStore(), rank=0, world_size=1, timeout=PATIENCE)
         return Ranks(mesh=dist.init_device_mesh("cuda", (1,), mesh_dim_names=("shard",))), device
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise InputError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start with torchrun, or unset WORLD_SIZE")
@@ -173,8 +209,20 @@ def join_ranks(device: torch.device, *, across_nodes: bool = False) -> tuple[Ran
     if nodes == 1 or across_nodes:
         mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
     else:
-        mesh = dist.init_device_mesh(device.type, (nodes, here), mesh_dim_names=("replicate", "shard"))
+        mesh = _mesh_of_nodes(device.type, nodes, here)
     return Ranks(dist.get_rank(), size, mesh), device
+
+
+def _mesh_of_nodes(kind: str, nodes: int, here: int) -> Any:
+    """The mesh (replicate, shard) over the nodes and the ranks of each. Its groups are as patient as that of all ranks,
+    of which torch would pass nothing on: 10 minutes for NCCL, 30 for gloo."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    order = np.arange(nodes * here).reshape(nodes, here)
+    groups: list[Any] = [
+        dist.new_subgroups_by_enumeration(members.tolist(), timeout=PATIENCE)[0] for members in (order.T, order)
+    ]
+    return DeviceMesh.from_group(groups, kind, torch.from_numpy(order), mesh_dim_names=("replicate", "shard"))
 
 
 def recorded(function: Callable[[], T]) -> T:

@@ -14,6 +14,11 @@ SAME_S = 2.0
 """One Ctrl-C may come more than once: from the terminal to all processes, and passed on by torchrun or a study."""
 
 
+POLL_S = 1.0
+"""How often a rank in the middle of long work asks whether another one got a signal."""
+WORD = "stop"
+
+
 class Interrupted(BaseException):
     """Work that may be left undone was left undone, on every rank, because the run is to stop. As with
     KeyboardInterrupt, nothing that handles errors on its way takes it for one."""
@@ -31,6 +36,8 @@ class Stop:
         self._previous: dict[int, Any] = {}
         self._at_once = False
         self._first = 0.0
+        self._asked = -POLL_S
+        self._told = False
 
     def __bool__(self) -> bool:
         return bool(self.received)
@@ -47,11 +54,23 @@ class Stop:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def check(self, ranks: Ranks) -> None:
+        """Interrupted where a signal came, here or on another rank. For long work that other ranks wait for: each calls
+        it every now and then, and all of them leave off within seconds."""
+        now = time.monotonic()
+        if self.received and not self._told:
+            self._told = True
+            ranks.tell(WORD)
+        elif not self.received and not self._told and now - self._asked >= POLL_S:
+            self._asked, self._told = now, ranks.told(WORD)
+        if self._told:
+            raise Interrupted
+
     def heed(self, function: Callable[[], T], *, ranks: Ranks = ALONE, at_once: bool = True) -> T:
         """What `function` returns; Interrupted, on all ranks, where a signal came before or while it ran on any.
 
-        `at_once` breaks it off, and its InputError on any rank is everybody's; else it runs to its end, as it must if
-        it waits for the function of other ranks.
+        `at_once` breaks it off, and its InputError on any rank is everybody's; else it runs to its end or to where it
+        asks (`check`), as it must if it waits for the function of other ranks.
         """
         outcome, cut = None, bool(self)
 

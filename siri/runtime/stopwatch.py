@@ -1,12 +1,15 @@
 """Where a step's time goes, and how much of the machine's arithmetic it uses."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+PROFILED = 3
+"""Micro-steps in a trace."""
 
 
 class Stopwatch:
@@ -16,6 +19,8 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.spans: list[tuple[str, Any, Any]] = []
+        self.after: Callable[[str], None] | None = None
+        """Called with the name of each part when it has ended."""
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -23,6 +28,8 @@ class Stopwatch:
         began = self._now()
         yield
         self.spans.append((name, began, self._now()))
+        if self.after is not None:
+            self.after(name)
 
     def laps(self, first: str, last: str) -> list[float]:
         """Seconds from each start of the part `first` to the end of `last` that belongs to it, in order, since the last
@@ -55,11 +62,28 @@ class Stopwatch:
 
 
 @contextmanager
-def profiled(trace: Path | None) -> Iterator[None]:
-    """Write a torch profiler trace of the block to `trace`, for chrome://tracing or Perfetto; None = do nothing."""
+def profiled(trace: Path | None, watch: Stopwatch) -> Iterator[None]:
+    """Write a torch profiler trace of the beginning of an update to `trace`, for chrome://tracing or Perfetto; None =
+    do nothing. It ends after PROFILED backward passes that `watch` sees, so that its size does not grow with the batch:
+    of a whole step it would be gigabytes."""
     if trace is None:
         yield
         return
-    with torch.profiler.profile() as profiler:
+    profiler, left = torch.profiler.profile(), PROFILED
+
+    def after(name: str) -> None:
+        nonlocal left
+        if name == "backward":
+            left -= 1
+            if not left:
+                profiler.stop()
+
+    profiler.start()
+    watch.after = after
+    try:
         yield
+    finally:
+        watch.after = None
+        if left > 0:
+            profiler.stop()
     profiler.export_chrome_trace(str(trace))

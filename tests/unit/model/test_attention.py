@@ -4,6 +4,7 @@ package's own signature checks what is passed to it."""
 import sys
 import types
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,10 +40,10 @@ def test_sdpa_forward_and_gradient(lengths):
     wanted = one_by_one(tensors, lengths, 0.3)
     torch.testing.assert_close(got, wanted)
     upstream = torch.randn_like(wanted)
-    for one, two in zip(
+    for result, truth in zip(
         torch.autograd.grad(got, tensors, upstream), torch.autograd.grad(wanted, tensors, upstream), strict=True
     ):
-        torch.testing.assert_close(one, two)
+        torch.testing.assert_close(result, truth)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])  # the shares 6, 3 and 1 are no powers of two, and none
@@ -186,9 +187,12 @@ def test_no_layer_waits_for_the_device(backend, monkeypatch):
     tensors = [x.requires_grad_() for x in pack(lengths)]
     with Synchronisations() as seen:
         varlen_attention(*tensors, layout, scale=0.3).sum().backward()
-        assert not seen.found
+        assert not seen.operators
         tensors[0][tensors[0] > 0]
-    assert seen.found, "the list would show one"
+    assert seen.operators, "the list would show one"
+
+
+SHAPES = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2, hidden_size=64, head_dim=16)
 
 
 def test_the_choice_goes_by_what_works(monkeypatch):
@@ -206,6 +210,13 @@ def test_the_choice_goes_by_what_works(monkeypatch):
         attention.select_backend("flash4", gpu)
     with pytest.raises(InputError, match="selective cannot keep what flex attends; use --checkpointing full"):
         attention.select_backend("flex", gpu, checkpointing="selective")
+    (line,) = attention.notes("flash2", gpu, SHAPES)
+    assert line.startswith("attention: flash-attn 2; faster on this GPU would be flash3 (no module; built from ")
+    assert "flash4 (no backward; pip install --pre flash-attn-4)" in line
+    assert attention.notes("flash3", gpu, SHAPES) == ("attention: flash-attn 3",)
+    (line,) = attention.notes("varlen", gpu, SHAPES)
+    assert "torch's varlen, on the kernels of FlashAttention 2; faster" in line and "flash2 (no module; pip" in line
+    assert attention.notes("sdpa", CPU, SHAPES) == ()
     capability = (10, 0)
     assert attention.candidates(gpu)[0] == "flash4" and "flash3" not in attention.candidates(gpu)
     capability = (7, 5)
@@ -284,8 +295,8 @@ def test_backends_on_a_gpu(backend, heads, groups, size):
         upstream = torch.randn_like(got)
         results = [got, *torch.autograd.grad(got, tensors, upstream)]
         truths = [wanted, *torch.autograd.grad(wanted, exact, upstream.double())]
-        for one, two in zip(results, truths, strict=True):
-            assert float((one.double() - two).norm() / two.norm()) < 0.01
+        for result, truth in zip(results, truths, strict=True):
+            assert float((result.double() - truth).norm() / truth.norm()) < 0.01
 
 
 @GPU
@@ -353,8 +364,8 @@ def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
     assert asked == [("flash2", CPU, "none")]
     assert len(calls) == metrics["micro_steps"] * 2, "both layers of each micro-step"
     assert max(calls) == max(len(sample) for sample in samples)
-    for one, two in zip(*outcomes, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+    for value, value_of_sdpa in zip(*outcomes, strict=True):
+        torch.testing.assert_close(value, value_of_sdpa, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

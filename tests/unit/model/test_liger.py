@@ -37,8 +37,8 @@ def outcome(model):
     return [hidden.detach(), *(parameter.grad for parameter in model.model.parameters())]
 
 
-def same(one, two):
-    return all(map(torch.equal, one, two))
+def same(first, second):
+    return all(map(torch.equal, first, second))
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def test_layers_that_are_computed_again_rotate_alike(kind, mode, backwards):
     model, other = tiny_model(kind), tiny_model(kind)
     swap(model, ["RoPE"])
     plain, swapped = outcome(other), outcome(model)
-    for one in (model, other):
-        checkpoint_activations(one, mode)
+    for each in (model, other):
+        checkpoint_activations(each, mode)
     backwards.clear()
     hidden = packed_hidden(model, torch.arange(3, 11), PackedLayout.of([5, 3]))
     assert same(outcome(other), plain), "between forward and backward another model runs, without Liger"
@@ -151,10 +151,10 @@ def test_numbers_and_gradients_are_those_of_transformers():
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=900)
     assert result.returncode == 0, result.stderr[-2000:]
     lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
-    found = dict(lines)
-    errors = {name: float(found.pop(name)) for name in [*KINDS, *(f"sharded-{kind}" for kind in KINDS)]}
+    results = dict(lines)
+    errors = {name: float(results.pop(name)) for name in [*KINDS, *(f"sharded-{kind}" for kind in KINDS)]}
     assert all(error < 2e-6 for error in errors.values()), errors
-    assert found == {f"trial-{part}-{kind}": "passed" for kind in KINDS for part in PARTS}
+    assert results == {f"trial-{part}-{kind}": "passed" for kind in KINDS for part in PARTS}
 
 
 def test_when_it_is_applied(monkeypatch):
@@ -266,5 +266,5 @@ def test_on_a_gpu(kind):
         hidden = packed_hidden(model, ids, PackedLayout.of([200, 100], GPU))
         (hidden * torch.randn_like(hidden)).sum().backward()
         outcomes.append([hidden.detach(), *(parameter.grad for parameter in model.model.parameters())])
-    for one, two in zip(*outcomes, strict=True):
-        assert float((one.float() - two.float()).norm() / one.float().norm()) < 0.03
+    for plain, with_liger in zip(*outcomes, strict=True):
+        assert float((plain.float() - with_liger.float()).norm() / plain.float().norm()) < 0.03

@@ -36,11 +36,11 @@ def test_packed_forward_and_gradient_equal_one_by_one(kind, seed):
 
     model.zero_grad()
     model.set_attn_implementation("sdpa")  # transformers' own path (its eager one rounds to fp32)
-    single = torch.cat([model.model(one[None], use_cache=False).last_hidden_state[0] for one in ids])
+    single = torch.cat([model.model(sequence[None], use_cache=False).last_hidden_state[0] for sequence in ids])
     (single * coefficients).sum().backward()
     torch.testing.assert_close(packed, single, rtol=1e-11, atol=1e-11)
-    for one, other in zip(packed_grads, model.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other.grad, rtol=1e-9, atol=1e-9)
+    for gradient, parameter in zip(packed_grads, model.model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-9)
 
 
 def test_the_tokens_that_end_a_response_do_not_depend_on_how_the_model_is_loaded(tmp_path):
@@ -164,7 +164,7 @@ def test_rotary_embeddings_that_packing_would_change_are_refused(tmp_path, rotar
     ids = [torch.randint(0, VOCAB, (n,)) for n in lengths]
     packed = packed_hidden(model, torch.cat(ids), PackedLayout.of(lengths))
     model.set_attn_implementation("sdpa")
-    single = torch.cat([model.model(one[None], use_cache=False).last_hidden_state[0] for one in ids])
+    single = torch.cat([model.model(sequence[None], use_cache=False).last_hidden_state[0] for sequence in ids])
     assert torch.allclose(packed, single, atol=1e-11) == (rotary in FIXED)
     folder = save_tiny(tmp_path / "model", kind="llama", **options)
     if rotary in FIXED:
@@ -195,8 +195,8 @@ def test_checkpointed_activations_change_memory_and_nothing_else(kind, mode):
         (hidden * coefficients).sum().backward()
         grads.append([parameter.grad for parameter in model.model.parameters()])
         saved.append(sum(kept))
-    for one, other in zip(*grads, strict=True):
-        assert torch.equal(one, other)
+    for gradient, gradient_again in zip(*grads, strict=True):
+        assert torch.equal(gradient, gradient_again)
     assert saved[1] < 0.5 * saved[0]
 
 
@@ -243,7 +243,8 @@ def test_an_adapter_without_its_base_is_named(tmp_path):
     with pytest.raises(InputError, match=r"adapter_config\.json.*base_model_name_or_path 'org/base'.*merge"):
         load_policy(str(tmp_path), torch.device("cpu"))
     save_tiny(tmp_path)
-    assert load_policy(str(tmp_path), torch.device("cpu")).context == 512, "what is left of one is none"
+    with pytest.raises(InputError, match=r"whole weights, but an adapter_config\.json as well and no adapter; delete"):
+        load_policy(str(tmp_path), torch.device("cpu"))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "adapter_config.json").write_text("[")
     with pytest.raises(InputError, match=r"adapter_config\.json.*base_model_name_or_path None"):

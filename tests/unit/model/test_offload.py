@@ -41,11 +41,15 @@ def steps(optimizer_class, model, count: int = 3, **options):
 def test_the_same_bits_as_torch(monkeypatch, chunk):
     monkeypatch.setattr(offload, "CHUNK_BYTES", chunk)
     plain, hosted = tiny_model(), tiny_model()
-    one, two = steps(torch.optim.AdamW, plain), steps(HostAdamW, hosted)
+    optimizer, host_optimizer = steps(torch.optim.AdamW, plain), steps(HostAdamW, hosted)
     for mine, theirs in zip(hosted.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-        assert all(torch.equal(two.state[mine][name], value) for name, value in one.state[theirs].items())
-    assert [len(group["params"]) for group in two.param_groups] == [len(group["params"]) for group in one.param_groups]
+        assert all(
+            torch.equal(host_optimizer.state[mine][name], value) for name, value in optimizer.state[theirs].items()
+        )
+    assert [len(group["params"]) for group in host_optimizer.param_groups] == [
+        len(group["params"]) for group in optimizer.param_groups
+    ]
 
 
 def test_no_more_than_a_chunk_visits_at_once(monkeypatch):

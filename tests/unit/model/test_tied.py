@@ -17,7 +17,8 @@ from siri.rollout import Request
 from siri.rollout.colocated import engine_options
 from siri.rollout.engines import vllm_options
 from siri.rollout.local import local_engine
-from siri.store.checkpoint import MANIFEST, describe, export, load_weights, restore
+from siri.store.checkpoint import MANIFEST, describe, load_weights, restore
+from siri.store.export import export
 from siri.train.setup import read_policy
 from tests.support.saving import save_now
 from tests.support.tiny import save_tiny, tiny_policy
@@ -92,17 +93,17 @@ def test_what_the_files_hold_is_the_model(tmp_path, case, layout):
     allocate(hollow.model, CPU)
     load_weights(folder, hollow)
     notes = set()
-    for one in (policy, hollow, dry, random_policy(str(folder), CPU)):
-        assert is_tied(one) == tied
-        notes.add(one.notes)
+    for each in (policy, hollow, dry, random_policy(str(folder), CPU)):
+        assert is_tied(each) == tied
+        notes.add(each.notes)
     (lines,) = notes
     assert len(lines) == (says and not tied)
     assert all(f"{folder}: tie_word_embeddings is true" in line and "\n" not in line for line in lines)
-    for one in (policy, hollow):
-        weight = one.model.lm_head.weight
+    for each in (policy, hollow):
+        weight = each.model.lm_head.weight
         torch.testing.assert_close(weight, files.get(HEAD, files[EMBEDDING]).float(), rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(
-            one.model.model.embed_tokens.weight, files[EMBEDDING].float(), rtol=0, atol=0, equal_nan=True
+            each.model.model.embed_tokens.weight, files[EMBEDDING].float(), rtol=0, atol=0, equal_nan=True
         )
 
 
@@ -190,16 +191,16 @@ def test_checkpoint_resume_and_export_hold_the_same_model(tmp_path, case):
     again = load_policy(source, CPU)
     restore(checkpoint, again, torch.optim.AdamW(again.model.parameters(), lr=1e-2))
     exported = load_policy(str(export(checkpoint, tmp_path / "exported")), CPU)
-    for one in (again, read_policy(str(checkpoint), CPU), exported):
-        assert is_tied(one) == tied
-        held = dict(one.model.named_parameters())
+    for each in (again, read_policy(str(checkpoint), CPU), exported):
+        assert is_tied(each) == tied
+        held = dict(each.model.named_parameters())
         assert held.keys() == wanted.keys() and all(torch.equal(held[name], wanted[name]) for name in wanted)
     assert exported.notes == ()
     for folder in (checkpoint, tmp_path / "exported"):
         assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] == tied
     assert (HEAD in load_file(tmp_path / "exported" / "model.safetensors")) is not tied
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
-    assert all(torch.equal(value, wanted[name]) for name, value in theirs.named_parameters())
+    read_by_transformers = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    assert all(torch.equal(value, wanted[name]) for name, value in read_by_transformers.named_parameters())
 
 
 def test_a_checkpoint_whose_configuration_is_wrong_keeps_its_head(tmp_path, capsys):
@@ -261,8 +262,8 @@ def test_the_embedded_engines_copy_is_tied_as_the_trained_model_is(tied):
         assert all(torch.equal(held.pop(name), value) for name, value in policy.model.named_parameters())
         assert not held and is_tied(engine.policy) == tied
         requests = [Request([5, 6, 7], 9, 2)]
-        own = local_engine(Config(model="siri:demo/model"), policy)
-        assert engine.generate(requests, temperature=1.0, seed=3) == own.generate(requests, temperature=1.0, seed=3)
+        local = local_engine(Config(model="siri:demo/model"), policy)
+        assert engine.generate(requests, temperature=1.0, seed=3) == local.generate(requests, temperature=1.0, seed=3)
     assert hollow_copy(policy).model.lm_head.weight.is_meta
 
 

@@ -13,10 +13,11 @@ from siri.model.fsdp import full, shard
 from siri.model.split_head import HeadCut, cut_head
 from siri.rollout import Request
 from siri.rollout.local import LocalRollout
-from siri.rollout.proof import fixed_prompts, gap
+from siri.rollout.proof import fixed_prompts, gaps
 from siri.runtime.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from siri.runtime.stopwatch import Stopwatch
-from siri.store.checkpoint import export, restore
+from siri.store.checkpoint import restore
+from siri.store.export import export
 from tests.runs.test_distributed import assert_same, join, spawn, train
 from tests.support.saving import save_now
 from tests.support.tiny import tiny_model, tiny_policy
@@ -72,7 +73,7 @@ def parts(ranks: Ranks) -> tuple:
     shard(model, ranks, compute_dtype=torch.float32, vocab_parallel=True)
     weight = model.lm_head.weight
     state = model._get_fsdp_state()
-    managed = [one._module_info.param_name for one in state._fsdp_param_group.fsdp_params]
+    managed = [parameter._module_info.param_name for parameter in state._fsdp_param_group.fsdp_params]
     assert torch.equal(full(weight.detach()), whole)
     assert torch.equal(weight.to_local(), whole[HeadCut.of(ranks).rows(97)])
     return tuple(weight.to_local().shape), len(managed), HeadCut.of(ranks).first
@@ -82,12 +83,14 @@ def fingerprint(ranks: Ranks) -> float:
     """How far the answers that a whole model scored are from what the cut one says of them, at most."""
     policy = tiny_policy(vocab_size=97)
     answers = [
-        (prompt, one, 1.0)
+        (prompt, completion, 1.0)
         for prompt in fixed_prompts(policy)
-        for one in LocalRollout(policy, cache_tokens=999).generate([Request(prompt, 9)], temperature=1.0, seed=1)[0]
+        for completion in LocalRollout(policy, cache_tokens=999).generate(
+            [Request(prompt, 9)], temperature=1.0, seed=1
+        )[0]
     ]
     shard(policy.model, ranks, compute_dtype=torch.float32, vocab_parallel=True)
-    return gap(policy, answers).max
+    return gaps(policy, {"engine": answers})["engine"].max
 
 
 def saved(ranks: Ranks, folder) -> dict[str, torch.Tensor]:
@@ -122,10 +125,10 @@ def test_a_cut_head_learns_the_same(cut, number):
     parameters, metrics = cut[number]
     assert_same(parameters, reference)
     assert ("lm_head.weight" in parameters) is not CASES[number][1]
-    for one, two in zip(alone, metrics, strict=True):
-        assert two["tokens"] == one["tokens"], "each token counts once, though every rank sees it"
+    for row_alone, row in zip(alone, metrics, strict=True):
+        assert row["tokens"] == row_alone["tokens"], "each token counts once, though every rank sees it"
         for name in ("loss", "grad_norm", "entropy", "approx_kl", "ratio_max", "mismatch_k3"):
-            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+            assert row[name] == pytest.approx(row_alone[name], rel=1e-3, abs=1e-6), name
 
 
 def test_a_rollout_engine_is_compared_with_a_cut_head(cut):

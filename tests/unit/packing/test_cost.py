@@ -49,11 +49,15 @@ def test_matrix_products_are_those_that_torch_counts(kind):
 def test_training_flops_by_hand():
     config = r1_distill()
     layers, head, attention = forward_flops(config)
-    one = layers * 100 + attention * 100**2
-    assert training_flops(config, [100], [100], [True]) == pytest.approx(3 * (one + head * 100))
-    assert training_flops(config, [100], [60], [True]) == pytest.approx(3 * (one + head * 60)), "prompts skip the head"
-    assert training_flops(config, [100], [60], [False]) == pytest.approx(3 * one + head * 60), "no gradient in the head"
-    assert training_flops(config, [100], [60], [True], scored=True) == pytest.approx(4 * (one + head * 60))
+    forward = layers * 100 + attention * 100**2
+    assert training_flops(config, [100], [100], [True]) == pytest.approx(3 * (forward + head * 100))
+    assert training_flops(config, [100], [60], [True]) == pytest.approx(3 * (forward + head * 60)), (
+        "prompts skip the head"
+    )
+    assert training_flops(config, [100], [60], [False]) == pytest.approx(3 * forward + head * 60), (
+        "no gradient in the head"
+    )
+    assert training_flops(config, [100], [60], [True], scored=True) == pytest.approx(4 * (forward + head * 60))
     both = training_flops(config, [100, 300], [60, 200], [True, False])
     assert both == pytest.approx(
         sum(training_flops(config, [n], [r], [a]) for n, r, a in ((100, 60, 1), (300, 200, 0)))
@@ -101,10 +105,10 @@ def test_an_update_counts_what_it_runs():
 
     def expected(samples, passes):
         total = 0.0
-        for one in samples:
-            alive = one.counted and one.advantage != 0
-            total += passes * (layers * len(one) + attention * len(one) ** 2)
-            total += head * len(one.response_ids) * (passes - 2 + 2 * alive)
+        for sample in samples:
+            alive = sample.counted and sample.advantage != 0
+            total += passes * (layers * len(sample) + attention * len(sample) ** 2)
+            total += head * len(sample.response_ids) * (passes - 2 + 2 * alive)
         return total
 
     def counted(**options):
@@ -114,6 +118,6 @@ def test_an_update_counts_what_it_runs():
         return update["training_flops"]
 
     assert counted() == pytest.approx(expected(first, 3) + expected(second, 4))
-    run = [[one for one in samples if one.advantage and one.counted] for samples in (first, second)]
+    run = [[sample for sample in samples if sample.advantage and sample.counted] for samples in (first, second)]
     assert len(run[0]) < len(first)
     assert counted(score_all=False) == pytest.approx(expected(run[0], 3) + expected(run[1], 4))

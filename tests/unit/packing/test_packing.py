@@ -12,13 +12,13 @@ from siri.packing import Plan, default_cost, pack
 
 
 def check(plan: Plan, lengths, budget: int, ranks: int) -> None:
-    bins = [one for step in plan.steps for one in step]
-    assert sorted(index for one in bins for index in one) == list(range(len(lengths))), "each sequence exactly once"
-    assert all(sum(lengths[i] for i in one) <= budget for one in bins), "hard token budget"
+    bins = [bin_ for step in plan.steps for bin_ in step]
+    assert sorted(index for bin_ in bins for index in bin_) == list(range(len(lengths))), "each sequence exactly once"
+    assert all(sum(lengths[i] for i in bin_) <= budget for bin_ in bins), "hard token budget"
     assert all(len(step) == ranks for step in plan.steps), "the same number of micro-steps on every rank"
     for step, costs in zip(plan.steps, plan.costs, strict=True):
-        for one, cost in zip(step, costs, strict=True):
-            assert cost == pytest.approx(float(default_cost(np.array([lengths[i] for i in one], float)).sum()))
+        for bin_, cost in zip(step, costs, strict=True):
+            assert cost == pytest.approx(float(default_cost(np.array([lengths[i] for i in bin_], float)).sum()))
     if len(lengths) >= len(bins):
         assert all(bins), "an empty bin although there are sequences enough"
     peaks = [max(costs) for costs in plan.costs]
@@ -93,10 +93,10 @@ def least_elapsed(lengths: list[int], ranks: int) -> float:
 
 def annealed(plan: Plan, lengths: list[int], ranks: int, rng, moves: int = 4000) -> float:
     """The least elapsed cost that annealing comes to from a plan, by moves and swaps between any two bins."""
-    bins = [list(one) for step in plan.steps for one in step]
+    bins = [list(bin_) for step in plan.steps for bin_ in step]
     weights = default_cost(np.array(lengths, float))
-    costs = np.array([weights[one].sum() for one in bins])
-    tokens = [sum(lengths[i] for i in one) for one in bins]
+    costs = np.array([weights[bin_].sum() for bin_ in bins])
+    tokens = [sum(lengths[i] for i in bin_) for bin_ in bins]
     current = best = float(np.sort(costs)[::-1][::ranks].sum())
     for move in range(moves):
         heat = 0.01 * best * (1 - move / moves) + 1e-9
@@ -213,7 +213,7 @@ def test_fewer_sequences_than_bins_leaves_empty_lists():
 
 def test_own_cost_function_is_used():
     plan = pack([1, 2, 3, 4], token_budget=100, ranks=2, cost=lambda n: np.ones_like(n))
-    assert [len(one) for one in plan.steps[0]] == [2, 2]
+    assert [len(bin_) for bin_ in plan.steps[0]] == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from siri.packing import least_micro_steps, pack
 def test_every_sequence_once_within_the_budget(peer, lengths, slack, ranks):
     budget = max(lengths) + slack
     steps = peers.PEERS[peer](lengths, budget, ranks)
-    bins = [one for step in steps for one in step]
+    bins = [bin_ for step in steps for bin_ in step]
     assert all(len(step) == ranks and any(step) for step in steps)
-    assert sorted(index for one in bins for index in one) == list(range(len(lengths)))
-    assert max(sum(lengths[i] for i in one) for one in bins) <= budget
+    assert sorted(index for bin_ in bins for index in bin_) == list(range(len(lengths)))
+    assert max(sum(lengths[i] for i in bin_) for bin_ in bins) <= budget
 
 
 def sums(parts, weights):
@@ -67,12 +67,12 @@ def test_karmarkar_karp_is_near_the_best_two_way_split():
             for size in range(13)
             for side in itertools.combinations(weights, size)
         )
-        found = sums(peers.karmarkar_karp(weights, 2), weights)[0]
-        assert best <= found <= 7 / 6 * best  # Fischetti and Martello's bound
+        larger = sums(peers.karmarkar_karp(weights, 2), weights)[0]
+        assert best <= larger <= 7 / 6 * best  # Fischetti and Martello's bound
 
 
 def as_lengths(steps, lengths):
-    return [[[lengths[i] for i in one] for one in step] for step in steps]
+    return [[[lengths[i] for i in bin_] for bin_ in step] for step in steps]
 
 
 @pytest.mark.parametrize(

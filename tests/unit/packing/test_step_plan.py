@@ -8,7 +8,7 @@ import pytest
 from siri.packing import pack
 from siri.packing.flops import sequence_cost
 from siri.packing.step_plan import StepPlan, StepTimes
-from siri.planning.memory_plan import load_model_config
+from siri.planning.models import load_model_config
 from tests.support.training import rows, train
 
 
@@ -26,7 +26,7 @@ def test_the_record_holds_every_length_once_where_the_plan_put_it():
     assert record["step"] == 4 and record["starts"][0] == 0 and len(record["starts"]) == 2
     second = record["starts"][1]
     for lengths, steps in zip(batches, (record["lengths"][:second], record["lengths"][second:]), strict=True):
-        assert sorted(n for step in steps for one in step for n in one) == sorted(lengths)
+        assert sorted(n for step in steps for bin_ in step for n in bin_) == sorted(lengths)
     assert len(record["costs"]) == len(record["lengths"]) == len(plan.slowest)
     assert plan.slowest == [max(step) for step in plan.costs]
     tokens = sum(map(sum, batches))
@@ -92,9 +92,9 @@ def test_a_run_predicts_its_steps_and_keeps_the_plans_of_phase_ends(tmp_path):
         row = metrics[plan["step"]]
         assert len(plan["costs"]) == row["micro_steps"] == len(plan["seconds"]) > 1
         assert sum(plan["seconds"]) == pytest.approx(row["micro_steps_s"])
-        assert all(sum(one) <= 160 == plan["token_budget"] for step in plan["lengths"] for one in step)
-        assert sum(len(one) for step in plan["lengths"] for one in step) == row["responses"]
-    cost = sequence_cost(load_model_config("siri:demo/model"), cost_ratio=40.0)
+        assert all(sum(bin_) <= 160 == plan["token_budget"] for step in plan["lengths"] for bin_ in step)
+        assert sum(len(bin_) for step in plan["lengths"] for bin_ in step) == row["responses"]
+    cost = sequence_cost(load_model_config("siri:demo/model")[0], cost_ratio=40.0)
     lengths, costs = plans[0]["lengths"][0][0], plans[0]["costs"][0][0]
     assert costs == pytest.approx(sum(float(cost(n)) for n in lengths) / 1e12, abs=1e-6), "the file's ratio is used"
     trace = json.loads((tmp_path / "run" / "trace_step_000002_rank_0.json").read_text())

@@ -10,7 +10,7 @@ from siri.config import Config
 from siri.config.recipe import resolve
 from siri.errors import InputError
 from siri.packing.flops import training_flops
-from siri.planning.hours import PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours
+from siri.planning.hours import LAYER_S, PROMPT_TOKENS, QUANTILES, Rates, response_lengths, run_hours, step_hours
 from siri.planning.memory_plan import Machine, memory_plan
 from tests.support.tiny import save_tiny
 from tests.unit.planning.test_memory import R1_1_5B, R1_7B, qwen2
@@ -71,6 +71,18 @@ def test_decoding_reads_weights_and_cache():
     count = min(256, plan.phases[0].cache_tokens / context)
     read = 2 * plan.parameters + count * context * 28_672
     assert step.tokens_per_s == pytest.approx(count * 0.25 * 3.35e12 / read)
+
+
+def test_engines_have_prices_of_their_own():
+    """The embedded engine samples in waves, and launches a kernel at a time: at a long cap many times as long."""
+    model, plan = plan_of(rollout="local")
+    rates = replace(RATES, tokens_per_s=0.0)
+    embedded, vllm = (step_hours(model, plan_of(rollout=kind)[1], rates, 16384) for kind in ("local", "colocated"))
+    assert embedded.rollout_s > 3 * vllm.rollout_s and embedded.train_s == vllm.train_s
+    at_once = plan.phases[0].cache_tokens // (PROMPT_TOKENS + 16384)
+    waves = -(-16 * 16 // min(256, at_once))
+    assert embedded.rollout_s > waves * 0.8 * 16384 * 28 * LAYER_S
+    assert step_hours(model, plan, RATES, 16384).tokens_per_s == 5000, "a speed that is given counts for all"
 
 
 def test_servers_sample_elsewhere():

@@ -15,10 +15,10 @@ from siri.planning.formulas import RESERVE, embedded_cache_tokens
 from siri.planning.memory_plan import (
     VLLM_WORKSPACE,
     Machine,
-    load_model_config,
     memory_plan,
     update_peak,
 )
+from siri.planning.models import load_model_config
 from siri.planning.tables import find_gpu, print_plan
 from siri.rollout.engines import engine_for
 from siri.rollout.local import held_bytes
@@ -47,11 +47,11 @@ def test_weights_gradients_and_moments_are_those_of_a_step(variant):
     optimizer.step()
     plan = plan_of(model.config, Config(model="m", data="d", l_max=64, l_min=32), gpus=1)
     parameters = list(model.parameters())
-    assert plan.parameters == sum(one.numel() for one in parameters)
-    assert plan.weights == sum(one.nbytes for one in parameters)
-    assert plan.gradients == sum(one.grad.nbytes for one in parameters)
+    assert plan.parameters == sum(tensor.numel() for tensor in parameters)
+    assert plan.weights == sum(tensor.nbytes for tensor in parameters)
+    assert plan.gradients == sum(tensor.grad.nbytes for tensor in parameters)
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
-    assert plan.optimizer == sum(one.nbytes for one in moments)
+    assert plan.optimizer == sum(tensor.nbytes for tensor in moments)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_phases_follow_the_schedule(small):
     assert (top.micro_step_tokens, bottom.micro_step_tokens) == (8 * 80, 8 * 48), "no more than the whole step"
     assert top.sequences_in_flight == 4, "the responses to one prompt, of which two ranks of 8 have one"
     stages = Config(schedule="steps", stages=((0, 8192), (320, 16384)))
-    assert [(one.name, one.cap) for one in plan_of(small, stages).phases] == [
+    assert [(phase.name, phase.cap) for phase in plan_of(small, stages).phases] == [
         ("from step 0", 8192),
         ("from step 320", 16384),
     ]
-    assert [one.cap for one in plan_of(small, Config(schedule="constant")).phases] == [16384]
+    assert [phase.cap for phase in plan_of(small, Config(schedule="constant")).phases] == [16384]
     assert plan_of(small, Config(rollout_tokens=40000)).phases[0].cache_tokens == 40000
 
 
@@ -122,7 +122,7 @@ def test_the_recipe_fits_only_with_checkpointing(small, capsys):
     assert plan_of(small, replace(config, checkpointing="selective")).fits
     print_plan(plan)
     out = capsys.readouterr().out
-    assert "does not fit" in out and "--checkpointing selective" in out and "not yet checked on a GPU" in out
+    assert "does not fit" in out and "--checkpointing selective" in out and "not yet on a GPU" in out
 
 
 def test_advice_for_a_model_that_is_too_large():
@@ -214,7 +214,7 @@ def test_the_engine_of_a_configuration(monkeypatch):
         return engine_for(Config(**options), torch.device("cuda"))
 
     monkeypatch.setattr("siri.rollout.engines.installed", lambda: None)
-    assert engine() == engine(rollout="local") == "local"
+    assert engine(l_max=1024, l_min=512) == engine(rollout="local") == "local"
     assert engine(rollout="vllm") == "colocated"
     assert engine(rollout_servers=("http://a:1",)) == "served"
     monkeypatch.setattr("siri.rollout.engines.installed", lambda: "0.32.0")
@@ -224,13 +224,13 @@ def test_the_engine_of_a_configuration(monkeypatch):
 @pytest.mark.parametrize("offload", [False, True])
 def test_trainer_and_plan_give_the_engine_the_same_cache(offload):
     """Real models on both sides: the trained one in fp32, the engine's copy in bf16."""
-    trained, own = tiny_model(), tiny_model(dtype=torch.bfloat16)
-    held = held_bytes(own, trained, offload)
+    trained, copied = tiny_model(), tiny_model(dtype=torch.bfloat16)
+    held = held_bytes(copied, trained, offload)
     memory = 10 * held
     config = Config(l_max=64, l_min=32, max_prompt_tokens=8, optimizer_offload=offload)
     plan = plan_of(trained.config, config, gpus=1, memory=memory)
-    assert plan.phases[0].cache_tokens == embedded_cache_tokens(own.config, memory=memory, held=held) > 0
-    assert held_bytes(own, None, offload) == sum(one.nbytes for one in own.parameters())
+    assert plan.phases[0].cache_tokens == embedded_cache_tokens(copied.config, memory=memory, held=held) > 0
+    assert held_bytes(copied, None, offload) == sum(parameter.nbytes for parameter in copied.parameters())
 
 
 def test_the_trainer_prints_the_plan_of_its_gpus(monkeypatch, capsys):
@@ -292,13 +292,13 @@ def test_an_unknown_architecture_is_named():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("h100", 80), ("H200", 141), ("a100-40", 40), ("a100-80", 80), ("24e9", 24), ("48000000000", 48)],
+    [("h100", 80), ("H200", 141), ("a100-40", 40), ("a100-80", 80), ("rtx4090", 24), ("24e9", 24), ("48000000000", 48)],
 )
 def test_gpu_names(name, expected):
     gpu = find_gpu(name)
     assert gpu.memory == expected * 10**9
-    assert gpu.multiprocessors == (108 if name.startswith("a100") else 132)
-    assert bool(gpu.flops) == bool(gpu.bandwidth) == (name.lower()[0] in "ha")
+    assert gpu.multiprocessors == (108 if name.startswith("a100") else 128 if name == "rtx4090" else 132)
+    assert bool(gpu.flops) == bool(gpu.bandwidth) == (name.lower()[0] in "har")
 
 
 @pytest.mark.parametrize("name", ["v100", "80", "-5e9", "inf", "nan"])

@@ -18,15 +18,19 @@ VOCAB = 97  # cut unevenly
 
 
 def local_bytes(tensors) -> int:
-    return sum((one.to_local() if hasattr(one, "to_local") else one).nbytes for one in tensors if one is not None)
+    return sum(
+        (tensor.to_local() if hasattr(tensor, "to_local") else tensor).nbytes
+        for tensor in tensors
+        if tensor is not None
+    )
 
 
 def accumulated(model) -> list[torch.Tensor]:
     """The gradients that FSDP2 holds back from a reduction."""
     states = [module._get_fsdp_state() for module in model.modules() if hasattr(module, "_get_fsdp_state")]
     groups = [group for s in states for group in getattr(s, "_fsdp_param_groups", None) or [s._fsdp_param_group]]
-    held = [one.unsharded_accumulated_grad for group in groups if group for one in group.fsdp_params]
-    return [one for one in held if one is not None]
+    held = [parameter.unsharded_accumulated_grad for group in groups if group for parameter in group.fsdp_params]
+    return [parameter for parameter in held if parameter is not None]
 
 
 def backward(policy) -> None:
@@ -45,33 +49,33 @@ def measure(hybrid) -> dict[str, int]:
     optimizer = torch.optim.AdamW(parameters)
     policy.model.set_requires_gradient_sync(False)
     backward(policy)
-    found = {"whole": sum(one.nbytes for one in accumulated(policy.model))}
-    found["shards before"] = local_bytes(one.grad for one in parameters)
+    bytes_held = {"whole": sum(gradient.nbytes for gradient in accumulated(policy.model))}
+    bytes_held["shards before"] = local_bytes(parameter.grad for parameter in parameters)
     policy.model.set_requires_gradient_sync(True)
     backward(policy)
-    found["left"] = sum(one.nbytes for one in accumulated(policy.model))
+    bytes_held["left"] = sum(gradient.nbytes for gradient in accumulated(policy.model))
     optimizer.step()
-    found["weights"] = local_bytes(parameters)
-    found["gradients"] = local_bytes(one.grad for one in parameters)
+    bytes_held["weights"] = local_bytes(parameters)
+    bytes_held["gradients"] = local_bytes(parameter.grad for parameter in parameters)
     states = optimizer.state.values()
-    found["optimizer"] = local_bytes(state[name] for state in states for name in ("exp_avg", "exp_avg_sq"))
+    bytes_held["optimizer"] = local_bytes(state[name] for state in states for name in ("exp_avg", "exp_avg_sq"))
     optimizer.zero_grad()
     policy.model.set_requires_gradient_sync(True)
     policy.model.set_requires_all_reduce(False)
     backward(policy)
-    found["whole, synced"] = sum(one.nbytes for one in accumulated(policy.model))
-    return found
+    bytes_held["whole, synced"] = sum(gradient.nbytes for gradient in accumulated(policy.model))
+    return bytes_held
 
 
 def worker(rank: int, world: int, port: int, results) -> None:
     join(rank, world, port)
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     hybrid, _ = join_ranks(torch.device("cpu"))
-    found = measure(hybrid)
+    bytes_held = measure(hybrid)
     often, _ = train(hybrid, "token_mean", 60, sync_every_micro_step=True)
     once, _ = train(hybrid, "token_mean", 60)
     if rank == 0:
-        results["bytes"], results["often"], results["once"] = found, often, once
+        results["bytes"], results["often"], results["once"] = bytes_held, often, once
     leave_ranks()
 
 
@@ -81,15 +85,15 @@ def sharded():
 
 
 def test_bytes_of_the_first_rank_are_those_of_the_plan(sharded):
-    found = sharded["bytes"]
+    bytes_held = sharded["bytes"]
     config = Config(l_max=64, l_min=32, max_prompt_tokens=8, token_budget=100)
     plan = memory_plan(tiny_model(vocab_size=VOCAB).config, config, Machine(4, 10**9, gpus_per_node=2), rollout="local")
     assert plan.shards == 2
-    assert found["weights"] == plan.weights
-    assert found["gradients"] == plan.gradients
-    assert found["optimizer"] == plan.optimizer
-    assert found["whole"] - plan.gradients == plan.accumulated > 0, "whole in fp32, though the compute is in bf16"
-    assert found["shards before"] == found["left"] == found["whole, synced"] == 0
+    assert bytes_held["weights"] == plan.weights
+    assert bytes_held["gradients"] == plan.gradients
+    assert bytes_held["optimizer"] == plan.optimizer
+    assert bytes_held["whole"] - plan.gradients == plan.accumulated > 0, "whole in fp32, though the compute is in bf16"
+    assert bytes_held["shards before"] == bytes_held["left"] == bytes_held["whole, synced"] == 0
 
 
 def test_reducing_every_micro_step_changes_no_parameter(sharded):

@@ -23,6 +23,6 @@ def test_a_step_beside_a_busy_process_takes_at_most_twice_as_long(tmp_path):
     command = [sys.executable, str(BENCH), "--rounds", "7", "--ways", "chosen", "--json", str(out), "--", *SMALL]
     paths = os.pathsep.join([str(BENCH.parents[1]), str(BENCH.parents[1] / "kernels")])
     subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True, stdout=subprocess.DEVNULL)
-    found = json.loads(out.read_text())["chosen"]
-    assert found["threads"] == 1
-    assert found["ratios"][str(cores() - 1)] <= 2, found
+    chosen = json.loads(out.read_text())["chosen"]
+    assert chosen["threads"] == 1
+    assert chosen["ratios"][str(cores() - 1)] <= 2, chosen

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import command
+from tests.support.processes import UNREPORTED, command
 from tests.unit.runtime import leaving_worker
 
 pytestmark = [
@@ -31,10 +31,10 @@ def busy() -> Iterator[None]:
     spinning.wait()
 
 
-def test_ranks_leave_in_order_whichever_way(tmp_path, busy, torture, fault):
+def test_ranks_leave_in_order_whichever_way(tmp_path, busy, torture, long, fault):
     """Forked ranks, which join, save, and leave by main's exit code and the interpreter's end."""
     ways = leaving_worker.WAYS
-    rounds, ranks = (104, 4) if torture else (len(ways), 2)
+    rounds, ranks = len(ways) * long(1, 13), 4 if torture else 2
     done = subprocess.run(
         [sys.executable, "-m", leaving_worker.__name__, str(tmp_path), str(rounds), str(ranks)],
         stdout=subprocess.PIPE,
@@ -43,10 +43,10 @@ def test_ranks_leave_in_order_whichever_way(tmp_path, busy, torture, fault):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=leaving_worker.PATIENCE_S * rounds,
     )
-    found = json.loads(done.stdout)
-    assert not found["said"], "\n".join(found["said"])
+    outcome = json.loads(done.stdout)
+    assert not outcome["said"], "\n".join(outcome["said"])
     each = rounds // len(ways) * ranks
-    assert found["codes"] == {way: {str(code): each} for way, code in ways.items()}
+    assert outcome["codes"] == {way: {str(code): each} for way, code in ways.items()}
     fault("ranks leave beside a busy process", f"{rounds} x {ranks}", "no abort, no hang, no thread left, in 8 ways")
 
 
@@ -62,7 +62,7 @@ def test_runs_on_ranks_leave_in_order(tmp_path, busy, torture, way, fault):
     if way == "early":
         options += ["--group-size", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = command(tmp_path / "run", options, ranks=4 if torture else 2)
+    line = command(tmp_path / "run", options, ranks=4 if torture else 2, module=UNREPORTED)
     process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
     if way == "signal":
         wait_for(tmp_path / "run" / "metrics.jsonl", process)

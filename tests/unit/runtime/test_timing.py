@@ -53,9 +53,29 @@ def test_utilisation(monkeypatch):
 
 
 def test_profile_of_a_block(tmp_path):
-    with profiled(None):
+    watch = Stopwatch(torch.device("cpu"))
+    with profiled(None, watch):
         pass
-    with profiled(tmp_path / "trace.json"):
+    with profiled(tmp_path / "trace.json", watch):
         torch.ones(4, 4) @ torch.ones(4, 4)
+    assert watch.after is None
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert any("aten::mm" in event.get("name", "") or "aten::matmul" in event.get("name", "") for event in events)
+
+
+def test_a_profile_does_not_grow_with_the_update(tmp_path):
+    """Of a step with 50 micro-steps as many are recorded as of one with five."""
+
+    def traced(micro_steps: int) -> int:
+        watch = Stopwatch(torch.device("cpu"))
+        with profiled(tmp_path / f"{micro_steps}.json", watch):
+            for _ in range(micro_steps):
+                with watch("forward"):
+                    torch.ones(4, 4) @ torch.ones(4, 4)
+                with watch("backward"):
+                    torch.ones(4, 4) @ torch.ones(4, 4)
+        assert [name for name, *_ in watch.spans] == ["forward", "backward"] * micro_steps
+        events = json.loads((tmp_path / f"{micro_steps}.json").read_text())["traceEvents"]
+        return sum(event.get("name") == "aten::mm" for event in events)
+
+    assert traced(2) == 4 and traced(5) == traced(50) == 6
