@@ -7,6 +7,7 @@ the run in a traceback, reach the loss as a number that it cannot use, or take t
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from siri.errors import parse_json
@@ -36,11 +37,11 @@ def parsed(body: bytes, what: str) -> Any:
         return parse_json(body)
     except ValueError:
         raise BadAnswer(
-            f"{what} was answered with what is no JSON: {shown(body[:80].decode(errors='replace'))}"
+            f"{what} was answered with what is no JSON: {excerpt(body[:80].decode(errors='replace'))}"
         ) from None
 
 
-def shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """The beginning of a value, on one line."""
     try:
         return printable(repr(value)[:80])
@@ -50,32 +51,32 @@ def shown(value: Any) -> str:
 
 def table(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadAnswer(f"{what} is {shown(value)}, no object")
+        raise BadAnswer(f"{what} is {excerpt(value)}, no object")
     return value
 
 
 def array(value: Any, what: str, *, most: int) -> list[Any]:
     if not isinstance(value, list) or len(value) > most:
-        raise BadAnswer(f"{what} is {shown(value)}, no list of at most {most}")
+        raise BadAnswer(f"{what} is {excerpt(value)}, no list of at most {most}")
     return value
 
 
 def text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise BadAnswer(f"{what} is {shown(value)}, no text")
+        raise BadAnswer(f"{what} is {excerpt(value)}, no text")
     return value
 
 
-def whole(value: Any, what: str, *, least: int = 0, most: int = 2**62) -> int:
+def whole_number(value: Any, what: str, *, least: int = 0, most: int = 2**62) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise BadAnswer(f"{what} is {shown(value)}, no whole number from {least} to {most}")
+        raise BadAnswer(f"{what} is {excerpt(value)}, no whole number from {least} to {most}")
     return value
 
 
-def real(value: Any, what: str, *, least: float, most: float) -> float:
+def real_number(value: Any, what: str, *, least: float, most: float) -> float:
     """A number within bounds, which NaN is not."""
     if type(value) not in (int, float) or not least <= value <= most:
-        raise BadAnswer(f"{what} is {shown(value)}, no number from {least:g} to {most:g}")
+        raise BadAnswer(f"{what} is {excerpt(value)}, no number from {least:g} to {most:g}")
     return float(value)
 
 
@@ -89,14 +90,86 @@ def read_completion(answer: Any, job: Job, *, vocabulary: int) -> tuple[str, Com
     reason, counted = choice.get("finish_reason"), table(answer.get("usage"), "usage").get("completion_tokens")
     if reason not in ("stop", "length") or not tokens or not len(tokens) == len(logp) == counted:
         raise BadAnswer(
-            f"{len(tokens)} tokens, {len(logp)} log-probs, {shown(counted)} counted, ended by {shown(reason)}"
+            f"{len(tokens)} tokens, {len(logp)} log-probs, {excerpt(counted)} counted, ended by {excerpt(reason)}"
         )
     if reason == "length" and len(tokens) != job.max_tokens:
         raise BadAnswer(f"cut after {len(tokens)} tokens under a cap of {job.max_tokens}")
-    tokens = [whole(token, "a token", most=vocabulary - 1) for token in tokens]
+    tokens = [whole_number(token, "a token", most=vocabulary - 1) for token in tokens]
     # rounding may bring a probability a little above 1; what is next to none is -inf in no sound softmax
-    logp = [real(value, "a log-prob", least=-1e30, most=1e-4) for value in logp]
+    logp = [real_number(value, "a log-prob", least=-1e30, most=1e-4) for value in logp]
     return text(answer.get("model"), "the model"), Completion(tokens, logp, reason == "length")
+
+
+class StreamReader:
+    """Reads one response of POST /v1/completions that is streamed, as server-sent events."""
+
+    def __init__(self, job: Job, model: str, vocabulary: int) -> None:
+        self.job, self.model, self.vocabulary = job, model, vocabulary
+        self.tokens = 0
+        self.reason = ""
+        self._begun = b""
+        self._counted: int | None = None
+        self._over = False
+
+    def feed(self, piece: bytes) -> Iterator[tuple[list[int], list[float]]]:
+        """The tokens and log-probs of each event that is whole with these bytes. BadAnswer for what is none."""
+        *lines, self._begun = (self._begun + piece).split(b"\n")
+        for line in lines:
+            line = line.strip()
+            if line == b"data: [DONE]":
+                self._over = True
+            elif line and not line.startswith(b":"):
+                if self._over or not line.startswith(b"data: "):
+                    raise BadAnswer(f"an event that is none: {excerpt(line[:80].decode(errors='replace'))}")
+                yield from self._event(table(parsed(line[6:], "a completion"), "a completion"))
+
+    def _event(self, event: dict[str, Any]) -> Iterator[tuple[list[int], list[float]]]:
+        if "error" in event:
+            raise BadAnswer(f"it failed: {excerpt(event['error'])}")
+        if (model := text(event.get("model"), "the model")) != self.model:
+            raise BadAnswer(f"it answered as {excerpt(model)} instead of {excerpt(self.model)}")
+        if event.get("usage") is not None:
+            counted = table(event["usage"], "usage").get("completion_tokens")
+            self._counted = whole_number(counted, "completion_tokens", most=self.job.max_tokens)
+        choices = array(event.get("choices"), "choices", most=1)
+        if not choices:
+            return
+        choice = table(choices[0], "a choice")
+        if self.reason:
+            raise BadAnswer(f"it went on after a response that ended by {self.reason!r}")
+        left = self.job.max_tokens - self.tokens
+        said = choice.get("token_ids")
+        tokens = [] if said is None else array(said, "token_ids", most=left)
+        logp = (
+            []
+            if not tokens
+            else array(table(choice.get("logprobs"), "logprobs").get("token_logprobs"), "log-probs", most=left)
+        )
+        if len(tokens) != len(logp):
+            raise BadAnswer(f"{len(tokens)} tokens and {len(logp)} log-probs")
+        tokens = [whole_number(token, "a token", most=self.vocabulary - 1) for token in tokens]
+        logp = [real_number(value, "a log-prob", least=-1e30, most=1e-4) for value in logp]
+        self.tokens += len(tokens)
+        reason = choice.get("finish_reason")
+        if reason is not None and reason not in ("stop", "length", "abort"):
+            raise BadAnswer(f"ended by {excerpt(reason)}")
+        stopped = bool(tokens) and tokens[-1] in self.job.stop_ids
+        if any(token in self.job.stop_ids for token in tokens[:-1]) or stopped != (reason == "stop"):
+            raise BadAnswer(f"it does not end where it should: {excerpt(tokens[-3:])}, ended by {excerpt(reason)}")
+        if reason == "length" and self.tokens != self.job.max_tokens:
+            raise BadAnswer(f"cut after {self.tokens} tokens under a cap of {self.job.max_tokens}")
+        self.reason = reason or ""
+        if tokens:
+            yield tokens, logp
+
+    def end(self) -> str:
+        """Why the response ended; "abort" of one that was ended before its first token, of which nothing is said.
+        BadAnswer where it just broke off."""
+        if not self._over or self._counted != self.tokens:
+            raise BadAnswer(f"it broke off after {self.tokens} tokens, of which {excerpt(self._counted)} were counted")
+        if not self.reason and self.tokens:
+            raise BadAnswer(f"it ended after {self.tokens} tokens and does not say why")
+        return self.reason or "abort"
 
 
 def read_results(answer: Any, method: str, *, workers: int) -> list[Any]:
@@ -112,13 +185,17 @@ def read_about(results: list[Any]) -> tuple[dict[str, Any], str, int]:
     about = [table(result, "siri_about") for result in results]
     dtype = about[0].get("dtype")
     if dtype not in DTYPES:
-        raise BadAnswer(f"it computes in {shown(dtype)} and not in {', '.join(DTYPES)}")
-    return table(about[0].get("model"), "model"), dtype, whole(about[0].get("cache_tokens"), "cache_tokens", least=1)
+        raise BadAnswer(f"it computes in {excerpt(dtype)} and not in {', '.join(DTYPES)}")
+    return (
+        table(about[0].get("model"), "model"),
+        dtype,
+        whole_number(about[0].get("cache_tokens"), "cache_tokens", least=1),
+    )
 
 
 def read_version(results: list[Any]) -> str | None:
     """The version of the weights that all workers hold; None if there is none, or not one."""
-    versions = {None if one is None else text(one, "siri_version") for one in results}
+    versions = {None if result is None else text(result, "siri_version") for result in results}
     return versions.pop() if len(versions) == 1 else None
 
 
@@ -147,21 +224,25 @@ def read_held(results: list[Any]) -> list[dict[str, Any]]:
 def read_sum(entry: Any) -> Sum:
     """[checksum, rows, columns]."""
     total, rows, columns = _several(entry, "a checksum", 3)
-    return [whole(total, "a checksum", most=2**64 - 1), whole(rows, "rows", most=2**40), whole(columns, "columns")]
+    return [
+        whole_number(total, "a checksum", most=2**64 - 1),
+        whole_number(rows, "rows", most=2**40),
+        whole_number(columns, "columns"),
+    ]
 
 
 def read_tokens_made(metrics: str) -> float | None:
     """How many tokens a server has sampled, of GET /metrics; None if it does not say."""
-    found = _TOKENS_MADE.findall(metrics)
+    figures = _TOKENS_MADE.findall(metrics)
     total = 0.0
-    for figure in found:
+    for figure in figures:
         try:
             total += float(figure)
         except ValueError:
-            raise BadAnswer(f"it has sampled {shown(figure)} tokens") from None
+            raise BadAnswer(f"it has sampled {excerpt(figure)} tokens") from None
     if not math.isfinite(total):  # NaN would differ from itself for ever, and a hang look like progress
         raise BadAnswer(f"it has sampled {total} tokens")
-    return total if found else None
+    return total if figures else None
 
 
 def _only(value: Any, what: str) -> Any:
@@ -170,5 +251,5 @@ def _only(value: Any, what: str) -> Any:
 
 def _several(value: Any, what: str, count: int) -> list[Any]:
     if not isinstance(value, list) or len(value) != count:
-        raise BadAnswer(f"{what} is {shown(value)}, no list of {count}")
+        raise BadAnswer(f"{what} is {excerpt(value)}, no list of {count}")
     return value

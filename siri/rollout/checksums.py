@@ -36,10 +36,10 @@ def expected(sent: Sums, fused: dict[str, list[str]]) -> dict[str, list[Sum]]:
         place = next((owner[word][1] for word in words if word in owner), 0)
         path = ".".join(owner[word][0] if word in owner else word for word in words)
         parts.setdefault(path, []).append((place, checksum))
-    return {path: [checksum for _, checksum in sorted(found)] for path, found in parts.items()}
+    return {path: [checksum for _, checksum in sorted(numbered)] for path, numbered in parts.items()}
 
 
-def together(parts: Sequence[Sum]) -> Sum:
+def stacked_sum(parts: Sequence[Sum]) -> Sum:
     """The checksum of tensors laid below each other."""
     total = rows = 0
     for part, own_rows, _ in parts:
@@ -55,7 +55,7 @@ def _same(parts: list[Sum], holders: list[list[Sum]]) -> bool:
     if len({tuple(tuple(block[1:]) for block in blocks) for blocks in holders}) > 1:
         return False  # nobody cuts a tensor into unlike shares
     if len(holders) == 1:
-        parts, holders = [together(parts)], [[together(holders[0])]]
+        parts, holders = [stacked_sum(parts)], [[stacked_sum(holders[0])]]
     if len(holders[0]) != len(parts):
         return False
     return all(_holds(part, [blocks[place] for blocks in holders]) for place, part in enumerate(parts))

@@ -8,14 +8,14 @@ the trainer's shards, so that no second copy of the model ever exists.
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from siri.errors import InputError, first_line
-from siri.rollout import Completion, Progress
+from siri.rollout import Completion, Done, Progress
 from siri.rollout.checksums import differing
 from siri.rollout.vllm import Job, Ran, VllmOptions
 from siri.rollout.worker import load, present
@@ -56,14 +56,24 @@ class ColocatedEngine:
         self.cache_tokens = cache.num_gpu_blocks * cache.block_size
         self.most = self.engine.vllm_config.scheduler_config.max_num_seqs
 
-    def ask(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
+    def ask(
+        self,
+        jobs: Sequence[Job],
+        *,
+        temperature: float,
+        limit: int,
+        progress: Progress | None = None,
+        check: Callable[[], None] = lambda: None,
+        done: Done | None = None,
+    ) -> Ran:
         """Answer the jobs in their order, at most `limit` at once."""
         waiting, running = deque(enumerate(jobs)), 0
-        done: dict[int, Completion] = {}
+        ended: dict[int, Completion] = {}
         began = last = perf_counter()
         busy = 0.0
         try:
             while waiting or running:
+                check()
                 while waiting and running < limit:
                     index, job = waiting.popleft()
                     params = sampling_params(job, temperature)
@@ -73,22 +83,28 @@ class ColocatedEngine:
                 now = perf_counter()
                 busy, last = busy + running * (now - last), now
                 for output in finished:
-                    done[int(output.request_id)] = _completion(output.outputs[0])
+                    index = int(output.request_id)
+                    ended[index] = _completion(output.outputs[0])
+                    if done:
+                        done(index, ended[index])
                 running -= len(finished)
                 if finished and progress:
                     progress(len(finished))
         except BaseException as error:
-            left = [str(index) for index in range(len(jobs)) if index not in done]
+            left = [str(index) for index in range(len(jobs)) if index not in ended]
             self.engine.abort_request(left)  # so that nothing of it runs along with the next batch
             if isinstance(error, Interrupted) or not isinstance(error, Exception):
                 raise
             raise InputError(f"vLLM failed during rollout: {first_line(error)}") from error
-        return Ran([done[index] for index in range(len(jobs))], busy, perf_counter() - began)
+        return Ran([ended[index] for index in range(len(jobs))], busy, perf_counter() - began)
 
     def probe(self, jobs: Sequence[Job], temperature: float) -> list[tuple[str, list[Completion]]]:
         """Answers for a fingerprint, with the name of the engine that gave them."""
         rank = os.environ.get("RANK", "0")
         return [(f"the engine of rank {rank}", self.ask(jobs, temperature=temperature, limit=len(jobs)).completions)]
+
+    def offer(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
+        """Nothing: the engine cannot sample while it takes weights."""
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
         """Replace the model's weights in place; compare checksums where the engine keeps a tensor as it was sent."""
@@ -102,15 +118,30 @@ class ColocatedEngine:
         if not self.llm.reset_prefix_cache():
             raise InputError(f"weight sync {version}: vLLM kept its prefix cache, which holds keys of old weights")
 
+    def fly(self, temperature: float, stop_ids: tuple[int, ...], places: Callable[[int, int], int]) -> None:
+        return None
+
+    def pause(self) -> None:
+        """Nothing is in flight."""
+
+    def resume(self) -> None:
+        """Nothing."""
+
     def sleep(self) -> None:
         """Give the memory of weights and cache back. Level 2 keeps no copy: a sync follows every update."""
         if not self.gpu or self.asleep:
             return
-        before = torch.cuda.mem_get_info(self.device)[0]
+        before, kept_before = torch.cuda.mem_get_info(self.device)[0], torch.cuda.memory_reserved(self.device)
         self.llm.sleep(level=2)
         self.asleep = True
-        after = torch.cuda.mem_get_info(self.device)[0]
-        self.memory = {"rollout_memory_returned": after - before, "rollout_memory_free_asleep": after}
+        after, kept_after = torch.cuda.mem_get_info(self.device)[0], torch.cuda.memory_reserved(self.device)
+        # vLLM unmaps the memory of its pool, and torch goes on counting what it has given to it
+        sleeping = max(0, (after - before) - (kept_before - kept_after))
+        self.memory = {
+            "rollout_memory_returned": after - before,
+            "rollout_memory_free_asleep": after,
+            "rollout_memory_asleep": sleeping,
+        }
 
     def wake(self) -> None:
         """Nothing: the sync before has woken the engine, and weights that were slept away cannot come back without."""
@@ -125,7 +156,8 @@ class ColocatedEngine:
                 self.memory["rollout_memory_free_awake"] = torch.cuda.mem_get_info(self.device)[0]
 
     def metrics(self) -> dict[str, float]:
-        """Bytes: what the last sleep returned, and what was free on the GPU asleep and awake. Empty on a CPU."""
+        """Bytes: what the last sleep returned, what of it torch still counts as allocated, and what was free on the GPU
+        asleep and awake. Empty on a CPU."""
         return dict(self.memory)
 
     def close(self) -> None:
@@ -169,7 +201,7 @@ def sampling_params(job: Job, temperature: float) -> Any:
         temperature=temperature,
         max_tokens=job.max_tokens,
         seed=job.seed,
-        top_p=1.0,
+        top_p=job.top_p,
         top_k=-1,
         min_p=0.0,
         repetition_penalty=1.0,

@@ -8,7 +8,7 @@ that is done once: what a lost server may have sampled is thrown away and sample
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,10 +16,11 @@ import torch
 
 from siri.errors import InputError
 from siri.model.policy import Policy
-from siri.rollout import Completion, Progress
+from siri.rollout import Completion, Done, Progress
 from siri.rollout.answers import read_held
 from siri.rollout.checksums import differing
 from siri.rollout.dispatch import BadAnswer, Dispatch, ServerLost
+from siri.rollout.flight import Flight
 from siri.rollout.nccl import NcclTransfer
 from siri.rollout.served import LAUNCH, Server, ServerApi
 from siri.rollout.transfer import FileTransfer
@@ -38,6 +39,8 @@ class ServedEngine(ServerApi):
         self.servers = [Server(url) for url in options.servers]
         self.version: str | None = None
         self.retries: Counter[str] = Counter()
+        self.answers = False
+        """Whether `ask` is under way."""
 
         async def check_all(session: Any) -> list[Any]:
             checks = (self.check(session, server) for server in self.servers)
@@ -71,39 +74,95 @@ class ServedEngine(ServerApi):
 
     # --- sampling ---
 
-    def ask(self, jobs: Sequence[Job], *, temperature: float, limit: int, progress: Progress | None = None) -> Ran:
+    def ask(
+        self,
+        jobs: Sequence[Job],
+        *,
+        temperature: float,
+        limit: int,
+        progress: Progress | None = None,
+        check: Callable[[], None] = lambda: None,
+        done: Done | None = None,
+    ) -> Ran:
         """Answer the jobs, in their order as far as servers are free, at most `limit` at once."""
         self.retries.clear()
-        return self.do(lambda session: Dispatch(self, session, jobs, temperature, limit, progress).run(self.servers))
+
+        async def work(session: Any) -> Ran:
+            options = {"progress": progress, "check": check, "told": done}
+            return await Dispatch(self, session, jobs, temperature, limit, **options).run(self.servers)
+
+        self.answers = True
+        try:
+            return self.do(work)
+        finally:
+            self.answers = False
 
     def probe(self, jobs: Sequence[Job], temperature: float) -> list[tuple[str, list[Completion]]]:
         """Answers of each server for a fingerprint; rank 0 asks for all ranks."""
         if not self.ranks.main:
             return []
-        answers = []
-        for server in [server for server in self.servers if not server.fault]:
-            ran = self.do(
-                lambda session, server=server: Dispatch(self, session, jobs, temperature, len(jobs)).run([server])
+        asked = [server for server in self.servers if not server.fault]
+
+        async def work(session: Any) -> list[Ran]:
+            dispatches = [Dispatch(self, session, jobs, temperature, len(jobs)) for _ in asked]
+            return await asyncio.gather(
+                *(dispatch.run([server]) for dispatch, server in zip(dispatches, asked, strict=True))
             )
-            answers.append((f"server {server.url}", ran.completions))
-        return answers
+
+        return [(f"server {server.url}", ran.completions) for server, ran in zip(asked, self.do(work), strict=True)]
 
     # --- weights ---
+
+    def offer(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
+        """Write the files from which servers take the weights, while they still sample."""
+        if self.nccl:
+            return
+        if self.ranks.main:
+            self._folder.write(weights, version)
+        else:
+            self._folder.expect(weights, version)  # rank 0 needs this rank's shards
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]], version: str) -> None:
         """Give every server that answers the weights; one that is lost on the way is left out until it is back."""
         self.version = version
+        if self.nccl is None:
+            self._folder.turn()
         if self.ranks.main:
             self.do(self._find)
         if self.nccl:
             self.nccl.send(weights, version)
         elif self.ranks.main:
-            self._folder.write(weights, version)
             self.do(lambda session: self._give(session))
-        else:
-            self._folder.expect(weights, version)  # rank 0 needs this rank's shards
         if self.ranks.main and all(server.fault for server in self.servers):
             raise InputError(f"weight {version} reached no rollout server: {self._faults()}")
+
+    def fly(self, temperature: float, stop_ids: tuple[int, ...], places: Callable[[int, int], int]) -> Flight:
+        """Responses of this rank that are sampled while the trainer trains. places: how many at once, for the longest
+        prompt and cap."""
+        return Flight(self, temperature, stop_ids, places)
+
+    def pause(self) -> None:
+        """End what runs on the servers, for all ranks; one that does not answer is lost."""
+        self._each(self.pause_server)
+
+    def resume(self) -> None:
+        """Let the servers that were paused go on."""
+        self._each(self.resume_server)
+
+    def _each(self, act: Callable[[Any, Server], Any]) -> None:
+        async def at(session: Any, server: Server) -> None:
+            try:
+                await act(session, server)
+            except (ServerLost, BadAnswer) as error:
+                self.lose(server, f"weight sync interrupted: {error}")
+
+        async def work(session: Any) -> list[Any]:
+            used = [server for server in self.servers if not server.fault]
+            return await asyncio.gather(*(at(session, server) for server in used), return_exceptions=True)
+
+        if self.ranks.main:
+            for fault in filter(None, self.do(work)):
+                raise fault
 
     @property
     def _folder(self) -> FileTransfer:
@@ -159,6 +218,8 @@ class ServedEngine(ServerApi):
     def lose(self, server: Server, reason: str) -> None:
         """Stop using a server."""
         server.fault = reason
+        if self.nccl:
+            self.nccl.forget()
         log.warning("rollout server %s lost: %s", server.url, reason)
 
     def _faults(self) -> str:
@@ -166,6 +227,7 @@ class ServedEngine(ServerApi):
 
     async def admit(self, session: Any, server: Server) -> None:
         """Make sure that a server holds the weights of the last sync; if it does not, give it the files again."""
+        server.process = await self.process(session, server)  # first: if it is another one by now, that is noticed
         held = await self.held(session, server)
         if held == self.version:
             return

@@ -6,16 +6,35 @@ commands to anybody. Nothing but Python's own library may be imported here.
 
 import hmac
 import os
+from pathlib import Path
 from typing import Any
 
 SECRET = "SIRI_ROLLOUT_SECRET"
 """Name of the variable that holds the secret, for the servers and for the trainer."""
+SECRET_FILE = "SIRI_ROLLOUT_SECRET_FILE"
+"""Name of the variable that says in which file it is; asked where the other is not set."""
+
+
+def secret() -> str:
+    """The secret, or "" where none is set. ValueError for a file that cannot be read or holds none."""
+    if value := os.environ.get(SECRET, ""):
+        return value
+    path = os.environ.get(SECRET_FILE, "")
+    if not path:
+        return ""
+    try:
+        value = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{SECRET_FILE}: {path} cannot be read ({getattr(error, 'strerror', 'no ASCII')})") from None
+    if not value or "\n" in value:
+        raise ValueError(f"{SECRET_FILE}: {path} has to hold one line, the secret")
+    return value
 
 
 def headers() -> dict[str, str]:
     """What a request has to bring along, in the trainer; nothing where no secret is set."""
-    secret = os.environ.get(SECRET, "")
-    return {"Authorization": f"Bearer {secret}"} if secret else {}
+    value = secret()
+    return {"Authorization": f"Bearer {value}"} if value else {}
 
 
 class Guard:
@@ -23,10 +42,10 @@ class Guard:
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        secret = os.environ.get(SECRET, "")
-        if not secret:
+        wanted = secret()
+        if not wanted:
             raise RuntimeError(f"{SECRET} is not set: a lock without a key")
-        self._wanted = f"Bearer {secret}".encode()
+        self._wanted = f"Bearer {wanted}".encode()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         given = [value for name, value in scope.get("headers", ()) if name.lower() == b"authorization"]

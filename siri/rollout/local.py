@@ -8,10 +8,11 @@ import torch
 
 from siri.config.sections import RolloutSettings
 from siri.errors import InputError
-from siri.model.fsdp import full
+from siri.model.adapters import MergeCheck, merged_parameters
 from siri.model.policy import Policy, allocate, hollow_copy
 from siri.planning.formulas import embedded_cache_tokens
-from siri.rollout import Completion, NotFinite, Progress, Request
+from siri.rollout import Completion, Done, NotFinite, Progress, Request
+from siri.rollout.proof import ANSWER_TOKENS, TOLERANCE, fixed_prompts, gaps
 
 SHRINK_AT = 0.75
 """Finished rows leave the batch once only so large a share still runs; dropping each at once would copy the cache at
@@ -23,45 +24,81 @@ class LocalRollout:
 
     independent = True
 
-    def __init__(self, policy: Policy, *, cache_tokens: int, trained: Any = None) -> None:
+    def __init__(self, policy: Policy, *, cache_tokens: int, trained: Policy | None = None) -> None:
         """cache_tokens: room for keys and values; as many rows run at once as fit with their prompt and cap.
-        trained: the sharded model whose weights `sync` copies into `policy`; None when policy's own is trained."""
+        trained: the sharded one whose weights `sync` copies into `policy`'s; None when policy's own are trained."""
         self.policy = policy
         self.cache_name = cache_name(policy.model.model)
         self.cache_tokens = cache_tokens
         self.trained = trained
         self.notes: list[str] = []
+        self._gaps: dict[str, float] = {}
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, seed: int, progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        seed: int,
+        progress: Progress | None = None,
+        done: Done | None = None,
     ) -> list[list[Completion]]:
-        """See `Rollout.generate`. temperature 0 is greedy, with log-probabilities at temperature 1."""
+        """See `Rollout.generate`; nothing goes on while this process does something else, so `done` is not told of
+        anything. temperature 0 is greedy, with log-probabilities at temperature 1."""
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         rows = [index for index, request in enumerate(requests) for _ in range(request.n)]
-        done: list[Completion] = []
+        finished: list[Completion] = []
         was_training = self.policy.model.training
         self.policy.model.eval()
         try:
-            while len(done) < len(rows):
-                wave = self._wave(requests, rows[len(done) :])
-                done += self._sample(requests, wave, temperature, generator, progress)
+            while len(finished) < len(rows):
+                wave = self._wave(requests, rows[len(finished) :])
+                finished += self._sample(requests, wave, temperature, generator, progress)
         finally:
             self.policy.model.train(was_training)
         answers: list[list[Completion]] = [[] for _ in requests]
-        for index, completion in zip(rows, done, strict=True):
+        for index, completion in zip(rows, finished, strict=True):
             answers[index].append(completion)
         return answers
 
     def expected(self, prompts: Sequence[Sequence[int]], cap: int) -> list[float] | None:
         return None
 
+    def note_lengths(self, prompts: Sequence[Sequence[int]], means: Sequence[float]) -> None:
+        pass
+
+    def fly(self) -> None:
+        return None
+
     @torch.no_grad()
     def sync(self) -> None:
         if self.trained is not None:
-            own = dict(self.policy.model.named_parameters())
-            for name, theirs in self.trained.named_parameters():
-                own.pop(name).copy_(full(theirs))
-            assert not own, f"never trained: {', '.join(own)}"
+            targets = dict(self.policy.model.named_parameters())
+            model = self.trained.model
+            for name, merged in MergeCheck(model).passing(merged_parameters(model)):
+                targets.pop(name).copy_(merged)
+            assert not targets, f"never trained: {', '.join(targets)}"
+        self._prove()
+
+    def _prove(self) -> None:
+        """Of an adapter: that what is sampled is what is trained, as vLLM has to prove it. InputError if not."""
+        trained = self.trained or self.policy
+        if trained.adapter is None:
+            return
+        prompts = fixed_prompts(trained)
+        answers = self.generate([Request(ids, ANSWER_TOKENS) for ids in prompts], temperature=0.0, seed=0)
+        engine = "embedded"
+        told = [(ids, completion, 0.0) for ids, (completion,) in zip(prompts, answers, strict=True)]
+        seen = gaps(trained, {engine: told})[engine]
+        # on a GPU layers compute in bf16, whatever their weights are
+        tolerance = TOLERANCE[torch.bfloat16 if self.policy.device.type == "cuda" else torch.float32]
+        if not seen.within(tolerance):
+            raise InputError(
+                f"the embedded engine does not sample from the trainer's weights: log-probs differ by {seen.mean:.2g} "
+                f"in the mean and {seen.max:.2g} at most (allowed: a mean of {tolerance:g}); the adapter is not in its "
+                "weights"
+            )
+        self._gaps = {"fingerprint_gap_mean": seen.mean, "fingerprint_gap_max": seen.max}
 
     def sleep(self) -> None:
         pass
@@ -70,7 +107,7 @@ class LocalRollout:
         pass
 
     def metrics(self) -> dict[str, float]:
-        return {}
+        return dict(self._gaps)
 
     def close(self) -> None:
         pass
@@ -97,12 +134,17 @@ class LocalRollout:
         device = self.policy.device
         prompts = sorted(set(wave))
         place = torch.tensor([prompts.index(index) for index in wave], device=device)
-        logits, cache, seen, position = self._prefill([requests[index].prompt_ids for index in prompts])
+        longest = max(requests[index].max_tokens for index in wave)
+        logits, cache, seen, position = self._prefill([requests[index].prompt_ids for index in prompts], longest)
         # every prompt runs once, then its keys and values are shared out to the rows that answer it
         cache.batch_select_indices(place)
-        logits_BV, seen_BL, position_B = logits[place], seen[place], position[place]
+        logits_BV, position_B, width = logits[place], position[place], seen.shape[1]
+        # what follows a prompt is seen, so that only prompts decide whether a mask is needed
+        seen_BL = torch.ones(len(wave), width + longest, dtype=torch.bool, device=device)
+        seen_BL[:, :width] = seen[place].bool()
+        padded = not bool(seen.all())
         caps_B = torch.tensor([requests[index].max_tokens for index in wave], device=device)
-        longest = int(caps_B.max())
+        top_p = min(requests[index].top_p for index in wave)  # the same of all
         tokens = torch.zeros(len(wave), longest, dtype=torch.int64, device=device)
         logps = torch.zeros(len(wave), longest, device=device)
         lengths = torch.zeros(len(wave), dtype=torch.int64, device=device)
@@ -112,7 +154,7 @@ class LocalRollout:
         running_B = torch.ones(len(wave), dtype=torch.bool, device=device)
 
         for step in range(longest):
-            token_B, logp_B = _draw(logits_BV, temperature, generator)
+            token_B, logp_B = _draw(logits_BV, temperature, generator, top_p)
             here = rows_B[running_B]
             tokens[here, step], logps[here, step] = token_B[running_B], logp_B[running_B]
             lengths[here] = step + 1
@@ -130,17 +172,19 @@ class LocalRollout:
                 cache.batch_select_indices(keep)
                 rows_B, token_B, seen_BL, position_B = rows_B[keep], token_B[keep], seen_BL[keep], position_B[keep]
                 running_B = running_B[keep]
-            seen_BL = torch.cat([seen_BL, seen_BL.new_ones(len(rows_B), 1)], dim=1)
+                padded = padded and not bool(seen_BL[:, :width].all())
             position_B = position_B + 1
-            logits_BV = self._forward(token_B[:, None], seen_BL, position_B[:, None], cache)
+            mask_BL = seen_BL[:, : width + step + 1] if padded else None
+            logits_BV = self._next(token_B, mask_BL, position_B, cache)
         return [
             Completion(tokens[row, :length].tolist(), logps[row, :length].tolist(), not stop)
             for row, (length, stop) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True))
         ]
 
-    def _prefill(self, prompts: list[list[int]]):
-        """Left-padded prompts -> (logits of the last token, cache, attention mask, last position) of each."""
-        from transformers import DynamicCache
+    def _prefill(self, prompts: list[list[int]], room: int):
+        """Left-padded prompts -> (logits of the last token, cache with room for so many more, attention mask, last
+        position) of each."""
+        from siri.rollout.kv_cache import reserved_cache
 
         width = max(map(len, prompts))
         ids_BL = torch.zeros(len(prompts), width, dtype=torch.int64)
@@ -151,7 +195,7 @@ class LocalRollout:
         device = self.policy.device
         ids_BL, seen_BL = ids_BL.to(device), seen_BL.to(device)
         position_BL = (seen_BL.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.policy.model.config)
+        cache = reserved_cache(self.policy.model.config.num_hidden_layers, width + room)
         logits_BV = self._forward(ids_BL, seen_BL, position_BL, cache)
         return logits_BV, cache, seen_BL, position_BL[:, -1]
 
@@ -167,6 +211,22 @@ class LocalRollout:
             ).last_hidden_state
             return model.lm_head(hidden_BLD[:, -1]).float()
 
+    def _next(self, token_B, seen_BL, position_B, cache) -> torch.Tensor:
+        """Logits [B, V] after one more token of each row; seen_BL [B, L] bool, None where nothing is padding.
+
+        The model's own layers, without the work of its `forward` around them (masks, defaults, what it might have to
+        return), which takes longer than the layers of a small model.
+        """
+        model = self.policy.model.model
+        mask = None if seen_BL is None else seen_BL[:, None, None]
+        with torch.autocast("cuda", torch.bfloat16, enabled=token_B.is_cuda):
+            hidden_B1D = model.embed_tokens(token_B[:, None])
+            position_B1 = position_B[:, None]
+            options = {"position_embeddings": model.rotary_emb(hidden_B1D, position_B1), self.cache_name: cache}
+            for layer in model.layers:
+                hidden_B1D = layer(hidden_B1D, attention_mask=mask, position_ids=position_B1, use_cache=True, **options)
+            return self.policy.model.lm_head(model.norm(hidden_B1D)[:, -1]).float()
+
 
 def cache_name(model: Any) -> str:
     """What a base model of transformers calls the key-value cache that it is given: `cache` since 5.24. InputError when
@@ -181,16 +241,41 @@ def cache_name(model: Any) -> str:
     )
 
 
-def _draw(logits_BV: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(
+    logits_BV: torch.Tensor, temperature: float, generator: torch.Generator, top_p: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One token for each row and its log-probability under the distribution it was drawn from."""
-    logp_BV = torch.log_softmax(logits_BV / (temperature or 1.0), dim=-1)
-    try:
-        token_B1 = torch.multinomial(logp_BV.exp(), 1, generator=generator) if temperature else logp_BV.argmax(-1, True)
-    except RuntimeError:
-        if bool(logp_BV.isnan().any()):  # a weight that is not finite spreads to every logit of a row
-            raise NotFinite from None
-        raise
-    return token_B1[:, 0], logp_BV.gather(1, token_B1)[:, 0]
+    scaled_BV = logits_BV if temperature in (0, 1) else logits_BV / temperature
+    logp_BV = torch.log_softmax(scaled_BV, dim=-1)
+    if top_p < 1 and temperature:
+        logp_BV = likeliest(logp_BV, top_p)
+    if not temperature:
+        token_B = logp_BV.argmax(-1)
+    elif logp_BV.is_cuda:
+        token_B = torch.multinomial(logp_BV.exp(), 1, generator=generator)[:, 0]
+    else:
+        token_B = _multinomial(logp_BV.exp(), generator)
+    return token_B, logp_BV.gather(1, token_B[:, None])[:, 0]
+
+
+def _multinomial(probability_BV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """What torch.multinomial draws from probabilities [B, V] on a CPU, bit for bit and in a fraction of the time: the
+    largest p / e with e exponential, which torch makes of uniform numbers one after another, and this all at once.
+    NotFinite where a row is none: a weight that is not finite spreads to every logit of a row."""
+    if not bool(probability_BV.isfinite().all()):
+        raise NotFinite
+    uniform_BV = torch.empty(probability_BV.shape, dtype=torch.float64).uniform_(generator=generator)
+    exponential_BV = torch.log1p(uniform_BV.neg_()).neg_().float()
+    return torch.from_numpy((probability_BV / exponential_BV).numpy().argmax(-1))
+
+
+def likeliest(logp_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The distribution of the fewest likeliest tokens that together have at least the probability `top_p`; the others
+    have the log-probability -inf."""
+    sorted_BV, order_BV = logp_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
+    left_BV = torch.zeros_like(logp_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= top_p)
+    return torch.log_softmax(logp_BV.masked_fill(left_BV, -torch.inf), dim=-1)
 
 
 def local_engine(settings: RolloutSettings, policy: Policy, *, copy: bool = False) -> LocalRollout:
@@ -198,28 +283,30 @@ def local_engine(settings: RolloutSettings, policy: Policy, *, copy: bool = Fals
     the policy's are sharded."""
     sampled, trained, workload = policy, None, settings.workload()
     if copy:
-        sampled, trained = hollow_copy(policy), policy.model
+        sampled, trained = hollow_copy(policy), policy
         if policy.device.type == "cuda":
             sampled.model.to(torch.bfloat16)
         allocate(sampled.model, policy.device)
     cache_tokens = settings.rollout_tokens
     if cache_tokens == "auto":
-        cache_tokens = _cache_tokens(sampled, trained, workload.offload)
+        cache_tokens = _cache_tokens(sampled, trained and trained.model, workload.offload)
     return LocalRollout(sampled, cache_tokens=cache_tokens, trained=trained)
 
 
-def _cache_tokens(own: Policy, trained: Any, offload: bool) -> int:
+def _cache_tokens(policy: Policy, trained: Any, offload: bool) -> int:
     """Keys and values that the memory plan has room for, in what the GPU has free; a quarter of a GiB on a CPU."""
-    c, device = own.model.config, own.device
+    c, device = policy.model.config, policy.device
     if device.type != "cuda":
         return embedded_cache_tokens(c, memory=2**29, held=0, reserve=0, itemsize=4)
     memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return embedded_cache_tokens(c, memory=memory, held=held_bytes(own.model, trained, offload))
+    return embedded_cache_tokens(c, memory=memory, held=held_bytes(policy.model, trained, offload))
 
 
-def held_bytes(own: Any, trained: Any, offload: bool) -> int:
+def held_bytes(model: Any, trained: Any, offload: bool) -> int:
     """What a GPU holds while the engine samples: its weights, and the trained shards with their moments, which may not
     have been made yet. offload: the moments live in host memory. trained: None for an engine without a trainer."""
-    shards = [] if trained is None else trained.parameters()
-    local = sum(one.to_local().nbytes if hasattr(one, "to_local") else one.nbytes for one in shards)
-    return sum(parameter.nbytes for parameter in own.parameters()) + (1 if offload else 3) * local
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    for parameter in [] if trained is None else trained.parameters():
+        local = parameter.to_local().nbytes if hasattr(parameter, "to_local") else parameter.nbytes
+        held += local if offload or not parameter.requires_grad else 3 * local
+    return held

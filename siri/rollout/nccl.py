@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,20 +12,24 @@ from urllib.parse import urlsplit
 import torch
 
 from siri.errors import InputError, first_line
+from siri.model.adapters import base_parameters
 from siri.model.policy import Policy
-from siri.rollout.answers import read_held
+from siri.rollout.answers import read_held, text
+from siri.rollout.dispatch import BadAnswer, ServerLost
 from siri.rollout.worker import Sums, checksum
 
 
 class NcclTransfer:
     """vLLM's weight transfer over NCCL; rank 0 sends, all ranks gather. NOT RUN on GPUs yet.
 
-    The group spans the servers that are up; when one is lost or comes back, the next sync makes a new one.
+    The group spans the processes of the servers that are up; when one is lost, or another took its place at the same
+    address, the next sync makes a new one.
     """
 
     def __init__(self, engine: Any, policy: Policy) -> None:
         self.engine, self.policy = engine, policy
-        self.members: list[Any] | None = None
+        self.members: dict[str, list[str]] | None = None
+        """By the address of each server, its workers' processes."""
         self.sender: Any = None
         self.sums: Sums = {}
 
@@ -32,17 +37,16 @@ class NcclTransfer:
         """Every rank calls it. InputError when it takes longer than the time-out: a server died in the middle, and the
         collective cannot be left."""
         ranks, timeout = self.engine.ranks, self.engine.options.sync_timeout_s
-        up = ranks.broadcast([server.url for server in self.engine.servers if not server.fault])
-        if ranks.main:
-            self._everywhere("siri_mark", "")
+        up, same = ranks.on_main(self._reached)
         failed: list[BaseException] = []
 
         def work() -> None:
             try:
                 if self.policy.device.type == "cuda":
                     torch.cuda.set_device(self.policy.device)
-                if up != self.members:
-                    self.sender, self.members = self._connect(up), up
+                if not same:
+                    self.sender = self._connect(up)
+                    self.members = up
                 self.source.stream = self._counted(weights)
                 self.sender.send_weights()
             except BaseException as error:
@@ -52,11 +56,37 @@ class NcclTransfer:
         thread.start()
         thread.join(timeout)
         if thread.is_alive():
-            raise InputError(f"weight {version}: the NCCL transfer did not end within {timeout:g} s; use --resume")
+            error = InputError(f"weight {version}: the NCCL transfer did not end within {timeout:g} s; use --resume")
+            error.stuck = True
+            raise error
         if failed:
             raise InputError(f"weight {version}: the NCCL transfer failed: {first_line(failed[0])}") from failed[0]
         if ranks.main:
-            self._everywhere("siri_present", check=True)
+            self._settle()
+
+    def forget(self) -> None:
+        """A server was lost: the group that it was in is of no more use."""
+        self.members = None
+
+    def _reached(self) -> tuple[dict[str, list[str]], bool]:
+        """On rank 0: the servers that answer, their weights without a name from now on, and whether the group of the
+        sync before is still theirs. A server that does not answer is lost; InputError when none is left."""
+        engine, timeout = self.engine, self.engine.options.sync_timeout_s
+        up: dict[str, list[str]] = {}
+
+        async def work(session: Any) -> None:
+            for server in [server for server in engine.servers if not server.fault]:
+                try:
+                    processes = await engine.rpc(session, server, "siri_process", timeout=timeout)
+                    await engine.rpc(session, server, "siri_mark", "", timeout=timeout)
+                    up[server.url] = [text(process, "siri_process") for process in processes]
+                except (ServerLost, BadAnswer) as error:
+                    engine.lose(server, f"weight sync interrupted: {error}")
+
+        engine.do(work)
+        if not up:
+            raise InputError("no rollout server answers; start them again and use --resume")
+        return up, up == self.members
 
     def _counted(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         self.sums = {}
@@ -65,18 +95,17 @@ class NcclTransfer:
                 self.sums[name] = checksum(tensor)
             yield name, tensor
 
-    def _everywhere(self, method: str, *arguments: str, check: bool = False) -> None:
+    def _settle(self) -> None:
         engine = self.engine
 
         async def work(session: Any) -> None:
-            for server in [one for one in engine.servers if not one.fault]:
-                found = await engine.rpc(session, server, method, *arguments, timeout=engine.options.sync_timeout_s)
-                if check:
-                    await engine.settle(session, server, read_held(found), self.sums)
+            for server in [server for server in engine.servers if not server.fault]:
+                held = await engine.rpc(session, server, "siri_present", timeout=engine.options.sync_timeout_s)
+                await engine.settle(session, server, read_held(held), self.sums)
 
         engine.do(work)
 
-    def _connect(self, up: list[str]) -> Any:
+    def _connect(self, up: Collection[str]) -> Any:
         # vLLM is an extra
         from vllm.distributed.weight_transfer.base import (  # pyright: ignore[reportMissingImports]
             ParamMeta,
@@ -91,9 +120,10 @@ class NcclTransfer:
 
         engine = self.engine
         servers = [server for server in engine.servers if server.url in up]
-        if self.sender is not None:
-            Fan(engine, servers).shutdown_weight_transfer_engine()
-        named = self.policy.model.named_parameters()
+        if self.sender is not None and engine.ranks.main:
+            with suppress(ServerLost, BadAnswer, InputError):  # a new process knows nothing of the group
+                Fan(engine, servers).shutdown_weight_transfer_engine()
+        named = base_parameters(self.policy.model)
         declared = [ParamMeta(name, engine.dtype, tuple(parameter.shape)) for name, parameter in named]
         self.source = weight_source(WeightSource, declared)
         host, port = engine.ranks.broadcast(_meeting_point(servers[0].url) if engine.ranks.main else None)

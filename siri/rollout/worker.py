@@ -5,6 +5,7 @@
 """
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def load(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
             arrived[name] = checksum(tensor)
             yield name, tensor
 
-    worker.model_runner.reload_weights(weights_iterator=counted())
+    # the worker's, not its model runner's: it sets the configuration that vLLM's layers look up while they load
+    worker.reload_weights(weights_iterator=counted())
     model = worker.model_runner.get_model()
     head = getattr(model, "lm_head", None)
     if head is not None and next(model.parameters()).device.type == "cpu":
@@ -104,6 +106,12 @@ class SyncWorker:
             },
             default=str,
         )
+
+    def siri_process(self: Any) -> str:
+        """Which process this is: one that took the place of another has another name."""
+        if not hasattr(self, "siri_name"):
+            self.siri_name = secrets.token_hex(8)
+        return json.dumps(self.siri_name)
 
     def siri_load(self: Any, folder: str) -> str:
         """Load the weights in `folder`. They have no name until `siri_mark` gives them one, unless they were in place

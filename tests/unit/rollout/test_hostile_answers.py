@@ -16,10 +16,10 @@ from aiohttp import web
 from siri.config import Config
 from siri.errors import InputError
 from siri.rewards.worker import read_message
-from siri.rollout import Completion, answers, guard
+from siri.rollout import Completion, address, answers, guard
+from siri.rollout.address import version_of
 from siri.rollout.checksums import differing
 from siri.rollout.dispatch import BadAnswer
-from siri.rollout.served import version_of
 from siri.rollout.vllm import Job
 from siri.rollout.worker import checksum
 from tests.support.fake_server import FakeServer
@@ -93,11 +93,11 @@ def test_what_is_known(case):
 
 @pytest.mark.torture
 @pytest.mark.parametrize("kind", GOOD)
-def test_mutated_answers(kind, torture, fault):
+def test_mutated_answers(kind, long, fault):
     """Half of the mutants have a changed structure, half changed bytes; the good one is read."""
     read(kind, json.dumps(GOOD[kind]).encode())
     seed = time.time_ns() % 10**6
-    draw, count = random.Random(seed), 100_000 if torture else 1500
+    draw, count = random.Random(seed), long(1500, 100_000)
     outcomes = {"read": 0, "refused": 0}
     for number in range(count):
         value = mutated(draw, GOOD[kind], draw.randint(1, 3)) if number % 2 else GOOD[kind]
@@ -277,11 +277,59 @@ def test_the_trainer_brings_the_secret_along(monkeypatch, tmp_path):
     try:
         with pytest.raises(InputError, match=rf"wants another secret; set {guard.SECRET}"):
             engine([server], tmp_path)
+        with pytest.raises(InputError, match=rf"refuses this machine \(401\); set {guard.SECRET}"):
+            version_of(server.url)  # as a dry run asks
         monkeypatch.setenv(guard.SECRET, "hush")
         assert engine([server], tmp_path).backend.servers[0].workers == 1
-        assert version_of(server.url) == "0.32.0" and seen == [None, "Bearer hush", "Bearer hush"]
+        assert version_of(server.url) == "0.32.0" and seen == [None, None, "Bearer hush", "Bearer hush"]
     finally:
         server.stop()
+
+
+def test_the_secret_may_lie_in_a_file(monkeypatch, tmp_path):
+    path = tmp_path / "secret"
+    monkeypatch.delenv(guard.SECRET, raising=False)
+    monkeypatch.setenv(guard.SECRET_FILE, str(path))
+    for content, says in ((None, "cannot be read"), (b"", "one line"), (b"a\nb\n", "one line"), (b"\xff", "no ASCII")):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(InputError, match=says) as told:
+            version_of("http://127.0.0.1:9")
+        assert "\n" not in str(told.value) and str(path) in str(told.value)
+    path.write_text("hush\n")
+    assert guard.headers() == {"Authorization": "Bearer hush"}
+    monkeypatch.setenv(guard.SECRET, "louder")
+    assert guard.headers() == {"Authorization": "Bearer louder"}, "the variable itself comes first"
+
+
+def test_a_server_of_another_node_without_a_lock_is_refused(monkeypatch, tmp_path):
+    """It would take weights and commands from anybody. One on this node listens where nobody else reaches it."""
+    monkeypatch.setenv(guard.SECRET, "hush")
+    real, locked = FakeServer._version, []
+
+    async def version(self, request):
+        lets_in = not locked or request.headers.get("Authorization") == "Bearer hush"
+        return await real(self, request) if lets_in else web.Response(status=401)
+
+    monkeypatch.setattr(FakeServer, "_version", version)
+    server = FakeServer()
+    try:
+        engine([server], tmp_path)
+        monkeypatch.setattr(address, "_of_this_node", lambda url: False)
+        with pytest.raises(InputError, match=rf"{server.url} takes weights and commands .* {guard.SECRET} set") as told:
+            engine([server], tmp_path)
+        assert "hush" not in str(told.value)
+        engine([server], tmp_path, insecure=True)
+        locked.append(True)
+        engine([server], tmp_path)
+    finally:
+        server.stop()
+
+
+def test_which_addresses_are_of_this_node():
+    here = ["http://127.0.0.1:8000", "http://127.9.9.9", "http://localhost:1", "http://[::1]:8000"]
+    assert all(map(address._of_this_node, here))
+    assert not any(map(address._of_this_node, ["http://node1:8000", "http://10.0.0.1", "http://localhost.evil.org"]))
 
 
 @pytest.mark.parametrize("url", ["http://user:pass@node1:8000", "https://token@node1", "http://user:p@ss@node1:8000/"])

@@ -36,8 +36,8 @@ def test_logp_is_that_of_the_sampling_distribution(kind, temperature):
             hidden = packed_hidden(rollout.policy.model, ids, PackedLayout.of([len(ids)]))
             logp = torch.log_softmax(rollout.policy.model.lm_head(hidden) / temperature, -1)
             start = len(request.prompt_ids)
-            own = logp[start - 1 : -1].gather(1, ids[start:, None])[:, 0]
-            torch.testing.assert_close(own, torch.tensor(completion.logp), rtol=1e-4, atol=2e-5)
+            expected_logp = logp[start - 1 : -1].gather(1, ids[start:, None])[:, 0]
+            torch.testing.assert_close(expected_logp, torch.tensor(completion.logp), rtol=1e-4, atol=2e-5)
 
 
 def test_caps_and_stops():
@@ -70,10 +70,10 @@ def test_greedy_does_not_depend_on_who_shares_the_batch():
     """Left padding, sharing of prompts and rows leaving the batch must not change what a row computes."""
     asked = requests(n=1)
     together = engine().generate(asked, temperature=0, seed=0)
-    alone = [engine().generate([one], temperature=0, seed=5)[0] for one in asked]
-    assert [one[0].token_ids for one in together] == [one[0].token_ids for one in alone]
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(torch.tensor(one[0].logp), torch.tensor(other[0].logp), rtol=1e-4, atol=1e-5)
+    alone = [engine().generate([request], temperature=0, seed=5)[0] for request in asked]
+    assert [group[0].token_ids for group in together] == [group[0].token_ids for group in alone]
+    for group, group_alone in zip(together, alone, strict=True):
+        torch.testing.assert_close(torch.tensor(group[0].logp), torch.tensor(group_alone[0].logp), rtol=1e-4, atol=1e-5)
 
 
 def test_the_cache_goes_by_the_name_that_the_model_knows():
@@ -104,7 +104,7 @@ def test_frequencies_match_the_distribution():
     answers = rollout.generate([Request(prompt, 1, 4000)], temperature=0.8, seed=2)[0]
     hidden = packed_hidden(rollout.policy.model, torch.tensor(prompt), PackedLayout.of([4]))[-1]
     p = torch.softmax(rollout.policy.model.lm_head(hidden) / 0.8, -1).detach()
-    counts = torch.bincount(torch.tensor([one.token_ids[0] for one in answers]), minlength=VOCAB)
+    counts = torch.bincount(torch.tensor([completion.token_ids[0] for completion in answers]), minlength=VOCAB)
     likely = p * 4000 > 10
     statistic = float((((counts - 4000 * p) ** 2) / (4000 * p))[likely].sum())
     freedom = int(likely.sum())

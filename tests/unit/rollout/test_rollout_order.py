@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from siri.commands import splits
+from siri.commands.evaluate import EvalOptions
 from siri.config import Config
 from siri.errors import InputError
 from siri.rollout import engines
@@ -48,9 +51,9 @@ def test_longest_first_keeps_equals_together():
 @settings(max_examples=60, deadline=None)
 def test_spread_deals_every_prompt_once_and_evenly(expected, parts):
     dealt = spread(expected, parts)
-    assert sorted(index for own in dealt for index in own) == list(range(len(expected)))
+    assert sorted(index for share in dealt for index in share) == list(range(len(expected)))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
-    sums = [sum(expected[index] for index in own) for own in dealt]
+    sums = [sum(expected[index] for index in share) for share in dealt]
     assert max(sums) - min(sums) <= 2 * max(expected)
 
 
@@ -79,10 +82,10 @@ def brute(ordered, limit) -> tuple[float, float, int]:
         spent = rollout_order.OVERHEAD_S
         spent += (rollout_order.WEIGHT_BYTES + resident * rollout_order.TOKEN_BYTES) / rollout_order.BANDWIDTH
         seconds, busy = seconds + spent, busy + spent * len(running)
-        for one in running:
-            one[1] += 1
+        for sequence in running:
+            sequence[1] += 1
         peak = max(peak, sum(rollout_order.PROMPT_TOKENS + done for _, done in running))
-        running = [one for one in running if one[1] < one[0]]
+        running = [sequence for sequence in running if sequence[1] < sequence[0]]
     return seconds, busy, peak
 
 
@@ -105,6 +108,36 @@ def test_knowing_the_lengths_saves_time_at_both_caps():
             assert seconds["true lengths"] < seconds["last epoch"] < 0.97 * seconds["arrival"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_simulation_of_splits_is_the_same_for_one_engine(monkeypatch, seed):
+    """In turn, on one server whose places are fewer than the responses: it has those that end together end late, by up
+    to a 200th of a mean length."""
+    monkeypatch.setattr(rollout_order, "PROMPT_TOKENS", splits.PROMPT_TOKENS)
+    lengths = rollout_order.lengths("goal", 8192, np.random.default_rng(seed))[0][:, :1]
+    engine = replace(rollout_order.H100S, count=1, cache_tokens=int(40 * (splits.PROMPT_TOKENS + lengths.mean())))
+    ordered = sorted(lengths.flatten().tolist(), reverse=True)
+    limit = engine.places(float(lengths.mean()))
+    assert 8 < limit < len(ordered) / 2
+    seconds, busy, _ = rollout_order.run(ordered, limit)
+    step, waits, idle = splits.simulate(engine, [lengths] * 5, 7.0, 0)
+    assert step - 7.0 - splits.SYNC_S == pytest.approx(seconds, rel=0.02)
+    assert waits == pytest.approx(seconds / step, rel=0.03)
+    assert 1 - idle == pytest.approx(busy / (limit * step), rel=0.03)
+
+
+def test_the_table_of_splits():
+    config = Config(model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", prompts_per_step=32, mini_batch_prompts=8)
+    head, _, *rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rollout_order.split_table(
+        config, 4, [0, 2], [])]  # fmt: skip
+    rows = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [(row["cap"], row["GPUs"], row["staleness"]) for row in rows] == [
+        (cap, *way) for cap in ("8192", "16384") for way in (("colocated", "0"), ("in turn", "0"), ("overlapped", "2"))
+    ]
+    for _, in_turn, overlapped in (rows[:3], rows[3:]):
+        assert int(overlapped["seconds a step"]) < int(in_turn["seconds a step"]), "nobody waits where both can work"
+        assert int(overlapped["servers"]) + int(overlapped["trainers"]) == 4
+
+
 # --- which engine ---
 
 
@@ -117,7 +150,20 @@ def test_auto_takes_vllm_only_where_it_works(monkeypatch):
     assert engines.engine_for(Config(rollout="local"), gpu) == "local"
     for other in (None, "0.20.0", "0.40.0"):
         monkeypatch.setattr(engines, "installed", lambda other=other: other)
-        assert engines.engine_for(Config(), gpu) == "local"
+        assert engines.engine_for(Config(l_max=2048, l_min=1024), gpu) == "local"
+
+
+@pytest.mark.parametrize("version", [None, "0.20.0"])
+def test_on_a_gpu_the_embedded_engine_is_taken_above_a_short_cap_only_by_name(monkeypatch, version):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(engines, "installed", lambda: version)
+    for asked in (Config(), Config(l_max=2048, l_min=1024, eval_cap=2049), EvalOptions()):
+        with pytest.raises(InputError, match=r"at a cap of \d+ tokens the embedded engine.*--rollout local"):
+            engines.engine_for(asked, gpu)
+        assert engines.engine_for(replace(asked, rollout="local"), gpu) == "local"
+        assert engines.engine_for(asked, torch.device("cpu")) == "local"
+    mode, line = engines.planned_engine(Config())
+    assert mode == "colocated" and "cannot be used here" in line, "a plan may be made on another machine"
 
 
 @pytest.mark.parametrize(
@@ -150,8 +196,8 @@ def test_lengths_file_is_json_lines(tmp_path):
 def test_runs_that_share_a_folder_for_weights_do_not_share_what_is_in_it(tmp_path):
     config = Config(model="m", rollout_servers=("http://a:1",), rollout_sync_dir=str(tmp_path / "shared"))
     runs = [tmp_path / "one" / "run", tmp_path / "two" / "run"]
-    own = [engines.vllm_options(config, 1, folder=run, context=99999).sync_dir for run in runs]
-    assert own[0] != own[1] and {one.parent for one in own} == {tmp_path / "shared"}
-    assert own[0] == engines.vllm_options(config, 8, folder=runs[0], context=99999).sync_dir, (
+    folders = [engines.vllm_options(config, 1, folder=run, context=99999).sync_dir for run in runs]
+    assert folders[0] != folders[1] and {folder.parent for folder in folders} == {tmp_path / "shared"}
+    assert folders[0] == engines.vllm_options(config, 8, folder=runs[0], context=99999).sync_dir, (
         "a resumed run's is the same"
     )

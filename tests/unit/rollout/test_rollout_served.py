@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -75,6 +76,7 @@ def test_one_server_dies_and_the_other_takes_over(synced, servers, undisturbed):
 
 
 def test_all_servers_die(synced, servers):
+    synced.backend.options = replace(synced.backend.options, timeout_s=3.0)
     for server in servers:
         server.faults.append("die")
     began = time.monotonic()
@@ -84,6 +86,7 @@ def test_all_servers_die(synced, servers):
 
 
 def test_a_hang_is_noticed_within_the_time_out(synced, servers, undisturbed):
+    synced.backend.options = replace(synced.backend.options, timeout_s=3.0)
     servers[0].faults.extend(["hang"] * 8)
     began = time.monotonic()
     assert tokens(again(synced)) == tokens(undisturbed)
@@ -116,13 +119,33 @@ def test_what_an_unnoticed_restart_sampled_is_thrown_away(synced, servers, undis
     assert any("restarted in the middle" in reason for reason in synced.backend.retries)
 
 
+def test_so_is_what_it_sampled_before_another_rank_gave_it_the_weights_again(synced, servers, undisturbed):
+    """The version is right by the end of the batch: only the process's name tells."""
+    good, fresh = servers[0].policy.model.state_dict(), tiny_policy(seed=99).model.state_dict()
+    good = {name: tensor.clone() for name, tensor in good.items()}
+    real = servers[0]._answer
+
+    async def restarted(request, body, fault):
+        if servers[0].served == 3 and servers[0].processes == 1:
+            servers[0].processes += 1
+            servers[0].policy.model.load_state_dict(fresh)
+        elif servers[0].served == 6 and servers[0].processes == 2:
+            servers[0].policy.model.load_state_dict(good)
+        return await real(request, body, fault)
+
+    servers[0]._answer = restarted
+    assert tokens(again(synced)) == tokens(undisturbed)
+    assert sum(server.served for server in servers) > 24
+    assert any("restarted in the middle" in reason for reason in synced.backend.retries)
+
+
 def test_longest_first_and_never_more_than_the_cache_holds(servers, tmp_path):
     rollout = engine(servers[:1], tmp_path)
     rollout.sync()
     servers[0].asked.clear()
     servers[0].most_running = 0
     asked = requests(4, 3)
-    rollout.lengths.record(rollout.lengths.row([one.prompt_ids for one in asked], [3.0, 9.0, 5.0, 11.0]))
+    rollout.lengths.record(rollout.lengths.row([request.prompt_ids for request in asked], [3.0, 9.0, 5.0, 11.0]))
     rollout.backend.cache_tokens = 40  # three or four sequences of a prompt of 3 and 7 tokens on average
     rollout.generate(asked, temperature=0.8, seed=1)
     first = [body["prompt"][0] for body in servers[0].asked]
@@ -153,8 +176,8 @@ def test_a_signal_breaks_a_rollout_off_and_leaves_nothing_behind(synced, servers
 
 def test_what_fails_on_one_rank_is_everybodys(synced, monkeypatch):
     """Else the other ranks would wait for it in the next collective."""
-    theirs = InputError("the server of another rank is gone")
-    monkeypatch.setattr(Ranks, "gather", lambda _ranks, mine: [mine, theirs])
+    fault = InputError("the server of another rank is gone")
+    monkeypatch.setattr(Ranks, "gather", lambda _ranks, mine: [mine, fault])
     with pytest.raises(InputError, match="of another rank is gone"):
         again(synced)
 
@@ -176,3 +199,12 @@ def test_a_response_that_the_loss_could_not_use_is_refused(synced, change, shown
     synced._check(job, Completion([5, 2], [-1.0, -0.5], False))
     with pytest.raises(InputError, match=f"a response that cannot be.*{shown}" if shown != "cannot be" else shown):
         synced._check(job, Completion(**{"truncated": False, **change}))
+
+
+def test_servers_tell_of_each_response_as_it_ends(synced):
+    told = []
+    answers = synced.generate(
+        requests(), temperature=0.8, seed=3, done=lambda number, completion: told.append((number, completion))
+    )
+    assert len(told) == 24
+    assert all(any(completion is each for each in answers[number]) for number, completion in told)

@@ -133,10 +133,10 @@ def test_mismatch_is_that_of_the_counted_tokens():
     trainer = torch.tensor([-1.0, -2.0, -3.0, -4.0, math.nan, -1.0])
     engine = torch.tensor([-1.5, -2.0, -1.0, -9.0, -1.0, -1.9])
     counted = torch.tensor([True, True, True, False, True, True])
-    found = Mismatch(0.5, 2.0, torch.device("cpu"))
-    found.add(trainer[:3], engine[:3], counted[:3])
-    found.add(trainer[3:], engine[3:], counted[3:])
-    metrics = found.metrics(ALONE)
+    mismatch = Mismatch(0.5, 2.0, torch.device("cpu"))
+    mismatch.add(trainer[:3], engine[:3], counted[:3])
+    mismatch.add(trainer[3:], engine[3:], counted[3:])
+    metrics = mismatch.metrics(ALONE)
     assert metrics["mismatch_abs_mean"] == pytest.approx((0.5 + 0 + 2 + 0.9) / 4)
     assert metrics["mismatch_outside_fraction"] == pytest.approx(2 / 4), "exp(-2) < 0.5 and exp(0.9) > 2"
     assert math.isnan(Mismatch(0.5, 2.0, torch.device("cpu")).metrics(ALONE)["mismatch_abs_mean"])
@@ -154,7 +154,8 @@ class Inside(SyncWorker):
                 for name, tensor in weights_iterator:
                     model.get_parameter(name).copy_(tensor)
 
-        self.model_runner = SimpleNamespace(reload_weights=reload_weights, get_model=lambda: model)
+        self.reload_weights = reload_weights
+        self.model_runner = SimpleNamespace(get_model=lambda: model)
 
 
 def test_a_worker_names_its_weights_only_when_told_and_loads_them_once(tmp_path):
@@ -162,21 +163,39 @@ def test_a_worker_names_its_weights_only_when_told_and_loads_them_once(tmp_path)
     files, worker = FileTransfer(tmp_path / "weights"), Inside(model)
     assert json.loads(worker.siri_load(str(tmp_path / "elsewhere"))) == {"unseen": True} and not worker.reloads
     files.write(iter(trained.named_parameters()), "v1")
-    found = json.loads(worker.siri_load(str(files.folder)))
-    assert found["damaged"] == [] and differing(files.sums, [found]) == []
+    files.turn()
+    report = json.loads(worker.siri_load(str(files.folder)))
+    assert report["damaged"] == [] and differing(files.sums, [report]) == []
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), model.parameters(), strict=True))
     assert json.loads(worker.siri_version()) is None, "nobody has compared them yet"
     worker.siri_mark("v1")
     assert json.loads(worker.siri_version()) == "v1"
-    assert json.loads(worker.siri_load(str(files.folder))) == found and worker.reloads == 1
+    assert json.loads(worker.siri_load(str(files.folder))) == report and worker.reloads == 1
     files.write(iter(trained.named_parameters()), "v2")
+    files.turn()
     (shard,) = files.folder.glob("*.safetensors")
     data = bytearray(shard.read_bytes())
     data[-3] ^= 64
     shard.write_bytes(data)
-    found = json.loads(worker.siri_load(str(files.folder)))
-    assert len(found["damaged"]) == 1 and differing(files.sums, [found]) == found["damaged"]
+    report = json.loads(worker.siri_load(str(files.folder)))
+    assert len(report["damaged"]) == 1 and differing(files.sums, [report]) == report["damaged"]
     assert json.loads(worker.siri_version()) is None, "the weights before are gone"
     worker.siri_mark("v2")
     worker.siri_mark("")
-    assert json.loads(worker.siri_version()) is None and json.loads(worker.siri_present())["sums"] == found["sums"]
+    assert json.loads(worker.siri_version()) is None and json.loads(worker.siri_present())["sums"] == report["sums"]
+
+
+def test_weights_that_were_written_and_never_given_leave_no_files(tmp_path):
+    """A sync that was stopped between writing and loading, twice; then one that was not."""
+    model = torch.nn.Linear(3, 4)
+    files = FileTransfer(tmp_path / "weights")
+    for version in ("v1", "v2", "v3"):
+        files.write(iter(model.named_parameters()), version)
+        if version == "v1":
+            files.turn()
+        assert sorted(path.name for path in files.root.iterdir()) == sorted({"v1", version}), "of before, and the last"
+    files.turn()
+    assert [path.name for path in files.root.iterdir()] == ["v3"]
+    files.write(iter(model.named_parameters()), "v4")
+    files.close()
+    assert not files.root.exists()

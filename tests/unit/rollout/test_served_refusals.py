@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from siri.errors import InputError
-from siri.rollout.served import LAUNCH, REQUIRED, version_of
+from siri.rollout.address import version_of
+from siri.rollout.served import LAUNCH, REQUIRED
 from tests.support.fake_server import FakeServer
 from tests.support.served import engine
 from tests.support.tiny import tiny_policy

@@ -64,7 +64,8 @@ def test_a_rank_that_did_not_write_the_files_can_give_them(synced, servers, undi
     """Any rank may be the one that finds a restarted server."""
     first = synced.backend
     backend = ServedEngine(options(servers, tmp_path), synced.policy, ranks=Ranks(rank=1, size=1))
-    backend.load(weights(synced.policy, torch.float32), first.version)
+    backend.offer(weights(synced.policy, torch.float32), first.version)
+    backend.load(iter(()), first.version)
     assert (backend.files.folder, backend.files.sums) == (first.files.folder, first.files.sums)
     servers[0].faults.extend(["", "restart"])
     loads = servers[0].loads
@@ -78,7 +79,7 @@ def test_what_a_killed_run_left_behind_goes_at_the_first_sync(servers, tmp_path)
     (tmp_path / "weights" / "sync-7-dead").mkdir(parents=True)
     rollout = engine(servers, tmp_path)
     rollout.sync()
-    assert [one.name for one in (tmp_path / "weights").iterdir()] == [rollout.backend.version]
+    assert [folder.name for folder in (tmp_path / "weights").iterdir()] == [rollout.backend.version]
     real = rollout.policy.model.named_parameters
 
     def broken():
@@ -115,12 +116,12 @@ def test_a_failed_sync_still_goes_through_all_tensors(synced, monkeypatch):
             seen.append(name)
             yield name, tensor
 
-    def load(stream, version):
+    def offer(stream, version):
         next(stream)
         raise RuntimeError("the engine fell over")
 
     monkeypatch.setattr("siri.rollout.vllm.weights", counted)
-    monkeypatch.setattr(synced.backend, "load", load)
+    monkeypatch.setattr(synced.backend, "offer", offer)
     with pytest.raises(InputError, match=r"weight sync-2-.* failed: the engine fell over"):
         synced.sync()
     assert seen == [name for name, _ in synced.policy.model.named_parameters()]
