@@ -1,23 +1,23 @@
-"""How responses change while the cap moves: words of back-tracking, repetition, and the lag of length behind the cap
-(arXiv 2509.25176, section 4).
+"""How responses change while the cap moves: words of back-tracking and repetition (arXiv 2509.25176, section 4).
 
 Words are counted on token ids, without decoding: a word is any token that spells it, whatever its case and with or
 without the space before it.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from siri.train.collect import Group
+from siri.rollout import Completion
 
 BACKTRACKING = ("wait", "hold on")
 """Words that follow the cap in the paper."""
 FORWARD = ("so", "alternatively")
 """Words that stay flat in the paper."""
 NGRAM = 4
+FIGURES = ("backtracking_per_response", "forward_words_per_response", "repetition_rate")
+"""Keys of metrics.jsonl."""
 MULTIPLIER = np.uint64(6364136223846793005)
 """Of Knuth's linear congruential generator modulo 2^64."""
 SPACES = " \t\n\u0120\u010a\u2581"  # and how byte-level BPE and SentencePiece write a space or a line end
@@ -34,16 +34,19 @@ class WordCounter:
             if (word := token.strip(SPACES).lower()) in wanted:
                 spelled.setdefault(word, []).append(index)
         self.phrases_ids = [[spelled.get(word, []) for word in phrase.split()] for phrase in phrases]
+        size = 1 + max((index for ids in spelled.values() for index in ids), default=0)
+        # whether a token spells the word; what is above all that spell one is the last, and spells none
+        self._spells = [[np.isin(np.arange(size + 1), ids) for ids in words] for words in self.phrases_ids]
 
     def count(self, token_ids: np.ndarray) -> int:
-        """How often the phrases occur among `token_ids` [T]."""
+        """How often the phrases occur among `token_ids` [T], which are 0 or more."""
         total = 0
-        for words in self.phrases_ids:
+        for words in self._spells:
             starts = max(0, len(token_ids) - len(words) + 1)
             matching = np.ones(starts, bool)
-            for offset, ids in enumerate(words):
-                matching &= np.isin(token_ids[offset : offset + starts], ids)
-            total += int(matching.sum())
+            for offset, spells in enumerate(words):
+                matching &= spells[np.minimum(token_ids[offset : offset + starts], len(spells) - 1)]
+            total += int(np.count_nonzero(matching))
         return total
 
 
@@ -61,6 +64,17 @@ def repetition_rate(token_ids: np.ndarray, n: int = NGRAM) -> float:
     return 1 - (1 + np.count_nonzero(grams[1:] != grams[:-1])) / count
 
 
+class Group(Protocol):
+    """What is looked at of a group of responses (`siri.train.groups.Group`)."""
+
+    @property
+    def completions(self) -> Sequence[Completion]: ...
+
+    @property
+    def wording(self) -> Sequence[Sequence[float]] | None:
+        """What the rank that sampled them has counted."""
+
+
 class Dynamics:
     """The figures of a rollout batch that concern wording; made once a run."""
 
@@ -68,13 +82,15 @@ class Dynamics:
         self.backtracking = WordCounter(tokenizer, BACKTRACKING)
         self.forward = WordCounter(tokenizer, FORWARD)
 
-    def metrics(self, groups: Sequence["Group"]) -> dict[str, float]:
-        """Means over all sampled responses, as keys of metrics.jsonl."""
-        responses = [np.array(completion.token_ids, np.int64) for group in groups for completion in group.completions]
-        between = np.array([-1])  # no phrase goes on in the next response
-        joined = np.concatenate([piece for ids in responses for piece in (ids, between)])
-        return {
-            "backtracking_per_response": self.backtracking.count(joined) / len(responses),
-            "forward_words_per_response": self.forward.count(joined) / len(responses),
-            "repetition_rate": float(np.mean([repetition_rate(ids) for ids in responses])),
-        }
+    def of(self, completions: Sequence[Completion]) -> tuple[tuple[float, ...], ...]:
+        """For each response its words of back-tracking, its other words, and its repetition rate."""
+        responses = [np.asarray(completion.token_ids, np.int64) for completion in completions]
+        return tuple((self.backtracking.count(ids), self.forward.count(ids), repetition_rate(ids)) for ids in responses)
+
+    def metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Means over all sampled responses, as keys of metrics.jsonl. What the ranks have counted is not counted
+        again."""
+        rows = [row for group in groups for row in group.wording or self.of(group.completions)]
+        backtracking, forward, repetition = zip(*rows, strict=True)
+        means = (sum(backtracking) / len(rows), sum(forward) / len(rows), float(np.mean(repetition)))
+        return dict(zip(FIGURES, means, strict=True))

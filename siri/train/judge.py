@@ -20,7 +20,7 @@ found.
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ from siri.model.policy import Policy
 from siri.packing import Plan
 from siri.runtime.ranks import ALONE, Ranks
 from siri.store.jsonl import MetricsLog
-from siri.train.collect import Group
+from siri.train.groups import Group
 from siri.train.samples import Sample
 
 
@@ -72,13 +72,13 @@ class Judge:
         self.streaks = dict.fromkeys(DEFAULTS, 0)
         """Steps in a row, up to the last one, with each case; part of a checkpoint."""
         self.bundles = Saver(folder / "postmortem", keep=2**31, ranks=ranks)
-        self._step, self._where, self._found, self._notes = 0, {}, {}, []
+        self._step, self._where, self._cases, self._notes = 0, {}, {}, []
         self._whole_batch: set[str] = set()
         self._here: set[str] = set()
 
     def begin(self, step: int, groups: Sequence[Group], where: dict[str, Any]) -> None:
         """Look at a rollout batch before its update. `where` says what was sampled from (the sampler's state)."""
-        self._step, self._where, self._found, self._notes = step, where, {}, []
+        self._step, self._where, self._cases, self._notes = step, where, {}, []
         scores = [score for group in groups for score in group.graded_scores()]
         if scores and min(scores) == max(scores) and scores[0] in (0.0, 1.0):
             self._find("reward", scores[0])
@@ -93,7 +93,7 @@ class Judge:
     def allows(self, attempt: Attempt) -> bool:
         """Whether the optimizer may step."""
         if attempt.number == 0:
-            self._whole_batch = set(self._found)
+            self._whole_batch = set(self._cases)
         self._here = set()
         mine = {name: value.item() for name, value in merge_metrics(attempt.rows).items()} if attempt.rows else {}
         row = [attempt.loss, mine.get("ratio_max", math.nan), mine.get("entropy_mean", math.nan), mine.get("tokens", 0)]
@@ -108,7 +108,7 @@ class Judge:
         entropy = sum(row[2] * row[3] for row in counted) / sum(row[3] for row in counted) if counted else math.nan
         if entropy < self.config.entropy_floor:
             self._find("entropy", float(entropy))
-        if any(not self.streaks[case] and self.rules[case].action != "off" for case in self._found if case != "grader"):
+        if any(not self.streaks[case] and self.rules[case].action != "off" for case in self._cases if case != "grader"):
             self._keep(attempt, loss)
         return not any(self.rules[case].action == "skip" for case in self._whole_batch | self._here)
 
@@ -116,10 +116,10 @@ class Judge:
         """After the step: lines for the user, and why the run has to end, if it has to."""
         reason = ""
         for case, rule in self.rules.items():
-            self.streaks[case] = self.streaks[case] + 1 if case in self._found else 0
+            self.streaks[case] = self.streaks[case] + 1 if case in self._cases else 0
             if not self.streaks[case] or rule.action == "off":
                 continue
-            value, streak = self._found[case], self.streaks[case]
+            value, streak = self._cases[case], self.streaks[case]
             done = "update left out" if rule.action == "skip" else "update made"
             if self.ranks.main:
                 row = {"step": self._step, "case": case, "value": value, "action": rule.action, "in_a_row": streak}
@@ -133,7 +133,7 @@ class Judge:
 
     def _find(self, case: str, value: float) -> None:
         if self.rules[case].action != "off":
-            self._found.setdefault(case, value)
+            self._cases.setdefault(case, value)
             self._here.add(case)
 
     def _keep(self, attempt: Attempt, loss: float) -> None:
@@ -148,11 +148,11 @@ class Judge:
         losses = [float(rank["loss"][0]) for rank in self.ranks.gather_arrays({"loss": np.array([attempt.loss])})]
         bundle = {
             "step": self._step,
-            "cases": {case: _plain(value) for case, value in self._found.items()},
+            "cases": {case: _plain(value) for case, value in self._cases.items()},
             "config": self.config.to_json(),
             "sampled_from": self._where,
             "mini_batch": attempt.number,
-            "samples": [asdict(sample) for sample in attempt.samples],
+            "samples": [sample.as_json() for sample in attempt.samples],
             "plan": attempt.plan.steps,
             "old_logps": old_logps,
             "denominator": attempt.denominator,

@@ -7,15 +7,17 @@ budget nor the order of the samples changes the gradient.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob, merge_metrics
+from siri_kernels import GrpoResult, linear_grpo_loss, linear_logprob
+from siri_kernels.selection import select
 
 from siri.config import Config
 from siri.config.sections import LossSettings
 from siri.config.settings import names
+from siri.model.adapters import adapter_size, head_share
 from siri.model.attention import select_backend
 from siri.model.fsdp import full
 from siri.model.policy import Policy, packed_hidden
@@ -26,12 +28,11 @@ from siri.packing.step_plan import StepPlan
 from siri.runtime.ranks import ALONE, Arrays, Ranks
 from siri.runtime.stopwatch import Stopwatch
 from siri.train.judge import Attempt, Judge
-from siri.train.micro_batch import MicroBatch
+from siri.train.micro_batch import MicroBatch, Scores
 from siri.train.mismatch import Mismatch
+from siri.train.penalty import distance, penalised_samples, strength
 from siri.train.samples import Sample
-
-ALWAYS = ("entropy_mean", "clip_low_fraction", "clip_high_fraction", "approx_kl", "ratio_max")
-"""Metrics that every step has, null where nothing was trained on."""
+from siri.train.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class _MiniBatch:
     plan: Plan
     micro_batches: Sequence[MicroBatch]
     """This rank's."""
+    learns: Sequence[bool]
+    """Of each micro-step, whether anything in it, on any rank, may have a gradient; the others run forward only."""
 
 
 class Learner:
@@ -67,6 +70,10 @@ class Learner:
     skipped and counted, and so is one that the judge, who is asked on every rank, does not allow. A mini-batch in which
     nothing has a gradient takes no step, whether its responses were run or not: AdamW would move the weights by its
     momentum and decay alone.
+
+    With `score_all` responses that teach nothing run forward only. On a GPU they have micro-steps of their own
+    (`apart`) behind the others, whose gradient is then that of a run without `score_all`, bit for bit; on a CPU the
+    plan mixes them, and a micro-step in which nobody learns has no backward.
     """
 
     def __init__(
@@ -88,32 +95,46 @@ class Learner:
         self.cut = HeadCut.of(ranks) if config.vocab_parallel else None
         self.backend = select_backend(config.attention, policy.device, policy.model.config, config.checkpointing)
         self.bonus = config.entropy_coef != 0
+        self.adapter = adapter_size(policy.model)
+        self.beta = config.drpo_beta if config.advantages == "drpo" else 0.0
+        # DRPO's penalty changes, under the same plan, which responses teach
+        self.apart = policy.device.type == "cuda" and not self.beta
+
+    def try_head(self) -> str:
+        """Which implementation of the head the loss will take. On a GPU it is tried, once in a process, which compiles
+        its kernels; of a sharded model a collective."""
+
+        def chosen(model: Any) -> str:
+            weight, bias = model.lm_head.weight, model.lm_head.bias
+            if self.cut is not None:
+                weight, bias, _ = self.cut.weight(model)
+            dtype = torch.bfloat16 if weight.is_cuda else weight.dtype  # of hidden states (`packed_hidden`)
+            like = torch.empty(0, weight.shape[1], dtype=dtype, device=weight.device)
+            group = None if self.cut is None else self.cut.group
+            return select("auto", like, weight, temperature=self.config.temperature, bias=bias, group=group)
+
+        with torch.no_grad():
+            return self.policy.call(chosen)
 
     def update(self, mini_batches: Sequence[Sequence[Sample]]) -> Update:
         """One optimizer step for each mini-batch."""
         step_plan, batches, flops = StepPlan(), [], 0.0
         for samples in mini_batches:
             batch = self._laid_out(samples)
-            lengths = [len(sample) for sample in batch.running]
-            step_plan.add(batch.plan, lengths)
-            flops += training_flops(
-                self.policy.model.config,
-                lengths,
-                [len(sample.response_ids) for sample in batch.running],
-                [sample.teaches(self.bonus) for sample in batch.running],
-                scored=bool(batches),
-            )
+            step_plan.add(batch.plan, [len(sample) for sample in batch.running])
+            flops += self._flops(batch, scorings=bool(batches) * (2 if self.beta else 1))
             batches.append(batch)
-        old_logps: list[Sequence[torch.Tensor | None]] = [[None] * len(batch.micro_batches) for batch in batches[:1]]
+        olds: list[Sequence[Scores | None]] = [[None] * len(batch.micro_batches) for batch in batches[:1]]
         for batch in batches[1:]:
             with torch.no_grad(), self.watch("old_logp"):
                 scores = [self.policy.call(score, micro, self.config, self.cut) for micro in batch.micro_batches]
-                old_logps.append(scores)
+                olds.append(scores)
 
-        tally = _Tally(Mismatch(self.config.importance_low, float(self.config.importance_cap), self.policy.device))
-        for batch, olds in zip(batches, old_logps, strict=True):
+        tally = Tally(Mismatch(self.config.importance_low, float(self.config.importance_cap), self.policy.device))
+        for number, (batch, scores) in enumerate(zip(batches, olds, strict=True)):
+            penalised = self._penalised(batch, scores, tally) if self.beta and number else batch
             if batch.micro_batches:
-                self._step(batch, olds, tally)
+                self._step(penalised, scores, tally)
         self.optimizer.zero_grad(set_to_none=True)
         metrics = tally.metrics(self.ranks)
         metrics["micro_steps"] = sum(len(batch.micro_batches) for batch in batches)
@@ -121,39 +142,94 @@ class Learner:
         metrics["budget_use"] = step_plan.budget_use(self.token_budget)
         return Update(metrics, step_plan, flops)
 
+    def _flops(self, batch: _MiniBatch, *, scorings: int) -> float:
+        """Model FLOPs of an optimizer step, whose log-probs are also taken so often without a gradient."""
+        lengths = [len(sample) for sample in batch.running]
+        responses = [len(sample.response_ids) for sample in batch.running]
+        alive = [sample.teaches(self.bonus) for sample in batch.running]
+        backward = [False] * len(alive)
+        for micro_step, learns in zip(batch.plan.steps, batch.learns, strict=True):
+            for index in (index for share in micro_step for index in share):
+                backward[index] = learns
+        about = (self.policy.model.config, lengths, responses, alive)
+
+        def flops(scored: bool) -> float:
+            return training_flops(*about, backward=backward, scored=scored, adapter=self.adapter)
+
+        return flops(scorings > 0) + (flops(True) - flops(False) if scorings > 1 else 0.0)
+
+    def _penalised(self, batch: _MiniBatch, olds: Sequence[Scores | None], tally: Tally) -> _MiniBatch:
+        """The mini-batch with DRPO's penalty in its advantages; a pass of its own says how far the policy has moved."""
+        with torch.no_grad(), self.watch("distance"):
+            logps = [self.policy.call(score, micro, self.config, self.cut).logp_R for micro in batch.micro_batches]
+            old_logps = [old.logp_R for old in olds if old is not None]
+            tally.distances.append(distance(old_logps, logps, batch.micro_batches, self.ranks))
+        weight = strength(tally.distances[-1], self.beta, self.config.drpo_delta)
+        # the same plan, because the same sequences run: `score_all` is on
+        return self._laid_out(penalised_samples(batch.samples, weight)) if weight else batch
+
     def _laid_out(self, samples: Sequence[Sample]) -> _MiniBatch:
         """Plan a mini-batch, and lay this rank's sequences end to end."""
         everything = self.config.score_all or self.bonus
         running = [sample for sample in samples if everything or sample.teaches(self.bonus)]
         with self.watch("plan"):
-            plan = _plan(running, self.token_budget, self.ranks, self.cost) if running else Plan([], [])
+            teaching = [sample.teaches(self.bonus) for sample in running]
+            plan = self._plan(running, teaching) if running else Plan([], [])
+            learns = [any(teaching[index] for share in step for index in share) for step in plan.steps]
             shares = _shares(running, plan, self.ranks, self.cut)
             options = {"entropy_bonus": self.bonus, "device": self.policy.device, "backend": self.backend}
             micro_batches = [MicroBatch.of(mine, **options, together=together) for mine, together in shares]
-        return _MiniBatch(samples, running, plan, micro_batches)
+        return _MiniBatch(samples, running, plan, micro_batches, learns)
 
-    def _step(self, batch: _MiniBatch, old_logps: Sequence[torch.Tensor | None], tally: "_Tally") -> None:
+    def _plan(self, samples: Sequence[Sample], teaching: Sequence[bool]) -> Plan:
+        """The plan of all ranks, made on rank 0."""
+        if not self.ranks.main:
+            return _unpacked(self.ranks.broadcast_arrays(None))
+        plan = Plan([], [])
+        for kind in (True, False) if self.apart else (None,):
+            chosen = [index for index, teaches in enumerate(teaching) if kind in (None, teaches)]
+            if chosen:
+                lengths = [len(samples[index]) for index in chosen]
+                part = pack(lengths, token_budget=self.token_budget, ranks=self.ranks.size, cost=self.cost)
+                plan.steps.extend([[chosen[place] for place in share] for share in step] for step in part.steps)
+                # without a backward, which costs twice the forward, a third
+                plan.costs.extend([cost / 3 if kind is False else cost for cost in costs] for costs in part.costs)
+        self.ranks.broadcast_arrays(
+            {
+                "counts": np.array([[len(share) for share in step] for step in plan.steps], np.int32),
+                "members": np.array([index for step in plan.steps for share in step for index in share], np.int32),
+                "costs": np.array(plan.costs, np.float64),
+            }
+        )
+        return plan
+
+    def _step(self, batch: _MiniBatch, olds: Sequence[Scores | None], tally: Tally) -> None:
         """One optimizer step: its micro-steps, forward and backward, and AdamW."""
         policy, config, ranks, cut = self.policy, self.config, self.ranks, self.cut
         denominator = loss_denominator(batch.samples, config.aggregation)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=policy.device)
         rows: list[dict[str, torch.Tensor]] = []
-        for number, (micro, old_logp) in enumerate(zip(batch.micro_batches, old_logps, strict=True), start=1):
-            if ranks.sharded:
-                is_last = number == len(batch.micro_batches)
-                policy.model.set_requires_gradient_sync(is_last or config.sync_every_micro_step)
-                policy.model.set_requires_all_reduce(is_last)  # across the replicas of HSDP
-            result = policy.call(policy_loss, micro, config, old_logp, denominator, self.watch, cut)
+        last = max((number for number, learns in enumerate(batch.learns) if learns), default=None)
+        old_logps = [None if old is None else old.logp_R for old in olds]
+        for number, (micro, old) in enumerate(zip(batch.micro_batches, olds, strict=True)):
+            learns = batch.learns[number]
+            if ranks.sharded and learns:
+                policy.model.set_requires_gradient_sync(number == last or config.sync_every_micro_step)
+                policy.model.set_requires_all_reduce(number == last)  # across the replicas of HSDP
+            old_logp, offset = old or (None, None)
+            with torch.set_grad_enabled(learns):
+                result = policy.call(policy_loss, micro, config, old_logp, denominator, self.watch, cut, offset)
             with self.watch("backward"):
-                # FSDP2 averages gradients over the ranks, but the denominator is already everybody's
-                (result.loss * ranks.size).backward()
+                if learns:
+                    # FSDP2 averages gradients over the ranks, but the denominator is already everybody's
+                    (result.loss * ranks.size).backward()
             if cut is None or cut.place == 0:  # the others have the same loss, of the same tokens
                 total += result.loss.detach()
                 rows.append(result.metrics)
                 tally.mismatch.add(result.logp if old_logp is None else old_logp, micro.rollout_logp_R, micro.mask_R)
         with self.watch("optimizer"):
-            if cut is not None:
+            if cut is not None and last is not None:
                 cut.finish(policy.model, ranks)
             norm = full(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.grad_clip))
             attempt = Attempt(
@@ -173,32 +249,6 @@ class Learner:
         tally.add(attempt, sound)
 
 
-class _Tally:
-    """The metrics of an update, gathered step by step."""
-
-    def __init__(self, mismatch: Mismatch) -> None:
-        self.mismatch = mismatch
-        self.rows: list[dict[str, torch.Tensor]] = []
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-        self.skipped = 0
-
-    def add(self, attempt: Attempt, sound: bool) -> None:
-        """Count an optimizer step; one that is not sound was skipped."""
-        self.rows += attempt.rows
-        self.losses.append(attempt.loss)
-        self.norms.append(attempt.grad_norm)
-        self.skipped += not sound
-
-    def metrics(self, ranks: Ranks) -> dict[str, Any]:
-        """Those of all ranks, on each of them."""
-        metrics = _merged(self.rows, ranks) | self.mismatch.metrics(ranks)
-        metrics["loss"] = _mean([sum(shares) for shares in zip(*ranks.gather(self.losses), strict=True)])
-        metrics["grad_norm"] = _mean(self.norms)
-        metrics["skipped_updates"] = self.skipped
-        return metrics
-
-
 def policy_loss(
     model: Any,
     micro: MicroBatch,
@@ -207,6 +257,7 @@ def policy_loss(
     denominator: float,
     watch: Stopwatch,
     cut: HeadCut | None = None,
+    offset: torch.Tensor | None = None,
 ) -> GrpoResult:
     """Loss of one micro-batch; the losses of a step's micro-batches, over all ranks, add up to the loss of the step.
     With a cut head it is that of all ranks that share it, on each of them."""
@@ -220,6 +271,7 @@ def policy_loss(
             micro.advantages_S,
             old_logp=old_logp,
             rollout_logp=micro.rollout_logp_R,
+            offset=offset,
             mask=micro.mask_R,
             cu_seqlens=micro.cu_seqlens,
             keep=micro.keep_K,
@@ -238,11 +290,11 @@ def loss_options(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names(LossSettings)} | {"fixed_length": fixed_length}
 
 
-def score(model: Any, micro: MicroBatch, config: Config, cut: HeadCut | None = None) -> torch.Tensor:
-    """Log-probs [R] of the response tokens under the current weights."""
+def score(model: Any, micro: MicroBatch, config: Config, cut: HeadCut | None = None) -> Scores:
+    """Of the response tokens under the current weights."""
     hidden_RD, weight, bias, place = _head_inputs(model, micro, cut)
     if cut is not None:  # of the log-probs' functions, this one knows parts of a vocabulary
-        return linear_grpo_loss(
+        result = linear_grpo_loss(
             hidden_RD,
             weight,
             micro.target_ids_R,
@@ -252,11 +304,11 @@ def score(model: Any, micro: MicroBatch, config: Config, cut: HeadCut | None = N
             temperature=config.temperature,
             bias=bias,
             **place,
-        ).logp
-    # the anchor of the loss's own pass: the same kernel with the same anchor gives a ratio of exactly 1
-    anchor = micro.rollout_logp_R
-    options: dict[str, Any] = {"temperature": config.temperature, "bias": bias, "anchor": anchor}
-    return cast(torch.Tensor, linear_logprob(hidden_RD, weight, micro.target_ids_R, **options))  # no entropy asked for
+        )
+        return Scores(result.logp, None)
+    options: dict[str, Any] = {"temperature": config.temperature, "bias": bias, **place}
+    options |= {"anchor": micro.rollout_logp_R, "return_offset": True}
+    return Scores(*linear_logprob(hidden_RD, weight, micro.target_ids_R, **options))
 
 
 def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:
@@ -264,22 +316,6 @@ def loss_denominator(samples: Sequence[Sample], aggregation: str) -> float:
     if aggregation == "token_mean":
         return max(1, sum(len(sample.response_ids) for sample in samples if sample.counted))
     return len(samples)
-
-
-def _plan(samples: Sequence[Sample], token_budget: int, ranks: Ranks, cost: Cost) -> Plan:
-    """The plan of all ranks, made on rank 0."""
-    if not ranks.main:
-        return _unpacked(ranks.broadcast_arrays(None))
-    lengths = [len(sample) for sample in samples]
-    plan = pack(lengths, token_budget=token_budget, ranks=ranks.size, cost=cost)
-    ranks.broadcast_arrays(
-        {
-            "counts": np.array([[len(pack) for pack in step] for step in plan.steps], np.int32),
-            "members": np.array([index for step in plan.steps for pack in step for index in pack], np.int32),
-            "costs": np.array(plan.costs, np.float64),
-        }
-    )
-    return plan
 
 
 def _unpacked(arrays: Arrays) -> Plan:
@@ -302,31 +338,15 @@ def _shares(
 def _head_inputs(
     model: Any, micro: MicroBatch, cut: HeadCut | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
-    """Hidden states, weight and bias in one dtype, and where they lie in the vocabulary."""
+    """Hidden states, weight and bias in one dtype, and where they lie in the vocabulary or what an adapter adds."""
     hidden_RD = packed_hidden(model, micro.input_ids_N, micro.layout)[micro.rows_R]
-    weight, bias, place = model.lm_head.weight, model.lm_head.bias, {}
+    weight, bias = model.lm_head.weight, model.lm_head.bias
+    place: dict[str, Any] = {}
+    if (share := head_share(model.lm_head, hidden_RD)) is not None:
+        place["low_rank"] = share
     if cut is not None:
         hidden_RD = gather_rows(hidden_RD, micro.shares, cut)
         vocab = weight.shape[0]
         weight, bias, start = cut.weight(model)
         place = {"vocab_start": start, "vocab_size": vocab, "group": cut.group}
     return hidden_RD, weight.to(hidden_RD.dtype), None if bias is None else bias.to(hidden_RD.dtype), place
-
-
-def _merged(rows: Sequence[dict[str, torch.Tensor]], ranks: Ranks) -> dict[str, float]:
-    """Token-weighted metrics over all micro-batches of all ranks."""
-    mine = {name: value.item() for name, value in merge_metrics(rows).items()} if rows else {}
-    everybody = [
-        {name: torch.tensor(value, dtype=torch.float64) for name, value in row.items()}
-        for row in ranks.gather(mine)
-        if row
-    ]
-    metrics: dict[str, float] = dict.fromkeys(ALWAYS, math.nan)
-    if everybody:
-        metrics |= {name: value.item() for name, value in merge_metrics(everybody).items()}
-    metrics["entropy"] = metrics.pop("entropy_mean", math.nan)
-    return metrics
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from siri.config import Config
 from siri.errors import InputError
-from siri.model.policy import pick_device
 from siri.runtime.ranks import join_ranks
 from siri.runtime.signals import Interrupted
 from siri.store.run_folder import Resume, RunFolder
-from siri.train.edges import show_finished
+from siri.train.device import choose_device
+from siri.train.edges import compile_kernels, show_finished
 from siri.train.run import DONE, Run
 from siri.train.view import View
 
@@ -28,8 +28,10 @@ def train(
 
     Under torchrun every process calls it with the same arguments.
     """
-    ranks, device = join_ranks(pick_device(config.device), across_nodes=config.shard_across_nodes)
+    chosen, note = choose_device(config)
+    ranks, device = join_ranks(chosen, across_nodes=config.shard_across_nodes)
     folder = ranks.on_main(lambda: RunFolder(run_dir, config, recipe, resume, rewind=rewind))
+    folder.notes += [note] if note else []
     config = folder.config  # rank 0's: what nobody gave is read from the folder, which a rank may not see
     try:
         if folder.finished():
@@ -38,6 +40,7 @@ def train(
         with Run(config, folder, ranks, device, view, quiet=quiet) as run:
             try:
                 run.begin()  # nothing is written before all that may be bad input was tried
+                compile_kernels(run.learner, run.progress.note)
                 run.evaluate_if_due()
                 while not run.over:
                     step = run.next_step()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,5 +75,14 @@ class MicroBatch:
         )
 
 
-def _joined(lists: Iterable[Sequence[Any]], dtype: type) -> torch.Tensor:
+class Scores(NamedTuple):
+    """What a pass without a gradient says of the R response tokens of a micro-batch."""
+
+    logp_R: torch.Tensor
+    offset_R: torch.Tensor | None
+    """Whence its kernel measured: the loss's own pass starts there, and unchanged weights have a ratio of exactly 1.
+    None with a cut head, whose passes agree without."""
+
+
+def _joined(lists: Iterable[Any], dtype: type) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.asarray(values, dtype) for values in lists]))

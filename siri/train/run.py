@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,48 +11,45 @@ import torch
 from siri.config import Config
 from siri.data.prompts import PromptSet
 from siri.data.sampler import Sampler
-from siri.errors import InputError, first_line
+from siri.errors import InputError
 from siri.model.offload import HostAdamW
 from siri.packing.step_plan import StepTimes
 from siri.planning.gpus import model_flops_utilisation
-from siri.planning.memory_plan import MemoryPlan, update_peak
+from siri.planning.memory_plan import MemoryPlan
 from siri.rewards.pool import RewardPool
 from siri.rollout import NotFinite
 from siri.rollout.engines import make_engine
 from siri.runtime.ranks import Ranks
 from siri.runtime.signals import Stop
 from siri.runtime.stopwatch import Stopwatch, profiled
+from siri.schedule import learning_rate
 from siri.store import checkpoint
 from siri.store.lock import check_seen
 from siri.store.run_folder import RunFolder
-from siri.store.saver import MAX_FAILURES, Saver
+from siri.store.saver import MAX_FAILURES
 from siri.text import say
-from siri.train.collect import Collector, Group, rollout_metrics
+from siri.train.ahead import Ahead
+from siri.train.auto import AutoSchedule, schedule_of
+from siri.train.collect import Collector
 from siri.train.dynamics import Dynamics
-from siri.train.edges import blown_up, plan_memory
-from siri.train.evaluations import Evaluations
+from siri.train.edges import blown_up, idle_gpus, memory_figures, plan_memory
+from siri.train.evaluations import BEST, Evaluations
+from siri.train.groups import Group, rollout_metrics, scores_and_lengths
 from siri.train.judge import Judge
+from siri.train.laser import LaserTargets
 from siri.train.learner import Learner, Update
 from siri.train.mirror import Mirror
+from siri.train.records import Records
 from siri.train.samples import make_samples
-from siri.train.saves import Agreed, Saves
+from siri.train.saves import Agreed, Saves, make_saver
 from siri.train.setup import prepare, training_sources
+from siri.train.shown import GradingNotes, ReportDrawer, evaluations_left
+from siri.train.step import Step
 from siri.train.thinking import ThinkingCheck
 from siri.train.view import View
 
 DONE, STOPPED = 0, 75
 """Exit codes: trained to the end; stopped by a signal with the state saved."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One turn of the loop."""
-
-    number: int
-    """From 0."""
-    cap: int
-    """Longest response, tokens."""
-    phase: str
 
 
 class Run:
@@ -66,35 +64,35 @@ class Run:
         """Set everything up, from the newest checkpoint if the folder holds one. InputError names what does not fit."""
         self.config, self.folder, self.ranks, self.device, self.view = config, folder, ranks, device, view
         self.quiet = quiet or not ranks.main
-        self.schedule = config.length_schedule()
-        later = ranks.sharded and folder.checkpoint is not None
+        self.schedule = schedule_of(config, folder.state)
+        # of a run with an adapter, the checkpoint has nothing but that
+        later = ranks.sharded and bool(folder.source or folder.weights) and not config.lora_rank
         self.sources = training_sources(config)
-        setup = self.setup = prepare(
-            config,
-            device=device,
-            ranks=ranks,
-            sources=self.sources,
-            weights="later" if later else "read",
-            held=folder.checkpoint,
-        )
-        folder.compute_with(setup.threads)
+        filled = {"weights": "later" if later else "read", "held": None if config.lora_rank else folder.source}
+        setup = self.setup = prepare(config, device=device, ranks=ranks, sources=self.sources, **filled)
+        config = self.config = setup.config  # with what was left to the memory plan
+        folder.compute_with(setup.threads, steps=config.steps)
         self.policy = setup.policy
         prompts, *held_out = setup.problems
         self.optimizer = (HostAdamW if config.optimizer_offload else torch.optim.AdamW)(
-            self.policy.model.parameters(),
+            [parameter for parameter in self.policy.model.parameters() if parameter.requires_grad],
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
         )
         self.sampler = ranks.on_main(lambda: self._known_sampler(prompts, held_out))
-        if folder.checkpoint:
-            checkpoint.restore(folder.checkpoint, self.policy, self.optimizer, ranks=ranks)
-        self.engine = make_engine(config, self.policy, ranks=ranks, folder=folder.path)
+        if folder.source:
+            checkpoint.restore(folder.source, self.policy, self.optimizer, ranks=ranks)
+        elif folder.weights:
+            checkpoint.load_weights(folder.weights.folder, self.policy, ranks=ranks)
         self.watch, self.times, self.stop = Stopwatch(device), StepTimes(), Stop()
-        self.dynamics = Dynamics(self.policy.tokenizer)
-        self.thinking = ThinkingCheck(config.reward, config.think)
-        self.progress = view.progress(config.steps, folder.start, self.quiet)
-        self.logger = Mirror(config.logger if ranks.main else "none", folder.path, config, self.progress.note)
+        self.engine = make_engine(config, self.policy, ranks=ranks, folder=folder.path, stop=self.stop)
+        self.dynamics, self.thinking = Dynamics(self.policy.tokenizer), ThinkingCheck(config.reward, config.think)
+        shown = {"cap": self.schedule.cap, "evaluations": evaluations_left(config, self.schedule)}
+        shown["log"] = folder.path if ranks.main else None
+        self.progress = view.progress(config.steps, folder.start, self.quiet, **shown)
+        self.drawer = ReportDrawer(view, folder.path, self.progress.note)
+        self.logger = Mirror(config.logger if ranks.main else (), folder.path, config, self.progress.note)
         self.rewards = RewardPool(
             config.reward,
             workers=config.reward_workers,
@@ -104,9 +102,8 @@ class Run:
         )
         self.judge = Judge(config, folder.path, self.policy, self.optimizer, ranks=ranks)
         self.judge.streaks |= folder.state.get("health", {})
-        kept = {"keep": config.keep_checkpoints, "keep_every": config.keep_every}
-        saver = Saver(folder.checkpoints, **kept, ranks=ranks, record=folder.saved)
-        self.saves = Saves(saver, config, self.policy, self.optimizer, folder.start)
+        saver = make_saver(config, folder, ranks)
+        self.saves = Saves(saver, config, self.policy, self.optimizer, folder.start, self.schedule)
         self.collector = Collector(
             config,
             self.policy,
@@ -118,7 +115,13 @@ class Run:
             ranks,
             self.stop,
             self.thinking,
+            dynamics=self.dynamics,
+            laser=LaserTargets(config, folder.state.get("laser")) if config.length_reward == "laser_d" else None,
+            stage=self.progress.stage,
         )
+        self.ahead = Ahead(config, self.collector, self.schedule, done=folder.start)
+        folder.notes += self.ahead.restore(folder.checkpoint, folder.state)
+        self.saves.pending = self.ahead.arrays
         self.learner = Learner(
             self.policy,
             self.optimizer,
@@ -129,6 +132,7 @@ class Run:
             cost=setup.cost,
             judge=self.judge,
         )
+        self.records = Records(config, folder.path, self.policy, self.progress.note, self.logger.table)
         self.evaluations = Evaluations(
             config,
             folder,
@@ -140,22 +144,29 @@ class Run:
             stop=self.stop,
             thinking=self.thinking,
             note=self.progress.note,
+            records=self.records,
+            stage=self.progress.stage,
         )
+        self.evaluations.schedule = self.schedule
+        self.evaluations.keep = lambda done: self.saves.keep(done, self.state, BEST)
         self.memory: MemoryPlan | None = None
         self.done, self.train_tokens = folder.start, folder.state["train_tokens"]
         self.stopped = False
         """A signal, here or on another rank, or work that a signal cut short."""
         self.state = self._state()
         """What a checkpoint of the last finished step holds beside the weights."""
-        self._warned = False
+        self.trace: Path | None = None
+        """Where the update of this step is profiled to."""
+        self.rate = config.lr
+        """Learning rate of the newest step."""
+        self.grading = GradingNotes(self.progress.note, lambda: self.rewards.first_error)
         self._whole = False
         """Whether weights and state belong together: from the first row on, but for the time of an update."""
         self._context = ExitStack()
 
     def __enter__(self) -> "Run":
         with ExitStack() as stack:
-            stack.enter_context(closing(self.engine))
-            for part in (self.rewards, self.progress, self.stop):
+            for part in (closing(self.engine), self.rewards, closing(self.ahead), self.progress, self.stop):
                 stack.enter_context(part)
             self._context = stack.pop_all()
         return self
@@ -166,8 +177,7 @@ class Run:
     @property
     def last(self) -> bool:
         """No step is left."""
-        limit = self.config.train_tokens
-        return self.done >= self.config.steps or bool(limit and self.train_tokens >= limit)
+        return self.done >= self.config.steps or 0 < self.config.train_tokens <= self.train_tokens
 
     @property
     def over(self) -> bool:
@@ -185,11 +195,14 @@ class Run:
             self.folder.withdraw()
             raise
         self._whole = True
+        self.ahead.begin()
         self.engine.sync()
+        self.ahead.advance(self.done)
         if self.device.type == "cuda":
             settled = replace(config, token_budget=self.setup.token_budget, max_prompt_tokens=prompts.longest)
-            self.memory = plan_memory(settled, self.policy, self.ranks, quiet=self.quiet)
-        for line in filter(None, [*self.folder.notes, *self.engine.notes, *self.setup.notes(), self.rewards.cell()]):
+            self.memory = plan_memory(settled, self.policy, self.ranks, quiet=self.quiet, liger=self.setup.liger)
+        notes = [*self.folder.notes, *self.engine.notes, *self.setup.notes(), self.rewards.cell()]
+        for line in filter(None, [*notes, idle_gpus(self.device)]):
             self.progress.note(line)
 
     def _known_sampler(self, prompts: PromptSet, held_out: Sequence[PromptSet]) -> Sampler:
@@ -214,10 +227,10 @@ class Run:
 
     @contextmanager
     def timed(self, step: Step) -> Iterator[None]:
-        """Measures the step, and profiles it where the configuration asks for it."""
+        """Measures the step, and has its update profiled where the configuration asks for it."""
         name = f"trace_step_{step.number:06d}_rank_{self.ranks.rank}.json"
-        trace = self.folder.path / name if step.number == self.config.profile else None
-        with profiled(trace), self.watch("step_time"):
+        self.trace = self.folder.path / name if step.number == self.config.profile else None
+        with self.watch("step_time"):
             yield
 
     def collect(self, step: Step) -> list[Group]:
@@ -225,7 +238,8 @@ class Run:
         with self.watch("rollout"):
             self.engine.wake()
             try:
-                groups = self.collector.collect(step.number, step.cap)
+                here = self.ahead.covers(step.number)
+                groups = self.ahead.collect(step.number) if here else self.collector.collect(step.number, step.cap)
             except NotFinite:
                 self._whole = False  # such weights are not worth a checkpoint, which would be the newest
                 raise InputError(blown_up(self.folder, step.number)) from None
@@ -238,33 +252,46 @@ class Run:
             self._whole = False
             if self.memory:
                 torch.cuda.reset_peak_memory_stats(self.device)  # the peak of the update, not of the rollout
+            c = self.config
+            self.rate = learning_rate(c.lr_schedule, c.lr, step.number, c.steps, c.lr_warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate
             self.judge.begin(step.number, groups, self.state["sampler"])
-            update = self.learner.update(make_samples(self.config, groups))
+            with profiled(self.trace, self.watch), self.progress.stage("update"):
+                update = self.learner.update(make_samples(self.config, groups))
             if self.memory:
-                update.metrics["memory_peak"] = torch.cuda.max_memory_allocated(self.device)
+                asleep = int(self.engine.metrics().get("rollout_memory_asleep", 0))
+                update.metrics["memory_peak"] = torch.cuda.max_memory_allocated(self.device) - asleep
         return update
 
     def sync(self) -> InputError | None:
         """Hand the new weights to the engine; what keeps it from taking them, which is raised once the step that made
         them has its row."""
-        with self.watch("sync"):
+        with self.watch("sync"), self.progress.stage("weights to the engine"):
             try:
                 self.engine.sync()
             except InputError as error:
+                if error.stuck:
+                    raise
                 error.everybody = True  # as `siri.rollout` has it
                 return error
+        self.ahead.advance(self.done + 1)
         return None
 
     def record(self, step: Step, groups: Sequence[Group], update: Update) -> None:
         """The one row of the step: in metrics.jsonl, in the logger and on the screen."""
         row: dict[str, Any] = {"step": step.number, "phase": step.phase, "cap": step.cap}
-        row |= rollout_metrics(groups) | self.dynamics.metrics(groups) | self.engine.metrics() | update.metrics
+        row |= rollout_metrics(groups) | self.collector.method_metrics(step.number, groups)
+        row |= self.dynamics.metrics(groups) | self.engine.metrics() | update.metrics | self.ahead.trained(step.number)
         row |= self.times.note(update.plan, self.watch.laps("forward", "backward"))
-        if self.memory:
-            largest, several = update.plan.largest(self.ranks.rank), update.plan.several
-            row["memory_predicted"] = update_peak(self.policy.model.config, self.memory, largest, several=several)
+        row |= memory_figures(self.device, self.policy, self.memory, update.plan, self.ranks.rank)
         self.train_tokens += row["response_tokens"]
-        row |= {"epoch": self.sampler.epoch, "train_tokens": self.train_tokens} | self.watch.seconds()
+        if isinstance(self.schedule, AutoSchedule) and (
+            turn := self.schedule.observe(step.number, scores_and_lengths(groups))
+        ):
+            row["turn"] = f"{turn.phase} to {turn.cap}: {turn.reason}"
+            self.progress.note(f"step {turn.step}: {row['turn']}")
+        row |= {"epoch": self.sampler.epoch, "train_tokens": self.train_tokens, "lr": self.rate} | self.watch.seconds()
         row["tokens_per_s"] = row["response_tokens"] / row["step_time_s"]
         row["mfu"] = model_flops_utilisation(update.flops, row["train_s"], self.ranks.size, self.device)
         self.done, self.state = step.number + 1, self._state()
@@ -276,15 +303,9 @@ class Run:
         self._whole = True
         self.logger.log(row, step.number)
         self.progress.update(row)
-        if row["reward_errors"] and not self._warned:
-            self._warned = True
-            self.progress.note(
-                f"warning: the reward failed on {row['reward_errors']} answers: {self.rewards.first_error}"
-            )
-        if row["reward_timeouts"]:
-            self.progress.note(f"note: {row['reward_timeouts']} answers could not be graded in time: out of the loss")
-        if row["reward_undecided"]:
-            self.progress.note(f"note: {row['reward_undecided']} answers were too close to call, and score 0")
+        if self.records.wanted:
+            self.records.step(step.number, groups, self.schedule.milestone(self.done))
+        self.grading.see(row)
         self._keep_plan(step, update)
 
     def agree(self) -> Agreed:
@@ -322,6 +343,8 @@ class Run:
                 self.logger.log(row, self.done)
             figures = f"accuracy {row['accuracy']:.1%}, {row['tokens_mean']:.1f} tokens"
             self.progress.note(f"step {self.done} {row['name']}: {figures}")
+        if self.ranks.main and self.schedule.milestone(self.done) and not self.over:
+            self.drawer.milestone()
 
     def leave(self) -> None:
         """The last save and the report. All ranks leave together: torchrun ends the others once one has left with 75.
@@ -329,10 +352,7 @@ class Run:
         self._finish_saves()
         self.logger.close()
         if self.ranks.main and self.done:  # a signal before the first step leaves nothing to draw
-            try:
-                self.view.write_report(self.folder.path)
-            except OSError as error:
-                self.progress.note(f"warning: the report could not be written ({first_line(error)}); see siri report")
+            self.drawer.draw()
         self.ranks.gather(None)
 
     def rescue(self, error: InputError) -> None:
@@ -350,29 +370,28 @@ class Run:
 
     def _finish_saves(self) -> None:
         self.ranks.on_main(self.folder.check_lease)  # nothing goes into a folder that another process has taken over
-        if line := self.saves.finish(self.done, self.state):
+        if line := self.saves.finish(self.done, self.state, again=self.stopped and self.ahead.flies):
             self.progress.note(line)
         if line := self.saves.saver.warning():
             self.progress.note(f"warning: {line}")
 
     def closing_words(self) -> int:
         """Say how it ended; returns the exit code."""
-        if self.stopped:
-            if not self.quiet:
-                print(f"stopped at step {self.done}, state saved; continue with --resume")
-            return STOPPED
-        if not self.quiet:
+        if self.stopped and not self.quiet:
+            print(f"stopped at step {self.done}, state saved; continue with --resume")
+        elif not self.quiet:
             self.view.print_closing(self.folder.path)
             say(f"report: {self.folder.path / 'report.html'}")
-        return DONE
+        return STOPPED if self.stopped else DONE
 
     def _state(self) -> dict[str, Any]:
-        streaks = dict(self.judge.streaks)
-        return {"sampler": self.sampler.state(), "train_tokens": self.train_tokens, "health": streaks}
+        state = {"sampler": self.ahead.position, "train_tokens": self.train_tokens, "health": dict(self.judge.streaks)}
+        auto = {"auto": self.schedule.state()} if isinstance(self.schedule, AutoSchedule) else {}
+        state |= {"staleness": self.config.staleness} if self.config.staleness else {}
+        return state | auto | ({"laser": self.collector.laser.state()} if self.collector.laser else {})
 
     def _keep_plan(self, step: Step, update: Update) -> None:
         """Keep the packing plan of the first step of a process and of the ends of phases, for the picture."""
         if self.schedule.milestone(self.done) or self.over or step.number == self.folder.start:
-            budget = self.setup.token_budget
-            plan = update.plan.record(step=step.number, phase=step.phase, cap=step.cap, token_budget=budget)
-            self.folder.plans.append(plan)
+            about = {"step": step.number, "phase": step.phase, "cap": step.cap}
+            self.folder.plans.append(update.plan.record(**about, token_budget=self.setup.token_budget))

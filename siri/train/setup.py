@@ -10,19 +10,24 @@ siri eval           read      no         those that it measures
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from siri.config import Config
+from siri.config.methods import L1
+from siri.data.asked import AskedLengths
 from siri.data.problems import resolve_path
-from siri.data.prompts import PromptSet, load_prompts
+from siri.data.progress import reading_bar
+from siri.data.prompts import PromptSet, common, load_prompts
 from siri.errors import InputError
 from siri.model import attention
+from siri.model.adapters import Adapter, add_adapter, initialise
 from siri.model.fsdp import shard
-from siri.model.liger import Applied, apply_liger
+from siri.model.liger import NOTHING, Applied, apply_liger
 from siri.model.policy import (
     Policy,
     allocate,
@@ -35,10 +40,16 @@ from siri.model.split_head import check_parts
 from siri.packing import Cost
 from siri.packing.flops import read_cost_ratio, sequence_cost
 from siri.planning.budget import token_budget
+from siri.planning.memory_plan import Machine, memory_plan
+from siri.rewards.pool import wanted_columns
+from siri.rollout.engines import engine_for, refuse_shared
+from siri.runtime.heap import keep_freed_memory
 from siri.runtime.ranks import ALONE, Ranks
 from siri.runtime.threads import use_threads
 from siri.store import checkpoint
 
+CPU_SHARE = 0.6
+"""Of rollout_memory on a CPU, where vLLM goes by other bounds."""
 Weights = Literal["none", "read", "later", "random"]
 
 
@@ -46,18 +57,24 @@ Weights = Literal["none", "read", "later", "random"]
 class Source:
     """Problems to be read, and what will be asked of them."""
 
-    name: str
+    names: tuple[str, ...]
     cap: int
     """Longest response, tokens."""
     limit: int = 0
     """Only the first so many; 0 = all."""
+    trained: bool = False
+    """Whether they are trained on, and not measured."""
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.names)
 
 
 def training_sources(config: Config) -> list[Source]:
     """What a run reads: the training problems first, then those of each evaluation."""
     longest = config.length_schedule().longest
-    held_out = [Source(name, config.eval_cap or longest, config.eval_problems) for name in config.eval_data]
-    return [Source(config.data, longest), *held_out]
+    held_out = [Source((name,), config.eval_cap or longest, config.eval_problems) for name in config.eval_data]
+    return [Source(config.data, longest, trained=True), *held_out]
 
 
 @dataclass(frozen=True)
@@ -65,11 +82,14 @@ class Setup:
     """A model with its data, ready to be sampled from, and to be trained where that was asked for."""
 
     config: Config
+    """With what was left to the memory plan settled, where it trains."""
     ranks: Ranks
     device: torch.device
     policy: Policy
     backend: str
     """Of attention; "" where nothing is trained."""
+    chosen: tuple[str, ...]
+    """Lines on what the memory plan has settled, and on the kernels of attention."""
     liger: Applied
     """What of the layers runs on Liger's kernels."""
     threads: int
@@ -83,14 +103,28 @@ class Setup:
     """Of a sequence in the packing plan; None where nothing is planned."""
 
     def notes(self) -> list[str]:
-        """Lines for the user: what of the model's files was taken otherwise than its config.json has it, what of Liger
-        could not be had, and what was left out of the problems."""
+        """Lines for the user: what of the model's files was taken otherwise than its config.json has it, what the
+        memory plan has chosen, which kernels attend and which would be faster, what of Liger could not be had, and what
+        was left out of the problems."""
+        return [*self.policy.notes, *self.chosen, *self.liger.notes, *self.data_notes()]
+
+    def data_notes(self) -> list[str]:
+        """Lines about what was left out of the problems, what repeats, and what is trained on and measured as well."""
         pairs = zip(self.sources, self.problems, strict=True)
-        return [
-            *self.policy.notes,
-            *self.liger.notes,
-            *(line for source, problems in pairs for line in problems.notes(source.name)),
-        ]
+        return [*(line for source, problems in pairs for line in problems.notes(source.name)), *self.overlaps()]
+
+    def overlaps(self) -> list[str]:
+        """Lines about held-out problems that are trained on as well."""
+        if not (self.sources and self.sources[0].trained):
+            return []
+        lines = []
+        for source, prompts in zip(self.sources[1:], self.problems[1:], strict=True):
+            if shared := common(self.problems[0], prompts):
+                lines.append(
+                    f"warning: {source.name}: {shared} of {len(prompts.ids)} held-out problems have a prompt that is "
+                    "trained on, too"
+                )
+        return lines
 
 
 def prepare(
@@ -119,25 +153,55 @@ def prepare(
     else:
         how = {"weights": weights != "none" and not ranks.sharded, "fetch": weights == "read", "held": held}
         policy = read_policy(config.model, device, **how, ranks=ranks)
-    backend, liger = "", Applied()
+    backend, liger, chosen = "", Applied(), ()
+    if training and sources:
+        refuse_shared(config.staleness, config, device)
+    if training and config.lora_rank:
+        policy = with_adapter(policy, config)
     if training:
-        backend = attention.select_backend(config.attention, device, policy.model.config, config.checkpointing)
         liger = apply_liger(policy.model, config.liger, device)
+        if config.checkpointing != "auto":
+            backend = attention.select_backend(config.attention, device, policy.model.config, config.checkpointing)
         if config.vocab_parallel:
             check_parts(policy.model, parts or (ranks.mesh.shape[-1] if ranks.sharded else 1))
     problems = []
-    for source in sources:
-        prompts = load_prompts(source.name, policy.tokenizer, config, limit=source.limit)
-        check_prompts(policy, prompts, source.cap, source=source.name)
-        problems.append(prompts)
+    wanted = ranks.on_main(lambda: wanted_columns(config.reward)) if sources else None
+    with reading_bar(ranks.main) as told:
+        for source in sources:
+            prompts = load_prompts(
+                source.names,
+                policy.tokenizer,
+                config,
+                limit=source.limit,
+                asked=asked_lengths(config),
+                wanted=wanted,
+                told=told,
+                drop=config.duplicates == "drop" if source.trained else None,
+            )
+            check_prompts(policy, prompts, source.cap, source=source.name)
+            problems.append(prompts)
+    if training and config.epochs and problems:
+        config, chosen = with_epochs(config, problems[0])
     budget, cost = 0, None
     if ratio is not None:
         longest = problems[0].longest + sources[0].cap
         budget = token_budget(config, longest=longest, on_gpu=device.type == "cuda")
         cost = sequence_cost(policy.model.config, cost_ratio=ratio)
+    if training:
+        longest_prompt = problems[0].longest if problems else config.max_prompt_tokens
+        asked = replace(config, token_budget=budget or config.token_budget, max_prompt_tokens=longest_prompt)
+        settled, said = settle_memory(asked, policy, ranks, device, liger)
+        changes = {"checkpointing": settled.checkpointing, "rollout_memory": settled.rollout_memory}
+        config = replace(config, **changes)
+        backend = backend or attention.select_backend(
+            config.attention, device, policy.model.config, config.checkpointing
+        )
+        chosen += said + attention.notes(backend, device, policy.model.config)
     threads = 0
     if weights != "none":
         threads = use_threads(config.threads, policy.model, device, ranks)
+        if device.type == "cpu":
+            keep_freed_memory()
         _settle(policy, config, ranks, device, training=training, read=weights == "read")
     return Setup(
         config=config,
@@ -145,6 +209,7 @@ def prepare(
         device=device,
         policy=policy,
         backend=backend,
+        chosen=chosen,
         liger=liger,
         threads=threads,
         sources=tuple(sources),
@@ -152,6 +217,48 @@ def prepare(
         token_budget=budget,
         cost=cost,
     )
+
+
+def with_epochs(config: Config, prompts: PromptSet) -> tuple[Config, tuple[str, ...]]:
+    """The settings with the steps that `epochs` comes to, and a line that says so. InputError where these do not go
+    together with the rest."""
+    size = prompts.epoch
+    steps = max(1, ceil(config.epochs * size / config.prompts_per_step))
+    line = f"{config.epochs:g} epochs of {size:,} problems at {config.prompts_per_step} a step: {steps:,} steps"
+    if config.steps != steps:
+        line += f" (epochs go before steps, which says {config.steps:,})"
+    return replace(config, steps=steps), (line,)
+
+
+def settle_memory(
+    config: Config, policy: Policy, ranks: Ranks, device: torch.device, liger: Applied = NOTHING
+) -> tuple[Config, tuple[str, ...]]:
+    """The settings with those that are left to the memory plan as it has them for this machine, and a line for each.
+    On a CPU nothing is planned: no checkpointing."""
+    if "auto" not in (config.checkpointing, config.rollout_memory):
+        return config, ()
+    if device.type != "cuda":
+        level = "none" if config.checkpointing == "auto" else config.checkpointing
+        share = CPU_SHARE if config.rollout_memory == "auto" else config.rollout_memory
+        return replace(config, checkpointing=level, rollout_memory=share), ()
+    options = {"rollout": engine_for(config, device), "liger": liger.sparing}
+    plan = memory_plan(policy.model.config, config, machine_of(ranks, device), **options)
+    return plan.config, plan.chosen
+
+
+def machine_of(ranks: Ranks, device: torch.device) -> Machine:
+    """The GPUs of these ranks, which are taken to be alike."""
+    gpu = torch.cuda.get_device_properties(device)
+    here = ranks.mesh.shape[-1] if ranks.sharded else 1
+    return Machine(ranks.size, gpu.total_memory, here, multiprocessors=gpu.multi_processor_count)
+
+
+def asked_lengths(config: Config) -> AskedLengths | None:
+    """The lengths that the prompts of a run ask for, held-out ones among them; None where its method asks for none."""
+    if config.length_reward not in L1:
+        return None
+    exact = config.length_reward == "l1_exact"
+    return AskedLengths(config.asked_least, config.asked_most, config.seed, exact=exact)
 
 
 def read_policy(
@@ -165,14 +272,26 @@ def read_policy(
 ) -> Policy:
     """`load_policy`, of a run's checkpoint as well as of a model. held: the checkpoint that a run goes on from."""
     folder = Path(resolve_path(source))
-    if not weights or not checkpoint.is_checkpoint(folder):
+    if not checkpoint.is_checkpoint(folder):
         return load_policy(source, device, weights=weights, fetch=fetch, checkpoint=held, ranks=ranks)
-    if fault := checkpoint.verify(folder):
+    if fetch and (fault := ranks.on_main(lambda: checkpoint.verify(folder))):
         raise InputError(f"model {source}: damaged, {fault}; choose another checkpoint")
-    policy = load_policy(source, device, weights=False, checkpoint=held, ranks=ranks)
+    adapter = ranks.on_main(lambda: Adapter.read(folder)) if held is None else None
+    if adapter:  # whether the head is tied is for its base to say
+        held = Path(resolve_path(adapter.base))
+    policy = load_policy(source, device, weights=False, fetch=fetch, checkpoint=held, ranks=ranks)
+    if not weights:
+        return policy
     allocate(policy.model, device)
     checkpoint.load_weights(folder, policy)
     return policy
+
+
+def with_adapter(policy: Policy, config: Config) -> Policy:
+    """The policy with a new adapter in its model, as the settings ask for it."""
+    adapter = Adapter(config.model, config.lora_rank, config.alpha(), config.targets())
+    add_adapter(policy.model, adapter)
+    return replace(policy, adapter=adapter)
 
 
 def _settle(policy: Policy, config: Config, ranks: Ranks, device: torch.device, *, training: bool, read: bool) -> None:
@@ -183,5 +302,7 @@ def _settle(policy: Policy, config: Config, ranks: Ranks, device: torch.device, 
         allocate(policy.model, device)
         if read:
             checkpoint.load_weights(Path(resolve_path(config.model)), policy, ranks=ranks)
+    if policy.adapter is not None:
+        initialise(policy.model, config.seed)
     if training:
         checkpoint_activations(policy.model, config.checkpointing)

@@ -16,7 +16,8 @@ from siri.rewards.shaping import soft_penalty
 from siri.rollout import Completion
 from siri.runtime.ranks import Ranks, from_bytes, to_bytes
 from siri.runtime.stopwatch import Stopwatch
-from siri.train.collect import Collector, Group, from_arrays, rollout_metrics, to_arrays
+from siri.train.collect import Collector
+from siri.train.groups import Group, from_arrays, rollout_metrics, to_arrays
 from siri.train.samples import make_samples
 
 
@@ -43,7 +44,7 @@ class FakeEngine:
     def expected(self, prompts, cap):
         return None
 
-    def generate(self, requests, *, temperature, seed, progress=None):
+    def generate(self, requests, *, temperature, seed, progress=None, done=None):
         self.calls.append(([request.prompt_ids[0] for request in requests], seed))
         answers = []
         for request in requests:
@@ -159,7 +160,7 @@ def test_groups_travel_between_ranks_bit_for_bit():
         assert arrays["response_ids"].dtype == np.int32 and arrays["logp"].dtype == np.float32
         told = from_arrays(from_bytes(to_bytes(arrays)))
         assert told == groups
-        assert all(type(one.truncated) is bool for group in told for one in group.completions)
+        assert all(type(completion.truncated) is bool for group in told for completion in group.completions)
 
 
 def test_a_rank_gets_what_the_others_sampled():

@@ -103,7 +103,7 @@ class ScriptedEngine:
     def __init__(self, script):
         self.script, self.asked = script, []
 
-    def generate(self, requests, *, temperature, seed, progress=None):
+    def generate(self, requests, *, temperature, seed, progress=None, done=None):
         self.asked.append((temperature, seed))
         answers = []
         for request in requests:
@@ -164,6 +164,9 @@ def test_figures_are_exact():
         reward_timeouts=3,
         reward_errors=2,
         reward_undecided=1,
+        # problems with 2, 4 and 0 right of 4, and 3.5, 1 and 2.25 tokens: t(2) sd / sqrt(3)
+        accuracy_half=pytest.approx(4.303 * 0.5 / 3**0.5),
+        tokens_half=pytest.approx(4.303 * 1.25 / 3**0.5),
     )
     assert got.pass_at_k["1"] == pytest.approx(got.accuracy), "avg@k is pass@1"
     assert counted == [4, 4, 4]
@@ -179,16 +182,16 @@ def test_figures_that_do_not_exist_are_none():
 
 
 def test_benchmarks_count_the_same_whatever_their_size():
-    one = measured([["a", "a"], ["b", "bb"]], ["a", "b"], cap=9, samples=2)
-    two = measured([["aaaaaaaaaaaa", "b"]], ["b"], cap=9, samples=2)
-    row = average({"x.json": one, "y.json": two})
+    first = measured([["a", "a"], ["b", "bb"]], ["a", "b"], cap=9, samples=2)
+    second = measured([["aaaaaaaaaaaa", "b"]], ["b"], cap=9, samples=2)
+    row = average({"x.json": first, "y.json": second})
     assert row["accuracy"] == pytest.approx((0.75 + 0.5) / 2)
     assert row["tokens_mean"] == pytest.approx((5 / 4 + 10 / 2) / 2)
     assert row["truncation_rate"] == pytest.approx((0 + 0.5) / 2)
     assert row["pass_at_k"] == {"1": pytest.approx(0.625), "2": pytest.approx(1.0)}
     assert (row["problems"], row["reward_timeouts"], row["cap"], row["samples"]) == (3, 6, 9, 2)
     assert row["benchmarks"]["y.json"]["accuracy"] == 0.5
-    single = average({"x.json": one})
+    single = average({"x.json": first})
     assert single["accuracy"] == 0.75 and "benchmarks" not in single
 
 
@@ -222,10 +225,11 @@ def test_siri_eval_of_the_demo_model(tmp_path, capsys, monkeypatch):
 
     Path("base.json").write_text(json.dumps(row))
     greedy, text = siri_eval(capsys, "siri:demo/model", *DEMO, "--temperature", "0", "--base", "base.json")
-    figures = [{"d": (one["accuracy"], one["tokens_mean"])} for one in (greedy, row)]
+    figures = [{"d": (evaluation["accuracy"], evaluation["tokens_mean"])} for evaluation in (greedy, row)]
     assert greedy["efficiency_score"] == pytest.approx(efficiency_score(*figures)) and greedy["base"] == row["model"]
     change = 100 * (greedy["tokens_mean"] / row["tokens_mean"] - 1)
     assert f"{change:+.1f}%" in text and "vs base" in text
+    assert f" {100 * (greedy['accuracy'] - row['accuracy']):+.1f} " in text and "points" in text
     assert f"efficiency score against siri:demo/model: {greedy['efficiency_score']:.2f}" in text
     assert "avg@2" in text and "pass@2" in text and f"{100 * greedy['accuracy']:.1f}%" in text
 

@@ -182,8 +182,8 @@ def test_a_bundle_replays_bit_for_bit(tmp_path, monkeypatch, capsys, fault):
 def test_watching_changes_nothing(tmp_path):
     """The same run with every rule off and with every rule on."""
     off = [f"{case}=off" for case in DEFAULTS if case != "nonfinite"]
-    one = train(tmp_path / "off", "--steps", "2", "--quiet", "--health", *off)
+    unwatched = train(tmp_path / "off", "--steps", "2", "--quiet", "--health", *off)
     on = ["--ratio-limit", "0.01", "--entropy-floor", "99"]
-    two = train(tmp_path / "on", "--steps", "2", "--quiet", *on)
-    assert reproducible(one) == reproducible(two)
+    watched = train(tmp_path / "on", "--steps", "2", "--quiet", *on)
+    assert reproducible(unwatched) == reproducible(watched)
     assert DONE == 0

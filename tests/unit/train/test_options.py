@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from siri.cli import main
-from tests.support.training import reproducible, rows, train
+from tests.support.training import reproducible, rows, same_run, train
 
 
 @pytest.mark.parametrize(
@@ -127,3 +127,40 @@ def test_a_reward_that_always_fails_is_refused_and_one_that_sometimes_does_is_to
     assert "warning: the reward failed on 4 answers" in capsys.readouterr().out
     assert json.loads(Path("some/metrics.jsonl").read_text())["reward_errors"] == 4
     assert json.loads(Path("some/eval.jsonl").read_text().splitlines()[0])["reward_errors"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--outlier-cut", "--outlier-deviations", "1", "--outlier-margin", "1", "--reward",
+          "tests.support.user_rewards:finished"], "responses_cut"),
+        (["--advantages", "drpo", "--loss", "cispo", "--clip-low", "0", "--clip-high", "0", "--aggregation", "seq_mean",
+          "--drpo-delta", "0"], "policy_distance"),
+        (["--filter-keep", "4"], ""),
+        (["--advantages", "dler"], ""),
+        (["--hard-responses", "12"], "responses_again"),
+        (["--length-reward", "kimi", "--penalty-on", "1", "--penalty-off", "1"], "penalised"),
+        (["--length-reward", "l1_exact", "--asked-least", "5", "--asked-most", "24"], ""),
+        (["--length-reward", "laser", "--laser-target", "20"], ""),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_methods_train_under_the_cosine(arguments, said, straight, tmp_path):
+    metrics = train(tmp_path / "run", "--steps", "2", "--quiet", *arguments)
+    assert reproducible(metrics) != reproducible(rows(straight)[:2]) and metrics[0]["grad_norm"] > 0
+    if said == "penalised":
+        assert [row[said] for row in metrics] == [1, 0] and metrics[0]["reward_mean"] != metrics[0]["accuracy"]
+        assert metrics[1]["reward_mean"] == metrics[1]["accuracy"]
+    elif said:
+        assert any(row[said] > 0 for row in metrics)
+
+
+def test_targets_of_laser_d_go_on_where_they_were(tmp_path):
+    options = ["--length-reward", "laser_d", "--schedule", "constant", "--laser-every", "2", "--laser-target", "40"]
+    options += ["--save-every", "1", "--quiet"]
+    train(tmp_path / "straight", "--steps", "4", *options)
+    train(tmp_path / "parts", "--steps", "3", *options)
+    held = json.loads((tmp_path / "parts" / "checkpoints" / "step_000003" / "state.json").read_text())["laser"]
+    assert held["steps"] == 1 and held["targets"] != [40, 40, 40]
+    train(tmp_path / "parts", "--steps", "4", *options, "--resume")
+    same_run(tmp_path / "straight", tmp_path / "parts", "step_000004")

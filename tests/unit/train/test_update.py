@@ -58,8 +58,8 @@ def test_any_order_and_budget_give_the_same_gradient(aggregation, loss):
         got, other = updated(shuffled, settings, budget)
         assert other["micro_steps"] > 2
         scale = max(float(parameter.abs().max()) for parameter in reference)
-        for one, two in zip(reference, got, strict=True):
-            torch.testing.assert_close(one, two, rtol=0, atol=1e-6 * max(scale, 1))
+        for expected, gradient in zip(reference, got, strict=True):
+            torch.testing.assert_close(expected, gradient, rtol=0, atol=1e-6 * max(scale, 1))
         for name in ("loss", "entropy", "approx_kl", "clip_high_fraction"):
             assert other[name] == pytest.approx(metrics[name], rel=1e-4, abs=1e-6)
 
@@ -100,8 +100,8 @@ def test_gradient_equals_the_plain_formula_one_by_one(aggregation):
     assert float(result.loss.detach()) == pytest.approx(
         float(total.detach()) / loss_denominator(samples, aggregation), rel=1e-6
     )
-    for one, parameter in zip(plain, policy.model.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, one, rtol=1e-5, atol=1e-7)
+    for gradient, parameter in zip(plain, policy.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_later_mini_batches_are_measured_against_the_weights_that_sampled():
@@ -123,11 +123,34 @@ def test_masked_and_zero_advantage_responses_leave_no_gradient():
     samples = [dataclasses.replace(sample, advantage=0.0, counted=True) for sample in make_samples(7)]
     before = [parameter.detach().clone() for parameter in tiny_policy().model.parameters()]
     after, metrics = updated([samples], config(), 200)
-    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    assert all(torch.equal(weight_before, weight) for weight_before, weight in zip(before, after, strict=True))
     assert metrics["entropy"] > 0, "they still count in the metrics"
     masked = [dataclasses.replace(sample, counted=False) for sample in make_samples(7)]
     after, metrics = updated([masked], config(), 200)
-    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    assert all(torch.equal(weight_before, weight) for weight_before, weight in zip(before, after, strict=True))
+
+
+def test_a_pass_of_old_log_probs_hands_its_offsets_to_the_loss(monkeypatch):
+    """Of each micro-batch of a later mini-batch, and nothing to those of the first."""
+    made, given = [], []
+    loss, logprob = siri.train.learner.linear_grpo_loss, siri.train.learner.linear_logprob
+
+    def scoring(*args, **options):
+        made.append(logprob(*args, **options))
+        return made[-1]
+
+    def losing(*args, **options):
+        given.append((options["old_logp"], options["offset"]))
+        return loss(*args, **options)
+
+    monkeypatch.setattr(siri.train.learner, "linear_logprob", scoring)
+    monkeypatch.setattr(siri.train.learner, "linear_grpo_loss", losing)
+    samples = make_samples(3)
+    updated([samples[:12], samples[12:]], config(score_all=True), 150)
+    without, later = given[: -len(made)], given[-len(made) :]
+    assert len(made) > 1 and without and all(old is None and offset is None for old, offset in without)
+    for (old_logp, offset), (logp, measured) in zip(later, made, strict=True):
+        assert torch.equal(old_logp, logp) and torch.equal(offset, measured) and offset.isfinite().all()
 
 
 @pytest.mark.parametrize("bonus", [0.0, 0.01])
@@ -167,8 +190,8 @@ def test_score_all_off_changes_the_work_and_not_the_update(aggregation):
     samples = make_samples(8)
     full, _ = updated([samples], config(aggregation=aggregation), 10**6)
     less, metrics = updated([samples], config(aggregation=aggregation, score_all=False), 10**6)
-    for one, two in zip(full, less, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+    for weight, weight_of_less in zip(full, less, strict=True):
+        torch.testing.assert_close(weight, weight_of_less, rtol=0, atol=1e-6)
     alive = sum(len(sample.response_ids) for sample in samples if sample.advantage and sample.counted)
     assert metrics["tokens"] == alive
 
@@ -189,8 +212,8 @@ def test_a_mini_batch_that_teaches_nothing_takes_no_step(idle, bonus):
         moments.append([state["exp_avg"] for state in optimizer.state.values()])
         assert {int(state["step"]) for state in optimizer.state.values()} == {taught}
         assert metrics["skipped_updates"] == 0, "those are faults"
-    for one, two in zip(weights[0] + moments[0], weights[1] + moments[1], strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
+    for tensor, tensor_expected in zip(weights[0] + moments[0], weights[1] + moments[1], strict=True):
+        torch.testing.assert_close(tensor, tensor_expected, rtol=0, atol=1e-9)
 
 
 def test_entropy_bonus_reaches_responses_without_advantage():
@@ -209,7 +232,8 @@ def test_gradient_clipping_and_not_finite_gradients():
     )
     moved = (
         sum(
-            float(((one - two.detach()) ** 2).sum()) for one, two in zip(before, policy.model.parameters(), strict=True)
+            float(((weight_before - weight.detach()) ** 2).sum())
+            for weight_before, weight in zip(before, policy.model.parameters(), strict=True)
         )
         ** 0.5
     )
@@ -220,8 +244,8 @@ def test_gradient_clipping_and_not_finite_gradients():
     kept = [parameter.detach().clone() for parameter in policy.model.parameters()]
     metrics = update_policy(policy, optimizer, [make_samples(10)], config(), watch=Stopwatch(CPU), token_budget=500)
     assert metrics["skipped_updates"] == 1
-    for one, two in zip(kept, policy.model.parameters(), strict=True):
-        torch.testing.assert_close(one, two.detach(), equal_nan=True, rtol=0, atol=0)
+    for weight_before, weight in zip(kept, policy.model.parameters(), strict=True):
+        torch.testing.assert_close(weight_before, weight.detach(), equal_nan=True, rtol=0, atol=0)
 
 
 def test_engine_and_trainer_agree_on_log_probs():
@@ -229,7 +253,11 @@ def test_engine_and_trainer_agree_on_log_probs():
     policy = tiny_policy()
     engine = LocalRollout(policy, cache_tokens=10**6)
     answers = engine.generate([Request([5, 6, 7 + i], 30, 3) for i in range(4)], temperature=0.9, seed=0)
-    samples = [Sample([5, 6, 7 + i], one.token_ids, one.logp, 0.5) for i, group in enumerate(answers) for one in group]
+    samples = [
+        Sample([5, 6, 7 + i], completion.token_ids, completion.logp, 0.5)
+        for i, group in enumerate(answers)
+        for completion in group
+    ]
     metrics = update_policy(
         policy,
         torch.optim.SGD(policy.model.parameters(), lr=0.1),
