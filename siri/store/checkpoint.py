@@ -1,12 +1,11 @@
 """Checkpoints: written whole or not at all, verified when read, and enough to continue as if nothing had happened.
 
-A checkpoint is a folder `step_NNNNNN`: `weights/` and `optimizer/` as safetensors, one file a rank (see `shards`),
-the model's config and tokenizer, and state.json. manifest.json lists the size and SHA-256 of every file, and nothing
-that it does not list is read. Nothing is pickled. Ends of phases get a name beside: `siri-low-2` is a link to the
-step's folder. `siri.store.saver` writes them.
+A checkpoint is a folder `step_NNNNNN`: `weights/` (the model's, or an adapter's, described by adapter.json) and
+`optimizer/` as safetensors, one file a rank (see `shards`), the model's config and tokenizer, and state.json.
+manifest.json lists the size and SHA-256 of every file, and nothing that it does not list is read. Nothing is
+pickled. Ends of phases get a name beside: `siri-low-2` is a link to the step's folder. `siri.store.saver` writes them.
 """
 
-import contextlib
 import copy
 import errno
 import hashlib
@@ -15,16 +14,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from siri.data.problems import resolve_path
 from siri.errors import InputError, first_line, parse_json
+from siri.model.adapters import ADAPTER, FILE_PREFIX, Adapter, base_parameters, merge_into
 from siri.model.fsdp import fill
-from siri.model.policy import Policy, read_model, trainable_config
+from siri.model.policy import Policy, read_model
 from siri.model.weight_files import MANIFEST, WEIGHTS, is_checkpoint
 from siri.runtime.ranks import ALONE, Ranks
 from siri.store import files
@@ -33,9 +34,12 @@ from siri.store.shards import make_moments, moments_of, names_in, read_pieces, r
 
 STATE = "state.json"
 OPTIMIZER = "optimizer"
-TRAINING_FILES = (MANIFEST, STATE, WEIGHTS, OPTIMIZER)
+PENDING = "pending.safetensors"
+"""Rollouts that are sampled ahead, where there are any (`siri.train.batches`)."""
+TRAINING_FILES = (MANIFEST, STATE, ADAPTER, WEIGHTS, OPTIMIZER, PENDING)
 """What a checkpoint holds beyond the files of a model folder."""
 STEP = re.compile(r"step_([0-9]+)")
+REPLACED = re.compile(r"(step_[0-9]+)\.replaced(?:-[0-9]+)?")
 HALF_WRITTEN = re.compile(r"\..+\.part")
 LEFT_BY_NFS = re.compile(r"(.+/)?\.nfs[0-9a-f]+")
 """NFS keeps a file so that was removed while a process had it open; nobody reads it."""
@@ -49,6 +53,8 @@ def about_model(policy: Policy) -> dict[str, bytes]:
 
 
 def _write_about(part: Path, policy: Policy) -> None:
+    if policy.adapter is not None:
+        (part / ADAPTER).write_bytes(policy.adapter.written())
     config = copy.deepcopy(policy.model.config)
     config.architectures = [type(policy.model).__name__.removeprefix("FSDP")]
     config.dtype = torch.float32
@@ -80,14 +86,40 @@ def finish(part: Path, final: Path, listing: dict[str, Any], name: str | None) -
         good = not final.is_symlink() and verify(final) is None
         old = files.aside(final, "replaced" if good else "damaged")
     if name:  # first: of a kill between the two a name without a checkpoint is left, and not one without its name
-        link = final.parent / f".{name}.part"
-        remove(link)
-        link.symlink_to(final.name)
-        link.replace(final.parent / name)
+        give_name(final, name)
     part.rename(final)
     files.sync(final.parent)
     if old is not None and good:
         remove(old)
+
+
+def give_name(final: Path, name: str) -> None:
+    """Make `name` a link to a checkpoint, whatever it was a link to."""
+    link = final.parent / f".{name}.part"
+    remove(link)
+    link.symlink_to(final.name)
+    link.replace(final.parent / name)
+
+
+def put_back(folder: Path) -> list[str]:
+    """Finish what a kill cut short while a checkpoint made room for a newer one of the same step: where there is no
+    newer one, or a damaged one, it gets its name back, and a line says so."""
+    if not files.there(folder):
+        return []
+    notes = []
+    for path in sorted(folder.iterdir()):
+        match = REPLACED.fullmatch(path.name)
+        if match is None or path.is_symlink() or verify(path) is not None:
+            continue
+        if files.there(folder / match[1]):
+            if (fault := verify(folder / match[1])) is None:
+                continue
+            kept = files.aside(folder / match[1], "damaged")
+            notes.append(f"{folder / match[1]}: damaged, {fault}; kept as {kept.name}")
+        os.rename(path, folder / match[1])
+        files.sync(folder)
+        notes.append(f"{folder / match[1]}: got its name back, which a save that was cut short had taken from it")
+    return notes
 
 
 def remove(path: Path) -> None:
@@ -98,42 +130,45 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def verify(checkpoint: Path) -> str | None:
+def verify(checkpoint: Path, *, without: str = "") -> str | None:
     """What is wrong with a checkpoint, in words, or None. Storage that fails says nothing about what it holds: it is
-    asked again, and then InputError."""
+    asked again, and then InputError. without: a folder in it that may be gone or damaged."""
     try:
-        return files.patient(lambda: _fault(checkpoint))
+        return files.patient(lambda: _fault(checkpoint, without))
     except OSError as error:
         raise InputError(
             f"{checkpoint}: cannot be read ({files.reason(error)}); nothing was changed, try again when it can"
         ) from None
 
 
-def _fault(checkpoint: Path) -> str | None:
+def _fault(checkpoint: Path, without: str = "") -> str | None:
     """What is wrong with a checkpoint. OSError where a file is there and cannot be read."""
     at = MANIFEST
     try:
         listing = parse_json(files.read(checkpoint / MANIFEST))
-        found = _entries(checkpoint)
+        present = _entries(checkpoint)
+        if without:
+            listing = {name: entry for name, entry in listing.items() if not name.startswith(f"{without}/")}
+            present = {name: path for name, path in present.items() if not name.startswith(f"{without}/")}
         for name, entry in listing.items():
             at = name
-            if name not in found:  # nor can a name lead out of the folder: what is found is inside
+            if name not in present:  # nor can a name lead out of the folder: what is found is inside
                 return f"{name} is missing"
-            if found[name].is_symlink() or not found[name].is_file():
+            if present[name].is_symlink() or not present[name].is_file():
                 return f"{name} is a link, or no file"
-            if found[name].stat().st_size != entry["bytes"]:
-                return f"{name} has {found[name].stat().st_size} bytes instead of {entry['bytes']}"
-        if strange := sorted(name for name in found.keys() - listing.keys() if not LEFT_BY_NFS.fullmatch(name)):
+            if present[name].stat().st_size != entry["bytes"]:
+                return f"{name} has {present[name].stat().st_size} bytes instead of {entry['bytes']}"
+        if strange := sorted(name for name in present.keys() - listing.keys() if not LEFT_BY_NFS.fullmatch(name)):
             return f"{strange[0]} is not in its {MANIFEST}"
         at = MANIFEST
         with ThreadPoolExecutor(8) as pool:
-            for name, digest in zip(listing, pool.map(lambda name: _sha256(found[name]), listing), strict=True):
+            for name, digest in zip(listing, pool.map(lambda name: _sha256(present[name]), listing), strict=True):
                 if digest != listing[name]["sha256"]:
                     return f"{name} does not match its checksum"
         if STATE not in listing or not any(name.startswith(f"{WEIGHTS}/") for name in listing):
             return f"{MANIFEST} lists no {STATE} or no {WEIGHTS}"
         for name in listing:
-            if name.startswith((f"{WEIGHTS}/", f"{OPTIMIZER}/")) and (fault := _tensor_fault(found[name])):
+            if name.startswith((f"{WEIGHTS}/", f"{OPTIMIZER}/", PENDING)) and (fault := _tensor_fault(present[name])):
                 return f"{name} holds no tensors ({fault})"
         at = STATE
         named = STEP.fullmatch(checkpoint.name)
@@ -154,13 +189,13 @@ def _entries(checkpoint: Path) -> dict[str, Path]:
     def fails(error: OSError) -> None:
         raise error
 
-    found = {}
+    entries = {}
     for folder, folders, names in os.walk(checkpoint, onerror=fails):
         paths = [Path(folder, name) for name in names]
         paths += [path for name in folders if (path := Path(folder, name)).is_symlink()]
-        found |= {path.relative_to(checkpoint).as_posix(): path for path in paths}
-    found.pop(MANIFEST, None)
-    return found
+        entries |= {path.relative_to(checkpoint).as_posix(): path for path in paths}
+    entries.pop(MANIFEST, None)
+    return entries
 
 
 def _tensor_fault(path: Path) -> str:
@@ -211,22 +246,57 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 
 @torch.no_grad()
 def load_weights(folder: str | Path, policy: Policy, *, ranks: Ranks = ALONE) -> None:
-    """Fill the policy's parameters from a checkpoint, a model folder, or the hub. Every rank calls it; of a checkpoint
-    each reads what it holds, from the others rank 0 reads. InputError, on every rank, where there are none, or those
-    of another model."""
-    if is_checkpoint(folder):
-        pieces = weights_of(policy)
-        _check_names(Path(folder), names_in(Path(folder) / WEIGHTS), set(pieces))
-        read_pieces(Path(folder) / WEIGHTS, pieces)
+    """Fill the policy's model from a checkpoint, a model folder, or the hub; a new adapter beside it is left as it is,
+    one in the checkpoint becomes a part of the weights. Every rank calls it; of a checkpoint with whole weights each
+    reads what it holds, from the others rank 0 reads. InputError, on every rank, where there are none, or those of
+    another model."""
+    if is_checkpoint(folder) and not policy.adapter and not (Path(folder) / ADAPTER).exists():
+        _read_trained(Path(folder), policy)
         return
     weights: dict[str, torch.Tensor] = {}
-    ranks.on_main(lambda: weights.update(read_model(folder, copy.deepcopy(policy.model.config)).state_dict()))
-    for name, parameter in policy.model.named_parameters():
+    ranks.on_main(lambda: weights.update(model_weights(folder, copy.deepcopy(policy.model.config))))
+    for name, parameter in base_parameters(policy.model):
         fill(parameter, weights.get(name))
+
+
+def model_weights(folder: str | Path, config: Any) -> dict[str, torch.Tensor]:
+    """The parameters, fp32 and whole on the CPU, of a model folder, one of the hub, or a checkpoint, where an
+    adapter is merged into its base. config: of the model, settled. InputError where they do not fit it."""
+    if not is_checkpoint(folder):
+        return read_model(folder, config).state_dict()
+    held, adapter = whole_weights(Path(folder)), Adapter.read(Path(folder))
+    if adapter is None:
+        wanted = parameter_names(config)
+        _check_names(Path(folder), set(held), wanted)
+        return held
+    base = model_weights(resolve_path(adapter.base), config)
+    merge_into(base, held, adapter.scaling)
+    return base
+
+
+def parameter_names(config: Any) -> set[str]:
+    """Of a model of a settled configuration; a tied head is not among them."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return {name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()}
+
+
+def _read_trained(checkpoint: Path, policy: Policy) -> None:
+    pieces = weights_of(policy)
+    _check_names(checkpoint, names_in(checkpoint / WEIGHTS), set(pieces))
+    read_pieces(checkpoint / WEIGHTS, pieces)
 
 
 def _check_names(checkpoint: Path, held: set[str], wanted: set[str]) -> None:
     """Refuse a checkpoint that lacks one of the model's parameters, or has one that the model would not take."""
+    adapters = [any(name.startswith(FILE_PREFIX) for name in names) for names in (held, wanted)]
+    if adapters[0] != adapters[1]:
+        holds, needs = ("an adapter", "whole weights") if adapters[0] else ("whole weights", "an adapter")
+        raise InputError(
+            f"{checkpoint}: holds {holds}, and this run trains {needs}; go on with the --lora-rank of the run that "
+            "wrote it, or give it to a new run as --model"
+        )
     if wanted != held:
         name = min(wanted ^ held)
         there = "has a" if name in held else "has no"
@@ -238,16 +308,18 @@ def _check_names(checkpoint: Path, held: set[str], wanted: set[str]) -> None:
 
 @torch.no_grad()
 def restore(
-    checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer, *, ranks: Ranks = ALONE
+    checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | None, *, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
-    """Load a verified checkpoint into model and optimizer, in place; returns what `state` was.
+    """Load what was trained, and its moments into the optimizer if one is given, from a verified checkpoint, in place;
+    returns what `state` was. Of an adapter, the base has to be there already.
 
     Every rank calls it, and reads what it holds; the run that wrote it may have had another number of ranks.
     """
     try:
-        load_weights(checkpoint, policy, ranks=ranks)
-        make_moments(policy, optimizer, names_in(checkpoint / OPTIMIZER))
-        read_pieces(checkpoint / OPTIMIZER, moments_of(policy, optimizer))
+        _read_trained(checkpoint, policy)
+        if optimizer is not None:
+            make_moments(policy, optimizer, names_in(checkpoint / OPTIMIZER))
+            read_pieces(checkpoint / OPTIMIZER, moments_of(policy, optimizer))
         return read_state(checkpoint)
     except OSError as error:
         raise InputError(f"{checkpoint}: cannot be read ({files.reason(error)}); try again when it can") from None
@@ -266,7 +338,8 @@ def discard_after(folder: Path, steps: int) -> list[str]:
     for path in folder.iterdir():
         if path.is_symlink() and path.name.startswith("siri-") and not files.there(folder / os.readlink(path)):
             path.unlink()
-        if HALF_WRITTEN.fullmatch(path.name):
+        newer = REPLACED.fullmatch(path.name)
+        if HALF_WRITTEN.fullmatch(path.name) or (newer and verify(folder / newer[1]) is None):
             remove(path)
     return notes
 
@@ -291,55 +364,6 @@ def whole_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def whole_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
     """AdamW's state: NAME.exp_avg, NAME.exp_avg_sq and NAME.step, each in one piece on the CPU."""
     return read_whole(checkpoint / OPTIMIZER)
-
-
-def export(source: Path, target: Path, *, tell: Callable[[str], None] = lambda line: None) -> Path:
-    """Write the model and tokenizer of a checkpoint to a folder that transformers loads; the training state stays.
-
-    source: a checkpoint folder, a name link such as checkpoints/siri-low-1, or a run folder (its newest checkpoint).
-    tell: gets a line where the checkpoint's config.json does not fit its weights.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    checkpoint = source
-    if (source / "checkpoints").is_dir():
-        found, damaged = newest_good(source / "checkpoints")
-        if found is None:
-            raise InputError(f"{source}: no good checkpoint in this run" + "".join(f"; {line}" for line in damaged))
-        checkpoint = found
-    if not is_checkpoint(checkpoint):
-        raise InputError(f"{source}: no checkpoint there; give a run folder or one of its checkpoints")
-    checkpoint = checkpoint.resolve()
-    if fault := verify(checkpoint):
-        raise InputError(f"{source}: damaged, {fault}; choose another checkpoint")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target}: exists and is no empty folder; choose a new one")
-    config, note = trainable_config(str(checkpoint), fetch=False)
-    if note:
-        tell(note)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _check_names(checkpoint, names_in(checkpoint / WEIGHTS), {name for name, _ in model.named_parameters()})
-    part = target.parent / f".{target.name}.part"
-    try:
-        remove(part)
-        part.mkdir(parents=True)
-        model.load_state_dict(whole_weights(checkpoint), strict=False, assign=True)  # a tied head is there once
-        model.tie_weights()
-        model.save_pretrained(part)
-        for path in checkpoint.iterdir():  # the rest as it is
-            if path.name not in (*TRAINING_FILES, "config.json"):
-                shutil.copyfile(path, part / path.name)
-        if target.exists():
-            target.rmdir()
-        part.rename(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            remove(part)
-        raise InputError(f"{target}: cannot be written ({error.strerror or first_line(error)})") from None
-    return target
 
 
 def files_in(folder: Path) -> Iterator[str]:

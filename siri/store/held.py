@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from siri.config import Config
+from siri.config import Config, of_today
 from siri.errors import InputError, first_line, parse_json
 from siri.store import files
 from siri.store.lock import LEASE, LOCK
@@ -17,15 +17,17 @@ FORMAT = 2
 """Of the run folder. 1: release 0.1.0, which did not say so. A later one may hold what this version would not heed."""
 CONFIG, DATA, MODEL, SAVED = "config.json", "data.json", "model.json", "saved.json"
 LOGS = ("metrics.jsonl", "eval.jsonl", "health.jsonl", "plans.jsonl", "eval_partial.jsonl")
-FOLDERS = ("checkpoints", "postmortem", "tensorboard", "wandb", "rollout-weights")
-BEGUN = {LOCK, LEASE, DATA, MODEL, "logger_id", "tensorboard", "wandb", "checkpoints"}
+LOGGERS = ("logger_id", "tensorboard", "wandb", "mlflow", "mlflow.db")
+"""What loggers keep in the folder."""
+FOLDERS = ("checkpoints", "postmortem", "responses", "rollout-weights")
+BEGUN = {LOCK, LEASE, DATA, MODEL, "checkpoints", *LOGGERS}
 """What may be there of a run before its config.json is."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
 def refuse_links(folder: Path) -> None:
     """A link in the folder would have files written, or folders cleared, somewhere else."""
-    names = {CONFIG, DATA, MODEL, SAVED, LOCK, LEASE, "logger_id", "lengths.jsonl", *LOGS, *FOLDERS}
+    names = {CONFIG, DATA, MODEL, SAVED, LOCK, LEASE, "lengths.jsonl", "log.txt", *LOGS, *LOGGERS, *FOLDERS}
     for name in files.patient(lambda: os.listdir(folder)) if folder.is_dir() else ():
         if (name in names or name.startswith("trace_step_")) and (folder / name).is_symlink():
             raise InputError(
@@ -42,7 +44,7 @@ def check_vacant(folder: Path) -> None:
     if folder.is_dir():
         left = {name for name in files.patient(lambda: os.listdir(folder)) if not TEMPORARY.fullmatch(name)}
         empty = "checkpoints" not in left or not os.listdir(folder / "checkpoints")
-        if empty and (left <= BEGUN if LOCK in left else left <= {"logger_id", "wandb"}):
+        if empty and (left <= BEGUN if LOCK in left else left <= set(LOGGERS)):
             return
     if left & {*LOGS, "checkpoints"} and LOCK in left:
         raise InputError(f"{folder} holds a run without its {CONFIG}; restore that file, or choose another --run-dir")
@@ -85,6 +87,7 @@ def differences(held: Path, config: Config) -> tuple[list[str], dict[str, Any]]:
             f"{held}: a run folder of format {old['format']!r}, and this version knows those up to {FORMAT}; continue "
             "it with the version that wrote it"
         )
+    old = of_today(old)
     defaults = Config().to_json()
     return [key for key, value in config.to_json().items() if old.get(key, defaults[key]) != value], old
 
@@ -111,10 +114,10 @@ def interval(settings: Mapping[str, Any]) -> int:
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    by_package = {}
     for package in ("siri-rl", "siri-kernels", "torch", "triton", "transformers"):
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return by_package

@@ -151,6 +151,8 @@ class RunRecord:
     evals: list[dict]
     plans: list[dict]
     """Packing plans of the first step and of the last of each phase; none in runs of older versions."""
+    beside: "tuple[str, RunRecord] | None" = None
+    """Another run, by its name, that is shown beside it."""
 
 
 def _by_step(path: Path) -> list[dict]:
@@ -161,14 +163,15 @@ def _by_step(path: Path) -> list[dict]:
     return sorted(rows, key=lambda row: row["step"])
 
 
-def read_run(run_dir: str | Path) -> RunRecord:
+def read_run(run_dir: str | Path, *, begun: bool = False) -> RunRecord:
     """Read a run folder, finished or not. It may come from anywhere: what is not of the form of a run is refused.
+    begun: a run that has finished no step yet will do.
 
     Raises:
         InputError: `run_dir` is no run folder (it has no metrics.jsonl), or a file in it is damaged (names it).
     """
     run_dir = Path(run_dir)
-    if not (run_dir / "metrics.jsonl").is_file():
+    if not (run_dir / "metrics.jsonl").is_file() and not (begun and (run_dir / "config.json").is_file()):
         raise InputError(f"{run_dir} is not a run folder (no metrics.jsonl in it); pass the --run-dir of `siri train`")
     metrics, evals, plans = (_by_step(run_dir / f"{name}.jsonl") for name in ("metrics", "eval", "plans"))
     return RunRecord(_config(run_dir / "config.json"), metrics, evals, plans)

@@ -3,8 +3,9 @@
 import contextlib
 import errno
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,13 @@ from siri.data.sampler import Sampler
 from siri.errors import InputError
 from siri.model.identity import ModelIdentity
 from siri.store import files
-from siri.store.checkpoint import discard_after, newest_good, read_state, remove
+from siri.store.bare_weights import BareWeights, hint
+from siri.store.checkpoint import discard_after, newest_good, put_back, read_state, remove
 from siri.store.held import (
     CONFIG,
     DATA,
     FORMAT,
+    LOGGERS,
     LOGS,
     MODEL,
     SAVED,
@@ -33,19 +36,24 @@ from siri.store.held import (
     versions,
 )
 from siri.store.jsonl import MetricsLog
+from siri.store.lineage import BranchPoint
 from siri.store.lock import LEASE, LOCK, FolderLock
+from siri.store.origin import origin
+from siri.store.responses import forget_after
 from siri.store.saver import MAX_FAILURES
 from siri.store.schema import is_count, row_fault
 from siri.text import encoded
 
 Resume = Literal["never", "must", "auto"]
 
+INHERITED = ("sampler", "laser")
+"""What of another run's state one that starts from it goes on with, beside weights and optimizer."""
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class RunFolder:
     """runs/NAME: config.json, data.json, model.json, saved.json, metrics.jsonl, eval.jsonl, plans.jsonl, health.jsonl,
-    checkpoints/, report and pictures."""
+    checkpoints/, responses/, report and pictures."""
 
     def __init__(self, path: Path, config: Config, recipe: str, resume: Resume, *, rewind: bool = False) -> None:
         """Decide what is to be done with the folder; nothing but its lock is written before `create`.
@@ -69,9 +77,18 @@ class RunFolder:
         self.checkpoint: Path | None = None
         """Where to continue; None = at step 0."""
         self.state: dict[str, Any] = {"steps_done": 0, "train_tokens": 0}
+        self.origin: BranchPoint | None = None
+        """The checkpoint of another run that this one starts from, as long as it has none itself."""
+        self.weights: BareWeights | None = None
+        """What it goes on from instead, without optimizer state, as long as it has no checkpoint itself."""
+        self.first = 0
+        """The step that it began with."""
+        self.lineage: dict[str, Any] | None = None
         self.threads: int | None = None
         """CPU threads of each rank: `compute_with`."""
         self._threads_before: Any = None
+        self._steps_known = False
+        """Of a run whose length is given in epochs: whether the data was counted before."""
         self._lock: FolderLock | None = None
         self.notes: list[str] = []
         """Lines for the user about damaged checkpoints that were passed over, and about what changed."""
@@ -97,8 +114,9 @@ class RunFolder:
         """Whether it holds no run yet."""
         if self.fresh:
             if resume == "must":
-                raise InputError(f"{path}: no run there to resume; leave out --resume to start one")
+                raise InputError(f"{path}: {hint(path) or 'no run there to resume; leave out --resume to start one'}")
             check_vacant(self.path)
+            self._branch_off()
             return
         if resume == "never":
             differing, _ = differences(path / CONFIG, config)
@@ -112,29 +130,66 @@ class RunFolder:
             if error.errno not in READ_ONLY:  # a finished run may lie in a folder that is read-only
                 raise
         differing, old = differences(path / CONFIG, config)
-        known = {"data", "prompt_key", "answer_key"} if files.there(path / DATA) else set()  # by content: `sampler`
+        by_content = {"data", "duplicates", "prompt_key", "answer_key"}  # `sampler` looks at it
+        known = by_content if files.there(path / DATA) else set()
         if blocking := [key for key in differing if key not in free_keys() | known]:
             raise InputError(
                 f"{path} holds a run with another configuration ({', '.join(blocking)}); give the same settings to "
                 "resume it, or choose another --run-dir"
             )
         self._threads_before = old.get("threads_used")
+        if config.epochs and old.get("epochs") == config.epochs and is_count(old.get("steps")):
+            self.config, self._steps_known = replace(config, steps=old["steps"]), True
+        self.lineage = old.get("lineage")
+        if config.resume_weights and isinstance(self.lineage, dict) and is_count(self.lineage.get("step")):
+            self.first = self.lineage["step"]
         for log in (self.metrics, self.evals):
             if not all(is_count(row.get("step")) for row in log.rows()):
                 raise InputError(f"{log.path}: a row has no step; mend or delete it")
+        restored = [] if self._lock is None else put_back(self.checkpoints)
         self.checkpoint, self.notes = newest_good(self.checkpoints)
         if self.notes and not self.checkpoint:
             raise InputError(
-                f"no good checkpoint to resume from ({'; '.join(self.notes)}); restore one, or choose another --run-dir"
+                f"no good checkpoint to resume from ({'; '.join(self.notes)}); restore one, or choose another "
+                "--run-dir (with --resume-weights CHECKPOINT where its weights are whole)"
             )
+        self.notes += restored
         if self.checkpoint:
             self.state = read_state(self.checkpoint)
             if "sampler" not in self.state:
                 raise InputError(f"{self.checkpoint}: no checkpoint of a training run; choose another --run-dir")
+        else:
+            self._branch_off()
         steps = {row["step"] for row in self.metrics.rows()}
-        if missing := self.start - sum(step < self.start for step in steps):
-            self.notes.append(f"{self.metrics.path}: {missing} of {self.start} steps have no row")
+        done = self.start - self.first
+        if missing := done - sum(step < self.start for step in steps):
+            self.notes.append(f"{self.metrics.path}: {missing} of {done} steps have no row")
         self._look_back(len(steps), old, rewind=rewind)
+
+    def _branch_off(self) -> None:
+        """Start where another run was, with the problems that it would have drawn next."""
+        if self.config.resume_weights:
+            self._take_over(self.config.resume_weights)
+        if not self.config.branch_of:
+            return
+        self.origin = BranchPoint.of(self.config.branch_of)
+        self.origin.check(self.lineage)
+        self.lineage = self.origin.lineage()
+        self.state |= {key: self.origin.state[key] for key in INHERITED if key in self.origin.state}
+
+    def _take_over(self, text: str) -> None:
+        """Start at a later step with weights that bring nothing else."""
+        weights = BareWeights.of(text, self.config.model)
+        weights.check(self.lineage, math.inf if self.config.epochs else self.config.steps)
+        self.weights, self.lineage, self.first = weights, weights.lineage(), weights.steps
+        self.state |= {"steps_done": weights.steps, "train_tokens": weights.train_tokens}
+        steady = not (self.config.dynamic_sampling or self.config.hard_responses)
+        self.notes.append(weights.note(self.config.prompts_per_step, exact=steady))
+
+    @property
+    def source(self) -> Path | None:
+        """The checkpoint that fills model and optimizer: the newest of its own, or that of another run."""
+        return self.checkpoint or (self.origin.checkpoint if self.origin else None)
 
     def _look_back(self, rows: int, old: Mapping[str, Any], *, rewind: bool) -> None:
         """Stop where checkpoints are gone that were there: a kill costs what came after the last save, but a folder
@@ -162,16 +217,20 @@ class RunFolder:
         """Where the run draws its next problems. Raises InputError when the data is not what it was drawn from so far,
         as `siri.data.content` tells it. held_out: the problems of the evaluations."""
         config = self.config
-        self._content = Content.of(config.data, prompts, tokenizer, held_out)
-        before = None if self.fresh else Content.read(self.path / DATA)
+        self._content = Content.of(", ".join(config.data), prompts, tokenizer, held_out)
+        before = Content.read(self.path / DATA) if not self.fresh else None
+        if self.fresh and self.origin:
+            before = Content.read(self.origin.run / DATA)
         sampler, notes = continue_sampler(
-            self.state["sampler"] if self.checkpoint else None,
+            self.state["sampler"] if self.source else None,
             self._content,
             before,
             seed=config.seed,
             accept=config.data_changed == "accept",
         )
         self.notes += notes
+        if self.weights:
+            sampler.take(self.first * config.prompts_per_step)
         return sampler
 
     def know_model(self) -> None:
@@ -192,6 +251,8 @@ class RunFolder:
     def trained(self) -> bool:
         """No step is left, though the last evaluation may be."""
         limit = self.config.train_tokens
+        if self.config.epochs and not self._steps_known:
+            return False
         return self.start >= self.config.steps or bool(limit and self.state["train_tokens"] >= limit)
 
     def measured(self, done: int) -> list[dict[str, Any]]:
@@ -213,9 +274,12 @@ class RunFolder:
             return False  # nothing of ours: it is measured again
         return row.get("step") == done and row.get("how") == self._how()
 
-    def compute_with(self, threads: int) -> None:
-        """Keep the number of CPU threads of each rank for config.json; a note where the run had another so far."""
-        self.threads = threads
+    def compute_with(self, threads: int, *, steps: int | None = None) -> None:
+        """Keep what was settled for config.json: the number of CPU threads of each rank, with a note where the run had
+        another so far, and the steps that its epochs come to."""
+        self.threads, self.config = threads, replace(self.config, steps=steps or self.config.steps)
+        if self.weights:
+            self.weights.check(self.lineage, self.config.steps)
         if self.start and self._threads_before not in (None, threads):
             self.notes.append(
                 f"CPU threads: {threads}, so far {self._threads_before}; sums are rounded in another order, --threads "
@@ -268,7 +332,9 @@ class RunFolder:
             files.write_atomic(self.path / DATA, self._content.written())
         if self._model is not None:
             files.write_atomic(self.path / MODEL, self._model.written())
-        about = {"format": FORMAT, "recipe": self.recipe, "versions": versions(), "threads_used": self.threads}
+        about = {"format": FORMAT, "recipe": self.recipe, "versions": versions(), "made": origin()}
+        about["threads_used"] = self.threads
+        about |= {"lineage": self.lineage} if self.lineage else {}
         # last: with it, it is a run
         files.write_atomic(self.path / CONFIG, encoded(json.dumps({**about, **self.config.to_json()}, indent=1)))
         if self._rewound:
@@ -280,6 +346,7 @@ class RunFolder:
         MetricsLog(self.path / "health.jsonl").truncate(self.start)
         self.partial.truncate(keep=lambda row: self._goes_on(row, self.start))
         self.plans.truncate(self.start)
+        forget_after(self.path, self.start)
         self.notes += discard_after(self.checkpoints, self.start)
 
     def _keep_logs(self) -> None:
@@ -297,14 +364,14 @@ class RunFolder:
         if not self.fresh or self._lock is None:
             return
         if self._wrote:
-            for name in (CONFIG, DATA, MODEL, "logger_id", "wandb", "tensorboard"):
-                _try(lambda name=name: remove(self.path / name))
-            _try(self.checkpoints.rmdir)
+            for name in (CONFIG, DATA, MODEL, *LOGGERS):
+                _remove_if_possible(lambda name=name: remove(self.path / name))
+            _remove_if_possible(self.checkpoints.rmdir)
         if self._wrote or self._made:
-            _try((self.path / LOCK).unlink)
+            _remove_if_possible((self.path / LOCK).unlink)
         self.release()
         for folder in [self.path, *self._made_above] if self._made else ():
-            _try(folder.rmdir)
+            _remove_if_possible(folder.rmdir)
 
     def check_lease(self) -> None:
         """InputError where another process has taken the folder over."""
@@ -327,7 +394,7 @@ class RunFolder:
         return {**self.__dict__, "_lock": None}
 
 
-def _try(remove_it: Any) -> None:
+def _remove_if_possible(remove_it: Any) -> None:
     """Remove something, if that can be."""
     with contextlib.suppress(OSError):
         remove_it()

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ import torch.distributed as dist
 
 from siri.errors import InputError, first_line
 from siri.model.policy import Policy
-from siri.runtime.ranks import ALONE, PATIENCE, Ranks
+from siri.runtime.ranks import ALONE, PATIENCE, Arrays, Ranks
 from siri.store import checkpoint, files
-from siri.store.checkpoint import OPTIMIZER, STATE, WEIGHTS
-from siri.store.shards import Piece, moments_of, weights_of, write_pieces
+from siri.store.checkpoint import OPTIMIZER, PENDING, STATE, WEIGHTS
+from siri.store.shards import SHARD_FILE, Piece, moments_of, weights_of, write_arrays, write_pieces
 
 MAX_FAILURES = 3
 """So many saves that fail one after the other end the run."""
@@ -30,9 +31,18 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, *, keep: int, keep_every: int = 0, ranks: Ranks = ALONE, record: Path | None = None
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        ranks: Ranks = ALONE,
+        record: Path | None = None,
+        beside: Mapping[str, bytes] = MappingProxyType({}),
     ):
-        """record: a file that says after how many steps the newest save was made."""
+        """record: a file that says after how many steps the newest save was made. beside: further files of each
+        checkpoint, by their names."""
+        self.beside = beside
         self.folder, self.keep, self.keep_every, self.ranks, self.record = folder, keep, keep_every, ranks, record
         self.failures = 0
         """How many saves in a row have failed."""
@@ -52,9 +62,10 @@ class Saver:
         state: dict[str, Any],
         *,
         name: str | None = None,
+        pending: Arrays | None = None,
     ) -> Path:
         """Start to write `step_NNNNNN` after `done` steps, and a link `name` to it; waits for the save before, and for
-        the copy. `state` is JSON data of the caller's."""
+        the copy. `state` is JSON data of the caller's. pending: rollouts that are sampled ahead, on rank 0."""
         self._join()
         if any(self.ranks.gather(self._broken)):  # a connection that has failed once is of no more use
             self._group, self._broken = self._connect(), False
@@ -64,10 +75,13 @@ class Saver:
             torch.cuda.synchronize(policy.device)
         final = self.folder / f"step_{done:06d}"
         if self.ranks.main and not self._about:
-            self._about = checkpoint.about_model(policy)  # here: a tokenizer does not like two threads at once
+            self._about = {
+                **checkpoint.about_model(policy),
+                **self.beside,
+            }  # here: a tokenizer does not like two threads at once
         about = {**self._about, STATE: json.dumps({"steps_done": done, "name": name, **state}, indent=1).encode()}
         self._error = "it was cut short"
-        arguments = (final, weights, moments, about, name)
+        arguments = (final, weights, moments, about, name, pending)
         # no daemon: the interpreter waits for it however it ends. A thread that the end catches in the middle of a
         # collective aborts the process; a second signal ends it without the interpreter's doing
         self._thread = threading.Thread(target=self._work, args=arguments, name="saver")
@@ -97,10 +111,26 @@ class Saver:
         message, self._error = self._error, ""
         return message, self.failures if message else 0
 
+    def also(self, done: int, name: str) -> None:
+        """Give the checkpoint after `done` steps, which is there or under way, a further name. A failure is told by
+        `warning`."""
+        message = self.outcome()
+        if not message and self.ranks.main:
+            try:
+                checkpoint.give_name(self.folder / f"step_{done:06d}", name)
+            except OSError as error:
+                message = _cause(error)
+        if message:
+            self.warn(f"no checkpoint is called {name}: {message}")
+
     def warning(self) -> str:
         """What went wrong beside a save that was made, told once."""
         message, self._warning = self._warning, ""
         return message
+
+    def warn(self, message: str) -> None:
+        """Add a line to what `warning` will tell."""
+        self._warning = f"{self._warning}; {message}" if self._warning else message
 
     def give_up(self, message: str) -> None:
         """The end of a run that cannot save."""
@@ -108,8 +138,8 @@ class Saver:
 
     def _way_out(self) -> str:
         try:
-            found = checkpoint.checkpoints(self.folder)
-            newest = f"{found[-1].name} is there" if found else "none is there"
+            saved = checkpoint.checkpoints(self.folder)
+            newest = f"{saved[-1].name} is there" if saved else "none is there"
         except InputError:
             newest = "whether one is there cannot be seen"
         return f"{newest}; make room or make the folder writable, then --resume"
@@ -144,6 +174,7 @@ class Saver:
         moments: dict[str, Piece],
         about: dict[str, bytes],
         name: str | None,
+        pending: Arrays | None,
     ) -> None:
         """The thread. Every stage ends with all ranks knowing whether all came through it, so that none is left waiting
         in a collective for one that failed."""
@@ -157,14 +188,20 @@ class Saver:
                 for path, data in about.items():
                     files.make_folder((part / path).parent)
                     files.append(part / path, data, fsync=False)
+                if pending is not None:
+                    write_arrays(part / PENDING, pending)
 
         def write() -> None:
             for kind, pieces in ((WEIGHTS, weights), (OPTIMIZER, moments)):
                 write_pieces(part / kind, pieces, group=self._group, alone=self.ranks.size == 1)
 
         def describe() -> dict[str, Any]:
-            own = f"shard-{self.ranks.rank + 1:05d}-"  # DCP numbers its files so
-            mine = [path for path in checkpoint.files_in(part) if ("/" not in path and self.ranks.main) or own in path]
+            shard_name = SHARD_FILE.format(self.ranks.rank + 1)
+            mine = [
+                path
+                for path in checkpoint.files_in(part)
+                if ("/" not in path and self.ranks.main) or shard_name in path
+            ]
             return {path: checkpoint.describe(part, path) for path in mine}
 
         def publish() -> None:
@@ -175,10 +212,10 @@ class Saver:
         error = ""
         try:
             for stage in (prepare, write, describe, publish):
-                found, error = self._stage(stage)
+                outcomes, error = self._stage(stage)
                 if error:
                     break
-                for entries in found:
+                for entries in outcomes:
                     listing |= entries or {}
         except BaseException as fault:  # of a collective: a rank is gone, or too late for this one
             error, self._broken = _cause(fault), True
@@ -190,12 +227,23 @@ class Saver:
 
     def _tidy(self, final: Path) -> None:
         """What follows a save. Its failure does not undo the save."""
-        try:
+
+        def note() -> None:
             if self.record is not None:
                 files.write_atomic(self.record, json.dumps({"step": checkpoint.steps_done(final)}).encode())
+
+        def clear() -> None:
             checkpoint.prune(final.parent, self.keep, self.keep_every)
-        except (OSError, InputError) as error:
-            self._warning = f"older checkpoints could not be cleared away ({_cause(error)})"
+
+        record = self.record.name if self.record else ""
+        for act, what in (
+            (note, f"{record} could not be written"),
+            (clear, "older checkpoints could not be cleared away"),
+        ):
+            try:
+                act()
+            except (OSError, InputError) as error:
+                self.warn(f"{what} ({_cause(error)})")
 
     def _stage(self, stage: Callable[[], Any]) -> tuple[list[Any], str]:
         value, error = None, ""

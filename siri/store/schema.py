@@ -9,7 +9,10 @@ LARGEST = 10**15
 METRICS = {"cap", "accuracy", "reward_mean", "truncation_rate", "entropy", "train_tokens", "response_tokens"}
 METRICS |= {"response_tokens_mean", "tokens_right_mean", "tokens_wrong_mean", "repetition_rate", "zero_variance_groups"}
 METRICS |= {"backtracking_per_response", "forward_words_per_response", "lockstep_efficiency", "budget_use"}
+METRICS |= {"loss", "grad_norm", "clip_low_fraction", "clip_high_fraction", "approx_kl", "mismatch_k3", "gpu_memory"}
 METRICS |= {"tokens_per_s", "mfu", "memory_peak", "memory_predicted"}
+METRICS |= {"rollout_began_time", "rollout_ended_time", "train_began_time", "train_ended_time"}
+METRICS |= {"staleness_mean", "staleness_max", "rollout_idle_time_share", "batches_ready", "responses_unfinished"}
 """Numbers of metrics.jsonl that are drawn or counted; so is every time (NAME_s)."""
 EVALS = {"cap", "accuracy", "tokens_mean", "tokens_right_mean", "tokens_wrong_mean", "truncation_rate", "train_tokens"}
 EVALS |= {"problems", "samples"}
@@ -34,6 +37,8 @@ def row_fault(kind: str, row: Mapping[str, Any]) -> str:
         return "has no step" if "step" not in row else "its step is no count"
     if not isinstance(row.get("phase"), (str, type(None))):
         return "its phase is no text"
+    if not isinstance(row.get("turn"), (str, type(None))):
+        return "its turn is no text"
     if kind == "metrics":
         return _numbers(row, METRICS | {key for key in row if key.endswith("_s")})
     if kind == "eval":
@@ -107,6 +112,8 @@ def state_fault(state: Any, steps: int | None) -> str:
         or not all(sampler[key] < 2**63 for key in ("epoch", "cursor"))
     ):
         return "its sampler is none"
+    if not is_count(state.get("staleness", 0)):
+        return "its staleness is no count"
     streaks = state.get("health", {})
     if not isinstance(streaks, dict) or not all(map(is_count, streaks.values())):
         return "its health is none"

@@ -6,19 +6,27 @@ where it starts, and the size of the whole. The methods with underscores are DCP
 the planners look a piece's tensor up.
 """
 
+import json
 import math
+import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from siri.errors import InputError, first_line
+from siri.model.adapters import trained_parameters
 from siri.model.fsdp import is_sharded
 from siri.model.offload import MOMENTS, HostAdamW
 from siri.model.policy import Policy
 from siri.model.weight_files import places
+
+SHARD_FILE = "shard-{:05d}-model-00001-of-00001.safetensors"
+"""A rank's file, as DCP names it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,22 +77,22 @@ def piece_of(tensor: torch.Tensor, like: torch.Tensor | None = None) -> Piece:
 
 
 def weights_of(policy: Policy) -> dict[str, Piece]:
-    """The model's parameters by name; tied ones once."""
-    return {name: piece_of(parameter) for name, parameter in policy.model.named_parameters()}
+    """What is trained, by its names in files: the model's parameters, tied ones once, or an adapter."""
+    return {name: piece_of(parameter) for name, parameter in trained_parameters(policy.model)}
 
 
 def moments_of(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Piece]:
     """AdamW's state as NAME.exp_avg, NAME.exp_avg_sq and NAME.step, for the parameters that have one."""
     return {
         f"{name}.{key}": piece_of(value, parameter if key in MOMENTS else None)
-        for name, parameter in policy.model.named_parameters()
+        for name, parameter in trained_parameters(policy.model)
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def make_moments(policy: Policy, optimizer: torch.optim.Optimizer, known: set[str]) -> None:
     """Room for the state of the parameters of which `known` holds some, to be read into."""
-    for name, parameter in policy.model.named_parameters():
+    for name, parameter in trained_parameters(policy.model):
         if f"{name}.step" not in known:
             optimizer.state.pop(parameter, None)
             continue
@@ -97,14 +105,56 @@ def make_moments(policy: Policy, optimizer: torch.optim.Optimizer, known: set[st
 
 
 def write_pieces(folder: Path, pieces: dict[str, Piece], *, group: Any, alone: bool) -> None:
-    """Every rank of the process group writes what it holds to a safetensors file in `folder`, fsynced."""
+    """Every rank of the process group writes what it holds to a safetensors file in `folder`."""
     from torch.distributed import checkpoint as dcp
 
     if not pieces:
         return
     _hush()
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = _writer(folder)
     dcp.save(pieces, storage_writer=writer, planner=_planner(saving=True), process_group=group, no_dist=alone)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as one safetensors file. OSError where it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+    except SafetensorError as error:
+        raise _os_error(error) from None
+
+
+def _os_error(error: Exception) -> Exception:
+    """The system's error that safetensors' is about, a full disk, say; the error itself where there is none."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+
+
+def _writer(folder: Path) -> Any:
+    """DCP's writer of safetensors, but for how a rank's file is written. DCP's own makes one string of bytes of it and
+    holds Python's lock meanwhile, seconds for every GiB, so that a save in the background stops the step."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+    from torch.distributed import checkpoint as dcp
+    from torch.futures import Future
+
+    class Writer(dcp.HuggingFaceStorageWriter):
+        def write_data(self, plan: Any, planner: Any) -> Any:
+            tensors = {item.index.fqn: planner.resolve_data(item).contiguous() for item in plan.items}
+            offsets = {item.index.fqn: {"saved_offsets": item.tensor_data.chunk.offsets} for item in plan.items}
+            if tensors:
+                about = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
+                try:
+                    save_file(tensors, folder / SHARD_FILE.format(plan.storage_data["shard_index"]), metadata=about)
+                except SafetensorError as error:
+                    raise _os_error(error) from None
+            done: Any = Future()
+            done.set_result([])  # what a file of its own per rank needs no index of
+            return done
+
+    return Writer(str(folder), save_distributed=True)
 
 
 def read_pieces(folder: Path, pieces: dict[str, Piece]) -> None:

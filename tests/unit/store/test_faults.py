@@ -13,6 +13,7 @@ from siri.errors import InputError
 from siri.store.jsonl import MetricsLog
 from tests.support.faults import KINDS, Faults, Killed, faults
 from tests.support.little_run import contents, run
+from tests.support.torture import Long
 
 pytestmark = pytest.mark.torture
 SAMPLE = 16
@@ -38,9 +39,10 @@ def disturbed(path: Path, at: int, kind: str) -> tuple[Faults, list[str], str]:
     return plan, notes, ended
 
 
-def cases(count: int, torture: bool) -> list[tuple[int, str]]:
+def cases(count: int, long: Long) -> list[tuple[int, str]]:
     every = [(at, kind) for at in range(count) for kind in KINDS]
-    return every if torture else random.Random(7).sample(every, min(SAMPLE, len(every)))
+    wanted = long(SAMPLE, len(every))
+    return every if wanted == len(every) else random.Random(7).sample(every, wanted)
 
 
 @pytest.fixture(scope="module")
@@ -58,29 +60,29 @@ def check(path: Path, calm: dict, at: int, kind: str) -> str:
     with faults(path):
         again = run(path)
     assert again.done, f"{hint}; then {again.line}"
-    found = contents(path)
+    held = contents(path)
     if notes:  # a name may be that of the next save
-        found["names"] = calm["names"]
-        found["state"]["name"] = calm["state"]["name"]
-    assert found == calm, hint
+        held["names"] = calm["names"]
+        held["state"]["name"] = calm["state"]["name"]
+    assert held == calm, hint
     left = [each.name for each in path.rglob("*") if each.name.endswith((".tmp", ".part"))]
     assert not left or not ended, f"{hint}: {left}"
     return "killed" if ended == "killed" else "one line" if ended else "told" if notes else "went on"
 
 
-def test_every_call_of_a_fresh_run_fails_once(tmp_path, calm, torture, fault):
+def test_every_call_of_a_fresh_run_fails_once(tmp_path, calm, long, fault):
     with faults(tmp_path / "count") as plan:
         assert run(tmp_path / "count").done
     assert len(plan.calls) > 100
     ends = []
-    for number, (at, kind) in enumerate(cases(len(plan.calls), torture)):
+    for number, (at, kind) in enumerate(cases(len(plan.calls), long)):
         ends.append(check(tmp_path / f"run_{number}", calm, at, kind))
         shutil.rmtree(tmp_path / f"run_{number}")
     told = ", ".join(f"{ends.count(end)} {end}" for end in sorted(set(ends)))
     fault("every system call of a run fails once", f"{len(ends)}", f"{told}; resumed as the undisturbed one")
 
 
-def test_every_call_of_a_run_that_continues_fails_once(tmp_path, calm, torture, fault):
+def test_every_call_of_a_run_that_continues_fails_once(tmp_path, calm, long, fault):
     """Its newest checkpoint is damaged, and a kill has left halves behind."""
     begun = tmp_path / "begun"
     disturbed(begun, at_call(tmp_path, "rename", "step_000003.part"), "kill")
@@ -92,7 +94,7 @@ def test_every_call_of_a_run_that_continues_fails_once(tmp_path, calm, torture, 
         outcome = run(whole)
     assert outcome.done and any("damaged" in note for note in outcome.notes), outcome
     ends = []
-    for number, (at, kind) in enumerate(cases(len(plan.calls), torture)):
+    for number, (at, kind) in enumerate(cases(len(plan.calls), long)):
         path = Path(shutil.copytree(begun, tmp_path / f"run_{number}", symlinks=True))
         ends.append(check(path, calm, at, kind))
         assert list((path / "checkpoints").glob("step_000002.damaged*/state.json")), "deleted"
@@ -131,5 +133,5 @@ def test_every_call_of_a_studys_results_fails_once(tmp_path):
                 except Killed:
                     pass
             go_on(folder / "results.jsonl")
-            found = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-            assert found == rows, (at, kind)
+            held = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+            assert held == rows, (at, kind)

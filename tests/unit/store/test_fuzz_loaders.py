@@ -122,12 +122,12 @@ def test_known_tricks(name, data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(fuzz_targets.TARGETS))
-def test_coverage_guided(name, torture, fault):
+def test_coverage_guided(name, torture, long, fault):
     """Ten minutes over all targets in the long form; a few seconds of one of them otherwise."""
     pytest.importorskip("atheris", reason="the coverage-guided fuzzer is an extra: pip install -e '.[torture]'")
     if not torture and name != "jsonl":
         pytest.skip("only in make torture")
-    seconds = 600 // len(fuzz_targets.TARGETS) if torture else 5
+    seconds = long(5, 600 // len(fuzz_targets.TARGETS))
     run = subprocess.run(
         [sys.executable, "-m", "tests.support.fuzz_targets", name, str(seconds)],
         capture_output=True,

@@ -15,13 +15,14 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 
 from siri import cli
 from siri.errors import InputError
 from siri.model.fsdp import full, shard
 from siri.model.offload import HostAdamW
 from siri.runtime.ranks import ALONE, Ranks, leave_ranks
-from siri.store import saver
+from siri.store import saver, shards
 from siri.store.checkpoint import checkpoints, discard_after, newest_good, restore, verify
 from siri.store.saver import MAX_FAILURES, Saver
 from tests.runs.test_distributed import join, spawn
@@ -143,6 +144,55 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def longest_pause(writer: Saver, before: int) -> float:
+    """Of a thread that wants to go on every half millisecond, while the saver's is under way, seconds."""
+    longest, last = 0.0, time.perf_counter()
+    while threading.active_count() > before:
+        time.sleep(0.0005)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    writer.wait()
+    return longest
+
+
+@pytest.mark.quiet
+def test_a_step_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """DCP's own writer holds Python's lock for as long as it takes to make one string of a rank's file."""
+    from torch.distributed import checkpoint as dcp
+
+    policy = tiny_policy(vocab_size=97, hidden_size=40)
+    policy.model.register_parameter("large", torch.nn.Parameter(torch.zeros(2**26)))  # 256 MB
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
+    pauses = []
+    for by_dcp in (False, True):
+        with monkeypatch.context() as patch:
+            if by_dcp:
+                patch.setattr(
+                    shards, "_writer", lambda path: dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
+                )
+            writer, before = Saver(tmp_path / str(by_dcp), keep=1), threading.active_count()
+            writer.save(1, policy, optimizer, {"train_tokens": 0})
+            pauses.append(longest_pause(writer, before))
+    assert pauses[0] < pauses[1] / 4, f"{pauses[0]:.3f} s, and {pauses[1]:.3f} s as DCP writes it"
+
+
+def test_a_file_is_what_dcp_would_write(tmp_path, subject):
+    from torch.distributed import checkpoint as dcp
+
+    pieces = shards.weights_of(subject[0])
+    shards.write_pieces(tmp_path / "ours", pieces, group=None, alone=True)
+    with patch.object(shards, "_writer", lambda path: dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)):
+        shards.write_pieces(tmp_path / "theirs", pieces, group=None, alone=True)
+    (ours,), (theirs,) = (list((tmp_path / name).iterdir()) for name in ("ours", "theirs"))
+    assert ours.name == theirs.name
+    headers = []
+    for path in (ours, theirs):
+        with safe_open(path, framework="pt") as file:
+            headers.append(({name: file.get_tensor(name) for name in file.keys()}, file.metadata()))  # noqa: SIM118
+    assert headers[0][1] == headers[1][1] and headers[0][0].keys() == headers[1][0].keys()
+    assert all(torch.equal(tensor, headers[1][0][name]) for name, tensor in headers[0][0].items())
+
+
 def test_the_disk_is_full(tmp_path, subject, fault):
     needed = size_of(save_now(tmp_path / "elsewhere", 1, *subject, {}))
     with small_disk(tmp_path / "disk", f"{int(1.7 * needed) // 1024 + 40}k"):
@@ -211,12 +261,12 @@ def worker(rank: int, world: int, port: int, results, folder: Path) -> None:
             for optimizer_class in (torch.optim.AdamW, HostAdamW)[: 2 - number]:
                 other, fresh = trained(ranks=ranks, steps=1, seed=5, optimizer_class=optimizer_class)
                 restore(source / "step_000002", other, fresh, ranks=ranks)
-                for own, theirs in zip(policy.model.parameters(), other.model.parameters(), strict=True):
-                    assert torch.equal(full(own), full(theirs)), (size, source)
+                for parameter, restored in zip(policy.model.parameters(), other.model.parameters(), strict=True):
+                    assert torch.equal(full(parameter), full(restored)), (size, source)
                 if optimizer_class is torch.optim.AdamW:
-                    for own, theirs in zip(policy.model.parameters(), other.model.parameters(), strict=True):
-                        for key, value in optimizer.state[own].items():
-                            assert torch.equal(full(value), full(fresh.state[theirs][key])), (size, source, key)
+                    for parameter, restored in zip(policy.model.parameters(), other.model.parameters(), strict=True):
+                        for key, value in optimizer.state[parameter].items():
+                            assert torch.equal(full(value), full(fresh.state[restored][key])), (size, source, key)
     # one rank cannot write: all hear of it, none waits, and the next save works
     policy, optimizer = trained(ranks=everybody)
     for victim, stage in ((2, "write_pieces"), (0, "write_pieces"), (3, "describe"), (0, "finish")):
@@ -233,7 +283,7 @@ def worker(rank: int, world: int, port: int, results, folder: Path) -> None:
         ):
             stuck = contextlib.nullcontext()
             if rank == victim and stage == "write_pieces":  # inside DCP, where the others are waiting
-                stuck = patch("torch.distributed.checkpoint.filesystem.FileSystemWriter._write_data", fails)
+                stuck = patch("safetensors.torch.save_file", fails)
             with stuck:
                 writer.save(1, policy, optimizer, {"train_tokens": 0})
                 with contextlib.suppress(InputError):
@@ -259,9 +309,12 @@ def test_any_number_of_ranks_writes_what_any_other_reads(tmp_path, fault):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in held.items()), size
     fresh, fresh_optimizer = trained(steps=1, seed=5)
     restore(tmp_path / "by_3" / "step_000002", fresh, fresh_optimizer)
-    for one, two in zip(policy.model.parameters(), fresh.model.parameters(), strict=True):
-        assert torch.equal(one, two)
-        assert all(torch.equal(value, fresh_optimizer.state[two][key]) for key, value in optimizer.state[one].items())
+    for parameter, restored in zip(policy.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(parameter, restored)
+        assert all(
+            torch.equal(value, fresh_optimizer.state[restored][key])
+            for key, value in optimizer.state[parameter].items()
+        )
     fault("one of 4 ranks cannot write", "4", "all ranks hear of it, none hangs, the next save works")
 
 
