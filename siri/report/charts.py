@@ -27,7 +27,7 @@ LIGHT = {
     "muted": "#68717d",
     "ink": "#1f2730",
     "low": "#0a6ebd",
-    "high": "#d55e0f",
+    "high": "#b94c05",
 }
 DARK = {
     "paper": "#15191e",
@@ -139,7 +139,7 @@ def training_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
     """Length and cap, accuracy, truncation and entropy over the steps; compression shaded, evaluations as points."""
     from matplotlib.figure import Figure
 
-    rows = run.metrics
+    rows, others = run.metrics, run.beside[1].metrics if run.beside else []
     if not rows:
         return None
     checks = effects(run.evals, every=True)
@@ -173,7 +173,7 @@ def training_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
     for axes, (title, _, key, name, eval_key, is_percent) in zip(all_axes, panels, strict=True):
         scale = 100 if is_percent else 1
         axes.set_title(title)
-        _shade(axes, rows)
+        shade(axes, rows)
         labels = []
         if eval_key == "tokens":
             caps = _column(rows, "cap")
@@ -186,6 +186,8 @@ def training_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
         if window > 1:
             axes.plot(steps, values, color=LIGHT["faint"], lw=0.7)
         axes.plot(steps, smooth, color=LIGHT["ink"], lw=1.6, **dot)
+        beside = smoothed([scale * value for value in _column(others, key)])[0]
+        axes.plot(_column(others, "step"), beside, color=LIGHT["muted"], lw=1.2, dashes=(1, 1.2))
         labels.append((next((v for v in reversed(smooth) if not math.isnan(v)), math.nan), name, "ink"))
         points = [row for row in checks if eval_key and getattr(row, eval_key) is not None]
         for row in points:
@@ -194,16 +196,17 @@ def training_chart(run: RunRecord, *, narrow: bool = False) -> "Figure | None":
             labels.append((scale * getattr(points[-1], eval_key), "evaluated", "muted"))
         _limits(axes, is_percent, from_zero=key != "accuracy")
         _name_lines(axes, [label for label in labels if label[1] and not math.isnan(label[0])])
-    last = max([steps[-1] + 1, *(row.step for row in checks)])
+    last = max([steps[-1] + 1, *(row.step for row in checks), *(row["step"] + 1 for row in others)])
     all_axes[0].set_xlim(min(0, steps[0]), last)
-    _step_ticks(all_axes[-1], run, last, narrow)
-    _name_phases(all_axes[0], rows)
+    step_ticks(all_axes[-1], run, last, narrow)
+    _name_phases(all_axes[0], rows, narrow=narrow)
     all_axes[-1].set_xlabel("training step" + (f" (bold: mean over {window} steps)" if window > 1 else ""), loc="left")
     _legend(figure, [row.name for row in checks], narrow)
     return figure
 
 
-def _shade(axes: "Axes", rows: Sequence[dict]) -> None:
+def shade(axes: "Axes", rows: Sequence[dict]) -> None:
+    """Colour the steps of compression."""
     for phase, start, end in _phases(rows):
         if phase == "compression":
             axes.axvspan(start, end, color=LIGHT["shade"], lw=0, zorder=0)
@@ -218,7 +221,7 @@ def _phases(rows: Sequence[dict]) -> list[tuple[str | None, int, int]]:
     return spans
 
 
-def _name_phases(axes: "Axes", rows: Sequence[dict]) -> None:
+def _name_phases(axes: "Axes", rows: Sequence[dict], *, narrow: bool) -> None:
     """The word for each phase at the top of its span, the first time that the span is wide enough for it."""
     spans = _phases(rows)
     if {phase for phase, _, _ in spans} <= {"expansion", None}:
@@ -239,7 +242,7 @@ def _name_phases(axes: "Axes", rows: Sequence[dict]) -> None:
                 size=8.5,
                 color=LIGHT["low" if phase == "compression" else "high"],
             )
-    if "compression" not in named:
+    if "compression" not in named and not narrow:  # a phone has no room beside the title; the note below says it
         axes.set_title("shaded: compression", loc="right", size=8.5, color=LIGHT["low"], weight="normal")
 
 
@@ -289,7 +292,7 @@ def _limits(axes: "Axes", is_percent: bool, from_zero: bool) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
 
 
-def _step_ticks(axes: "Axes", run: RunRecord, last: float, narrow: bool) -> None:
+def step_ticks(axes: "Axes", run: RunRecord, last: float, narrow: bool) -> None:
     """Ticks where the phases change, if there are few enough of them to read."""
     from matplotlib.ticker import MaxNLocator
 

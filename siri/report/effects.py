@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from siri.report.format import MISSING, compact, percent, tokens
+from siri.report.format import MISSING, compact, percent, points, tokens
 from siri.store.jsonl import efficiency_score
 from siri.text import printable
 
@@ -20,6 +20,8 @@ class Effect:
     accuracy: float | None
     accuracy_change: float | None
     """accuracy / base accuracy - 1."""
+    points: float | None
+    """accuracy - base accuracy, a share."""
     tokens: float | None
     """Mean response tokens."""
     tokens_change: float | None
@@ -70,6 +72,7 @@ def _effect(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Effect:
         cap=row.get("cap"),
         accuracy=row.get("accuracy"),
         accuracy_change=accuracy_change,
+        points=row["accuracy"] - base["accuracy"] if base is not None and accuracy_change is not None else None,
         tokens=row.get("tokens_mean"),
         tokens_change=tokens_change,
         truncation_rate=row.get("truncation_rate"),
@@ -108,8 +111,7 @@ def verdict(rows: list[Effect]) -> str:
         where = f"{row.name} (step {row.step})"
         if row.accuracy_change is not None and row.tokens_change is not None:
             parts.append(
-                f"{where}: accuracy {percent(row.accuracy_change, signed=True)}, "
-                f"tokens {percent(row.tokens_change, signed=True)}"
+                f"{where}: accuracy {points(row.points)} points, tokens {percent(row.tokens_change, signed=True)}"
             )
         else:
             parts.append(f"{where}: accuracy {percent(row.accuracy)} at {tokens(row.tokens)} tokens")
@@ -120,7 +122,7 @@ def verdict(rows: list[Effect]) -> str:
     return opening + "; ".join(parts) + "."
 
 
-HEADINGS = ("checkpoint", "step", "accuracy", "vs base", "tokens", "vs base", "truncated", "trained\non", "score")
+HEADINGS = ("checkpoint", "step", "accuracy", "points", "tokens", "vs base", "truncated", "trained\non", "score")
 
 
 def effect_cells(row: Effect) -> tuple[str, ...]:
@@ -129,7 +131,7 @@ def effect_cells(row: Effect) -> tuple[str, ...]:
         row.name,
         str(row.step),
         percent(row.accuracy),
-        percent(row.accuracy_change, signed=True),
+        points(row.points),
         tokens(row.tokens),
         percent(row.tokens_change, signed=True),
         percent(row.truncation_rate),

@@ -8,6 +8,11 @@ def percent(share: float | None, *, signed: bool = False) -> str:
     return MISSING if share is None else f"{100 * share:{'+' if signed else ''}.1f}%"
 
 
+def points(share: float | None) -> str:
+    """A difference of two shares in percentage points: 0.126 -> "+12.6"."""
+    return MISSING if share is None else f"{100 * share:+.1f}"
+
+
 def tokens(count: float | None) -> str:
     """A mean number of tokens: "19.4", "7,093"."""
     return MISSING if count is None else f"{count:.1f}" if count < 1000 else f"{count:,.0f}"

@@ -10,17 +10,22 @@ from statistics import fmean, median
 from typing import Any
 
 from siri.report.effects import HEADINGS, Effect, caption, effect_cells, effects, verdict
-from siri.report.format import compact, duration, percent, tokens
+from siri.report.format import compact, duration, percent, points, tokens
+from siri.report.lineage import lineage_text
 from siri.report.step_charts import chosen_plans, parts_of
+from siri.report.timeline import timeline_alt, timeline_note
+from siri.report.update_chart import clipped
 from siri.store.jsonl import RunRecord
 
 MINUS = "\N{MINUS SIGN}"
 FACTS = (
     *("recipe", "model", "data", "schedule", "stages", "l_max", "l_min", "cycle", "steps", "prompts_per_step"),
     *("group_size", "mini_batch_prompts", "lr", "temperature", "loss", "aggregation", "clip_low", "clip_high"),
-    *("rollout", "reward", "seed"),
+    *("rollout", "staleness", "reward", "seed"),
 )
 """Keys of config.json that the page shows at once, where the run has them; the rest folds out."""
+IN_TURN = ("staleness", 0)
+"""Goes without saying."""
 TIME_NOTE = (
     "Shares are of all time shown. Grading is taken out of the rollout that it is part of; a checkpoint counts in the "
     "step after it; evaluations are left out. Predicted: from the plan's cost, at the rate of the earlier steps."
@@ -29,6 +34,14 @@ PACKING_NOTE = (
     "How the sequences of a step were packed: each bar is what one rank runs in one micro-step (numbered), as wide as "
     "its cost, cut into its sequences where they are few; behind it the rank waits for the slowest. A dark line is an "
     "optimizer step."
+)
+UPDATES_NOTE = (
+    "KL: of the policy, after the earlier optimizer steps of its batch, to the one that sampled; and, where they "
+    "differ, of the rollout engine's log-probs to the trainer's of the same weights."
+)
+FRONT_NOTE = (
+    "An arrow leads from each evaluation to the next, in the colour of the phase between them: blue compression, "
+    "orange expansion. Filled: no other evaluation is as short and as accurate."
 )
 
 Facts = list[tuple[str, str]]
@@ -94,27 +107,39 @@ class Page:
     """What the tiles compare; without tiles, the run's result in words."""
     training: Picture | None
     pareto: Picture | None
+    front: Picture | None
+    updates: Picture | None
     time: Picture | None
     packing: Picture | None
+    timeline: Picture | None
+    """Who waits for whom, of a run that samples ahead."""
     effects: Table | None
     evaluated_at: str
     all_effects: Table | None
     """With the routine evaluations, if there are any."""
     benchmarks: Table | None
     phases: Table | None
-    lag: int | None
+    turns: Table | None
+    """Where a cap that finds its own way turned, and why."""
+    swing: str
     """Steps by which the response length follows the cap."""
     efficiency: Facts
     settings: Facts
+    origin: Facts
+    """Commit, host and time."""
     versions: Facts
     whole_config: str
+    beside: tuple[str, Table] | None
+    """Another run: its name and its evaluations."""
+    samples: str
+    """File of the page of responses, if there is one."""
 
 
-def page_of(run: RunRecord, charts: Mapping[str, tuple[bytes, bytes]], *, title: str) -> Page:
+def page_of(run: RunRecord, charts: Mapping[str, tuple[bytes, bytes]], *, title: str, samples: str = "") -> Page:
     """The page of a run; `charts` maps the names of its charts to their SVGs for wide and for narrow windows."""
     rows, every = effects(run.evals), effects(run.evals, every=True)
     tiles, achieved = _tiles(rows)
-    phases, lag = _dynamics(run)
+    phases, swing = _dynamics(run)
 
     def picture(name: str, alt: str, note: str) -> Picture | None:
         if name not in charts:
@@ -124,32 +149,42 @@ def page_of(run: RunRecord, charts: Mapping[str, tuple[bytes, bytes]], *, title:
 
     return Page(
         title=title,
-        subtitle=_subtitle(run),
+        subtitle=subtitle(run),
         tiles=tiles,
         achieved=achieved,
         training=picture("training", _training_alt(run), _training_note(run)),
         pareto=picture("pareto", f"Accuracy against mean response tokens. {verdict(rows)}", _pareto_note(rows)),
+        front=picture("front", _front_alt(run), FRONT_NOTE),
+        updates=picture("updates", _updates_alt(run), UPDATES_NOTE),
         time=picture("time", _time_alt(run), TIME_NOTE),
         packing=picture("packing", _packing_alt(run), PACKING_NOTE),
+        timeline=picture("timeline", timeline_alt(run), timeline_note(run)),
         effects=_effects_table(rows) if rows else None,
         evaluated_at=caption(rows, {}).capitalize(),
         all_effects=_effects_table(every) if len(every) > len(rows) else None,
         benchmarks=_benchmark_table(rows, run),
         phases=phases,
-        lag=lag,
+        turns=_turns(run),
+        swing=swing,
         efficiency=_efficiency(run),
-        settings=[(key, _text(run.config[key])) for key in FACTS if _given(run.config.get(key))],
+        settings=_settings(run.config),
+        origin=_origin(run.config),
         versions=[(str(name), _text(version)) for name, version in _versions(run.config).items()],
         whole_config=json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
+        beside=(run.beside[0], _effects_table(effects(run.beside[1].evals))) if run.beside else None,
+        samples=samples,
     )
 
 
-def _subtitle(run: RunRecord) -> str:
+def subtitle(run: RunRecord) -> str:
+    """A line on what is trained, under which caps, and how far it is."""
     config = run.config
-    parts = [str(config[key]) for key in ("model", "data") if config.get(key)]
+    parts = [_listed(config[key]) for key in ("model", "data") if config.get(key)]
     kind, high, low = (config.get(key) for key in ("schedule", "l_max", "l_min"))
     if kind == "constant" and high:
         parts.append(f"constant cap of {high:,} tokens")
+    elif kind == "auto" and high:
+        parts.append(f"a cap that finds its own way below {high:,} tokens")
     elif kind == "steps" and config.get("stages"):
         parts.append("caps by stages")
     elif kind and high and low and config.get("cycle"):
@@ -173,10 +208,10 @@ def _tiles(rows: list[Effect]) -> tuple[list[Tile], str]:
         compared = base and row.accuracy_change is not None and row.tokens_change is not None
         figures = []
         for word, now, change, before, show in (
-            ("accuracy", row.accuracy, row.accuracy_change, base and base.accuracy, percent),
-            ("tokens", row.tokens, row.tokens_change, base and base.tokens, tokens),
+            ("accuracy", row.accuracy, f"{points(row.points)} points", base and base.accuracy, percent),
+            ("tokens", row.tokens, percent(row.tokens_change, signed=True), base and base.tokens, tokens),
         ):
-            large = percent(change, signed=True) if compared else show(now)
+            large = change if compared else show(now)
             small = f"{word} {show(before)} → {show(now)}" if compared else word
             figures.append(Figure(large.replace("-", MINUS), small))
         tiles.append(Tile(kind, row.name, row.step, figures))
@@ -227,6 +262,8 @@ def _training_note(run: RunRecord) -> str:
     if any(row.get("phase") == "compression" for row in run.metrics):
         notes.append("Shaded: compression, where the cap on the response length falls; between: expansion.")
     notes.append("Curves show the rollouts that the model is trained on, sampled under the cap of their step.")
+    if run.beside:
+        notes.append(f"Dotted: {run.beside[0]}, over the same steps.")
     if run.evals:
         notes.append("Points are evaluations, all under their own cap.")
     return " ".join(notes)
@@ -238,6 +275,22 @@ def _pareto_note(rows: list[Effect]) -> str:
         cycle = "Low k and high k are the checkpoints at the end of the compression and of the expansion of cycle k."
         return f"{cycle} {note}"
     return note
+
+
+def _front_alt(run: RunRecord) -> str:
+    return f"Accuracy against mean response tokens of all {len(run.evals)} evaluations, in order, coloured by phase."
+
+
+def _updates_alt(run: RunRecord) -> str:
+    newest = run.metrics[-1] if run.metrics else {}
+    words = (("loss", newest.get("loss")), ("gradient norm", newest.get("grad_norm")), ("clipped", clipped(newest)))
+    told = ", ".join(f"{word} {value:.3g}" for word, value in words if value is not None)
+    return f"Curves over {len(run.metrics)} updates; at the last step {told or 'no figure'}."
+
+
+def _turns(run: RunRecord) -> Table | None:
+    lines = [(f"step {row['step'] + 1}", row["turn"]) for row in run.metrics if row.get("turn")]
+    return _table(("turn", "why"), lines) if lines else None
 
 
 def _time_alt(run: RunRecord) -> str:
@@ -258,17 +311,18 @@ def _packing_alt(run: RunRecord) -> str:
     return f"Ranks by micro-steps; {'; '.join(says)}."
 
 
-def _dynamics(run: RunRecord) -> tuple[Table | None, int | None]:
-    """What section 4 of the paper looks at, by phase and cycle, and the lag of the response length behind the cap;
-    None for a run whose cap does not go up and down."""
-    from siri.report.phases import length_lag, phase_cells
+def _dynamics(run: RunRecord) -> tuple[Table | None, str]:
+    """What section 4 of the paper looks at, by phase and cycle, and how the response length answers the cap; None for a
+    run whose cap does not go up and down, and nothing of too few cycles."""
+    from siri.report.phases import phase_cells
+    from siri.report.swing import swing_of_run
 
     headings, lines = phase_cells(run.metrics)
     if len(lines) < 2:
-        return None, None
+        return None, ""
     rows = [row for row in run.metrics if row.get("cap") is not None]
-    lag = length_lag([row["cap"] for row in rows], [row.get("response_tokens_mean") for row in rows])
-    return _table(headings, lines), lag
+    swing = swing_of_run([row["cap"] for row in rows], [row.get("response_tokens_mean") for row in rows])
+    return _table(headings, lines), swing.text() if swing else ""
 
 
 def _efficiency(run: RunRecord) -> Facts:
@@ -316,8 +370,25 @@ def _versions(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return versions if isinstance(versions, Mapping) else {}
 
 
+def _origin(config: Mapping[str, Any]) -> Facts:
+    """Where the run was started, or last continued; nothing of runs of older versions."""
+    made = config.get("made")
+    return [(str(key), _text(value)) for key, value in made.items()] if isinstance(made, Mapping) else []
+
+
+def _settings(config: Mapping[str, Any]) -> Facts:
+    """What the page shows at once of the settings, after the run that this one starts from."""
+    lineage = lineage_text(config.get("lineage"))
+    facts = [(key, _text(config[key])) for key in FACTS if _given(config.get(key)) and (key, config[key]) != IN_TURN]
+    return [("starts from", lineage), *facts] if lineage else facts
+
+
 def _given(value: Any) -> bool:
     return value is not None and value != [] and value != ""
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _text(value: Any) -> str:

@@ -173,10 +173,10 @@ def _draw_plan(axes: "Axes", plan: dict, narrow: bool) -> None:
     axes.set_yticks(range(0, ranks, -(-ranks // 8)))
     axes.set_ylabel("rank")
     cost = f"cost, {unit}FLOP" if narrow else f"cost of the slowest rank, {unit}FLOP of a forward pass"
-    axes.set_xlabel(f"{cost}{_took(plan)}", loc="left")
+    axes.set_xlabel(f"{cost}{_duration_note(plan)}", loc="left")
 
 
-def _took(plan: dict) -> str:
+def _duration_note(plan: dict) -> str:
     seconds, predicted = plan.get("seconds"), plan.get("predicted")
     if not seconds:
         return ""

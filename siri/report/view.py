@@ -1,17 +1,28 @@
 """What a person sees of a run: the display while it trains, the report and the table at its end."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from siri.report.html import write_report
-from siri.report.terminal import TrainProgress, print_closing
+from siri.report.progress import TrainProgress
+from siri.report.terminal import print_closing
 
 
 class TerminalView:
     """The view of `siri train` and `siri study`; what `siri.train.view.View` asks for."""
 
-    def progress(self, steps: int, start: int, quiet: bool) -> TrainProgress:
+    def progress(
+        self,
+        steps: int,
+        start: int,
+        quiet: bool,
+        *,
+        cap: Callable[[int], int],
+        evaluations: Callable[[int], int],
+        log: Path | None,
+    ) -> TrainProgress:
         """The display of a run of `steps` steps, `start` of which are done."""
-        return TrainProgress(steps, start, quiet)
+        return TrainProgress(steps, start, quiet, cap=cap, evaluations=evaluations, log=log)
 
     def write_report(self, folder: Path) -> None:
         """Draw report.html and the pictures of a run folder."""

@@ -7,7 +7,8 @@ from rich.console import Console
 from siri.errors import InputError
 from siri.report.effects import effect_cells, effects, verdict
 from siri.report.format import compact, duration, percent, tokens
-from siri.report.terminal import TrainProgress, closing_table, print_closing
+from siri.report.progress import TrainProgress
+from siri.report.terminal import closing_table, print_closing
 from siri.store.jsonl import read_run
 from tests.support.synthetic_run import make_run
 
@@ -210,15 +211,15 @@ def test_no_change_is_claimed_across_caps_or_from_nothing():
 
 def test_verdict_states_the_figures():
     assert verdict(effects(CYCLE)) == (
-        "Against base at cap 96: siri-low-1 (step 20): accuracy +50.0%, tokens -50.0%; "
-        "siri-high-1 (step 40): accuracy +60.0%, tokens -25.0%."
+        "Against base at cap 96: siri-low-1 (step 20): accuracy +25.0 points, tokens -50.0%; "
+        "siri-high-1 (step 40): accuracy +30.0 points, tokens -25.0%."
     )
     assert verdict(effects(CYCLE[1:])) == (
         "No base evaluation to compare with. siri-low-1 (step 20): accuracy 75.0% at 20.0 tokens; "
         "siri-high-1 (step 40): accuracy 80.0% at 30.0 tokens."
     )
     assert verdict(effects([CYCLE[0], evaluation(30, "step-30", 0.6, 30.0), evaluation(60, "final", 0.7, 20.0)])) == (
-        "Against base at cap 96: final (step 60): accuracy +40.0%, tokens -50.0%."
+        "Against base at cap 96: final (step 60): accuracy +20.0 points, tokens -50.0%."
     )
     assert verdict(effects([CYCLE[0]])) == "No evaluation after training yet."
     assert verdict(effects([])) == "No evaluation yet."

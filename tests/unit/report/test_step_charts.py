@@ -32,7 +32,7 @@ def drawn(chart, run, narrow=False):
 
 def edges_over(shape, x):
     """Where the lower and the upper edge of an area are at x."""
-    ends = [(one, two) for path in shape.get_paths() for one, two in pairwise(path.vertices)]
+    ends = [(start, end) for path in shape.get_paths() for start, end in pairwise(path.vertices)]
     heights = {round(y, 9) for (x0, y), (x1, y1) in ends if y == y1 and min(x0, x1) < x < max(x0, x1)}
     return min(heights), max(heights)
 
@@ -108,7 +108,7 @@ def test_bars_are_what_the_ranks_run(run, narrow):
         assert axes.get_xlim() == pytest.approx((0, left)), "the axis ends with the slowest rank"
         cuts = [shape for shape in axes.collections if not len(shape.get_facecolor())]
         count = sum(len(shape.get_segments()) for shape in cuts)
-        assert count == sum(len(one) - 1 for row in plan["lengths"] for one in row), "a cut between two sequences"
+        assert count == sum(len(bin_) - 1 for row in plan["lengths"] for bin_ in row), "a cut between two sequences"
         assert plan["phase"] in axes.get_title(loc="left")
         assert f"efficiency {100 * plan['lockstep_efficiency']:.1f}%" in axes.get_title(loc="left")
         for text in (axes.xaxis.label, axes.title, *axes.texts):
