@@ -7,7 +7,6 @@ first use.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from siri.report.charts import LIGHT
@@ -23,10 +22,8 @@ BAND = 0.22
 
 
 def oscillates(runs: Sequence[Curve]) -> bool:
-    """Whether the cap of these runs goes up and down again."""
-    caps = [cap for cap in runs[0].steps.get("cap", []) if cap is not None]
-    changes = [later - cap for cap, later in pairwise(caps)]
-    return bool(changes) and max(changes) > 0 > min(changes)
+    """Whether the cap of these runs goes up and down by its schedule, however early they ended."""
+    return "compression" in runs[0].steps.get("phase", [])
 
 
 def _colour(runs: Sequence[Curve]) -> str:
@@ -84,11 +81,14 @@ def pareto_chart(curves: Sequence[Curve], *, narrow: bool = False) -> "Figure | 
     axes.set_xlabel("mean response tokens")
     axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 8))
     axes.yaxis.set_major_locator(MaxNLocator(6))
+    bottom, top = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= min(top, 100)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
-    seeds = len({curve.seed for curve in curves})
+    counts = sorted({len(runs) for runs in arms.values()})
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     kinds = (("cap oscillates", "low"), ("cap does not", "high"))
     handles = [Line2D([], [], ls="", marker="o", ms=4.5, color=LIGHT[key], label=label) for label, key in kinds]
-    _legend(figure, handles, f"last step, mean and 95 % interval of {seeds} seeds")
+    _legend(figure, handles, f"last step, mean and 95 % interval of {seeds} seed{'s' * (seeds != '1')}")
     return figure
 
 
@@ -162,6 +162,7 @@ def _grid(curves: Sequence[Curve], along: str, narrow: bool) -> "Figure | None":
         if along == "train_tokens":
             below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g} K"))
         above.yaxis.set_major_locator(MaxNLocator(4))
+        above.set_ylim(top=min(above.get_ylim()[1], 104))
         above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
         below.yaxis.set_major_locator(MaxNLocator(4))
     assert below is not None  # there is an arm

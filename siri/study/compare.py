@@ -11,7 +11,6 @@ The figures of a run come from its evaluations, all made at the same cap:
 A mean over seeds has a t-interval (Student); a difference to the reference arm is taken seed by seed.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Any
 
 from siri.config import Config
 from siri.errors import InputError
+from siri.intervals import half_width
 from siri.store.jsonl import efficiency_score, read_run
 from siri.text import printable
 
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
-T_95 += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
-"""Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom."""
+APART = ("seed", "versions", "format", "made")
+"""Keys of config.json in which runs of one arm may differ."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,23 @@ class Estimate:
     count: int
     """Seeds that have a figure."""
 
-    def text(self, scale: float = 1, *, digits: int = 1, signed: bool = False, of: int = 0) -> str:
+    def text(self, scale: float = 1, *, digits: int = 1, signed: bool = False, total: int = 0) -> str:
         """`mean ± half`, with how many of the `of` seeds have a figure where some have none."""
         if self.mean is None:
             return "-"
         shown = f"{self.mean * scale:{'+' if signed else ''}.{digits}f}"
         if self.half is not None:
             shown += f" ± {self.half * scale:.{digits}f}"
-        return shown + (f" ({self.count} of {of})" if self.count < of else "")
+        return shown + (f" ({self.count} of {total})" if self.count < total else "")
 
 
 def estimate(values: Sequence[float | None]) -> Estimate:
     """Mean and 95 % t-interval of the values that are there."""
-    found = [value for value in values if value is not None]
-    n = len(found)
+    known = [value for value in values if value is not None]
+    n = len(known)
     if n < 2:
-        return Estimate(found[0] if found else None, None, n)
-    mean = sum(found) / n
-    variance = sum((value - mean) ** 2 for value in found) / (n - 1)
-    quantile = T_95[n - 2] if n - 2 < len(T_95) else 1.96 + 2.4 / (n - 1)
-    return Estimate(mean, quantile * math.sqrt(variance / n), n)
+        return Estimate(known[0] if known else None, None, n)
+    return Estimate(sum(known) / n, half_width(known), n)
 
 
 def accuracy_within(curve: Curve, tokens: float) -> float | None:
@@ -176,11 +172,13 @@ def compare_arms(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, 
     reference = reference or next(iter(arms))
     if reference not in arms:
         raise InputError(f"reference {reference!r} has no finished run; there are {', '.join(arms)}")
-    own = arms[reference]
-    finals = {curve.seed: curve.last["accuracy"] for curve in own}
+    reference_curves = arms[reference]
+    finals = {curve.seed: curve.last["accuracy"] for curve in reference_curves}
     shared = shared_steps(curves)
     keys = ("tokens_mean", "accuracy", "train_tokens")
-    levels = Levels(reference, *(sum(curve.last[key] for curve in own) / len(own) for key in keys))
+    levels = Levels(
+        reference, *(sum(curve.last[key] for curve in reference_curves) / len(reference_curves) for key in keys)
+    )
     rows = []
     for arm, runs in arms.items():
         differences = [run.last["accuracy"] - finals[run.seed] for run in runs if run.seed in finals]
@@ -206,12 +204,23 @@ def compare_arms(curves: Sequence[Curve], reference: str = "") -> tuple[Levels, 
 # --- runs at hand ---
 
 
+def phases_of(caps: Sequence[int]) -> list[str]:
+    """Phases of a cap that found its own way: compression from where it falls to where it rises again."""
+    phases: list[str] = []
+    for cap, before in zip(caps, [caps[0], *caps[:-1]], strict=True):
+        same = phases[-1] if phases else "expansion"
+        phases.append("compression" if cap < before else "expansion" if cap > before else same)
+    return phases
+
+
 def curve_of_row(row: Mapping[str, Any]) -> Curve:
     """The curve in a row of a study's results.jsonl."""
     keys = ("schedule", "l_max", "l_min", "cycle", "schedule_offset")
     settings = {key: value for key, value in row["settings"].items() if key in keys}
     schedule = Config(**settings, stages=tuple(map(tuple, row["settings"].get("stages", ())))).length_schedule()
-    phases = [schedule.phase(step) for step in range(len(row["steps"]["cap"]))]
+    caps = row["steps"]["cap"]
+    by_itself = schedule.kind == "auto" or "trunk" in row  # a branch has another schedule than its trunk
+    phases = phases_of(caps) if by_itself else [schedule.phase(step) for step in range(len(caps))]
     return Curve(row["arm"], row["seed"], row["evals"], {**row["steps"], "phase": phases})
 
 
@@ -235,8 +244,7 @@ def curves_of_runs(run_dirs: Sequence[Path]) -> list[Curve]:
     """
     configs = [read_run(run_dir).config for run_dir in run_dirs]
     alike = [
-        repr(sorted((key, repr(value)) for key, value in config.items() if key not in ("seed", "versions", "format")))
-        for config in configs
+        repr(sorted((key, repr(value)) for key, value in config.items() if key not in APART)) for config in configs
     ]
     recipes = {same: config.get("recipe") for same, config in zip(alike, configs, strict=True)}
     names: dict[str, str] = {}
@@ -248,6 +256,6 @@ def curves_of_runs(run_dirs: Sequence[Path]) -> list[Curve]:
         curves.append(curve_of_run(run_dir, name))
         caps.setdefault(curves[-1].last["cap"], run_dir)
     if len(caps) > 1:
-        found = ", ".join(f"{folder} at {cap}" for cap, folder in caps.items())
-        raise InputError(f"the runs were evaluated at different caps ({found}); evaluate them at one --eval-cap")
+        listed = ", ".join(f"{folder} at {cap}" for cap, folder in caps.items())
+        raise InputError(f"the runs were evaluated at different caps ({listed}); evaluate them at one --eval-cap")
     return curves

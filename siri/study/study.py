@@ -13,13 +13,25 @@ A study file names a recipe, settings that all arms share, and for each arm what
     schedule = "constant"
     [arms.fixed-best]
     sweep = "cap"                     # takes the winner of [sweeps.cap], chosen before, on seeds of its own
-    choose = "accuracy"               # or "score", the paper's efficiency score, at the last step
+    choose = "accuracy"               # or "score", the paper's efficiency score, at the last step; or "lengths"
     schedule = "constant"
     [sweeps.cap]
     key = "l_max"
     values = [24, 32, 40]
     seeds = [100, 101]
     schedule = "constant"
+
+A study may have several tasks, each with a base of its own. What stands under a task goes over what stands above:
+
+    halves = true                     # the held-out problems in two halves, each measured: one to choose checkpoints by
+    [tasks.settle]
+    lengths = [12, 16, 20]            # mean response tokens at which arms are compared
+    budgets = [100, 200]              # thousand training tokens at which they are
+    reasoner = { task = "settle", steps = 1500 }
+    common = { l_max = 48 }
+    arms.fixed-low.l_max = 24         # only in this task
+    [arms.branches]                   # a run that starts from a checkpoint of another arm's run with the same seed
+    branch = { arm = "fixed-high", at = 144 }
 
 Pairs that results.jsonl holds under the same configuration are skipped, and a pair that was stopped continues from its
 checkpoint, so a study can be run in short pieces.
@@ -28,22 +40,18 @@ checkpoint, so a study can be run in short pieces.
 import hashlib
 import json
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from siri.config import Config, machine_keys
-from siri.config.parse import check_keys
 from siri.config.recipe import from_settings, load_recipe
-from siri.errors import InputError
 from siri.store.jsonl import MetricsLog, efficiency_score, read_jsonl
 
-CHOICES = ("accuracy", "score")
-NAME = re.compile(r"[^\W_][\w.+=,@ -]{0,99}")
-"""Of an arm or a sweep: it becomes the name of a folder."""
+HALVES = ("heldout-a.jsonl", "heldout-b.jsonl")
+"""The held-out problems of a reasoner in two halves."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class Arm:
     settings: dict[str, Any]
     sweep: str | None = None
     choose: str = "accuracy"
+    trunk: tuple[str, int] | None = None
+    """The arm whose run it starts from, and after which step."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,11 @@ class Pair:
     config: Config
     settings: dict[str, Any]
     """What of the configuration counts for the hash."""
+    task: str = ""
+    """Of the study, where it has several."""
+    trunk: "Pair | None" = None
+    """The run that it starts from, and after how many steps of that."""
+    at: int = 0
 
     @property
     def config_hash(self) -> str:
@@ -82,7 +97,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        return f"{self.arm}-{self.seed}"
+        return f"{self.task}-{self.arm}-{self.seed}".lstrip("-")
 
     @property
     def folder(self) -> str:
@@ -119,6 +134,10 @@ class Study:
     arms: dict[str, Arm]
     sweeps: dict[str, Sweep]
     reasoner: Reasoner | None
+    task: str = ""
+    halves: bool = False
+    lengths: tuple[float, ...] = ()
+    budgets: tuple[float, ...] = ()
 
     @property
     def results(self) -> Path:
@@ -131,17 +150,21 @@ class Study:
         if self.reasoner:
             folder = folder or Path(self.reasoner.key)
             made = {"model": str(folder / "model"), "data": str(folder / "train.jsonl"), "template": "plain"}
-            made["eval_data"] = [str(folder / "heldout.jsonl")]
+            files = HALVES if self.halves else ("heldout.jsonl",)
+            made["eval_data"] = [str(folder / name) for name in files]
         merged = {**load_recipe(self.recipe), **made, **self.common, **settings}
         return from_settings(merged, Config, f"{self.path}, {arm}")
 
     def pair(self, arm: str, seed: int, config: Config) -> Pair:
         config = replace(config, seed=seed)
-        return Pair(arm, seed, config, learning_settings(config, self.reasoner))
+        return Pair(arm, seed, config, learning_settings(config, self.reasoner), self.task)
 
-    def sweep_pairs(self, folder: Path | None) -> Iterator[Pair]:
-        """The runs of every sweep, `NAME=VALUE` their arms."""
+    def sweep_pairs(self, folder: Path | None, arms: Collection[str] = ()) -> Iterator[Pair]:
+        """The runs of every sweep, `NAME=VALUE` their arms. arms: only those of the sweeps that these wait for."""
+        awaited = {self.arms[name].sweep for name in arms}
         for name, sweep in self.sweeps.items():
+            if arms and name not in awaited:
+                continue
             arms = {f"{name}={value}": {**sweep.settings, sweep.key: value} for value in sweep.values}
             configs = {arm: self.config(arm, settings, folder) for arm, settings in arms.items()}
             for seed in sweep.seeds:
@@ -149,14 +172,23 @@ class Study:
                     yield self.pair(arm, seed, config)
 
     def arm_pairs(self, folder: Path | None, chosen: Mapping[str, Any]) -> Iterator[Pair]:
-        """The runs of the comparison, seed by seed, so that a study cut short has every arm."""
+        """The runs of the comparison, seed by seed, so that a study cut short has every arm; without the arms whose
+        sweep has not chosen yet."""
         configs = {}
         for name, arm in self.arms.items():
+            if arm.sweep and name not in chosen:
+                continue
             filled = {self.sweeps[arm.sweep].key: chosen[name]} if arm.sweep else {}
-            configs[name] = self.config(name, {**arm.settings, **filled}, folder)
+            under = self.arms[arm.trunk[0]].settings if arm.trunk else {}
+            configs[name] = self.config(name, {**under, **arm.settings, **filled}, folder)
         for seed in self.seeds:
             for name, config in configs.items():
-                yield self.pair(name, seed, config)
+                pair = self.pair(name, seed, config)
+                if trunk := self.arms[name].trunk:
+                    below, at = self.pair(trunk[0], seed, configs[trunk[0]]), trunk[1]
+                    settings = pair.settings | {"branch_of": f"{below.config_hash}@{at}"}
+                    pair = replace(pair, settings=settings, trunk=below, at=at)
+                yield pair
 
 
 def learning_settings(config: Config, reasoner: Reasoner | None) -> dict[str, Any]:
@@ -171,114 +203,9 @@ def learning_settings(config: Config, reasoner: Reasoner | None) -> dict[str, An
     settings = {key: values[key] for key in counts if values[key] != defaults[key]}
     if reasoner:
         settings |= dict.fromkeys(("model", "data", "eval_data"), reasoner.key)
+        if len(config.eval_data) > 1:
+            settings["eval_data"] = [f"{reasoner.key}/{Path(name).name}" for name in config.eval_data]
     return settings
-
-
-def read_study(path: str | Path) -> Study:
-    """Read and check a study file. InputError names the file and the key that is wrong."""
-    path = Path(path)
-    try:
-        text = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a study's .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from None
-    known = {"recipe": str, "seeds": list, "reasoner": dict, "common": dict, "arms": dict, "sweeps": dict}
-    for key, value in text.items():
-        if key not in known:
-            raise InputError(f"{path}: unknown key {key!r}; a study has {', '.join(known)}")
-        if not isinstance(value, known[key]):
-            raise InputError(f"{path}: {key} is {value!r}; it must be a {known[key].__name__}")
-    for key in ("recipe", "seeds", "arms"):
-        if not text.get(key):
-            raise InputError(f"{path}: {key} is missing")
-    recipe = text["recipe"]
-    if recipe.endswith(".toml"):
-        recipe = str(path.parent / recipe)
-    sweeps = {name: _sweep(path, name, table) for name, table in text.get("sweeps", {}).items()}
-    study = Study(
-        path=path,
-        recipe=recipe,
-        seeds=_seeds(path, text["seeds"]),
-        common=text.get("common", {}),
-        arms={name: _arm(path, name, table, sweeps) for name, table in text["arms"].items()},
-        sweeps=sweeps,
-        reasoner=_reasoner(path, text["reasoner"]) if "reasoner" in text else None,
-    )
-    for name, sweep in sweeps.items():
-        if both := sorted(set(sweep.seeds) & set(study.seeds)):
-            raise InputError(f"{path}: sweep {name} shares seeds {both} with the comparison; give it others")
-    first = {name: sweeps[arm.sweep].values[0] for name, arm in study.arms.items() if arm.sweep}
-    caps: dict[int, str] = {}
-    for pairs in (study.sweep_pairs(None), study.arm_pairs(None, first)):
-        for pair in pairs:  # every arm's configuration is checked before anything runs
-            if not pair.config.eval_data:
-                raise InputError(f"{path}: {pair.arm} has no eval_data; a study compares evaluations")
-            caps.setdefault(pair.config.eval_cap or pair.config.length_schedule().longest, pair.arm)
-    if len(caps) > 1:
-        listed = ", ".join(f"{arm} at {cap}" for cap, arm in caps.items())
-        raise InputError(f"{path}: arms are evaluated at different caps ({listed}); set one eval_cap in [common]")
-    return study
-
-
-def _seeds(path: Path, seeds: Any) -> tuple[int, ...]:
-    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"{path}: seeds is {seeds!r}; it must be a list of different whole numbers")
-    return tuple(seeds)
-
-
-def _check_name(path: Path, kind: str, name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise InputError(
-            f"{path}: {kind} {name!r} cannot name a folder; begin with a letter or digit, and use at most 100 letters, "
-            "digits, spaces and . + = , @ _ -"
-        )
-
-
-def _arm(path: Path, name: str, table: Any, sweeps: Mapping[str, Sweep]) -> Arm:
-    _check_name(path, "arm", name)
-    if not isinstance(table, dict):
-        raise InputError(f"{path}: arm {name} is {table!r}; write [arms.{name}] and its settings below")
-    settings = dict(table)
-    sweep = settings.pop("sweep", None)
-    if sweep is not None and (not isinstance(sweep, str) or sweep not in sweeps):
-        raise InputError(f"{path}: arm {name} names the sweep {sweep!r}; there are {sorted(sweeps)}")
-    choose = settings.pop("choose", "accuracy") if sweep else "accuracy"
-    if choose not in CHOICES:
-        raise InputError(f"{path}: arm {name} chooses by {choose!r}; it must be one of {', '.join(CHOICES)}")
-    check_keys(settings, Config, f"{path}, arm {name}", "siri train")
-    return Arm(settings, sweep, choose)
-
-
-def _sweep(path: Path, name: str, table: Any) -> Sweep:
-    _check_name(path, "sweep", name)
-    if not isinstance(table, dict):
-        raise InputError(f"{path}: sweep {name} is {table!r}; write [sweeps.{name}] and its settings below")
-    table = dict(table)
-    for key, kind in (("key", str), ("values", list), ("seeds", list)):
-        if not table.get(key):
-            raise InputError(f"{path}: sweep {name} lacks {key}")
-        if not isinstance(table[key], kind):
-            raise InputError(f"{path}: sweep {name}: {key} is {table[key]!r}; it must be a {kind.__name__}")
-    key, values, seeds = table.pop("key"), tuple(table.pop("values")), _seeds(path, table.pop("seeds"))
-    check_keys([key, *table], Config, f"{path}, sweep {name}", "siri train")
-    return Sweep(key, values, seeds, table)
-
-
-def _reasoner(path: Path, table: dict[str, Any]) -> Reasoner:
-    from siri.demo.warmup import TASKS
-
-    try:
-        reasoner = Reasoner(**{"steps": 2900, "seed": 0, **table})
-    except TypeError:
-        allowed = ", ".join(field.name for field in fields(Reasoner))
-        raise InputError(f"{path}: [reasoner] holds {', '.join(table)}; it takes {allowed}") from None
-    if not isinstance(reasoner.task, str) or reasoner.task not in TASKS:
-        raise InputError(f"{path}: reasoner's task is {reasoner.task!r}; it must be one of {', '.join(TASKS)}")
-    for key, kind in (("steps", int), ("seed", int), ("device", str)):
-        if type(value := getattr(reasoner, key)) is not kind:
-            raise InputError(f"{path}: reasoner's {key} is {value!r}; it must be a {kind.__name__}")
-    return reasoner
 
 
 # --- what was found ---
@@ -295,29 +222,36 @@ def find(rows: list[dict], pair: Pair) -> dict | None:
     return next((row for row in reversed(rows) if (row.get("seed"), row.get("config_hash")) == mine), None)
 
 
-def swept_values(study: Study, rows: list[dict]) -> dict[str, Any] | None:
+def swept_values(study: Study, rows: list[dict]) -> dict[str, Any]:
     """The value that its sweep chose for each arm that has one: the highest mean over the sweep's seeds, the first of
-    equals. None while a run of a sweep is missing."""
-    tried: dict[tuple[str, int], dict[str, Any]] = {}
+    equals. An arm of whose sweep a run is missing is not there."""
+    tried: dict[tuple[str, int], dict[str, Any] | None] = {}
     for pair in study.sweep_pairs(None):
-        row = find(rows, pair)
-        if row is None:
-            return None
-        tried[pair.arm, pair.seed] = row
+        tried[pair.arm, pair.seed] = find(rows, pair)
     chosen = {}
     for name, arm in study.arms.items():
-        if arm.sweep:
-            sweep = study.sweeps[arm.sweep]
-            sums = [
-                sum(merit(tried[f"{arm.sweep}={value}", seed], arm.choose) for seed in sweep.seeds)
-                for value in sweep.values
-            ]
+        if not arm.sweep:
+            continue
+        sweep = study.sweeps[arm.sweep]
+        by_value = [[tried[f"{arm.sweep}={value}", seed] for seed in sweep.seeds] for value in sweep.values]
+        if all(row is not None for group in by_value for row in group):
+            sums = [sum(merit(row, arm.choose, study.lengths) for row in group if row) for group in by_value]
             chosen[name] = sweep.values[sums.index(max(sums))]
     return chosen
 
 
-def merit(row: Mapping[str, Any], by: str) -> float:
-    """Accuracy of a run's last evaluation, or its efficiency score against the run's own base."""
+def unchosen(study: Study, chosen: Mapping[str, Any]) -> list[str]:
+    """The arms that wait for their sweep."""
+    return [name for name, arm in study.arms.items() if arm.sweep and name not in chosen]
+
+
+def merit(row: Mapping[str, Any], by: str, lengths: Sequence[float] = ()) -> float:
+    """Accuracy of a run's last evaluation, its efficiency score against the run's own base, or (lengths) the run's mean
+    accuracy at the lengths of the study."""
+    if by == "lengths":
+        from siri.study.lengths import mean_accuracy
+
+        return mean_accuracy(row["evals"], lengths)
     first, last = row["evals"][0], row["evals"][-1]
     if by == "accuracy":
         return last["accuracy"]

@@ -93,9 +93,9 @@ def test_traces_wait_at_random_and_only_upper_case_values_move():
 def test_the_base_has_room_above_it():
     rng = random.Random(6)
     for kind, low, high in (("plain", 0.7, 0.95), ("mixed", 0.3, 0.6), ("deep", 0.1, 0.3)):
-        own = problems(500, kind)
-        right = [settle.trace_text(rng, p).split()[-1] == settle.answer(p) for p in own]
-        assert low < sum(right) / len(own) < high, kind
+        problems_of_kind = problems(500, kind)
+        right = [settle.trace_text(rng, p).split()[-1] == settle.answer(p) for p in problems_of_kind]
+        assert low < sum(right) / len(problems_of_kind) < high, kind
 
 
 def test_sets_and_tokenizer_are_of_this_task():

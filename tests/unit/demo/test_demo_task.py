@@ -32,8 +32,8 @@ def problems(count: int, kind: str | None = None, seed: int = 0) -> list[task.Pr
 
 def statements(trace: str) -> list[tuple[bool, str, int]]:
     """(recheck?, operand, stated value) for each statement of a trace."""
-    found = re.findall(r"(wait )?([a-nA-N]\d) (\d)", trace.partition("</think>")[0])
-    return [(bool(wait), operand, int(value)) for wait, operand, value in found]
+    matches = re.findall(r"(wait )?([a-nA-N]\d) (\d)", trace.partition("</think>")[0])
+    return [(bool(wait), operand, int(value)) for wait, operand, value in matches]
 
 
 @pytest.fixture(scope="module")

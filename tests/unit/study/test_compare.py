@@ -1,10 +1,16 @@
 """Figures of runs with several seeds, against formulas and against cases worked by hand."""
 
+import io
 import json
 
 import pytest
+from matplotlib import rc_context
+from matplotlib.text import Text
+from rich.console import Console
 
+from siri.cli import main
 from siri.errors import InputError
+from siri.report.charts import rc_style
 from siri.study.compare import (
     Curve,
     accuracy_after,
@@ -17,7 +23,7 @@ from siri.study.compare import (
     shared_steps,
     tokens_reaching,
 )
-from siri.study.tables import tables
+from siri.study.tables import print_sheets, sheets, tables
 
 
 def curve(points, arm="a", seed=0, cap=100, names=None, steps=None) -> Curve:
@@ -31,9 +37,9 @@ def curve(points, arm="a", seed=0, cap=100, names=None, steps=None) -> Curve:
 
 
 def test_interval_is_students():
-    found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found.mean == 3 and found.count == 5
-    assert found.half == pytest.approx(2.776 * 2.5**0.5 / 5**0.5)
+    interval = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert interval.mean == 3 and interval.count == 5
+    assert interval.half == pytest.approx(2.776 * 2.5**0.5 / 5**0.5)
     assert estimate([1.0, None, 3.0]).half == pytest.approx(12.706 * 2**0.5 / 2**0.5)
     assert estimate([7.0]).half is None and estimate([7.0]).mean == 7
     assert estimate([None]).mean is None and estimate([]).count == 0
@@ -127,18 +133,18 @@ def test_runs_that_differ_in_their_seed_are_one_arm(tmp_path):
     points = [(50, 0.5), (30, 0.6)]
     runs = [write_run(tmp_path / f"r{seed}", seed, points) for seed in (0, 1)]
     runs.append(write_run(tmp_path / "other", 0, points, recipe="stair"))
-    found = curves_of_runs(runs)
-    assert [(run.arm, run.seed) for run in found] == [("demo", 0), ("demo", 1), ("stair", 0)]
+    curves = curves_of_runs(runs)
+    assert [(run.arm, run.seed) for run in curves] == [("demo", 0), ("demo", 1), ("stair", 0)]
     runs.append(write_run(tmp_path / "longer", 0, points, l_max=3))
     assert [run.arm for run in curves_of_runs(runs)] == ["r0", "r0", "stair", "longer"]
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):
-    one = write_run(tmp_path / "one", 0, [(50, 0.5), (30, 0.6)])
+    run = write_run(tmp_path / "one", 0, [(50, 0.5), (30, 0.6)])
     with pytest.raises(InputError, match=r"different caps.*--eval-cap"):
-        curves_of_runs([one, write_run(tmp_path / "two", 0, [(50, 0.5), (30, 0.6)], cap=60)])
+        curves_of_runs([run, write_run(tmp_path / "two", 0, [(50, 0.5), (30, 0.6)], cap=60)])
     with pytest.raises(InputError, match=r"three.*evaluation of the base"):
-        curves_of_runs([one, write_run(tmp_path / "three", 0, [(50, 0.5)])])
+        curves_of_runs([run, write_run(tmp_path / "three", 0, [(50, 0.5)])])
     with pytest.raises(InputError, match="not a run folder"):
         curves_of_runs([tmp_path])
 
@@ -158,3 +164,64 @@ def test_compare_on_the_command_line(tmp_path, capsys):
     assert main(["compare", runs[0]]) == 2
     assert main(["compare", *runs, "--out", str(tmp_path / "no" / "where")]) == 2
     assert main(["compare", *runs, "--reference", "typo"]) == 2
+
+
+def terminal(width):
+    return Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+
+
+def test_a_terminal_gets_tables_that_fit_and_a_pipe_gets_markdown(tmp_path, capsys, monkeypatch):
+    names = {1: "siri-low-1", 2: "siri-high-1"}
+    curves = [curve([(50, 0.5), (20, 0.7), (30, 0.9)], arm, 0, names=names) for arm in ("[red]siri", "fixed-high")]
+    for width in (80, 400):
+        out = terminal(width)
+        print_sheets(sheets(curves), out)
+        text = out.file.getvalue()
+        lines = text.splitlines()
+        assert all(len(line) <= width for line in lines) and "…" not in text and "|---" not in text
+        assert any(line[2:].startswith("accuracy, %") and "90.0" in line for line in lines) == (width == 80), (
+            "figures down, arms across"
+        )
+        assert "[red]siri" in text
+    runs = [write_run(tmp_path / f"s{seed}", seed, [(50, 0.5), (40, 0.6)]) for seed in (0, 1)]
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "|---|" in capsys.readouterr().out
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "|---" not in capsys.readouterr().out
+
+
+def test_runs_of_one_arm_may_come_from_several_hosts(tmp_path):
+    made = [{"host": "a", "time": "1", "commit": "x"}, {"host": "b", "time": "2"}]
+    runs = [write_run(tmp_path / f"s{n}", n, [(50, 0.5), (40, 0.6)], made=made[n]) for n in (0, 1)]
+    assert {run_curve.arm for run_curve in curves_of_runs(runs)} == {"demo"}
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_the_picture_counts_seeds_by_arm_and_has_no_more_than_all_right():
+    from siri.study.charts import pareto_chart
+
+    def drawn(seeds):
+        curves = [
+            curve([(50, 0.5), (20, 0.99)], arm, seed) for arm, seeds_of_arm in seeds.items() for seed in seeds_of_arm
+        ]
+        with rc_context(rc_style()):
+            return pareto_chart(curves)
+
+    figure = drawn({"a": (0, 1, 2), "b": (3, 4, 5)})
+    assert any("interval of 3 seeds" in text for text in texts(figure)), "not the six that there are in all"
+    assert any("interval of 2 to 3 seeds" in text for text in texts(drawn({"a": (0, 1, 2), "b": (0, 1)})))
+    assert any("interval of 1 seed" in text for text in texts(drawn({"a": (0,), "b": (0,)})))
+    assert max(figure.axes[0].get_yticks()) <= 100
+
+
+def test_a_cosine_that_stopped_early_oscillates():
+    from siri.study.charts import oscillates
+
+    falling = {"phase": ["compression"] * 3, "cap": [90, 80, 70]}
+    assert oscillates([curve([(50, 0.5), (20, 0.7)], steps=falling)])
+    stairs = {"phase": ["expansion"] * 3, "cap": [90, 80, 70]}
+    assert not oscillates([curve([(50, 0.5), (20, 0.7)], steps=stairs)])
