@@ -54,10 +54,19 @@ COMMANDS = {
         "run_train",
         needs=A_RECIPE,
     ),
+    "branch": Command(
+        "RUN@STEP",
+        "[--run-dir DIR] [--KEY VALUE ...]",
+        "train on from a checkpoint of another run",
+        "siri.commands.train",
+        "BranchOptions",
+        "run_branch",
+        needs="a checkpoint: siri branch RUN@STEP, as in siri branch runs/demo@80",
+    ),
     "eval": Command(
-        "MODEL",
+        "MODEL ...",
         "--data FILE ... [--cap N] [--samples K]",
-        "accuracy (avg@k), pass@k, tokens of a model",
+        "accuracy (avg@k), pass@k, maj@k, tokens of models",
         "siri.commands.evaluate",
         "EvalOptions",
         "run_evaluation",
@@ -74,11 +83,20 @@ COMMANDS = {
     ),
     "report": Command(
         "RUN",
-        "",
-        "draw the pictures and report.html of a run",
+        "[--beside RUN] [--live [--port N]]",
+        "draw the report of a run, or follow it in a browser",
         "siri.commands.report",
         "ReportOptions",
         "run_report",
+    ),
+    "look": Command(
+        "RUN",
+        "[--step N] [--wrong] [--cut] [--longest]",
+        "responses of a run, to be read",
+        "siri.commands.look",
+        "LookOptions",
+        "run_look",
+        needs="a run folder: siri look RUN",
     ),
     "report --paper": Command(
         "BASE.json LOW.json ...",
@@ -109,8 +127,8 @@ COMMANDS = {
     ),
     "export": Command(
         "CHECKPOINT FOLDER",
-        "",
-        "a model folder for transformers and vLLM",
+        "[--merge | --adapter] [--dtype T] [--push REPO]",
+        "a model folder with its card, or an adapter",
         "siri.commands.export",
         "ExportOptions",
         "run_export",
@@ -139,6 +157,15 @@ COMMANDS = {
         "CalibrateOptions",
         "run_calibrate",
         needs=A_RECIPE,
+    ),
+    "completion": Command(
+        "SHELL",
+        "",
+        "completion for bash, zsh or fish, to standard output",
+        "siri.commands.completion",
+        "CompletionOptions",
+        "run_completion",
+        needs="a shell: bash, zsh, fish",
     ),
     "doctor": Command(
         "",
@@ -237,7 +264,8 @@ def read_options(name: str, options: type, arguments: list[str]) -> Any:
         (recipe,) = given[0]
         read = resolve(recipe, options, rest, prog=f"siri {name} {recipe}")
     else:
-        read = parse(options, rest, prog=usage)
+        default = options.defaults(given, rest) if hasattr(options, "defaults") else None
+        read = parse(options, rest, default=default, prog=usage)
     values = {
         each.name: tuple(words) if isinstance(each.default, tuple) else words[0]
         for each, words in zip(_positional(options), given, strict=True)

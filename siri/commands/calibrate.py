@@ -108,6 +108,7 @@ def calibrate(config: Config, options: CalibrateOptions) -> dict[str, Any]:
         setup = prepare(whole, device=device, weights="random", layers=options.layers)
         for line in setup.notes():
             say(line)
+        config = setup.config
         model, model_config = setup.policy.model, setup.policy.model.config
         packs = [_pack(model_config, tokens // length, length, device, setup.backend) for length in lengths]
         watch = Stopwatch(device)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from siri.config.settings import setting
 from siri.errors import InputError
-from siri.text import say
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,11 @@ class CompareOptions:
 
 def run_compare(options: CompareOptions) -> int:
     from siri.study.compare import curves_of_runs
-    from siri.study.report import write_comparison
+    from siri.study.report import show_comparison, write_comparison
 
     curves = curves_of_runs([Path(run) for run in options.runs])
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: its parent is no folder; make it first")
     folder = Path(options.out) if options.out else None
-    say(write_comparison(curves, folder, reference=options.reference))
+    show_comparison(write_comparison(curves, folder, reference=options.reference), curves, options.reference)
     return 0

@@ -53,8 +53,10 @@ EXTRAS = (
     Extra("vllm", "vllm", "vllm", "rollouts run on the embedded engine"),
     Extra("flash-attn", "flash_attn", "flash", "packed attention runs on torch's own kernels"),
     Extra("liger-kernel", "liger_kernel", "liger", "RMSNorm, RoPE and SwiGLU run as transformers writes them"),
+    Extra("peft", "peft", "lora", "no --lora-rank"),
     Extra("tensorboard", "tensorboard", "loggers", "no --logger tensorboard; metrics.jsonl is always written"),
     Extra("wandb", "wandb", "loggers", "no --logger wandb; metrics.jsonl is always written"),
+    Extra("mlflow", "mlflow", "loggers", "no --logger mlflow; metrics.jsonl is always written"),
     Extra("trackio", "trackio", "loggers", "no --logger trackio; metrics.jsonl is always written"),
 )
 

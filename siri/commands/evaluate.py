@@ -1,53 +1,103 @@
-"""`siri eval MODEL --data FILE ...`: accuracy, pass@k and tokens of a model, as a table and a file."""
+"""`siri eval MODEL ... --data FILE ...`: accuracy, pass@k, maj@k and tokens of models, as tables and files."""
 
+import gc
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from siri.commands.evaluation_file import Partial, differences, read_results
+from siri.commands.evaluation_table import budgets_table, lengths_table, results_table, side_by_side
 from siri.config import Config
+from siri.config.recipe import refuse_code
 from siri.config.sections import DeviceSettings, GradingSettings, PromptSettings, RolloutSettings, Workload
 from siri.config.settings import names, setting
-from siri.data.content import digests
-from siri.data.problems import short_names
+from siri.config.watching import check_budgets
+from siri.data.places import short_names
 from siri.errors import InputError
-from siri.store.jsonl import MetricsLog, efficiency_score, write_atomic
+from siri.sources import check_sources
+from siri.store.about import ABOUT, PROTOCOL, differing, protocols
+from siri.store.jsonl import efficiency_score, write_atomic
 from siri.text import encoded, printable, say
 
 if TYPE_CHECKING:
-    from siri.data.prompts import PromptSet
+    import torch
+
+    from siri.runtime.ranks import Ranks
     from siri.train.evaluate import Answers
 
 PORTION = 2048
 """Responses after which `siri eval` puts down what it has: enough to fill an engine, minutes to lose."""
+ANSWERS = ("data", "cap", "samples", "temperature", "problems", "prompt_key", "answer_key", "template", "template_args")
+ANSWERS += ("instruction", "max_prompt_tokens", "reward", "think", "seed", "rollout", "top_p", "budgets")
+"""What the answers of a model depend on."""
+SAID = ("reward", "think", "template", "instruction", "cap")
+"""What is said of a model's own protocol."""
 
 
 @dataclass(frozen=True)
 class EvalOptions(PromptSettings, RolloutSettings, GradingSettings, DeviceSettings):
     """What is measured, and where the figures go."""
 
-    model: str = setting("", positional=True)
-    """Model to measure: a folder, a hub name, a checkpoint, or siri:demo/model for the one in the package."""
+    models: tuple[str, ...] = setting((), positional=True, least=1)
+    """Models to measure, side by side: folders, hub names, checkpoints, or siri:demo/model for the one in the package.
+    Reward, template, instruction, cap and the like are by default those that a checkpoint or export was trained
+    with."""
     data: tuple[str, ...] = setting((), everyday=True)
-    """Problems: .json, .jsonl, .parquet files or hub data sets; paper = AIME24, AIME25, AMC, MATH500 from the hub."""
+    """Problems: .json, .jsonl, .csv, .parquet files, folders, patterns or hub data sets, each measured by itself;
+    paper = AIME24, AIME25, AMC, MATH500 from the hub."""
     cap: int = setting(16384, least=1, everyday=True)
     """Longest response, tokens."""
     samples: int = setting(64, least=1, everyday=True)
     """Responses to each problem."""
     temperature: float = setting(0.6, least=0, everyday=True)
     """Sampling temperature; 0 = greedy."""
+    top_p: float = setting(1.0, above=0, most=1, everyday=True)
+    """Sample only from the likeliest tokens that together have this share of the probability; 1 = from all."""
+    budgets: tuple[int, ...] = setting((), everyday=True)
+    """Fewer tokens at which the same responses are judged as well: accuracy under several caps from one sampling."""
     problems: int = setting(0, least=0, everyday=True)
     """Only the first so many problems of each file; 0 = all."""
     base: str = setting("", everyday=True)
     """Result file (--out) of the base model; adds changes and the efficiency score."""
     out: str = setting("", everyday=True)
-    """Write the figures to this JSON file."""
+    """Write the figures to this JSON file; those of several models to one beside it each, with the model's name."""
     instruction: str = "Let's think step by step and output the final answer within \\boxed{}."
     rollout_memory: float = 0.85
+
+    def check(self) -> None:
+        check_sources("data", self.data, weighted=False)
+        check_budgets("budgets", self.budgets, self.cap)
+
+    @classmethod
+    def defaults(cls, given: Sequence[Sequence[str]], rest: Sequence[str]) -> "EvalOptions":
+        """What is measured where nothing is said: as the models were in their runs. given, rest: of the command line.
+        InputError where they were measured differently, or by code that a file alone may not choose."""
+        models = tuple(given[0])
+        named = {word.split("=")[0][2:].removeprefix("no-").replace("-", "_") for word in rest if word[:2] == "--"}
+        settings: dict[str, Any] = {}
+        whose: dict[str, str] = {}
+        for model, held in protocols(models).items():
+            for name, value in held.items():
+                if name in named:
+                    continue
+                if settings.setdefault(name, value) != value:
+                    raise InputError(
+                        f"{whose[name]} was trained with {name} {settings[name]!r}, {model} with {value!r}; give "
+                        f"--{name.replace('_', '-')}, so that both are measured alike"
+                    )
+                whose.setdefault(name, model)
+        if "reward" in settings:
+            refuse_code(settings["reward"], f"{whose['reward']}: {ABOUT}")
+        return cls(**settings)
+
+    @property
+    def model(self) -> str:
+        """The first of the models; "" where there is none."""
+        return self.models[0] if self.models else ""
 
     def config(self) -> Config:
         """What a run would call these settings."""
@@ -59,6 +109,7 @@ class EvalOptions(PromptSettings, RolloutSettings, GradingSettings, DeviceSettin
         return Workload(
             model=self.model,
             tokens=self.max_prompt_tokens + self.cap,
+            cap=self.cap,
             responses=None,
             temperature=self.temperature,
             recurring=False,
@@ -67,49 +118,109 @@ class EvalOptions(PromptSettings, RolloutSettings, GradingSettings, DeviceSettin
 
 
 def run_evaluation(options: EvalOptions) -> int:
-    """Measure the model on every file of `options.data`, print a table, write `options.out`."""
+    """Measure each model on every source of `options.data`, print tables, write `options.out`. Under torchrun every
+    rank samples its share of the problems, and rank 0 prints and writes."""
     if not options.data:
         raise InputError("siri eval needs problems; give --data FILE ..., or --data paper for the paper's four sets")
-    import torch
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
+    if len(set(options.models)) < len(options.models):
+        raise InputError("siri eval names a model twice")
+    if options.base and len(options.models) > 1:
+        raise InputError("--base is for one model; of several the first is what the others are compared with")
     from siri.model.policy import pick_device
     from siri.report.paper import expand
-    from siri.rewards.pool import RewardPool
-    from siri.rollout.engines import engine_for, make_engine
-    from siri.train.collect import derive_seed
-    from siri.train.evaluate import answer, average, summarise
-    from siri.train.setup import Source, prepare
-    from siri.train.thinking import ThinkingCheck
+    from siri.runtime.ranks import ALONE, join_ranks, leave_ranks
 
     options = replace(options, data=expand(options.data))
-    base = _read_results(options.base, options) if options.base else None
+    base = read_results(options.base, options.data, options.cap) if options.base else None
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: no such folder; make it first")
-    device = pick_device(options.device)
+    outs = out_files(options)
+    ranks, device = ALONE, pick_device(options.device)
+    if "RANK" in os.environ:  # a process on its own needs no group, and holds the model whole
+        ranks, device = join_ranks(device)
+    if ranks.main:
+        for line in protocol_lines(options):
+            say(line)
+    rows: list[dict[str, Any]] = []
+    for model, out in zip(options.models, outs, strict=True):
+        row = measure(replace(options, models=(model,), out=out), ranks, device, base or (rows[0] if rows else None))
+        rows.append(row)
+        gc.collect()
+    if len(rows) > 1 and ranks.main:
+        from rich.console import Console
+
+        Console().print(side_by_side(rows))
+    if ranks.size > 1:
+        ranks.gather(None)
+        leave_ranks()
+    return 0
+
+
+def out_files(options: EvalOptions) -> list[str]:
+    """Where the figures of each model go."""
+    if len(options.models) == 1 or not options.out:
+        return [options.out] * len(options.models)
+    path = Path(options.out)
+    shorts = [short.replace("/", "-").replace(":", "-") for short in short_names(options.models).values()]
+    if len(set(shorts)) < len(shorts):
+        shorts = [f"{number}-{short}" for number, short in enumerate(shorts, start=1)]
+    return [str(path.with_name(f"{path.stem}-{short}{path.suffix}")) for short in shorts]
+
+
+def protocol_lines(options: EvalOptions) -> list[str]:
+    """What is taken from the models themselves, and what is not."""
+    lines = []
+    for model, held in protocols(options.models).items():
+        here = {name: getattr(options, name) for name in held}
+        said = ", ".join(f"{name} {here[name]!r}" for name in SAID if name in here)
+        changed = differing(held, here)
+        lines.append(f"{model}: measured as it says itself ({said})" if not changed else
+                     f"{model}: trained and measured with another {', '.join(changed)} than here")  # fmt: skip
+    return lines
+
+
+def measure(
+    options: EvalOptions, ranks: "Ranks", device: "torch.device", base: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The figures of one model, on every rank; rank 0 prints them and writes `options.out`. base: what they are
+    compared with."""
+    import torch
+    from rich.console import Console
+
+    from siri.rewards.pool import RewardPool
+    from siri.rollout.engines import engine_for, make_engine
+    from siri.train.evaluate import average
+    from siri.train.setup import Source, prepare
+
+    def tell(line: str) -> None:
+        if ranks.main:
+            say(line)
+
     vllm = engine_for(options, device) != "local"
     setup = prepare(
         options.config(),
         # weights that leave for vLLM need not lie on its GPU as well
-        device=torch.device("cpu") if vllm else device,
-        sources=[Source(name, options.cap, options.problems) for name in options.data],
+        device=torch.device("cpu") if vllm and ranks.size == 1 else device,
+        ranks=ranks,
+        sources=[Source((name,), options.cap, options.problems) for name in options.data],
         training=False,
     )
     policy, sets = setup.policy, dict(zip(options.data, setup.problems, strict=True))
     for line in setup.notes():
-        say(line)
+        tell(line)
     for name, prompts in sets.items():
-        if base and base["benchmarks"][name]["problems"] != len(prompts.ids):
+        if base and (other := base["benchmarks"][name]["problems"]) != len(prompts.ids):
+            who = f"--base {options.base}" if options.base else base["model"]
             raise InputError(
-                f"--base {options.base}: {base['benchmarks'][name]['problems']} problems of {name}, here "
-                f"{len(prompts.ids)}; give both the same --problems and --max-prompt-tokens"
+                f"{who}: {other} problems of {name}, here {len(prompts.ids)}; give both the same --problems and "
+                "--max-prompt-tokens"
             )
     kept = options.out or f"siri-eval-{os.getpid()}"  # evaluations side by side must not share a folder
-    engine = make_engine(options, policy, device=device, folder=Path(f"{kept}.weights") if vllm else None)
-    partial = Partial(Path(f"{options.out}.partial.jsonl") if options.out else None, options, sets)
+    kept = ranks.broadcast(kept)
+    folder = Path(f"{kept}.weights") if vllm else None
+    engine = make_engine(options, policy, device=device, ranks=ranks, folder=folder)
+    box: list[Partial] = []
+    ranks.on_main(lambda: box.append(_partial(options, sets, ranks)))
     pool = RewardPool(
         options.reward,
         workers=options.reward_workers,
@@ -117,166 +228,119 @@ def run_evaluation(options: EvalOptions) -> int:
         think=options.think,
         memory_bytes=int(options.reward_memory_gb * 2**30),
     )
-    results = {}
-    thinking = ThinkingCheck(options.reward, options.think)
-    columns = (*Bar.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn())
-    with closing(engine), pool, Bar(*columns, console=Console(stderr=True)) as bar:
+    with closing(engine), pool:
         engine.sync()
         for note in filter(None, [*engine.notes, pool.cell()]):
-            say(note)
-        for number, (name, prompts) in enumerate(sets.items()):
-            task = bar.add_task(escape(printable(short_names(sets)[name])), total=len(prompts.ids) * options.samples)
-            answered: list[Answers] = []
-            for start in range(0, len(prompts.ids), partial.problems):
-                answers = partial.known(name, start)
-                if answers is None:
-                    answers = answer(
-                        policy,
-                        engine,
-                        pool,
-                        prompts,
-                        slice(start, start + partial.problems),
-                        cap=options.cap,
-                        samples=options.samples,
-                        temperature=options.temperature,
-                        seed=derive_seed(options.seed, number, start),
-                        progress=lambda count, task=task: bar.advance(task, count),
-                        thinking=thinking,
-                    )
-                    if line := thinking.line():
-                        say(line)
-                    partial.add(name, start, answers)
-                else:
-                    bar.advance(task, len(answers[0]))
-                answered.append(answers)
-            results[name] = summarise(answered, prompts, cap=options.cap, samples=options.samples)
+            tell(note)
+        results, hits = _answered(options, setup, engine, pool, sets, ranks, box[0] if box else None)
     row = {"model": options.model, "temperature": options.temperature, "seed": options.seed, "threads": setup.threads}
+    row["protocol"] = {name: getattr(options, name) for name in (*PROTOCOL, "samples", "seed")}
     row |= average(results)
     row.setdefault("benchmarks", {name: asdict(result) for name, result in results.items()})
+    for name, figures in row["benchmarks"].items():
+        figures["right_by_problem"] = hits[name]
     if base:
         pairs = [
             {name: (figures["accuracy"], figures["tokens_mean"]) for name, figures in measured["benchmarks"].items()}
             for measured in (row, base)
         ]
         row |= {"base": base["model"], "efficiency_score": efficiency_score(*pairs)}
-    Console().print(results_table(row, base))
-    if row["reward_errors"]:
-        say(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {pool.first_error}")
-    if row["reward_timeouts"]:
-        print(f"note: {row['reward_timeouts']} answers could not be graded in time, and score 0")
-    if row["reward_undecided"]:
-        print(f"note: {row['reward_undecided']} answers were too close to the gold answer to call, and score 0")
-    if options.out:
-        write_atomic(options.out, encoded(json.dumps(row, indent=1) + "\n"))
-        partial.remove()
-    return 0
+        row["differences"] = differences(row["benchmarks"], base["benchmarks"])
+        if changed := differing(row["protocol"], base.get("protocol", {})):
+            changed = [name for name in changed if name != "seed"]
+        if changed:
+            tell(f"warning: {base['model']} was measured with another {', '.join(changed)}; the two do not compare")
+    if ranks.main:
+        for table in filter(None, (results_table(row, base), lengths_table(row, base), budgets_table(row))):
+            Console().print(table)
+        for line in _faults(row, options, pool.first_error):
+            say(line)
+        if options.out:
+            write_atomic(options.out, encoded(json.dumps(row, indent=1) + "\n"))
+            box[0].remove()
+    return row
 
 
-class Partial:
-    """The answers so far, in a file beside the result: the same command continues where a kill cut it off.
-
-    Problems are done in portions, each with seeds of its own, so that it does not matter where that was.
-    """
-
-    def __init__(self, path: Path | None, options: EvalOptions, sets: "Mapping[str, PromptSet]") -> None:
-        """InputError when the file holds the answers of another evaluation, or of problems that changed since."""
-        self.problems = max(1, PORTION // options.samples)
-        self.log = MetricsLog(path) if path else None
-        self.rows: dict[tuple[str, int], Answers] = {}
-        keys = ("model", "data", "cap", "samples", "temperature", "problems", "prompt_key", "answer_key", "template")
-        keys += ("instruction", "max_prompt_tokens", "reward", "think", "seed", "rollout")
-        head = json.loads(json.dumps({key: getattr(options, key) for key in keys}))
-        rows = b"".join(digest for prompts in sets.values() for digest in digests(prompts))
-        head["problems_sha256"] = sha256(rows).hexdigest()
-        if not path or not self.log:
-            return
-        known = self.log.rows() if path.exists() else []
-        if known:  # an older release did not say which problems
-            known[0].setdefault("problems_sha256", head["problems_sha256"])
-        if known and known[0] != head:
-            differing = [key for key in head if known[0].get(key) != head[key]]
-            raise InputError(
-                f"{path} holds an evaluation that was cut off, with another {', '.join(differing)}; give the same "
-                "settings to continue it, or delete it"
-            )
-        for row in known[1:]:
-            responses = [(tokens, truncated) for tokens, truncated in row["responses"]]
-            self.rows[row["data"], row["start"]] = (responses, row["rewards"], tuple(row["faults"]))
-        if known:
-            say(f"continuing with {path}: {len(self.rows)} portions of {self.problems} problems are done")
-        else:
-            self.log.append(head)
-
-    def known(self, data: str, start: int) -> "Answers | None":
-        """The answers to the portion that starts there, if they are in the file."""
-        return self.rows.get((data, start))
-
-    def add(self, data: str, start: int, answers: "Answers") -> None:
-        """Keep the answers to a portion."""
-        if self.log:
-            responses, rewards, faults = answers
-            row = {"data": data, "start": start, "responses": responses, "rewards": rewards, "faults": faults}
-            self.log.append(row)
-
-    def remove(self) -> None:
-        """The result is written, so this is of no more use."""
-        if self.log:
-            self.log.path.unlink(missing_ok=True)
+def _partial(options: EvalOptions, sets: Any, ranks: "Ranks") -> Partial:
+    settings = {"model": options.model} | {key: getattr(options, key) for key in ANSWERS} | {"ranks": ranks.size}
+    path = Path(f"{options.out}.partial.jsonl") if options.out else None
+    return Partial(path, settings, sets, problems=max(1, PORTION // options.samples) * ranks.size)
 
 
-def results_table(row: dict[str, Any], base: dict[str, Any] | None) -> Any:
+def _answered(
+    options: EvalOptions, setup: Any, engine: Any, pool: Any, sets: Any, ranks: "Ranks", partial: Partial | None
+) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """The figures of each benchmark, and how many responses to each of its problems are right. partial: rank 0's."""
+    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from siri.report.format import percent
+    from siri.train import evaluate
+    from siri.train.collect import derive_seed
+    from siri.train.thinking import ThinkingCheck
 
-    figures = row["benchmarks"]
-    best = max(next(iter(figures.values()))["pass_at_k"], key=int)
-    versus = ["vs base"] if base else []
-    headings = [
-        "benchmark",
-        "problems",
-        f"avg@{row['samples']}",
-        *versus,
-        f"pass@{best}",
-        "tokens",
-        *versus,
-        "truncated",
-    ]
-    table = Table(*headings, title=escape(printable(row["model"])))
+    results: dict[str, Any] = {}
+    hits: dict[str, list[int]] = {}
+    thinking = ThinkingCheck(options.reward, options.think)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn())
+    portion = ranks.broadcast(partial.problems if partial else 0)
+    with Progress(*columns, console=Console(stderr=True), disable=not ranks.main) as bar:
+        for number, (name, prompts) in enumerate(sets.items()):
+            total = len(prompts.ids)
+            task = bar.add_task(escape(printable(short_names(sets)[name])), total=total * options.samples)
+            answered: list[Answers] = []
+            for start in range(0, total, portion):
+                answers = ranks.broadcast(partial.known(name, start) if partial else None)
+                if answers is None:
+                    share = ranks.share(min(portion, total - start))
+                    mine = evaluate.answer(
+                        setup.policy,
+                        engine,
+                        pool,
+                        prompts,
+                        slice(start + share.start, start + share.stop),
+                        cap=options.cap,
+                        samples=options.samples,
+                        temperature=options.temperature,
+                        seed=derive_seed(options.seed, number, start, *ranks.seed_path),
+                        progress=lambda count, task=task: bar.advance(task, count),
+                        thinking=thinking,
+                        top_p=options.top_p,
+                        budgets=options.budgets,
+                        readable=evaluate.Readable(options.reward, options.think),
+                    )
+                    answers = evaluate.joined(ranks.gather(mine))
+                    if (line := thinking.line()) and ranks.main:
+                        say(line)
+                    if partial:
+                        partial.add(name, start, answers)
+                answered.append(answers)
+                bar.update(task, completed=sum(len(part.responses) for part in answered))
+            results[name] = evaluate.summarise(
+                answered, prompts, cap=options.cap, samples=options.samples, top_p=options.top_p
+            )
+            hits[name] = evaluate.hits_by_problem(answered, options.samples)
+    return results, hits
 
-    def change(name: str, key: str) -> list[str]:
-        if base is None:
-            return []
-        before = base["benchmarks"][name][key]
-        return [percent(figures[name][key] / before - 1 if before else None, signed=True)]
 
-    short = short_names(figures)
-    for name, result in figures.items():
-        accuracy = [percent(result["accuracy"]), *change(name, "accuracy"), percent(result["pass_at_k"][best])]
-        length = [f"{result['tokens_mean']:,.1f}", *change(name, "tokens_mean"), percent(result["truncation_rate"])]
-        table.add_row(escape(printable(short[name])), str(result["problems"]), *accuracy, *length)
-    if base:
-        score = row["efficiency_score"]
-        table.caption = f"efficiency score against {escape(printable(base['model']))}: " + (
-            "none, the base got nothing right somewhere" if score is None else f"{score:.2f}"
+def _faults(row: dict[str, Any], options: EvalOptions, first_error: str) -> list[str]:
+    """Lines on what could not be read or graded."""
+    lines = []
+    total = sum(figures["problems"] * figures["samples"] for figures in row["benchmarks"].values())
+    without = row["without_answer"]
+    if without == total:
+        looked = "the text after </think>" if options.think else "the response"
+        looked = f"a \\boxed{{}} in {looked}" if options.reward == "math" else looked
+        lines.append(
+            f"warning: in none of {total:,} responses an answer could be read (the reward {options.reward} looks for "
+            f"{looked}); see --reward, --think, --template and --instruction"
         )
-    return table
-
-
-def _read_results(path: str, options: EvalOptions) -> dict[str, Any]:
-    """The base's results, which must be of the same benchmarks at the same cap: both figures depend on it."""
-    try:
-        row = json.loads(Path(path).read_bytes())
-        keys = ("accuracy", "tokens_mean", "problems", "cap")
-        results = {name: {key: result[key] for key in keys} for name, result in row["benchmarks"].items()}
-        model = row["model"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--base {path}: not a result file of siri eval --out ({type(error).__name__})") from None
-    if results.keys() != set(options.data):
-        raise InputError(f"--base {path} holds the benchmarks {', '.join(sorted(results))}; give --data the same names")
-    if any(result["cap"] != options.cap for result in results.values()):
-        raise InputError(
-            f"--base {path} was measured at another cap than {options.cap}; measure both at the same --cap"
-        )
-    return {"model": model, "benchmarks": results}
+    elif without and without > total / 2:
+        lines.append(f"note: in {without:,} of {total:,} responses no answer could be read")
+    if row["reward_errors"]:
+        lines.append(f"warning: grading failed on {row['reward_errors']} answers, the first time with: {first_error}")
+    if row["reward_timeouts"]:
+        lines.append(f"note: {row['reward_timeouts']} answers could not be graded in time, and score 0")
+    if row["reward_undecided"]:
+        lines.append(f"note: {row['reward_undecided']} answers were too close to the gold answer to call, and score 0")
+    return lines

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siri.config.settings import Settings, setting
-from siri.text import say
 
 
 @dataclass(frozen=True)
@@ -23,38 +22,48 @@ class StudyOptions(Settings):
     """Functions (module:function) that the study may name as rewards: they are code, and a file alone is no reason to
     run it."""
     only: tuple[str, ...] = ()
-    """Only these arms (and the sweeps)."""
+    """Only these arms (and the sweeps that they wait for)."""
     runs: str = ""
     """Folder of the run folders; default runs/study-NAME."""
+    rewind: bool = False
+    """Go on where a run's checkpoints are gone, from those that are left, or from the start."""
     draw: bool = False
     """Run nothing: table and pictures of what results.jsonl holds."""
 
 
 def run_study(options: StudyOptions) -> int:
     """The exit code: 0 done, 75 stopped by a signal with the state saved."""
-    from siri.study.report import progress, study_curves, write_comparison
+    from siri.study.report import progress, show_comparison, show_tasks, study_curves, write_comparison, write_tasks
     from siri.study.runner import Stopped, run_pairs
-    from siri.study.study import finished, read_study, swept_values
+    from siri.study.study import finished, swept_values, unchosen
+    from siri.study.study_file import read_studies
 
-    study = read_study(options.study)
+    studies = read_studies(options.study)
+    study = studies[0]
     if not options.draw:
         runs = Path(options.runs or f"runs/study-{study.path.resolve().parent.name}")
         try:
             run_pairs(
-                study,
+                studies,
                 jobs=options.jobs,
                 limit=options.limit,
                 runs=runs,
                 only=options.only,
                 threads=options.threads,
                 trusted=options.reward,
+                rewind=options.rewind,
             )
         except Stopped:
             print("stopped, state saved; the same command continues")
             return 75
-        if swept_values(study, finished(study)) is None:
+        rows = finished(study)
+        if not study.task and unchosen(study, swept_values(study, rows)):
             print("the sweeps are not finished yet; the same command continues")
             return 0
+    if study.task:
+        show_tasks(write_tasks(studies))
+        return 0
     curves = study_curves(study)
-    say(write_comparison(curves, study.path.parent, head=f"`{study.path.name}`, {progress(study, curves)}"))
+    head = f"`{study.path.name}`, {progress(study, curves)}"
+    show_comparison(write_comparison(curves, study.path.parent, head=head), curves)
     return 0

@@ -1,10 +1,15 @@
 """`siri train RECIPE`: train, or say what would be trained."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from siri.config.recipe import RecipeOptions
 from siri.config.settings import setting
+from siri.errors import InputError
+
+STOPPED_FILE = "SIRI_STOPPED"
+"""Environment variable: a file that a run which was stopped writes its exit code to (launch/node.sh)."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,21 @@ class TrainOptions(RecipeOptions):
     """Resolve everything, print what the run would be, and stop before anything is allocated or written."""
 
 
+@dataclass(frozen=True)
+class BranchOptions(TrainOptions):
+    """The run that starts: its settings are those of the other one, but for what is given here."""
+
+    recipe: str = setting("", positional=True)
+    """RUN@STEP: a run folder, and the step or the name of one of its checkpoints."""
+
+
+def run_branch(options: BranchOptions) -> int:
+    """`siri train RUN@STEP`."""
+    if "@" not in options.recipe:
+        raise InputError(f"{options.recipe!r} names no checkpoint; write siri branch RUN@STEP, as in runs/demo@80")
+    return run_train(options)
+
+
 def run_train(options: TrainOptions) -> int:
     """The exit code: 0 done, 75 stopped by a signal with the state saved."""
     config = options.config("model", "data")  # what is wrong with it is said before anything heavy is read
@@ -37,7 +57,7 @@ def run_train(options: TrainOptions) -> int:
 
     recipe = Path(options.recipe).stem if options.recipe.endswith(".toml") else options.recipe
     resume = "auto" if options.auto_resume else "must" if options.resume else "never"
-    run_dir = Path(options.run_dir or f"runs/{recipe}")
+    run_dir = Path(options.run_dir or (recipe if "@" in recipe else f"runs/{recipe}"))
     if resume != "never":
         config = options.config(held=held_settings(run_dir))
     config = replace(config, eval_data=expand(config.eval_data))
@@ -48,4 +68,6 @@ def run_train(options: TrainOptions) -> int:
     how = {"recipe": recipe, "view": TerminalView(), "resume": resume, "rewind": options.rewind}
     code = recorded(lambda: train(config, run_dir, **how, quiet=options.quiet))
     leave_ranks()
+    if code and (told := os.environ.get(STOPPED_FILE)):  # torchrun's own exit code is 1 whatever this one is
+        Path(told).write_text(f"{code}\n")
     return code

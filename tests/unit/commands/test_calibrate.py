@@ -19,16 +19,16 @@ PACKS = [(16, 64), (4, 256), (1, 1024)]
 def seconds_at(ratio, config, noise=()):
     layers, head, attention = forward_flops(config)
     times = [1e-12 * (n * length * (layers + head) + ratio * n * length**2 * attention) for n, length in PACKS]
-    return [one * (1 + off) for one, off in zip(times, noise or [0.0] * 3, strict=True)]
+    return [seconds * (1 + off) for seconds, off in zip(times, noise or [0.0] * 3, strict=True)]
 
 
 @pytest.mark.parametrize("ratio", [0.4, 1.0, 2.7])
 def test_a_known_ratio_is_found(ratio):
     config = tiny_model().config
-    found, error = fit_ratio(config, PACKS, seconds_at(ratio, config))
-    assert found == pytest.approx(ratio) and error < 1e-9
-    found, error = fit_ratio(config, PACKS, seconds_at(ratio, config, noise=(0.02, -0.02, 0.02)))
-    assert 0.005 < error < 0.04 and found == pytest.approx(ratio, rel=0.3)
+    ratio_fitted, error = fit_ratio(config, PACKS, seconds_at(ratio, config))
+    assert ratio_fitted == pytest.approx(ratio) and error < 1e-9
+    ratio_fitted, error = fit_ratio(config, PACKS, seconds_at(ratio, config, noise=(0.02, -0.02, 0.02)))
+    assert 0.005 < error < 0.04 and ratio_fitted == pytest.approx(ratio, rel=0.3)
 
 
 def test_times_that_do_not_grow_are_refused():
@@ -62,10 +62,10 @@ def test_the_command_writes_what_a_run_reads(folder, tmp_path, capsys):
     out = tmp_path / "ratio.json"
     lengths = ("--lengths", "32", "256", "2048", "--repeats", "2", "--layers", "1")
     assert main(command(folder, *lengths, "--out", str(out))) == 0
-    found = json.loads(out.read_text())
-    assert read_cost_ratio(str(out)) == found["cost_ratio"] > 0
-    assert (found["lengths"], found["tokens"], found["layers"]) == ([32, 256, 2048], 2048, 1)
-    assert len(found["ms"]) == 3 and found["device"] == "cpu" and found["attention"] == "sdpa"
+    calibration = json.loads(out.read_text())
+    assert read_cost_ratio(str(out)) == calibration["cost_ratio"] > 0
+    assert (calibration["lengths"], calibration["tokens"], calibration["layers"]) == ([32, 256, 2048], 2048, 1)
+    assert len(calibration["ms"]) == 3 and calibration["device"] == "cpu" and calibration["attention"] == "sdpa"
     assert f"--cost-ratio {out}" in capsys.readouterr().out
 
 

@@ -61,19 +61,19 @@ def test_the_layers_of_a_graders_cell_are_listed_and_a_missing_one_says_why(monk
 
     monkeypatch.setattr(RewardPool, "__enter__", lambda self: self)
     monkeypatch.setattr(RewardPool, "layers", ["memory", "limits", "audit"])
-    found = {finding.name: finding for finding in doctor._graders()}
-    assert set(found) == {"math", *sandbox.LAYERS}
-    assert [name for name, finding in found.items() if finding.found == "no"] == ["landlock", "user", "seccomp"]
-    assert found["seccomp"].note == "Linux on x86-64 only" and found["audit"].note == ""
+    findings = {finding.name: finding for finding in doctor._graders()}
+    assert set(findings) == {"math", *sandbox.LAYERS}
+    assert [name for name, finding in findings.items() if finding.found == "no"] == ["landlock", "user", "seccomp"]
+    assert findings["seccomp"].note == "Linux on x86-64 only" and findings["audit"].note == ""
 
 
 def test_collect_is_json_and_true():
     known = doctor.collect()
     assert {"limits", "audit"} <= {finding["name"] for finding in known["findings"] if finding["found"] == "yes"}
     assert json.loads(json.dumps(known)) == known
-    found = {finding["name"]: finding["found"] for finding in known["findings"]}
-    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    values = {finding["name"]: finding["found"] for finding in known["findings"]}
+    assert values["torch"] == torch.__version__.partition("+")[0] or values["torch"] == torch.__version__
+    assert values["python"] == ".".join(map(str, sys.version_info[:3]))
     assert known["gpu"] == torch.cuda.is_available()
     assert known["problems"] == 0, [finding for finding in known["findings"] if finding["problem"]]
 
@@ -102,7 +102,7 @@ def test_each_missing_extra_says_what_changes_and_how_to_install_it(monkeypatch,
     monkeypatch.setenv("COLUMNS", "80")
     assert doctor.run_doctor(doctor.DoctorOptions()) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  pip install -e ./kernels -e '.[loggers]'  # tensorboard, wandb, trackio" in lines
+    assert "  pip install -e ./kernels -e '.[loggers]'  # tensorboard, wandb, mlflow, trackio" in lines
     assert "  pip install -e ./kernels -e '.[vllm]'  # vllm" in lines
 
 
@@ -211,11 +211,12 @@ def test_a_hanging_driver_does_not_hang_the_doctor(monkeypatch):
 
 
 def test_kernels_come_from_the_kernel_package(monkeypatch):
-    from siri_kernels.selection import select
+    from siri_kernels.selection import LONG_ROW, select
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     findings = by_name()
-    assert findings["impl=auto"]["found"] == select("auto", torch.empty(0))
+    head = torch.empty(LONG_ROW, 8, dtype=torch.bfloat16)
+    assert findings["impl=auto"]["found"] == select("auto", head[:0], head)
     assert "interpreter" in findings["impl=auto"]["note"]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     findings = by_name()
