@@ -81,8 +81,8 @@ def measure(arguments: list[str], variables: dict[str, str], *, rounds: int, loa
         seconds = [json.loads(line)["step_time_s"] for line in log.read_text().splitlines()]
         threads = json.loads((run / "config.json").read_text())["threads_used"]
     counted = list(zip(beside, seconds, strict=True))[WARM_UP:]
-    found = {load: median(time for one, time in counted if one == load) for load in loads}
-    return {"threads": threads, "seconds": found, "ratios": {load: found[load] / found[0] for load in loads}}
+    medians = {load: median(time for counted_load, time in counted if counted_load == load) for load in loads}
+    return {"threads": threads, "seconds": medians, "ratios": {load: medians[load] / medians[0] for load in loads}}
 
 
 def random_model(folder: Path, width: int, layers: int) -> list[str]:
@@ -123,10 +123,10 @@ def main() -> None:
             number, _, waiting = way.partition(" ")
             chosen = ["--threads", number] if waiting else []
             variables = environment(waiting == "spinning")
-            rows[way] = found = measure([*chosen, *extra], variables, rounds=options.rounds, loads=loads)
-            alone, *others = (found["seconds"][load] for load in loads)
-            cells = [f"{alone:.2f}", *(f"{one:.2f} ({one / alone:.1f}x)" for one in others)]
-            name = f"{way}: {found['threads']}" if way == "chosen" else way
+            rows[way] = row = measure([*chosen, *extra], variables, rounds=options.rounds, loads=loads)
+            alone, *others = (row["seconds"][load] for load in loads)
+            cells = [f"{alone:.2f}", *(f"{value:.2f} ({value / alone:.1f}x)" for value in others)]
+            name = f"{way}: {row['threads']}" if way == "chosen" else way
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

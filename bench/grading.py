@@ -32,10 +32,10 @@ def pairs(data: Path, every: int) -> list[tuple[str, str]]:
     golds = []
     for name in ("aime24.json", "amc83.json", "math500.json", "math_train.json"):
         golds += [str(row["answer"]) for row in json.loads((data / name).read_text()) if row.get("answer") is not None]
-    found, golds = [], golds[::every]
+    asked, golds = [], golds[::every]
     for gold, other in zip(golds, [*golds[1:], golds[0]], strict=True):
-        found += [(gold, gold), (gold, gold.replace("dfrac", "frac").replace(" ", "  ")), (gold, other)]
-    return found
+        asked += [(gold, gold), (gold, gold.replace("dfrac", "frac").replace(" ", "  ")), (gold, other)]
+    return asked
 
 
 def start(checkout: str) -> subprocess.Popen:

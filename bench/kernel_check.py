@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from kernel_contestants import contestants, first_rows, shifted
+from kernel_peers import Peers, first_line
 from kernel_problems import Exact, Problem, clear, clipped, exact, mean_loss, weighted
 from siri_kernels.reference import grpo_loss, logprob_and_entropy
 from torch import Tensor
@@ -36,20 +37,19 @@ def relative(x: Tensor, expected: Tensor) -> float:
     return float((x.double() - expected).norm() / expected.norm())
 
 
-def verdicts(op: str, p: Problem) -> dict[str, Verdict | None]:
+def verdicts(op: str, p: Problem, peers: Peers = None) -> dict[str, Verdict | None]:
     """Contestant -> verdict; None: it cannot run here (out of memory, or this shape is not for it)."""
     judge = JUDGES[op](p)
-    found: dict[str, Verdict | None] = {}
-    for name, function in contestants(op, p).items():
+    by_name: dict[str, Verdict | None] = {}
+    for name, function in contestants(op, p, peers).items():
         try:
             clear(p)
-            found[name] = judge(function())
+            by_name[name] = judge(function())
         except Exception as error:  # peers refuse shapes and machines with whatever they like
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"{op}: {name} does not run here: {line[:160]}")
-            found[name] = None
+            print(f"{op}: {name} does not run here: {first_line(error)}")
+            by_name[name] = None
     clear(p)
-    return found
+    return by_name
 
 
 def values_and_entropy(logp: Tensor, entropy: Tensor) -> Callable:

@@ -12,8 +12,8 @@
 | logits_on_policy | the same without old_logp | dlogits |
 | token_loss | `grpo_loss` | the loss, dL/dlogp |
 
-`contestants(op, problem)` gives name -> function without arguments; forward functions return (logp, entropy or None),
-the others a loss, with the gradients left in the problem's leaves.
+`contestants(op, problem, peers)` gives name -> function without arguments; forward functions return (logp, entropy or
+None), the others a loss, with the gradients left in the problem's leaves.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from kernel_logit_peers import logit_losses, readers, undifferentiable_readers
 from kernel_peers import (
     Head,
+    Peers,
     compiled,
     cross_entropies,
     eager_loss,
     heads,
-    logit_losses,
     losses,
-    readers,
     tf32,
-    undifferentiable_readers,
     with_loss,
 )
 from kernel_problems import Problem, clear
@@ -41,12 +40,20 @@ from torch import Tensor
 
 Contestants = dict[str, Callable[[], object]]
 
-SLOW_IN_FP32 = ("trl-chunked", "liger-grpo")
-"""Make, or made until lately, their gradient GEMMs in fp32: timed with TF32 off and on."""
+SLOW_IN_FP32 = ("liger-grpo",)
+"""Make their gradient GEMMs in fp32: timed with TF32 off and on."""
+NOBODY: Peers = frozenset()
 
 
-def contestants(op: str, p: Problem) -> Contestants:
-    return OPS[op](p)
+def contestants(op: str, p: Problem, peers: Peers = None) -> Contestants:
+    """Those of `peers` that run here and ours beside them, of ours only what "auto" takes; with nobody all of ours,
+    with None everybody."""
+    by_name = OPS[op](p, peers)
+    return {name: function for name, function in by_name.items() if not peers or name == "siri" or not is_ours(name)}
+
+
+def is_ours(name: str) -> bool:
+    return name.split("-")[0].split(" ")[0] == "siri"
 
 
 def backward(p: Problem, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -73,7 +80,7 @@ def ours_in(p: Problem) -> dict[str, dict]:
     return {"siri": {}} | (both if p.hidden.is_cuda else {})
 
 
-def forward(p: Problem) -> Contestants:
+def forward(p: Problem, peers: Peers) -> Contestants:
     def of(head: Head) -> Callable:
         return torch.no_grad()(lambda: head(p.hidden, p.weight, p.target_ids))
 
@@ -81,10 +88,10 @@ def forward(p: Problem) -> Contestants:
         return lambda *tensors: linear_logprob(*tensors, return_entropy=True, **options)
 
     mine = {name: ours(options) for name, options in ours_in(p).items()}
-    return {name: of(head) for name, head in (mine | heads(p)).items()}
+    return {name: of(head) for name, head in (mine | heads(p, peers)).items()}
 
 
-def logprob_backward(p: Problem) -> Contestants:
+def logprob_backward(p: Problem, peers: Peers) -> Contestants:
     a = p.token_advantages
 
     def of(head: Head) -> Callable:
@@ -94,7 +101,7 @@ def logprob_backward(p: Problem) -> Contestants:
         return lambda *tensors: linear_logprob(*tensors, return_entropy=True, **options)
 
     mine = {name: ours(options) for name, options in ours_in(p).items()}
-    return {name: of(head) for name, head in (mine | heads(p)).items()}
+    return {name: of(head) for name, head in (mine | heads(p, peers)).items()}
 
 
 def policy_loss(p: Problem, *, on_policy: bool = False, **options) -> Callable[[], Tensor]:
@@ -104,36 +111,34 @@ def policy_loss(p: Problem, *, on_policy: bool = False, **options) -> Callable[[
     return backward(p, lambda: linear_grpo_loss(p.hidden, p.weight, p.target_ids, p.advantages, **options).loss)
 
 
-def forward_backward(p: Problem) -> Contestants:
-    found = {name: policy_loss(p, **options) for name, options in ours_in(p).items()}
-    found |= {"siri-small": policy_loss(p, memory="small"), "siri-lean": policy_loss(p, memory="lean")}
+def forward_backward(p: Problem, peers: Peers) -> Contestants:
+    by_name = {name: policy_loss(p, **options) for name, options in ours_in(p).items()}
+    by_name |= {"siri-small": policy_loss(p, memory="small"), "siri-lean": policy_loss(p, memory="lean")}
     head = FusedLMHead(p.weight)  # the leaf itself, so that the gradient lands where everybody's does
     options = {"old_logp": p.old_logp, "cu_seqlens": p.cu_seqlens}
-    found["siri-head"] = backward(p, lambda: head.grpo_loss(p.hidden, p.target_ids, p.advantages, **options).loss)
-    for name, peer in heads(p).items():
-        found[name] = backward(p, lambda peer=peer: with_loss(peer, p))
-    for name, loss in losses(p).items():
-        found[name] = backward(p, lambda loss=loss: loss(p))
+    by_name["siri-head"] = backward(p, lambda: head.grpo_loss(p.hidden, p.target_ids, p.advantages, **options).loss)
+    for name, peer in heads(p, peers).items():
+        by_name[name] = backward(p, lambda peer=peer: with_loss(peer, p))
+    for name, loss in losses(p, peers).items():
+        by_name[name] = backward(p, lambda loss=loss: loss(p))
     if p.hidden.is_cuda:
-        found |= {f"{name}-tf32": with_tf32(found[name]) for name in SLOW_IN_FP32 if name in found}
-    return found
+        by_name |= {f"{name}-tf32": with_tf32(by_name[name]) for name in SLOW_IN_FP32 if name in by_name}
+    return by_name
 
 
-def on_policy(p: Problem) -> Contestants:
-    found = {name: policy_loss(p, on_policy=True, **options) for name, options in ours_in(p).items()}
-    for name, peer in heads(p).items():
-        found[name] = backward(p, lambda peer=peer: with_loss(peer, p, on_policy=True))
-    return found
+def on_policy(p: Problem, peers: Peers) -> Contestants:
+    by_name = {name: policy_loss(p, on_policy=True, **options) for name, options in ours_in(p).items()}
+    for name, peer in heads(p, peers).items():
+        by_name[name] = backward(p, lambda peer=peer: with_loss(peer, p, on_policy=True))
+    return by_name
 
 
-def cross_entropy(p: Problem) -> Contestants:
+def cross_entropy(p: Problem, peers: Peers) -> Contestants:
     ones = replace(p, advantages=torch.ones_like(p.advantages))  # shares the leaves
-    found = {name: policy_loss(ones, on_policy=True, **options) for name, options in ours_in(p).items()}
-    plain = lambda: torch.nn.functional.cross_entropy((p.hidden @ p.weight.T).float(), p.target_ids)  # noqa: E731
-    found["eager"] = backward(p, plain)
-    for name, loss in cross_entropies(p).items():
-        found[name] = backward(p, lambda loss=loss: loss(p))
-    return found
+    by_name = {name: policy_loss(ones, on_policy=True, **options) for name, options in ours_in(p).items()}
+    for name, loss in cross_entropies(p, peers).items():
+        by_name[name] = backward(p, lambda loss=loss: loss(p))
+    return by_name
 
 
 def first_rows(p: Problem) -> tuple[Tensor, Tensor]:
@@ -141,16 +146,16 @@ def first_rows(p: Problem) -> tuple[Tensor, Tensor]:
     return p.logits[0, :-1], p.target_ids[: p.logit_rows]
 
 
-def logits(p: Problem) -> Contestants:
+def logits(p: Problem, peers: Peers) -> Contestants:
     def of(reader: Callable) -> Callable:
         return torch.no_grad()(lambda: reader(*first_rows(p)))
 
-    found = {"siri": of(lambda z, y: logprob_from_logits(z, y, return_entropy=True))}
-    found |= {name: of(reader) for name, reader in readers(p.hidden.device).items()}
-    return found | undifferentiable_readers(p)
+    by_name = {"siri": of(lambda z, y: logprob_from_logits(z, y, return_entropy=True))}
+    by_name |= {name: of(reader) for name, reader in readers(p, peers).items()}
+    return by_name | undifferentiable_readers(p, peers)
 
 
-def logits_backward(p: Problem, *, on_policy: bool = False) -> Contestants:
+def logits_backward(p: Problem, peers: Peers, *, on_policy: bool = False) -> Contestants:
     old = None if on_policy else p.old_logp[: p.logit_rows]
 
     def of(reader: Callable) -> Callable:
@@ -160,9 +165,9 @@ def logits_backward(p: Problem, *, on_policy: bool = False) -> Contestants:
 
         return backward(p, loss)
 
-    found = {"siri": of(lambda z, y: logprob_from_logits(z, y, return_entropy=True))}
-    found |= {name: of(reader) for name, reader in readers(p.hidden.device).items()}
-    return found | {name: backward(p, loss) for name, loss in logit_losses(p, on_policy=on_policy).items()}
+    by_name = {"siri": of(lambda z, y: logprob_from_logits(z, y, return_entropy=True))}
+    by_name |= {name: of(reader) for name, reader in readers(p, peers).items()}
+    return by_name | {name: backward(p, loss) for name, loss in logit_losses(p, peers, on_policy=on_policy).items()}
 
 
 def shifted(p: Problem) -> Tensor:
@@ -170,7 +175,7 @@ def shifted(p: Problem) -> Tensor:
     return p.old_logp + 0.3 * torch.cos(torch.arange(p.old_logp.numel(), device=p.old_logp.device))
 
 
-def token_loss(p: Problem) -> Contestants:
+def token_loss(p: Problem, peers: Peers) -> Contestants:
     logp = shifted(p).requires_grad_()
     tokens = p.token_advantages
 
@@ -183,14 +188,15 @@ def token_loss(p: Problem) -> Contestants:
 
         return step
 
-    found = {"siri": of(lambda: grpo_loss(logp, p.old_logp, p.advantages, cu_seqlens=p.cu_seqlens).loss)}
-    found["eager"] = of(lambda: eager_loss(logp, p.old_logp, tokens))
-    if p.hidden.is_cuda:
-        found["torch.compile"] = of(lambda: compiled(eager_loss)(logp, p.old_logp, tokens))
-    return found
+    by_name = {"siri": of(lambda: grpo_loss(logp, p.old_logp, p.advantages, cu_seqlens=p.cu_seqlens).loss)}
+    if peers is None or "eager" in peers:
+        by_name["eager"] = of(lambda: eager_loss(logp, p.old_logp, tokens))
+    if p.hidden.is_cuda and (peers is None or "torch.compile" in peers):
+        by_name["torch.compile"] = of(lambda: compiled(eager_loss)(logp, p.old_logp, tokens))
+    return by_name
 
 
-OPS: dict[str, Callable[[Problem], Contestants]] = {
+OPS: dict[str, Callable[[Problem, Peers], Contestants]] = {
     "forward": forward,
     "logprob_backward": logprob_backward,
     "forward_backward": forward_backward,
@@ -198,7 +204,7 @@ OPS: dict[str, Callable[[Problem], Contestants]] = {
     "cross_entropy": cross_entropy,
     "logits": logits,
     "logits_backward": logits_backward,
-    "logits_on_policy": lambda p: logits_backward(p, on_policy=True),
+    "logits_on_policy": lambda p, peers: logits_backward(p, peers, on_policy=True),
     "token_loss": token_loss,
 }
 FLOORS = {

@@ -39,7 +39,7 @@ def karmarkar_karp(weights: Sequence[float], parts: int, *, equal_size: bool = F
     heap, number = [], count()
 
     def push(sets: list[tuple[float, list[int]]]) -> None:
-        sets.sort(key=lambda one: -one[0])
+        sets.sort(key=lambda entry: -entry[0])
         heapq.heappush(heap, (sets[-1][0] - sets[0][0], next(number), sets))
 
     for start in range(0, len(order), width):
@@ -62,9 +62,9 @@ def verl(lengths: Sequence[int], token_budget: int, ranks: int) -> Steps:
         for share in shares:
             parts = karmarkar_karp([work[i] for i in share], micro_batches)
             plan = [[share[i] for i in part] for part in parts]
-            if max(_tokens(one, lengths) for one in plan) > token_budget:
+            if max(_tokens(bin_, lengths) for bin_ in plan) > token_budget:
                 break
-            plan.sort(key=lambda one: -sum(work[i] for i in one))
+            plan.sort(key=lambda bin_: -sum(work[i] for i in bin_))
             plans.append(plan[::2][::-1] + plan[1::2])
         if len(plans) == ranks:
             return _by_step(plans)
@@ -153,17 +153,17 @@ def prime_rl(lengths: Sequence[int], token_budget: int, ranks: int) -> Steps:
     cost = default_cost(np.asarray(lengths, dtype=np.float64)).tolist()
     bins = first_fit_decreasing(lengths, token_budget)
     while len(bins) % ranks:
-        splittable = [one for one in bins if len(one) > 1]
+        splittable = [bin_ for bin_ in bins if len(bin_) > 1]
         if not splittable:
             bins.append([])
             continue
-        costliest = max(splittable, key=lambda one: sum(cost[i] for i in one))
+        costliest = max(splittable, key=lambda bin_: sum(cost[i] for i in bin_))
         bins.remove(costliest)
         halves: list[list[int]] = [[], []]
         for item in sorted(costliest, key=lambda i: -cost[i]):
-            min(halves, key=lambda one: sum(cost[i] for i in one)).append(item)
+            min(halves, key=lambda bin_: sum(cost[i] for i in bin_)).append(item)
         bins += halves
-    work = [sum(cost[i] for i in one) for one in bins]
+    work = [sum(cost[i] for i in bin_) for bin_ in bins]
     shares = _swap(karmarkar_karp(work, ranks, equal_size=True), work)
     return _by_step([[bins[b] for b in sorted(share)] for share in shares])
 
@@ -240,9 +240,9 @@ def measure(peer: str, lengths: Sequence[int], token_budget: int, ranks: int) ->
     steps = PEERS[peer](lengths, token_budget, ranks)
     milliseconds = (time.process_time() - start) * 1e3
     cost = default_cost(np.asarray(lengths, dtype=np.float64))
-    costs = np.array([[cost[one].sum() if one else 0.0 for one in step] for step in steps])
-    bins = [one for step in steps for one in step]
-    tokens = [_tokens(one, lengths) for one in bins]
+    costs = np.array([[cost[bin_].sum() if bin_ else 0.0 for bin_ in step] for step in steps])
+    bins = [bin_ for step in steps for bin_ in step]
+    tokens = [_tokens(bin_, lengths) for bin_ in bins]
     pads = sum(token_budget - used for used in tokens) if peer in PADDED else 0
     return {
         "efficiency": float(costs.sum() / (ranks * (costs.max(axis=1) + OVERHEAD).sum())),

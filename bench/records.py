@@ -2,15 +2,17 @@
 
 device, versions, commit, rows of {op, impl, size, ms, ratio_to_gemm, extra_bytes, max_error, ...}, goals of {id, value,
 threshold, better, met}. A new file carries forward what earlier files of the same machine measured and this run did
-not; every row and goal keeps the commit that measured it.
+not; every row and goal keeps the commit, the versions and the driver that measured it.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-PACKAGES = ("torch", "triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy", "quack-kernels", "fla-core")
+PACKAGES = ("torch", "triton", "transformers", "trl", "liger-kernel", "liger-cute-kernels", "cut-cross-entropy")
+PACKAGES += ("quack-kernels", "nvidia-cutlass-dsl", "cuda-tile", "fla-core", "siri-kernels")
 
 
 def device_name() -> str:
@@ -31,14 +34,15 @@ def default_path() -> Path:
     return HERE / "results" / f"{device_name()}-{datetime.date.today().isoformat()}.json"
 
 
+@functools.cache
 def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    by_package: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            by_package[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found | ({"driver": driver()} if torch.cuda.is_available() else {})
+            by_package[package] = None
+    return by_package | ({"driver": driver()} if torch.cuda.is_available() else {})
 
 
 def driver() -> str | None:
@@ -50,8 +54,15 @@ def driver() -> str | None:
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
 
 
+@functools.cache
 def commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    """Of the checkout; BENCH_COMMIT says it where a copy without a repository runs."""
+    if given := os.environ.get("BENCH_COMMIT"):
+        return given
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    except OSError:
+        return None
     return done.stdout.strip() or None
 
 
@@ -76,17 +87,18 @@ def status(entry: dict) -> str:
 
 def write(path: Path, rows: Sequence[dict], goals: Sequence[dict]) -> None:
     """Add to `path` (made when missing), carrying earlier rows and goals forward."""
-    now = commit()
+    stamp = {"commit": commit(), "versions": versions()}
     record = {
         "device": device_name(),
-        "versions": versions(),
-        "commit": now,
-        "rows": [{**row, "commit": now} for row in rows],
-        "goals": [{**entry, "commit": now} for entry in goals],
+        **stamp,
+        "rows": [{**row, **stamp} for row in rows],
+        "goals": [{**entry, **stamp} for entry in goals],
     }
     earlier = [path] if path.exists() else sorted(path.parent.glob(f"{device_name()}-*.json"))[-1:]
     for file in earlier:
         old = json.loads(file.read_text())
+        for entry in (*old["rows"], *old["goals"]):  # files of before rows had versions
+            entry.setdefault("versions", old["versions"])
         key = lambda row: (row["op"], row["impl"], row["size"])  # noqa: E731
         fresh = {key(row) for row in record["rows"]}
         record["rows"] += [row for row in old["rows"] if key(row) not in fresh]
@@ -102,7 +114,7 @@ def show(rows: Sequence[dict], goals: Sequence[dict]) -> None:
     for row in rows:
         ratio = "" if row["ratio_to_gemm"] is None else f"{row['ratio_to_gemm']:8.2f} x GEMM"
         memory = "" if row["extra_bytes"] is None else f"{row['extra_bytes'] / 1e9:9.2f} GB"
-        print(f"{row['op']:18}{row['impl']:24}{row['size']:14}{row['ms']:10.2f} ms{ratio}{memory}")
+        print(f"{row['op']:18}{row['impl']:28}{row['size']:14}{row['ms']:10.2f} ms{ratio}{memory}")
     for entry in goals:
         shown = "-" if entry["value"] is None else f"{entry['value']:.3g}"
         print(f"{entry['id']:34}{shown:>12} {entry['better']} than {entry['threshold']}: {status(entry)}")

@@ -45,7 +45,7 @@ from siri.train.samples import Sample
 
 COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False, "use_sliding_window": False}
 CAPS = {"1.5b": (16_384, 8192), "tiny": (96, 48)}
-SEQUENCES = {"1.5b": 48, "tiny": 8}
+SEQUENCES = {"1.5b": 24, "tiny": 8}
 PROMPT = {"1.5b": 128, "tiny": 5}
 BUDGETS = (49_152, 36_864, 24_576)
 ROOM = 0.9
@@ -270,17 +270,20 @@ def ways(setup: Setup, size: str, samples: list[Sample]) -> dict[str, tuple[str,
     budget, level = packed_plan(setup, longest)
     # the gradient is looked at before it is clipped; whatever else a step needs is SIRI's default
     config = Config(temperature=1.0, checkpointing=level, clip_high=0.28)
-    found = {"siri packed": (f"budget {budget}", level, packed(setup, samples, budget, config))}
+    by_name = {"siri packed": (f"budget {budget}", level, packed(setup, samples, budget, config))}
     rows, level = padded_plan(setup, longest, logits=True)
-    found["padded full logits"] = (f"{rows} a micro-batch", level, padded(setup, samples, rows, full_logits))
+    by_name["padded full logits"] = (f"{rows} a micro-batch", level, padded(setup, samples, rows, full_logits))
     if installed("trl.kernels"):
         rows, level = padded_plan(setup, longest, logits=False)
-        found["padded TRL chunked"] = (f"{rows} a micro-batch", level, padded(setup, samples, rows, trl_chunked))
-    return found
+        by_name["padded TRL chunked"] = (f"{rows} a micro-batch", level, padded(setup, samples, rows, trl_chunked))
+    return by_name
 
 
-def measure(setup: Setup, size: str, cap: int, rounds: int, deadline: float) -> tuple[list[dict], dict[str, float]]:
-    """Rows and goal values of one cap."""
+def measure(
+    setup: Setup, size: str, cap: int, rounds: int, deadline: float, out: Path
+) -> tuple[list[dict], dict[str, float]]:
+    """Rows and goal values of one cap; each row is written when it is there, so that a limit on time costs only what
+    comes after."""
     samples = draw(size, cap)
     tokens = sum(map(len, samples))
     responses = [len(sample.response_ids) for sample in samples]
@@ -291,25 +294,28 @@ def measure(setup: Setup, size: str, cap: int, rounds: int, deadline: float) -> 
             print(f"cap {cap}: time is up, {name} stays unmeasured")
             continue
         set_checkpointing(setup.policy.model, level)
-        found = run(setup, step, rounds if name == "siri packed" else 1)
-        if found is None:
+        begin = time.monotonic()
+        timing = run(setup, step, rounds if name == "siri packed" else 1)
+        print(f"cap {cap}: {name} took {time.monotonic() - begin:.0f} s, with a step to warm up", flush=True)
+        if timing is None:
             break  # a step that was cut off leaves the sharded model in no state to go on from
-        norms[name] = found["grad_norm"]
+        norms[name] = timing["grad_norm"]
         off = abs(norms[name] / norms["siri packed"] - 1)
         if off > (0.02 if setup.memory else 1e-4):
             print(f"cap {cap}: the gradient of {name} is off by {off:.1%}; left out")
             continue
-        seconds = found["seconds"]
+        seconds = timing["seconds"]
         row = {"op": "train_step", "impl": name, "size": f"{size}-{cap_name(cap)}", "ms": 1e3 * seconds}
-        row |= {"ratio_to_gemm": None, "extra_bytes": found["extra"], "max_error": None, "memory_peak": found["peak"]}
+        row |= {"ratio_to_gemm": None, "extra_bytes": timing["extra"], "max_error": None, "memory_peak": timing["peak"]}
         row |= {"tokens": tokens, "tokens_per_s": tokens / seconds, "setting": f"{setting}, checkpointing {level}"}
-        row |= {"mfu": model_flops_utilisation(flops, seconds, 1, setup.device), "micro_steps": found["micro_steps"]}
+        row |= {"mfu": model_flops_utilisation(flops, seconds, 1, setup.device), "micro_steps": timing["micro_steps"]}
         row |= {"grad_norm": norms[name]}
         if name == "siri packed":
-            row |= {"memory_predicted": predicted_bytes(setup, found["largest"], level)}
-            row |= {part: share for part, share in found["parts"].items() if part != "step_s"}
-            row |= {"head_share": found["parts"]["head_s"] / seconds}
+            row |= {"memory_predicted": predicted_bytes(setup, timing["largest"], level)}
+            row |= {part: share for part, share in timing["parts"].items() if part != "step_s"}
+            row |= {"head_share": timing["parts"]["head_s"] / seconds}
         rows.append(row)
+        records.write(out, [row], [])
     by_name = {row["impl"]: row for row in rows}
     ours, theirs = by_name.get("siri packed"), by_name.get("padded full logits")
     if ours and setup.memory:
@@ -337,15 +343,18 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description="A training step, packed and padded, measured.")
     parser.add_argument("--size", choices=MODELS, default="1.5b" if on_gpu else "tiny")
+    parser.add_argument("--caps", type=int, nargs="+", help="16384 and 8192 for 1.5b, unless named")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=420, help="nothing new is begun after that")
     parser.add_argument("--out", type=Path, default=records.default_path(), help="bench/results/DEVICE-DATE.json")
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds
+    begin = time.monotonic()
+    deadline = begin + options.seconds
     setup = build(options.size, torch.device("cuda" if on_gpu else "cpu"))
+    print(f"the model was there after {time.monotonic() - begin:.0f} s", flush=True)
     try:
-        for cap in CAPS[options.size]:
-            rows, values = measure(setup, options.size, cap, options.rounds, deadline)
+        for cap in options.caps or CAPS[options.size]:
+            rows, values = measure(setup, options.size, cap, options.rounds, deadline, options.out)
             goals = goals_of(options.size, cap, values)
             records.write(options.out, rows, goals)
             records.show(rows, goals)

@@ -96,7 +96,8 @@ def build(size: str, device: torch.device) -> Bench:
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False}
     config = AutoConfig.for_model("qwen2", **MODELS[size], **special)
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
+    with device:  # random weights of this size take a minute on a CPU
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     arguments = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH[size][0],
@@ -149,16 +150,18 @@ def peak_bytes(function: Callable[[], None], device: torch.device) -> int | None
 
 def head_gradients(bench: Bench, op: str) -> float:
     """Relative L2 difference of the LM head's gradient; also warms both up."""
-    found = []
+    gradients = []
     for impl in bench.trainers:
         bench.step(impl, op)()
-        found.append(bench.model.lm_head.weight.grad.float().clone())
-    return float((found[1] - found[0]).norm() / found[0].norm())
+        gradients.append(bench.model.lm_head.weight.grad.float().clone())
+    return float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
 
 
 def measure(size: str, device: torch.device, rounds: int, limit: float) -> list[dict]:
     deadline = time.monotonic() + limit
+    begin = time.monotonic()
     bench = build(size, device)
+    print(f"the trainers were there after {time.monotonic() - begin:.0f} s", flush=True)
     rows = []
     for op in bench.inputs:
         error = head_gradients(bench, op)
@@ -168,11 +171,11 @@ def measure(size: str, device: torch.device, rounds: int, limit: float) -> list[
         for round_ in range(rounds):
             if round_ and time.monotonic() > deadline:
                 break
-            for impl, found in times.items():
-                found.append(seconds(bench.step(impl, op), device))
-        for impl, found in times.items():
+            for impl, samples in times.items():
+                samples.append(seconds(bench.step(impl, op), device))
+        for impl, samples in times.items():
             peak = peak_bytes(bench.step(impl, op), device)
-            ms = 1e3 * statistics.median(found)
+            ms = 1e3 * statistics.median(samples)
             rows.append({"op": op, "impl": impl, "size": size, "ms": ms, "ratio_to_gemm": None, "extra_bytes": peak})
             rows[-1]["max_error"] = error if impl != "trl" else None
     return rows

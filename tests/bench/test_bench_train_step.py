@@ -51,19 +51,19 @@ def test_the_program(tmp_path):
     assert {goal["met"] for goal in record["goals"]} == {None}, "a CPU measures nothing"
 
 
-def test_who_computes_something_else_is_left_out(monkeypatch, capsys):
+def test_who_computes_something_else_is_left_out(monkeypatch, capsys, tmp_path):
     setup = train_step.build("tiny", torch.device("cpu"))
     monkeypatch.setattr(train_step, "full_logits", lambda policy, batch: 1.01 * right(policy, batch))
-    rows, _ = measure(setup, "tiny", 48, 1, float("inf"))
+    rows, _ = measure(setup, "tiny", 48, 1, float("inf"), tmp_path / "rows.json")
     assert "padded full logits" not in {row["impl"] for row in rows} and "is off by" in capsys.readouterr().out
 
 
 right = train_step.full_logits
 
 
-def test_time_is_up(capsys):
+def test_time_is_up(capsys, tmp_path):
     setup = train_step.build("tiny", torch.device("cpu"))
-    assert measure(setup, "tiny", 48, 1, 0.0) == ([], {})
+    assert measure(setup, "tiny", 48, 1, 0.0, tmp_path / "rows.json") == ([], {})
     assert "siri packed stays unmeasured" in capsys.readouterr().out
 
 
