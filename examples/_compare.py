@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -36,6 +37,26 @@ def tiny_qwen2(vocab: int = 8192):
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(DEVICE)
 
 
+@contextlib.contextmanager
+def without_profiler_noise():
+    """The profiler's C++ writes lines of its own to standard output and error, past Python's streams."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, stream in zip((1, 2), kept, strict=True):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.close(nowhere)
+
+
 def measure(step) -> tuple[int, float]:
     """(peak bytes of live tensors above those before, seconds) of a step that has run once before."""
     step()
@@ -49,7 +70,8 @@ def measure(step) -> tuple[int, float]:
     start = time.perf_counter()
     step()
     seconds = time.perf_counter() - start
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+    recording = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with without_profiler_noise(), recording as recorded:
         step()
     live = peak = 0
     for event in recorded.profiler.kineto_results.events():

@@ -7,6 +7,9 @@ from _head_example import D, V, compare, stand_in
 
 
 class FusedOutputLinear(torch.nn.Linear):
+    def __init__(self, in_features, out_features, chunk_size):
+        super().__init__(in_features, out_features, bias=False)
+
     def forward(self, hidden_states, labels=None, temperature=None):
         """prime-rl's signature, which the adapter checks"""
 
