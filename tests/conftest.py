@@ -15,7 +15,7 @@ else:  # how long an example takes to draw or run says more of the machine than 
     settings.register_profile("siri", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("siri")
 
-pytest_plugins = ["tests.support.torture", "tests.support.user_rewards"]
+pytest_plugins = ["tests.support.side_by_side", "tests.support.torture", "tests.support.user_rewards"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,5 @@
-"""The two launch commands of README's section on vLLM: each line is parsed by the program that it starts, and each
-`siri train` is dry-run, with a small model and problems in place of the hub's."""
+"""The two launch commands of the section on vLLM in docs/gpus.md: each line is parsed by the program that it starts,
+and each `siri train` is dry-run, with a small model and problems in place of the hub's."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from siri.cli import main
 from siri.commands import dry_run as dry
-from siri.rollout.guard import SECRET
+from siri.rollout.guard import SECRET, SECRET_FILE
 from siri.rollout.served import LAUNCH, REQUIRED
 from tests.support.tiny import save_tiny
 
@@ -23,7 +23,7 @@ SERVE = (ROOT / "launch" / "serve.sh").read_text()
 
 def lines() -> list[str]:
     """The commands in the section, as the reader types them."""
-    section = (ROOT / "README.md").read_text().split("### Rollouts from vLLM")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "gpus.md").read_text().split("## Rollouts from vLLM")[1].split("\n## ")[0]
     blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
@@ -133,16 +133,18 @@ def test_the_serving_script_starts_what_the_trainer_insists_on(tmp_path):
         assert flag in SERVE
 
 
-def test_servers_that_others_reach_need_a_secret(tmp_path):
+@pytest.mark.parametrize("name", [SECRET, SECRET_FILE])
+def test_servers_that_others_reach_need_a_secret(tmp_path, name):
     (tmp_path / "vllm").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\nexec sleep 600\n')
     (tmp_path / "vllm").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "GPUS": "1", "HOST": "node1"}
-    environment.pop(SECRET, None)
+    for variable in (SECRET, SECRET_FILE):
+        environment.pop(variable, None)
     command = [ROOT / "launch" / "serve.sh", "model"]
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and f"set {SECRET}" in refused.stderr
     assert not (tmp_path / "calls").exists()
-    running = subprocess.Popen(command, env=environment | {SECRET: "hush"}, start_new_session=True)
+    running = subprocess.Popen(command, env=environment | {name: "hush"}, start_new_session=True)
     try:
         for _ in range(1000):
             if (tmp_path / "calls").exists() and (tmp_path / "calls").read_text().endswith("\n"):

@@ -8,6 +8,8 @@ curves are the same bit for bit.
 
 import json
 import os
+import platform
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -24,11 +26,13 @@ RANKS = (1, 2)
 
 
 def environment() -> dict[str, Any]:
-    """What decides the last bit of the curves: versions, the processor's instructions and the number of threads."""
+    """What decides the last bit of the curves: versions, the processor (its maker too: a library of matrix products
+    takes other kernels for the same instructions) and the number of threads."""
+    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": f"{(models or [platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": 1,
     }
 

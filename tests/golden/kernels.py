@@ -45,6 +45,7 @@ SETTINGS = {
         "clip_low": None,
         "importance": "icepop",
         "importance_low": 0.6,
+        "importance_cap": 2.0,
         "memory": "lean",
         "softcap": 3.0,
     },

@@ -62,9 +62,9 @@ def wait_for_a_moment(process: subprocess.Popen, run: Path, draw: random.Random,
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_again_and_again_and_none_the_wiser(tmp_path, calm, ranks, torture, fault):
+def test_killed_again_and_again_and_none_the_wiser(tmp_path, calm, ranks, long, fault):
     seed = time.time_ns() % 10**6
-    wanted = (TORTURE_KILLS if torture else KILLS)[ranks]
+    wanted = long(KILLS[ranks], TORTURE_KILLS[ranks])
     quiet, whole = calm(ranks)
     draw, kills, storms = random.Random(seed), [], 0
     while len(kills) < wanted:

@@ -82,14 +82,14 @@ def alone(root):
 def test_any_number_of_ranks_has_the_same_model(learnt, alone, case):
     """Also the checkpoint, which one process reads."""
     _, kind, _ = case
-    ours, reference = learnt[case], alone[kind]
+    outcome, reference = learnt[case], alone[kind]
     assert (HEAD in reference["parameters"]) == (kind != "tied")
-    assert_same(ours["parameters"], reference["parameters"])
-    assert ours["notes"] == reference["notes"] and len(reference["notes"]) == (kind == "a head")
-    policy = read_policy(str(ours["checkpoint"]), CPU)
+    assert_same(outcome["parameters"], reference["parameters"])
+    assert outcome["notes"] == reference["notes"] and len(reference["notes"]) == (kind == "a head")
+    policy = read_policy(str(outcome["checkpoint"]), CPU)
     held = dict(policy.model.named_parameters())
-    assert held.keys() == ours["parameters"].keys() and policy.notes == ()
-    assert all(torch.equal(held[name], value) for name, value in ours["parameters"].items())
+    assert held.keys() == outcome["parameters"].keys() and policy.notes == ()
+    assert all(torch.equal(held[name], value) for name, value in outcome["parameters"].items())
 
 
 def test_every_rank_refuses_a_head_that_is_not_there(learnt):

@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 from siri_kernels import linear_grpo_loss, reference
 
-from tests.support.kernel_cases import make_case, relative, run
+from tests.support.kernel_cases import WIDE_GSPO, make_case, relative, run
 
 OPTIONS = [
     {},
     {"entropy_coef": 0.1, "temperature": 0.7, "softcap": 3.0},
     {"memory": "lean", "entropy_coef": 0.1},
-    {"loss": "gspo", "memory": 12_000},
+    {**WIDE_GSPO, "memory": 12_000},
     {"memory": 12_000},  # by their own sizes the ranks would make chunks of 65 and of 27 rows
 ]
 

@@ -9,8 +9,10 @@ import sys
 from importlib.metadata import version
 
 ROWS = r"^(row_stats|dlogits) \S+( softcap T\[N\])?( entropy)?$"
-TOKENS = r"^tokens (finish|(grpo|cispo) none|grpo icepop indexed old rollout dual|cispo icepop indexed old rollout)$"
-ANCHORED = r"^anchored gemm( no store| slice| bias| rounded)?$|^anchored (gemm odd D|redo|target|gradient|sums)"
+TOKENS = (
+    r"^tokens (finish|metrics|(grpo|cispo) none|grpo icepop indexed old rollout dual|cispo icepop indexed old rollout)$"
+)
+ANCHORED = r"^anchored gemm( no store| slice| bias| rounded)?$|^anchored (gemm odd D|redo|offsets|gradient|sums)"
 FULLEST = r"anchored gemm T\[N\]|everything|softcap"
 
 Reports = dict[tuple[str, str], dict[str, int]]
@@ -42,10 +44,25 @@ def matching(compiled: Reports, pattern: str, *archs: str) -> Reports:
 
 
 KNOWN_SPILLS = {
-    ("3.6", "anchored gemm everything", "sm_80"): 93,
-    ("3.9", "anchored redo store", "sm_100"): 5,
+    ("3.6", "anchored gemm everything", "sm_80"): 139,
+    ("3.6", "anchored gemm no store", "sm_100"): 5,
+    ("3.6", "anchored gemm specialized", "sm_90"): 32,
+    ("3.6", "anchored gemm specialized no store", "sm_90"): 46,
+    ("3.6", "anchored gemm specialized T[N] ragged", "sm_90"): 206,
+    ("3.9", "anchored gemm", "sm_100"): 3,
+    ("3.9", "anchored gemm no store", "sm_100"): 4,
+    ("3.9", "anchored gemm everything no store", "sm_100"): 21,
+    ("3.9", "anchored gemm T[N] ragged", "sm_90"): 18,
+    ("3.9", "anchored gemm two-blocks no entropy", "sm_90"): 28,
+    ("3.9", "anchored gemm specialized", "sm_90"): 42,
+    ("3.9", "anchored gemm specialized T[N] ragged", "sm_90"): 146,
+    ("3.7", "anchored gemm specialized no entropy", "sm_90"): 4,  # a plan that nobody gets unasked
+    ("3.7", "anchored gemm specialized T[N] ragged", "sm_90"): 50,
+    # the loss's kernel, a few launches on [N], since its multiply-adds are written out
+    ("3.7", "tokens grpo icepop old rollout", "sm_90"): 2,
+    ("3.7", "tokens grpo icepop indexed old rollout", "sm_90"): 2,
 }
-"""Words that a release of triton other than the locked one spills: (release, variant, architecture); bench/NOTES.md."""
+"""Words that a release of triton spills: (release, variant, architecture); bench/NOTES.md."""
 
 
 def assert_nothing_spills(key: tuple[str, str], report: dict) -> None:

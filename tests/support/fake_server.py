@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,12 +46,23 @@ class FakeServer:
         self.config = json.loads(json.dumps(CONFIG))
         self.version_string, self.max_model_len = "0.32.0", 512
         self.weights: str | None = None
+        self.processes = 1
         self.faults: deque[str] = deque()
         self.load_faults: deque[str] = deque()
         self.asked: list[dict] = []
         self.served = self.made = self.running = self.most_running = 0
         self.loads = self.resets = 0
         self.reset_faults: deque[str] = deque()
+        self.pauses = 0
+        self.paused = False
+        self.missing: set[str] = set()
+        """Routes that it does not have, from its next start on."""
+        self.token_s = 0.0
+        """Seconds for a token of a response that is streamed,"""
+        self.streamed = 2
+        """and tokens that are sent at once, at most what was asked for."""
+        self.sampler: Callable[[dict], tuple[list[int], list[float], str]] | None = None
+        """What it streams, in the place of the model's: tokens, log-probs and why they end."""
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.port = 0
@@ -68,9 +80,13 @@ class FakeServer:
                 ("GET", "/metrics", self._metrics),
                 ("POST", "/collective_rpc", self._rpc),
                 ("POST", "/reset_prefix_cache", self._reset),
+                ("GET", "/is_paused", self._is_paused),
+                ("POST", "/pause", self._pause),
+                ("POST", "/resume", self._resume),
                 ("POST", "/v1/completions", self._complete),
             ):
-                app.router.add_route(verb, path, handler)
+                if path not in self.missing:
+                    app.router.add_route(verb, path, handler)
             self.runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
             await self.runner.setup()
             site = web.TCPSite(self.runner, "127.0.0.1", self.port)
@@ -118,6 +134,9 @@ class FakeServer:
         config = self.policy.model.config.to_dict()
         return {"model": config, "dtype": "float32", "cache_tokens": 4096, "version": self.weights}
 
+    def siri_process(self):
+        return f"process {self.processes}"
+
     def siri_version(self):
         return self.weights
 
@@ -126,8 +145,9 @@ class FakeServer:
             return {"unseen": True}
         self.loads += 1
         fault = self.load_faults.popleft() if self.load_faults else ""
-        self.weights = None
         manifest = json.loads((Path(folder) / MANIFEST).read_text())
+        if fault or self.weights != manifest["version"]:  # in place already: another rank was first
+            self.weights = None
         if fault == "crash":
             return "crash"
         tensors = {
@@ -163,11 +183,13 @@ class FakeServer:
                 await asyncio.sleep(60)
             if fault in ("reset", "die", "restart"):
                 if fault == "restart":
-                    self.weights = None
+                    self.weights, self.processes = None, self.processes + 1
                 if fault == "die":
                     self.dying = asyncio.ensure_future(self.runner.cleanup())
                 request.transport.abort()
                 return web.Response()
+            if body.get("stream"):
+                return await self._stream(request, body, fault)
             await asyncio.sleep(0.01)
             return await self._answer(request, body, fault)
         finally:
@@ -175,10 +197,10 @@ class FakeServer:
 
     async def _answer(self, request, body, fault: str):
         self.engine.policy = replace(self.policy, stop_ids=frozenset(body["stop_token_ids"]))
-        one = self.engine.generate(
+        completion = self.engine.generate(
             [Request(body["prompt"], body["max_tokens"])], temperature=body["temperature"], seed=body["seed"]
         )[0][0]
-        tokens, logp, reason = one.token_ids, one.logp, "length" if one.truncated else "stop"
+        tokens, logp, reason = completion.token_ids, completion.logp, "length" if completion.truncated else "stop"
         self.made += len(tokens)
         self.served += 1
         if fault == "abort":
@@ -198,3 +220,62 @@ class FakeServer:
         await response.write(text[: len(text) // 2].encode())
         request.transport.abort()
         return response
+
+    # --- in flight ---
+
+    async def _is_paused(self, _):
+        return web.json_response({"is_paused": self.paused})
+
+    async def _pause(self, request):
+        """As vLLM's mode abort: what runs ends with all that it has, what comes waits."""
+        assert request.query["mode"] == "abort"
+        self.paused, self.pauses = True, self.pauses + 1
+        return web.json_response({"status": "paused"})
+
+    async def _resume(self, _):
+        self.paused = False
+        return web.json_response({"status": "resumed"})
+
+    def _sampled(self, body: dict) -> tuple[list[int], list[float], str]:
+        if self.sampler is not None:
+            return self.sampler(body)
+        self.engine.policy = replace(self.policy, stop_ids=frozenset(body["stop_token_ids"]))
+        asked = [Request(body["prompt"], body["max_tokens"])]
+        completion = self.engine.generate(asked, temperature=body["temperature"], seed=body["seed"])[0][0]
+        return list(completion.token_ids), list(completion.logp), "length" if completion.truncated else "stop"
+
+    async def _stream(self, request, body, fault: str):
+        """Faults "cut" and "die" come in the middle."""
+        while self.paused:
+            await asyncio.sleep(0.005)
+        tokens, logp, reason = self._sampled(body)
+        pauses, sent = self.pauses, 0
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        each = min(self.streamed, body["stream_interval"])
+        while sent < len(tokens):
+            if self.token_s:
+                await asyncio.sleep(self.token_s * each)
+            if self.pauses > pauses:
+                reason = "abort"
+                if sent:
+                    await self._event(response, [], [], reason)
+                break
+            if fault in ("cut", "die") and sent >= len(tokens) // 2:
+                if fault == "die":
+                    self.dying = asyncio.ensure_future(self.runner.cleanup())
+                request.transport.abort()
+                return response
+            end = sent + each
+            last = end >= len(tokens)
+            await self._event(response, tokens[sent:end], logp[sent:end], reason if last else None)
+            self.made += len(tokens[sent:end])
+            sent = min(end, len(tokens))
+        self.served += 1
+        usage = {"model": "tiny", "choices": [], "usage": {"completion_tokens": sent}}
+        await response.write(f"data: {json.dumps(usage)}\n\ndata: [DONE]\n\n".encode())
+        return response
+
+    async def _event(self, response, tokens, logp, reason) -> None:
+        choice = {"token_ids": tokens, "logprobs": {"token_logprobs": logp}, "finish_reason": reason}
+        await response.write(f"data: {json.dumps({'model': 'tiny', 'choices': [choice]})}\n\n".encode())

@@ -53,8 +53,8 @@ def problems(data: bytes, suffix: str) -> None:
     from siri.data.prompts import render_prompts
 
     def load() -> None:
-        found = load_problems(_file(f"problems.{suffix}", data))
-        render_prompts(found.problems, _tokenizer(), max_prompt_tokens=10**6)
+        problem_set = load_problems(_file(f"problems.{suffix}", data))
+        render_prompts(problem_set.problems, _tokenizer(), max_prompt_tokens=10**6)
 
     _only_input_errors(load)
 

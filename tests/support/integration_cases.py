@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from siri_kernels.integrations.padded import release
+from siri_kernels.integrations.seams import release
 from torch.profiler import ProfilerActivity, profile
 
 D, VOCAB = 16, 53
@@ -47,10 +47,10 @@ def installed(monkeypatch, distribution: str, low: str, below: str) -> Path:
     """The folder of a distribution that cannot be imported whole and lies in PREFIX/peers (`make test` puts it there);
     the adapters take it for installed. The test is skipped without it."""
     path = [*sys.path, str(Path(sys.prefix) / "peers")]
-    for found in importlib.metadata.distributions(name=distribution, path=path):
-        if release(low) <= release(found.version) < release(below):
-            pretend_installed(monkeypatch, distribution, found.version)
-            return Path(str(found.locate_file("")))
+    for distribution_there in importlib.metadata.distributions(name=distribution, path=path):
+        if release(low) <= release(distribution_there.version) < release(below):
+            pretend_installed(monkeypatch, distribution, distribution_there.version)
+            return Path(str(distribution_there.locate_file("")))
     where = f"pip install --no-deps --target {path[-1]} '{distribution}>={low},<{below}'"
     pytest.skip(f"the real {distribution} is not here: {where}")
 

@@ -58,7 +58,7 @@ def main() -> None:
         plain = outcome(kind, swapped=False)
         for name, over in ((kind, None), (f"sharded-{kind}", ranks)):
             pairs = zip(plain, outcome(kind, swapped=True, ranks=over), strict=True)
-            print(name, max(float((one - two).abs().max() / one.abs().max()) for one, two in pairs))
+            print(name, max(float((plain - fused).abs().max() / plain.abs().max()) for plain, fused in pairs))
         for part in PARTS:
             print(f"trial-{part}-{kind}", fault(part, tiny_model(kind).config, torch.device("cpu")) or "passed")
     dist.destroy_process_group()

@@ -68,7 +68,7 @@ def _steps(folder: RunFolder, notes: list[str]) -> list[str]:
     notes += folder.notes
     saver = Saver(folder.checkpoints, keep=1, record=folder.saved)
     saver._about = dict(ABOUT)
-    tokens, owed, schedule = folder.state["train_tokens"], None, CONFIG.length_schedule()
+    tokens, missed, schedule = folder.state["train_tokens"], None, CONFIG.length_schedule()
     evaluate(folder, folder.start)
     for step in range(folder.start, STEPS):
         drawn = sampler.take(2)
@@ -79,9 +79,9 @@ def _steps(folder: RunFolder, notes: list[str]) -> list[str]:
         folder.metrics.append({"step": step, "drawn": drawn, "norm": model.lm_head.weight.detach().norm().item()})
         state = {"sampler": sampler.state(), "train_tokens": tokens}
         for _ in range(MAX_FAILURES):  # what follows a save depends on when it ends: here it always has
-            name = schedule.milestone(step + 1) or owed
+            name = schedule.milestone(step + 1) or missed
             saver.save(step + 1, policy, optimizer, state, name=name)
-            owed = name if (message := saver.outcome()) else None
+            missed = name if (message := saver.outcome()) else None
             notes += filter(None, (message, saver.warning()))
             if not message or step + 1 < STEPS:
                 break

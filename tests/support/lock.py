@@ -1,6 +1,7 @@
 """The lock files, read as pip reads them."""
 
 import json
+import platform
 import re
 import sys
 import sysconfig
@@ -22,18 +23,20 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def locked(files: list[str], python: str = "{}.{}".format(*sys.version_info)) -> dict[str, str]:
-    """{name: version} of what `files` pin for Linux and a Python such as "3.12"."""
-    here = {"python_version": python, "python_full_version": f"{python}.1", "sys_platform": "linux", "extra": ""}
+def locked(files: list[str], python: str = platform.python_version()) -> dict[str, str]:
+    """{name: version} of what `files` pin for Linux and a Python such as "3.12.4" (a late patch for "3.12")."""
+    minor = ".".join(python.split(".")[:2])
+    full = python if python != minor else f"{minor}.20"
+    here = {"python_version": minor, "python_full_version": full, "sys_platform": "linux", "extra": ""}
     pins = {}
     for file in files:
         for line in (ROOT / file).read_text().splitlines():
-            if line and not line.startswith("#"):
-                one = Requirement(line)
-                if one.marker is None or one.marker.evaluate(here):
-                    (pin,) = one.specifier
+            if line and line[0] not in "# ":
+                requirement = Requirement(line.removesuffix(" \\"))
+                if requirement.marker is None or requirement.marker.evaluate(here):
+                    (pin,) = requirement.specifier
                     assert pin.operator == "==" and "*" not in pin.version, f"{file}: {line} is not one version"
-                    pins[canonical(one.name)] = pin.version
+                    pins[canonical(requirement.name)] = pin.version
     return pins
 
 
@@ -50,8 +53,8 @@ def outside(files: list[str]) -> list[str]:
     """What is installed here in another version than `files` pin, or that they do not pin at all."""
     pins, strange = locked(files), []
     free = CHOSEN_BY_PIP if files == ["constraints.txt"] else ()
-    for one in distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]):
-        name, version = canonical(one.metadata["Name"]), one.version.split("+")[0]
+    for package in distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]):
+        name, version = canonical(package.metadata["Name"]), package.version.split("+")[0]
         if name not in OWN and not name.startswith(free) and pins.get(name) != version:
             strange.append(f"{name} {version}, locked: {pins.get(name, 'not at all')}")
     return sorted(set(strange))

@@ -12,28 +12,32 @@ import torch
 
 from tests.support.saving import tensors
 
+UNREPORTED = "tests.support.unreported"
 
-def command(run: Path, options: list[str], *, ranks: int = 1) -> list[str]:
-    """siri with `options` in the folder `run`, started or continued; under torchrun from two ranks on."""
+
+def command(run: Path, options: list[str], *, ranks: int = 1, module: str = "siri") -> list[str]:
+    """siri with `options` in the folder `run`, started or continued; under torchrun from two ranks on. module: what
+    stands for siri; UNREPORTED draws no report."""
     # --standalone takes a free port: at the default one, two suites on a machine would meet
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
-    return [sys.executable, "-m", *torchrun, "siri", *options, "--run-dir", str(run), "--auto-resume"]
+    return [sys.executable, "-m", *torchrun, module, *options, "--run-dir", str(run), "--auto-resume"]
 
 
-def start(run: Path, options: list[str], *, ranks: int = 1) -> subprocess.Popen:
+def start(run: Path, options: list[str], *, ranks: int = 1, module: str = "siri") -> subprocess.Popen:
     # one thread: how many work on a sum decides its last bit
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(run, options, ranks=ranks), env=environment, stderr=subprocess.PIPE, text=True)
+    words = command(run, options, ranks=ranks, module=module)
+    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def family(pid: int) -> list[int]:
     """A process and all that it has started, and they."""
-    found = [pid]
+    pids = [pid]
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                found += family(int(child))
-    return found
+                pids += family(int(child))
+    return pids
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -64,17 +68,17 @@ def lasting(path: Path) -> list[dict]:
     ]
 
 
-def assert_same_run(one: Path, two: Path, *, hint: str = "") -> None:
+def assert_same_run(first: Path, second: Path, *, hint: str = "") -> None:
     """Metrics, evaluations and every file of the last checkpoint are the same, and the same checkpoints are there."""
     for name in ("metrics.jsonl", "eval.jsonl"):
-        assert lasting(one / name) == lasting(two / name), f"{hint}: {name} differs"
-    names = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (one, two)]
+        assert lasting(first / name) == lasting(second / name), f"{hint}: {name} differs"
+    names = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (first, second)]
     assert names[0] == names[1], hint
     last = max(name for name in names[0] if name.startswith("step_"))
     # the bytes of safetensors are not: its header lists a file's metadata in any order
-    held = [tensors(folder / "checkpoints" / last) for folder in (one, two)]
+    held = [tensors(folder / "checkpoints" / last) for folder in (first, second)]
     assert held[0].keys() == held[1].keys() and any("exp_avg" in name for name in held[0]), hint
     different = [name for name in held[0] if not torch.equal(held[0][name], held[1][name])]
     assert not different, f"{hint}: {last} differs in {different}"
-    states = [(folder / "checkpoints" / last / "state.json").read_bytes() for folder in (one, two)]
+    states = [(folder / "checkpoints" / last / "state.json").read_bytes() for folder in (first, second)]
     assert states[0] == states[1], f"{hint}: {last} differs in its state"

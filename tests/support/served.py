@@ -17,10 +17,11 @@ def options(servers, folder, **changes) -> VllmOptions:
         sequences=8,
         memory=0.5,
         servers=tuple(server.url for server in servers),
+        insecure=False,
         sync="auto",
         sync_dir=folder / "weights",
-        timeout_s=3.0,
-        sync_timeout_s=5.0,
+        timeout_s=60.0,  # only what hangs takes that long, on the busiest machine
+        sync_timeout_s=60.0,
     )
     return replace(base, **changes)
 
@@ -36,7 +37,7 @@ def requests(count: int = 6, n: int = 4) -> list[Request]:
 
 
 def tokens(answers) -> list[list[list[int]]]:
-    return [[one.token_ids for one in group] for group in answers]
+    return [[completion.token_ids for completion in group] for group in answers]
 
 
 def again(rollout):

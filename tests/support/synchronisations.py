@@ -7,11 +7,11 @@ SYNCHRONISE = ("_local_scalar_dense", "nonzero", "masked_select", "equal.default
 
 
 class Synchronisations(TorchDispatchMode):
-    """Lists in `found` the operators, run within it, that would make a GPU's host wait."""
+    """Lists in `operators` those, run within it, that would make a GPU's host wait."""
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.operators = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
@@ -22,5 +22,5 @@ class Synchronisations(TorchDispatchMode):
             for i in a
         )
         if by_mask or any(part in name for part in SYNCHRONISE):
-            self.found.append(name)
+            self.operators.append(name)
         return function(*args, **(kwargs or {}))

@@ -50,12 +50,12 @@ def weights(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
     return tensors(folder / "checkpoints" / checkpoint)
 
 
-def assert_same_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == two.keys() and any("exp_avg" in key for key in one)
-    different = [key for key in one if not torch.equal(one[key], two[key])]
+def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys() and any("exp_avg" in key for key in first)
+    different = [key for key in first if not torch.equal(first[key], second[key])]
     assert not different
 
 
-def same_run(one: Path, two: Path, last: str = "step_000006") -> None:
-    assert reproducible(rows(one)) == reproducible(rows(two))
-    assert_same_weights(weights(one, last), weights(two, last))
+def same_run(first: Path, second: Path, last: str = "step_000006") -> None:
+    assert reproducible(rows(first)) == reproducible(rows(second))
+    assert_same_weights(weights(first, last), weights(second, last))

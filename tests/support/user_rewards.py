@@ -32,6 +32,8 @@ def length(response, answer):
             return float("nan")
         case "none":
             return None
+        case "fill the memory":
+            return len(bytearray(2**33)) / 2**33
         case "slow":
             time.sleep(0.3)
     return len(response) / 10
@@ -48,3 +50,8 @@ def my_reward(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     yield "my_reward_module:length"
     sys.modules.pop("my_reward_module", None)
+
+
+def finished(response: str, answer: str) -> float:
+    """Right where the thinking has ended, whatever the answer."""
+    return float("</think>" in response)

@@ -8,7 +8,7 @@ from siri_kernels import FusedLMHead, linear_grpo_loss
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from tests.support.kernel_cases import make_case, relative, run
+from tests.support.kernel_cases import WIDE_GSPO, make_case, relative, run
 
 # the second shard is the larger one: by their own sizes the ranks would make chunks of 30 and of 20 rows
 SHARD_OPTIONS = [
@@ -16,7 +16,7 @@ SHARD_OPTIONS = [
     {"entropy_coef": 0.1, "temperature": 0.7},
     {"memory": 6000, "softcap": 3.0},
     {"memory": "lean", "entropy_coef": 0.1},
-    {"loss": "gspo", "memory": 3000},
+    {**WIDE_GSPO, "memory": 3000},
 ]
 
 

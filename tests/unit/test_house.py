@@ -23,7 +23,8 @@ KNOWS = {
     "advantages": set(),
     "errors": {"text"},
     "text": set(),
-    "config": {"errors", "schedule"},
+    "sources": {"errors"},
+    "config": {"errors", "schedule", "sources"},
     "packing": {"errors"},
     "runtime": {"errors"},
 }

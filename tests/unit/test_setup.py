@@ -1,5 +1,7 @@
-"""`make .venv` with a real pip and a tiny project in a folder of wheels: once, again, interrupted, without an index."""
+"""`make .venv` with a real pip and a tiny project in a folder of wheels: once, again, interrupted, without an index,
+with a wheel that is not what the lock says."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -49,6 +51,12 @@ def write_wheel(folder, name, version, needs=(), extras=None):
     return path
 
 
+def pin(checkout, name, version):
+    """A line of a lock with the hash of the wheel."""
+    wheel = checkout / "wheels" / f"{name}-{version}-py3-none-any.whl"
+    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
+
+
 def project(name, needs, more=""):
     """A pyproject.toml with the tables that the set-up reads."""
     return textwrap.dedent(f"""
@@ -77,12 +85,16 @@ def checkout(tmp_path_factory):
         ("needed", "1.0"),
         ("needed", "2.0"),
         ("checker", "1.0"),
+        ("fuzzer", "1.0"),
         ("peer", "3.0"),
+        ("torch", "2.0"),
+        ("nvidia-library", "1.0"),
     ):
-        write_wheel(wheels, name, version)
+        write_wheel(wheels, name, version, ["nvidia-library"] if name == "torch" else [])
     groups = """
         [project.optional-dependencies]
         dev = ["checker"]
+        torture = ["fuzzer>=1"]
         [dependency-groups]
         peers = ["peer==3.0"]
         tools = []
@@ -95,9 +107,16 @@ def checkout(tmp_path_factory):
         source = Path(__file__).read_text()
         begin, end = source.index("def write_wheel"), source.index("\n\ndef project")
         (folder / "wheels.py").write_text("import zipfile\n\n" + source[begin:end])
-    (root / "constraints.txt").write_text("# download: 7 MB on Linux\nsetuptools==81.0.0\nneeded==1.0\nchecker==1.0\n")
-    (root / "constraints-cpu.txt").write_text("# download: 1500 MB on Linux\n")
-    (root / "constraints-vllm.txt").write_text("")
+    rest = [("setuptools", "81.0.0"), ("needed", "1.0"), ("checker", "1.0"), ("fuzzer", "1.0")]
+    of_torch = [("torch", "2.0"), ("nvidia_library", "1.0")]
+    for file, size, pinned in (
+        ("", 7, rest),
+        ("-cpu", 1500, of_torch),
+        ("-tools", 1, [("peer", "3.0")]),
+        ("-vllm", 1, []),
+    ):
+        lines = [f"# download: {size} MB on Linux\n", *(pin(root, *each) for each in pinned)]
+        (root / f"constraints{file}.txt").write_text("".join(lines).replace("nvidia_", "nvidia-"))
     return root
 
 
@@ -118,7 +137,7 @@ def make(checkout, **settings):
 def installed(checkout):
     command = [checkout / ".venv" / "bin" / "python", "-m", "pip", "list", "--format", "json"]
     listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return {one["name"]: one["version"] for one in listed}
+    return {package["name"]: package["version"] for package in listed}
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +150,14 @@ def made(checkout):
 
 
 def test_the_environment_is_what_the_lock_says(checkout, made):
-    found = installed(checkout)
-    assert found["needed"] == "1.0" and found["checker"] == "1.0" and "siri-rl" in found and "siri-kernels" in found
+    versions = installed(checkout)
+    assert (
+        versions["needed"] == "1.0"
+        and versions["checker"] == "1.0"
+        and "siri-rl" in versions
+        and "siri-kernels" in versions
+    )
+    assert versions["torch"] == "2.0" and "nvidia-library" in versions and "fuzzer" not in versions
     assert (checkout / ".venv" / "peers" / "peer.py").exists()
     assert json.loads((checkout / ".venv" / ".ready").read_text())["locks"][0] == "constraints.txt"
 
@@ -140,7 +165,8 @@ def test_the_environment_is_what_the_lock_says(checkout, made):
 def test_the_set_up_says_what_it_does_and_two_at_once_wait_for_each_other(made):
     first, second = sorted(made, key=len, reverse=True)
     assert "with an empty cache about 7 MB to download and torch with triton (1.5 GB with CUDA" in first
-    assert "the packages and what they need" in first and ".venv: ready after " in first
+    assert "what the lock names" in first and "torch and what it needs of CUDA" in first
+    assert ".venv: ready after " in first
     assert "waiting" in second and "ready" not in second
 
 
@@ -165,23 +191,24 @@ def script(checkout, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "file", ["pyproject.toml", "kernels/pyproject.toml", "constraints.txt", "constraints-cpu.txt", "Python", "place"]
+    "file",
+    ["pyproject.toml", "kernels/pyproject.toml", "constraints.txt", "constraints-cpu.txt", "hash", "Python", "place"],
 )
 def test_what_an_environment_is_made_from_is_in_its_key(checkout, script, file, monkeypatch, tmp_path):
     before = script.key(".venv")
     if file == "Python":
         monkeypatch.setattr(script, "version", lambda: "3.12.99")
     elif file == "place":
-        for one in ("pyproject.toml", "kernels", "constraints.txt", "constraints-cpu.txt"):
-            (tmp_path / one).symlink_to(checkout / one)
+        for name in ("pyproject.toml", "kernels", "constraints.txt", "constraints-cpu.txt", "constraints-tools.txt"):
+            (tmp_path / name).symlink_to(checkout / name)
         monkeypatch.setattr(script, "ROOT", tmp_path)
     else:
+        hashes = file == "hash"
+        file = "constraints.txt" if hashes else file
         text = (checkout / file).read_text()
-        changed = (
-            text.replace("version", 'description = "other"\nversion')
-            if file.endswith("toml")
-            else text + "other==1.0\n"
-        )
+        changed = text.replace("sha256:", "sha256:0") if hashes else text + "other==1.0\n"
+        if file.endswith("toml"):
+            changed = text.replace("version", 'description = "other"\nversion')
         (checkout / file).write_text(changed)
         after = script.key(".venv")
         (checkout / file).write_text(text)
@@ -201,7 +228,7 @@ def test_settings_of_tools_are_not_in_the_key(checkout, script):
 def test_a_killed_set_up_is_not_taken_for_ready_and_without_an_index_there_is_one_line(checkout, made):
     """A changed lock makes the environment anew; the kill hits pip at work; then no index answers; then all is well."""
     lock = checkout / "constraints.txt"
-    lock.write_text(lock.read_text().replace("needed==1.0", "needed==2.0"))
+    lock.write_text(lock.read_text().replace(pin(checkout, "needed", "1.0"), pin(checkout, "needed", "2.0")))
     process = subprocess.Popen(
         ["make", ".venv"],
         cwd=checkout,
@@ -211,7 +238,7 @@ def test_a_killed_set_up_is_not_taken_for_ready_and_without_an_index_there_is_on
         start_new_session=True,
     )
     assert "have changed, made anew" in process.stdout.readline()
-    assert "setuptools" in process.stdout.readline()
+    assert "what the lock names" in process.stdout.readline()
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert (checkout / ".venv").exists() and not (checkout / ".venv" / ".ready").exists()
@@ -226,6 +253,56 @@ def test_a_killed_set_up_is_not_taken_for_ready_and_without_an_index_there_is_on
     out, err = make(checkout).communicate(timeout=300)
     assert "ready after" in out and err == ""
     assert installed(checkout)["needed"] == "2.0"
+
+
+def test_a_wheel_that_is_not_what_the_lock_says_is_refused_in_one_line(checkout, made):
+    wheel = checkout / "wheels" / "checker-1.0-py3-none-any.whl"
+    good, lock = wheel.read_bytes(), checkout / "constraints.txt"
+    before = lock.read_text()
+    with zipfile.ZipFile(wheel, "a") as changed:
+        changed.writestr("checker_too.py", "")
+    lock.write_text(before + pin(checkout, "peer", "3.0"))  # so that there is something to do
+    out, err = make(checkout).communicate(timeout=300)
+    (line,) = [line for line in err.splitlines() if "***" not in line]
+    assert "checker==1.0 as the index has it is not what the lock says" in line and "make lock" in line
+    assert not (checkout / ".venv" / ".ready").exists() and "checker" not in installed(checkout)
+    wheel.write_bytes(good)
+    lock.write_text(before)
+    out, err = make(checkout).communicate(timeout=300)
+    assert "ready after" in out and err == "" and installed(checkout)["checker"] == "1.0"
+
+
+def test_what_the_lock_lacks_is_named_in_one_line(checkout, made):
+    lock = checkout / "constraints.txt"
+    before = lock.read_text()
+    lock.write_text(before.replace(pin(checkout, "needed", "2.0"), "").replace(pin(checkout, "needed", "1.0"), ""))
+    _, err = make(checkout).communicate(timeout=300)
+    lock.write_text(before)
+    (line,) = [line for line in err.splitlines() if "***" not in line]
+    assert "siri-rl 1.0 requires needed, which is not installed" in line
+    assert "ready after" in make(checkout).communicate(timeout=300)[0]
+
+
+def test_the_build_of_torch_for_the_cpu_is_taken_where_there_is_one(checkout, made):
+    wheel = write_wheel(checkout / "wheels", "torch", "2.0+cpu")
+    lock = checkout / "constraints-cpu.txt"
+    before = lock.read_text()
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    lock.write_text(before.replace("torch==2.0 \\\n", f"torch==2.0 \\\n    --hash=sha256:{digest} \\\n"))
+    out, err = make(checkout).communicate(timeout=300)
+    wheel.unlink()
+    versions = installed(checkout)
+    lock.write_text(before)
+    assert "ready after" in out and err == "" and "CUDA" not in out.partition("Python")[2].partition("\n")[2]
+    assert versions["torch"] == "2.0+cpu" and "nvidia-library" not in versions
+    assert "ready after" in make(checkout).communicate(timeout=300)[0]
+
+
+def test_an_extra_comes_from_the_lock(checkout, made):
+    command = [sys.executable, "-S", checkout / ".ci" / "environment.py", ".venv", "torture"]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment(checkout), capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "" and installed(checkout)["fuzzer"] == "1.0"
 
 
 def test_a_python_that_does_not_do_is_one_line(checkout, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from siri.commands.evaluate import results_table
 from siri.errors import InputError
 from siri.report.html import write_report
-from siri.report.terminal import TrainProgress
+from siri.report.progress import TrainProgress
 from siri.rewards.pool import RewardBatch
 from siri.store.jsonl import MetricsLog, read_jsonl
 from siri.store.loggers import TensorBoardLogger

@@ -8,9 +8,11 @@ import torch
 
 from siri.config import Config
 from siri.errors import InputError
+from siri.model.adapters import initialise, merged_parameters
 from siri.model.policy import Policy, load_policy
 from siri.rollout import Request
 from siri.rollout.engines import make_engine
+from siri.train.setup import with_adapter
 
 TEMPERATURE = 0.7
 
@@ -20,6 +22,9 @@ def make(model: Path, folder: Path, **settings):
     policy = load_policy(str(model), torch.device("cpu"))
     defaults = {"l_max": 48, "l_min": 12, "max_prompt_tokens": 100, "prompts_per_step": 4, "group_size": 4}
     config = Config(model=str(model), data="none", rollout="vllm", temperature=TEMPERATURE, **(defaults | settings))
+    if config.lora_rank:
+        policy = with_adapter(policy, config)
+        initialise(policy.model, config.seed)
     return policy, make_engine(config, policy, folder=folder)
 
 
@@ -36,7 +41,7 @@ def transformers_logp(policy: Policy, prompt: list[int], answer: list[int], temp
 
     config = copy.deepcopy(policy.model.config)  # it keeps which attention it was last used with
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
-    model.load_state_dict(policy.model.state_dict())
+    model.load_state_dict(dict(merged_parameters(policy.model)), strict=False)  # a tied head is not among them
     ids = torch.tensor([prompt + answer])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
@@ -48,14 +53,14 @@ def assert_current(policy: Policy, engine, temperature: float = TEMPERATURE, see
     asked, ended, cut = requests(), 0, 0
     for request, group in zip(asked, engine.generate(asked, temperature=temperature, seed=seed), strict=True):
         assert len(group) == request.n
-        for one in group:
-            assert 0 < len(one.token_ids) == len(one.logp) <= request.max_tokens
-            assert one.truncated == (one.token_ids[-1] not in policy.stop_ids)
-            assert not policy.stop_ids & set(one.token_ids[:-1]), "sampling went on after the end"
-            assert not one.truncated or len(one.token_ids) == request.max_tokens
-            ended, cut = ended + (not one.truncated), cut + one.truncated
-            true = transformers_logp(policy, request.prompt_ids, one.token_ids, temperature or 1.0)
-            torch.testing.assert_close(torch.tensor(one.logp), true, atol=1e-3, rtol=0)
+        for completion in group:
+            assert 0 < len(completion.token_ids) == len(completion.logp) <= request.max_tokens
+            assert completion.truncated == (completion.token_ids[-1] not in policy.stop_ids)
+            assert not policy.stop_ids & set(completion.token_ids[:-1]), "sampling went on after the end"
+            assert not completion.truncated or len(completion.token_ids) == request.max_tokens
+            ended, cut = ended + (not completion.truncated), cut + completion.truncated
+            true = transformers_logp(policy, request.prompt_ids, completion.token_ids, temperature or 1.0)
+            torch.testing.assert_close(torch.tensor(completion.logp), true, atol=1e-3, rtol=0)
     assert cut, "no response reached its cap"
 
 

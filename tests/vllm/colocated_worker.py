@@ -27,6 +27,7 @@ def main(model: Path, folder: Path, tied: bool) -> None:
     engine.sleep()
     engine.wake()
     assert_follows(policy, engine)
+    assert_weights_load_under_the_engines_configuration(policy, engine)
     assert_head_is_renewed(policy, engine, tied)
     assert_damage_is_named(policy, engine)
     assert_failure_leaves_nothing_behind(policy, engine)
@@ -34,6 +35,23 @@ def main(model: Path, folder: Path, tied: bool) -> None:
     assert 0 <= figures["rollout_idle_time_share"] < 1 and figures["rollout_in_flight"] == 18
     assert (folder / "lengths.jsonl").read_text().count("\n") > 3
     engine.close()
+
+
+def assert_weights_load_under_the_engines_configuration(policy, engine) -> None:
+    """vLLM's layers look it up while they load; only its worker's method sets it, not that of its model runner."""
+    from vllm.config import get_current_vllm_config_or_none
+
+    model, seen = engine.backend.engine.model_executor.driver_worker.worker.model_runner.get_model(), []
+    real = model.load_weights
+
+    def load_weights(weights):
+        seen.append(get_current_vllm_config_or_none())
+        return real(weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "load_weights", load_weights)
+        engine.sync()
+    assert seen and all(config is engine.backend.engine.vllm_config for config in seen)
 
 
 def assert_head_is_renewed(policy, engine, tied: bool) -> None:
@@ -51,7 +69,7 @@ def assert_head_is_renewed(policy, engine, tied: bool) -> None:
                 sums[name] = worker.checksum(tensor)
                 yield name, tensor
 
-        inside.model_runner.reload_weights(weights_iterator=counted())
+        inside.reload_weights(weights_iterator=counted())
         return sums
 
     assert head is not None

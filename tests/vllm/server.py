@@ -26,10 +26,10 @@ SMALL += ["--no-enable-chunked-prefill"]  # see siri.rollout.colocated.engine_op
 
 
 class Server:
-    """Context manager; `url` answers once it is entered."""
+    """Context manager; `url` answers once it is entered. more: flags; secret: what the lock among them asks for."""
 
-    def __init__(self, model: Path, log: Path) -> None:
-        self.model, self.log = model, log
+    def __init__(self, model: Path, log: Path, *more: str, secret: str = "") -> None:
+        self.model, self.log, self.more, self.secret = model, log, more, secret
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -46,22 +46,31 @@ class Server:
     def start(self, *, wait: bool = True) -> None:
         """The command `vllm` of the CPU build does not start, for its package has another name; its module does."""
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
-        command += ["--port", str(self.port), *FLAGS, *SMALL]
+        command += ["--port", str(self.port), *FLAGS, *SMALL, *self.more]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | CPU | {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path}
+        environment |= {"SIRI_ROLLOUT_SECRET": self.secret}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until it answers."""
         deadline = time.monotonic() + 300
-        while wait and not self.healthy():
+        while not self.healthy():
+            assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(0.5)
 
     def healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(self.url + "/health", timeout=2) as answer:
+            headers = {"Authorization": f"Bearer {self.secret}"} if self.secret else {}
+            request = urllib.request.Request(self.url + "/health", headers=headers)
+            with urllib.request.urlopen(request, timeout=2) as answer:
                 return answer.status == 200
         except OSError:
             return False

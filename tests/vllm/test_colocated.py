@@ -15,3 +15,11 @@ def test_samples_follows_and_is_found_out(models, tmp_path, model):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     assert done.stdout.strip().endswith("all held")
+
+
+def test_what_asynchronous_scheduling_leaves_over_is_harmless(models, tmp_path):
+    """On a GPU vLLM schedules a batch before the one before has ended."""
+    command = [sys.executable, "-m", "tests.vllm.late_worker", str(models[False]), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    assert done.stdout.strip().endswith("all held")

@@ -66,7 +66,9 @@ def transfer(models, monkeypatch):
         def send_weights(self):
             self.client.start_weight_update()
             meta, sent = self.source.metadata(), list(self.source)
-            assert [(one.name, one.dtype, one.shape) for one in meta] == [(n, t.dtype, tuple(t.shape)) for n, t in sent]
+            assert [(update.name, update.dtype, update.shape) for update in meta] == [
+                (n, t.dtype, tuple(t.shape)) for n, t in sent
+            ]
             self.client.update_weights({"names": [name for name, _ in sent]})
             self.client.finish_weight_update()
 
@@ -85,9 +87,9 @@ def transfer(models, monkeypatch):
 
     async def rpc(session, server, method, *arguments, timeout):
         calls.append((server.url, method, arguments))
-        return [{"sums": {}, "fused": {}}]
+        return [f"a process of {server.url}"] if method == "siri_process" else [{"sums": {}, "fused": {}}]
 
-    async def settle(session, server, found, sums):
+    async def settle(session, server, held, sums):
         calls.append((server.url, "settle", len(sums)))
 
     def do(work):
@@ -97,7 +99,7 @@ def transfer(models, monkeypatch):
 
     servers = [SimpleNamespace(url=f"http://n:{i}", fault="", workers=2) for i in range(3)]
     engine = SimpleNamespace(
-        servers=servers, ranks=ALONE, dtype=torch.bfloat16, http=http, rpc=rpc, settle=settle, do=do
+        servers=servers, ranks=ALONE, dtype=torch.bfloat16, http=http, rpc=rpc, settle=settle, do=do, lose=None
     )
     engine.options = SimpleNamespace(sync_timeout_s=20.0)
     return policy, engine, NcclTransfer(engine, policy), calls
@@ -111,6 +113,7 @@ def test_nccl_reaches_every_worker_of_every_server(transfer):
     assert {body["init_info"]["world_size"] for _, path, body in calls if "init_weight" in path} == {7}
     order = [path for url, path, _ in calls if url == "http://n:1"]
     assert order == [
+        "siri_process",
         "siri_mark",
         "/init_weight_transfer_engine",
         "/start_weight_update",

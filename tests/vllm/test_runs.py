@@ -43,11 +43,11 @@ def test_three_steps_of_the_demo_beside_the_embedded_engine(demo, tmp_path):
     common = ["--model", demo, "--steps", 3, "--eval-problems", 64, "--save-every", 100]
     siri("train", "demo", *common, "--rollout", "vllm", "--run-dir", tmp_path / "vllm")
     siri("train", "demo", *common, "--rollout", "local", "--run-dir", tmp_path / "local")
-    ours, theirs = (rows(tmp_path / name / "metrics.jsonl") for name in ("vllm", "local"))
+    rows_of_vllm, rows_of_local = (rows(tmp_path / name / "metrics.jsonl") for name in ("vllm", "local"))
     error = 0.5 / 16 * math.sqrt(2)
-    gaps = [a["reward_mean"] - b["reward_mean"] for a, b in zip(ours, theirs, strict=True)]
+    gaps = [a["reward_mean"] - b["reward_mean"] for a, b in zip(rows_of_vllm, rows_of_local, strict=True)]
     assert all(abs(gap) < 4 * error for gap in gaps) and abs(sum(gaps) / 3) < 4 * error / math.sqrt(3), gaps
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(rows_of_vllm, rows_of_local, strict=True):
         assert (a["cap"], a["responses"]) == (b["cap"], b["responses"]) and a["response_tokens_max"] <= a["cap"]
         assert abs(a["truncation_rate"] - b["truncation_rate"]) < 4 * error
         # on-policy: what vLLM says of a token is what the trainer says of it before the first update
@@ -90,9 +90,9 @@ def test_two_ranks_with_an_engine_each(demo, tmp_path):
     command += ["--prompts-per-step", "5", "--group-size", "8", "--rollout", "vllm", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | CPU, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found = rows(tmp_path / "run" / "metrics.jsonl")
-    assert [row["responses"] for row in found] == [40, 40]
-    for row in found:
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["responses"] for row in metrics] == [40, 40]
+    for row in metrics:
         assert row["fingerprint_gap_max"] < 1e-3 and row["mismatch_max"] < 1e-2
         assert row["mismatch_abs_mean"] < 1e-4 and row["mismatch_outside_fraction"] == 0
     assert len((tmp_path / "run" / "lengths.jsonl").read_text().splitlines()) >= 4, "two ranks, two steps"

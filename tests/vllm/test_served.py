@@ -9,6 +9,7 @@ import torch
 from siri.errors import InputError
 from siri.rollout import Request
 from tests.vllm.checks import TEMPERATURE, assert_current, assert_follows, make, requests
+from tests.vllm.lora_checks import assert_merged_weights_arrive, with_adapter
 
 untied_only = pytest.mark.parametrize("server", [False], indirect=True, ids=["untied"])
 tied_only = pytest.mark.parametrize("server", [True], indirect=True, ids=["tied"])
@@ -25,12 +26,21 @@ def test_samples_follows_and_is_found_out(server, tmp_path):
     assert_current(policy, engine)
     assert_current(policy, engine, temperature=1.0)
     once, again = (engine.generate(requests(), temperature=TEMPERATURE, seed=7) for _ in range(2))
-    assert [[one.token_ids for one in group] for group in once] == [[one.token_ids for one in group] for group in again]
+    assert [[completion.token_ids for completion in group] for group in once] == [
+        [completion.token_ids for completion in group] for group in again
+    ]
     assert_follows(policy, engine)
     assert [path.name for path in (tmp_path / "rollout-weights").iterdir()] == [engine.backend.version], "old files"
     assert engine.metrics()["rollout_servers_used"] == 1 and engine.metrics()["rollout_retries"] == 0
     engine.close()
     assert not (tmp_path / "rollout-weights").exists()
+
+
+@untied_only
+def test_merged_weights_arrive_and_a_frozen_base_is_found(server, tmp_path):
+    policy, engine = with_adapter(server.model, tmp_path, rollout_servers=(server.url,), rollout_timeout_s=60.0)
+    assert_merged_weights_arrive(policy, engine, (engine.backend.files, "write"))
+    engine.close()
 
 
 @untied_only
@@ -41,7 +51,7 @@ def test_damaged_files_are_named(server, tmp_path):
 
     def damaging(weights, version):
         real(weights, version)
-        path = engine.backend.files.folder / "weights-00000.safetensors"
+        path = engine.backend.files.root / version / "weights-00000.safetensors"
         data = bytearray(path.read_bytes())
         data[-5] ^= 64  # in the last tensor
         path.write_bytes(data)
@@ -108,8 +118,8 @@ def test_killed_and_started_again_in_the_middle_of_a_rollout(server, tmp_path):
     assert [len(group) for group in answers] == [8] * 8
     same = [
         a.token_ids == b.token_ids
-        for one, two in zip(alone, answers, strict=True)
-        for a, b in zip(one, two, strict=True)
+        for group_alone, group in zip(alone, answers, strict=True)
+        for a, b in zip(group_alone, group, strict=True)
     ]
     # the same seeds and, because the restarted server was given the weights again, the same distribution; a batch of
     # another shape rounds otherwise, so that a few responses may part ways
