@@ -24,12 +24,17 @@ echo " WAIT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-} IF=${GLOO_SOCKET_IFNAME:-},${NCC
 ANSWERS = {
     "torchrun": '[ -z "${STOPS:-}" ] || { [ "$STOPS" = no ] || echo 75 > "$SIRI_STOPPED"; exit 1; }',
     "scontrol": '[ "$1" = requeue ] || printf "node7\\nnode8\\n"',
-    "srun": 'while [[ $1 == --* ]]; do shift; done; [ -z "${LIMIT:-}" ] || { kill -USR1 $PPID; sleep 1; }; exec "$@"',
+    "srun": """while [[ $1 == --* ]]; do shift; done
+[ "$1" = launch/node.sh ] || exec "$@"
+[ -z "${SERVERS:-}" ] || until [ "$(grep -c DEVICE= "$CALLS")" = 2 ]; do sleep 0.1; done
+[ -z "${LIMIT:-}" ] || { kill -USR1 $PPID; sleep 1; }
+exec "$@\"""",
+    "squeue": 'printf "41.0 serve\\n41.1 train\\n"',
     "scancel": "",
     "nvidia-smi": 'echo "$SMI"',
     "ip": '[[ "$*" == *"addr show to 10.0.0.7"* ]] || echo "10.0.0.7 dev ib0 src 10.0.0.8"',
     "getent": "echo 10.0.0.7 STREAM node7",
-    "vllm": """echo "DEVICE=$CUDA_VISIBLE_DEVICES" >> "$CALLS"
+    "vllm": """echo "DEVICE=$CUDA_VISIBLE_DEVICES SECRET=${SIRI_ROLLOUT_SECRET:-}" >> "$CALLS"
 [ "${BAD:-}" ] || exec sleep 600
 echo "unknown option" >&2; exit 2""",
 }
@@ -38,6 +43,7 @@ MIG = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)
   MIG 3g.40gb     Device  0: (UUID: MIG-aaaa-1)
   MIG 3g.40gb     Device  1: (UUID: MIG-aaaa-2)"""
 SET = ("NODES", "HEAD", "PORT", "GPUS", "NODE_RANK", "IFNAME", "CUDA_VISIBLE_DEVICES", "JOB", "SIRI_STOPPED", "VENV")
+SET += ("MODEL", "SERVERS", "SERVER_PORT", "SERVER_GPUS", "SIRI_ROLLOUT_SECRET", "SIRI_ROLLOUT_SECRET_FILE")
 SET += ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "VIRTUAL_ENV", "HOST")
 
 
@@ -137,7 +143,7 @@ def slurm(cluster, tmp_path, **changes: str):
     (tmp_path / ".venv" / "bin" / "activate").write_text("export VIRTUAL_ENV=activated\n")
     environment = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "node[7-8]"}
     environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "64", "SMI": EIGHT}
-    return cluster("bash", LAUNCH / "slurm.sbatch", "siri-7b", "--run-dir", "/shared/run", **environment, **changes)
+    return cluster("bash", LAUNCH / "slurm.sbatch", "siri-7b", "--run-dir", "/shared/run", **environment | changes)
 
 
 def test_the_slurm_job_takes_whole_nodes_and_starts_the_same_line_on_each(cluster, tmp_path):
@@ -150,7 +156,8 @@ def test_the_slurm_job_takes_whole_nodes_and_starts_the_same_line_on_each(cluste
     ran, calls = slurm(cluster, tmp_path)
     assert ran.returncode == 0, ran.stderr
     (srun,) = [line for line in calls if line.startswith("srun ")]
-    assert "--kill-on-bad-exit=1 --export=ALL --cpus-per-task=64 launch/node.sh" in srun
+    assert "--nodes=2 --ntasks=2 --nodelist=node7\\,node8" in srun
+    assert "--kill-on-bad-exit=1 --export=ALL --job-name=train --cpus-per-task=64 launch/node.sh" in srun
     options, line = torchrun(calls)
     assert (options.nnodes, options.nproc_per_node, options.rdzv_endpoint) == ("2", "8", "node7:29500")
     assert "siri train siri-7b --run-dir /shared/run --auto-resume" in line and "VENV=activated" in line
@@ -172,8 +179,38 @@ def test_a_job_goes_back_into_the_queue_when_its_time_is_up_and_its_state_saved(
     ran, calls = slurm(cluster, tmp_path, **changes)
     assert ran.returncode == code, ran.stderr
     assert any(line.startswith("scontrol requeue 41") for line in calls) == again
-    assert any(line.startswith("scancel --signal=TERM 41") for line in calls) == ("LIMIT" in changes)
+    assert any(line.startswith("scancel --signal=TERM 41.1 ") for line in calls) == ("LIMIT" in changes)
     assert not list(tmp_path.glob(".siri-stopped*"))
+
+
+def test_one_slurm_job_has_servers_and_the_trainer(cluster, tmp_path):
+    given = {"SERVERS": "1", "MODEL": "base/model", "SLURM_GPUS_ON_NODE": "2", "SIRI_ROLLOUT_SECRET": ""}
+    ran, calls = slurm(cluster, tmp_path, **given, STOPS="yes", LIMIT="1")
+    assert ran.returncode == 75, ran.stderr
+    serve, train = sorted((line for line in calls if line.startswith("srun ")), key=lambda line: "name=train" in line)
+    assert "--nodes=1 --ntasks=1 --nodelist=node8" in serve and "launch/serve.sh base/model" in serve
+    assert "--nodes=1 --ntasks=1 --nodelist=node7" in train and "launch/node.sh siri-7b" in train
+    options, line = torchrun(calls)
+    assert (options.nnodes, options.rdzv_endpoint) == ("1", "node7:29500")
+    assert "--rollout-servers http://node8:8000 http://node8:8001 --auto-resume" in line
+    started = [line for line in calls if line.startswith("vllm serve base/model --host 0.0.0.0 --port 800")]
+    assert len(started) == 2 and all("--middleware siri.rollout.guard.Guard" in line for line in started)
+    secrets = {line.partition("SECRET=")[2] for line in calls if line.startswith("DEVICE=")}
+    assert len(secrets) == 1 and re.fullmatch("[0-9a-f]{64}", secrets.pop())
+    assert any(line.startswith("scancel --signal=TERM 41.1 ") for line in calls), "the servers go on meanwhile"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"SERVERS": "2", "MODEL": "base/model"}, "SERVERS=2 leaves none of 2 nodes for training"),
+        ({"SERVERS": "1"}, "name the model for the servers"),
+    ],
+)
+def test_a_slurm_job_that_could_not_train_starts_nothing(cluster, tmp_path, changes, said):
+    ran, calls = slurm(cluster, tmp_path, **changes)
+    assert ran.returncode != 0 and said in ran.stderr and len(ran.stderr.splitlines()) == 1
+    assert not any(line.startswith(("srun", "vllm", "torchrun")) for line in calls)
 
 
 # --- other platforms ---
