@@ -11,12 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from siri.model.policy import load_policy
 from tests.support.fake_server import FakeServer
 from tests.support.killed_ahead import OPTIONS, STEPS, assert_nothing_lost, held, rows
-from tests.support.processes import finish, kill, start
+from tests.support.processes import UNREPORTED, finish, kill, start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a run in /proc")
 WORKER = "tests.support.ahead_worker"
@@ -27,21 +25,11 @@ HANGS_S = 120.0
 """How long a response is held back; the servers are told lost after no less."""
 
 
-@pytest.fixture
-def servers():
-    running = [FakeServer(load_policy("siri:demo/model", torch.device("cpu"))) for _ in range(2)]
-    for server in running:
-        server.token_s = 0.01
-    yield running
-    for server in running:
-        server.stop()
-
-
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
     """A process on its own, in turn: the prompts and caps that all others have to have."""
     folder = tmp_path_factory.mktemp("calm") / "run"
-    assert finish(start(folder, [*OPTIONS, "--rollout", "local"])) == 0
+    assert finish(start(folder, [*OPTIONS, "--rollout", "local"], module=UNREPORTED)) == 0
     return folder
 
 

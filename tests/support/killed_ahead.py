@@ -13,7 +13,7 @@ from siri.errors import InputError
 from siri.model.policy import Policy
 from siri.store import checkpoint
 from siri.train.batches import from_arrays, read
-from tests.support.processes import finish, kill, start
+from tests.support.processes import UNREPORTED, finish, kill, start
 
 STEPS, KEPT = 8, 999
 Kept = dict[tuple[int, int, int], tuple[list[int], bool]]
@@ -54,7 +54,7 @@ def survive(run: Path, options: list[str], kills: int, draw: random.Random) -> t
     moments, kept = [], {}
     while True:
         before = len(rows(run))
-        process = start(run, options)
+        process = start(run, options, module=UNREPORTED)
         if len(moments) < kills:
             moment = _wait(process, run, before, draw)
             if moment is not None:
