@@ -14,6 +14,7 @@ from siri.config.parse import HELP, nearest, parse
 from siri.config.recipe import RecipeOptions, recipe_names, resolve
 from siri.config.settings import Declared, declared
 from siri.errors import InputError
+from siri.runtime.heap import lasting
 from siri.runtime.threads import wait_passively
 from siri.text import printable, tolerant_streams
 
@@ -39,7 +40,11 @@ class Command:
     """What is missing where an argument is, if its name does not say it."""
 
     def load(self) -> tuple[type, Callable[[Any], int]]:
-        module = import_module(self.module)
+        if self.module in sys.modules:
+            module = sys.modules[self.module]
+        else:
+            with lasting():
+                module = import_module(self.module)
         return getattr(module, self.options), getattr(module, self.function)
 
 

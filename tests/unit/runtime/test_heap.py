@@ -1,11 +1,12 @@
-"""Freed memory that is kept comes back without a page fault."""
+"""Freed memory that is kept comes back without a page fault, and modules are no garbage."""
 
+import gc
 import subprocess
 import sys
 
 import pytest
 
-from siri.runtime.heap import KEPT, MAPPED
+from siri.runtime.heap import KEPT, MAPPED, lasting
 
 FAULTS = """
 import resource, torch
@@ -40,3 +41,36 @@ def test_other_libraries_are_left_as_they_are(monkeypatch):
 
     monkeypatch.setattr(sys, "platform", "darwin")
     assert heap.keep_freed_memory() is False
+
+
+COMMAND = """
+import gc
+from siri.cli import COMMANDS
+
+runs = []
+gc.callbacks.append(lambda phase, _: runs.append(phase))
+before = gc.get_freeze_count()
+COMMANDS["compare"].load()
+frozen = gc.get_freeze_count()
+print(len(runs), frozen - before, gc.isenabled())
+COMMANDS["compare"].load()
+print(gc.get_freeze_count() - frozen)
+"""
+
+
+def test_a_commands_modules_are_not_looked_through_for_garbage():
+    done = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True, check=True)
+    (collections, frozen, on), (again,) = (line.split() for line in done.stdout.splitlines())
+    assert collections == "0" and int(frozen) > 1000 and on == "True"
+    assert again == "0", "what is alive later may be garbage"
+
+
+def test_a_collector_that_is_off_stays_off():
+    gc.disable()
+    try:
+        with lasting():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.unfreeze()
+        gc.enable()
