@@ -25,7 +25,7 @@ def lines() -> list[str]:
     """The commands in the section, as the reader types them."""
     section = (ROOT / "docs" / "gpus.md").read_text().split("## Rollouts from vLLM")[1].split("\n## ")[0]
     blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def expanded(line: str) -> list[str]:
