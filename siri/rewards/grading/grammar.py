@@ -26,6 +26,9 @@ _ROUNDED = {"\\lfloor": "floor", "\\lceil": "ceil", "\\lvert": "abs"}
 _TIMES = ("*", "\\cdot", "\\times", "\\ast")
 _OVER = ("/", "\\div")
 
+# Letters that stand for whole numbers in what is rounded, and in the exponent of -1.
+WHOLE_NAMES = frozenset("nmk")
+
 Tree = tuple
 
 
@@ -212,11 +215,18 @@ class _Reader:
             return self.named(self.take())
         if kind == "command":
             return self.command(self.take())
-        if text in ("(", "[", "{"):
+        if text == "[":
+            return self.rounded(self.group())
+        if text in ("(", "{"):
             return self.group()
         if text == "|" and self.bars == 0:
             return self.bar("|")
         raise NotRead(text or "the end")
+
+    def rounded(self, tree: Tree) -> Tree:
+        r"""[n/2] is \lfloor n/2\rfloor: a fraction alone needs no brackets, but to be raised to a power."""
+        whole = tree[0] == "/" and self.peek() != "^" and symbols(tree) and symbols(tree) <= WHOLE_NAMES
+        return ("call", "floor", (tree,)) if whole else tree
 
     def bar(self, sign: str) -> Tree:
         self.take(sign)
