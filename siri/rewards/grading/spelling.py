@@ -109,12 +109,13 @@ _WRAPPERS = re.compile(
 )
 _NAMED = re.compile(
     r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|"
-    r"(?:arc?|a)(?:sin|cos|tan)h|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis)(?=\s*\}\s*(?:\(|\\\{|\\frac|\d)))\s*\}"
+    r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis)(?=\s*\}\s*(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
 _BOLD = re.compile(r"(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1")
 _STARRED = re.compile(r"\*([^*]+)\*")
 
+_SCRIPT = r"(?:\{([^{}]+)\}|([a-z\d]))"
 # (what has to be in the text for it to be worth a try, pattern, replacement), in this order
 _REPLACEMENTS = [
     (needle, re.compile(pattern), replacement)
@@ -237,6 +238,8 @@ _REPLACEMENTS = [
         ("\\choose", r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
         ("C", r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         ("C", r"(?:\\text\{ *C *\}|C)_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        ("C", rf"(?<![a-zA-Z\d}})])(?:\{{ *\}})?[_^]{_SCRIPT} *C_{_SCRIPT}", lambda match: _chosen(match)),
+        ("C_", rf"(?<![a-zA-Z\\])C_{_SCRIPT}\^{_SCRIPT}", lambda match: _chosen(match)),
         ("\\frac", r"\\frac\s*([0-9a-zA-Z])", r"\\frac{\1}"),
         ("\\frac", r"(\\frac\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
         ("\\sqrt", r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
@@ -276,6 +279,12 @@ def clean(text: str) -> str:
         named = len(sides) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", sides[0])
         text = "".join(sides[1:2] if named else sides[:1]).removesuffix("(").rstrip()
     return text
+
+
+def _chosen(match: re.Match) -> str:
+    """C_{n+1}^k and {}_nC_k, as schools of several countries have them."""
+    from_, of_these = (next(filter(None, pair)) for pair in (match.groups()[:2], match.groups()[2:]))
+    return f"\\binom{{{from_}}}{{{of_these}}}"
 
 
 def _mixed(match: re.Match) -> str:

@@ -14,7 +14,7 @@ TRIG = ("sin", "cos", "tan", "cot", "sec", "csc")
 FUNCTIONS = {name: name for name in (*TRIG, *(f"{name}h" for name in TRIG), "exp", "abs")}
 FUNCTIONS |= {f"{prefix}{name}": f"arc{name}" for name in TRIG for prefix in ("arc", "a")}
 FUNCTIONS |= {f"{prefix}{name}h": f"arc{name}h" for name in ("sin", "cos", "tan") for prefix in ("arc", "ar", "a")}
-FUNCTIONS |= {"tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan"}
+FUNCTIONS |= {"tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan", "arcctg": "arccot"}
 LOGARITHMS = {"ln": ("const", "e"), "lg": ("num", Fraction(10)), "log": ("num", Fraction(10))}
 PLAIN_CONSTANTS = {"pi": "pi", "oo": "inf", "inf": "inf", "infty": "inf", "infinity": "inf", "Infinity": "inf"}
 # "xi" is more often x times i
