@@ -1,98 +1,11 @@
 """One spelling for what people and models spell in many ways. Structure, numbers and words are left alone."""
-# ruff: noqa: RUF001 - look-alikes of ASCII are what this is about
+
 
 import functools
 import re
-import unicodedata
 
+from siri.rewards.grading.characters import in_ascii
 from siri.rewards.grading.words import without_words
-
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx")
-_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ]+")
-_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ]+")
-_GREEK_NAMES = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega pi"
-_GREEK = dict(zip("αβγδεζηθκλμνξρστφχψωπ", re.findall(r"\w+", _GREEK_NAMES), strict=True))
-_GREEK |= dict(zip("ΓΔΘΛΞΣΦΨΩ", re.findall(r"\w+", "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"), strict=True))
-_GREEK |= {"µ": "mu", "ϕ": "phi", "ϵ": "epsilon", "ϑ": "theta", "ς": "sigma", "∆": "Delta", "Ω": "Omega"}
-_SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
-    sign: spelling
-    for signs, spelling in (
-        ("−–—‐‑‒―﹣➖", "-"),
-        ("·⋅∙•‧⸱・･", "\\cdot "),
-        ("×✕✖⨯", "\\times "),
-        ("÷", "\\div "),
-        ("∕⁄", "/"),
-        ("＊∗", "*"),
-        ("、，﹐", ","),
-        ("；﹔", ";"),
-        ("。．", "."),
-        ("⩽≦≤", "\\le "),
-        ("⩾≧≥", "\\ge "),
-        ("≠", "\\ne "),
-        ("≈≒≃", "\\approx "),
-        ("（﹙〔⦅", "("),
-        ("）﹚〕⦆", ")"),
-        ("【〖［", "["),
-        ("】〗］", "]"),
-        ("⟨〈〈", "\\langle "),
-        ("⟩〉〉", "\\rangle "),
-        ("∣｜", "|"),
-        ("⌊", "\\lfloor "),
-        ("⌋", "\\rfloor "),
-        ("⌈", "\\lceil "),
-        ("⌉", "\\rceil "),
-        ("∅⌀", "\\emptyset "),
-        ("∖⧵", "\\setminus "),
-        ("∪⋃", "\\cup "),
-        ("∩⋂", "\\cap "),
-        ("∈", "\\in "),
-        ("ℝ", "\\mathbb{R}"),
-        ("ℤ", "\\mathbb{Z}"),
-        ("ℂ", "\\mathbb{C}"),
-        ("ℚ", "\\mathbb{Q}"),
-        ("ℕ", "\\mathbb{N}"),
-        ("∧", " and "),
-        ("∨", " or "),
-        ("∞", "\\infty "),
-        ("√", "\\sqrt "),
-        ("∛", "\\sqrt[3] "),
-        ("∜", "\\sqrt[4] "),
-        ("±", "\\pm "),
-        ("∓", "\\mp "),
-        ("˚º◦°", "^\\circ "),
-        ("∘", "\\circ "),
-        ("℃", "^\\circ C"),
-        ("∠", "\\angle "),
-        ("△", "\\triangle "),
-        ("≡", "\\equiv "),
-        ("→", "\\to "),
-        ("…⋯", "\\ldots "),
-        ("′’ʹ", "'"),
-        ("ℯⅇ", "e"),
-        ("ⅈ", "i"),
-        ("￥¥€£₹₩", ""),
-        ("¢", "\\text{ cents}"),
-        ("∶：", ":"),
-        ("⁻", "-"),
-        ("¬", "\\neg "),
-        ("⊂", "\\subset "),
-        ("⊆", "\\subseteq "),
-        ("⊥", "\\perp "),
-        ("∥", "\\parallel "),
-        ("ı", "i"),
-        ("✓✔✅☑■□∎▪", ""),
-        ("∉", "\\notin "),
-        ("⟹⇒∴", "\\Rightarrow "),
-        ("\u200b\u200c\u200d\u2060\ufeff\u00ad\u2061\u2062\u2063", ""),
-    )
-    for sign in signs
-}
-_ASCII = re.compile(r"[\x00-\x7f]*")
-_RECURRING_MARKS = (
-    (re.compile("(\\d[\u0304\u0305](?:\\d[\u0304\u0305])*)"), "\\overline{%s}"),
-    (re.compile("(\\d[\u0307])"), "\\dot{%s}"),
-)
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
 _WRAPPERS = re.compile(
@@ -172,11 +85,15 @@ _REPLACEMENTS = [
         ("\\mathbf", r"\\mathbf\s*(?:\{\s*R\s*\}|R(?![a-zA-Z]))", r"\\mathbb{R}"),
         ("math", r"\\([ij])math(?![a-zA-Z])", r"\1"),
         ("\\", r"\\(?:hat|vec|widehat|overrightarrow)\s*(?:\{\s*([ijk])\s*\}|([ijk])(?![a-zA-Z]))", r"\1\2"),
+        ("\\overrightarrow", r"\\overrightarrow(?![a-zA-Z])", r"\\vec"),
+        ("\\vec", r"\\vec\s*(?:\{\s*([a-zA-Z])\s*\}|\s([a-zA-Z]))(?![a-zA-Z])", r"\\vec{\1\2}"),
         ("\\uppi", r"\\uppi(?![a-zA-Z])", r"\\pi "),
         (" to ", r"^\\text\{\s*(\d+)\s+to\s+(\d+)\s*\}$", r"\1:\2"),
         ("US", r"^US\s*\\?\$?\s*(?=[\d.])", ""),
         ("USD", r"^USD\s*(?=[\d.])", ""),
         (":=", r":=", "="),
+        ("\\equiv", r"^([a-zA-Z]\([a-zA-Z]\))\s*\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
+        (",", r",\s*(?:\.\.\.|\\[lc]?dots(?:c(?![a-zA-Z]))?)\s*,", r",\\ldots ,"),
         ("&", r"&nbsp;", " "),
         ("&lt", r"&lt;", "<"),
         ("&gt", r"&gt;", ">"),
@@ -260,7 +177,7 @@ def clean(text: str) -> str:
     """`text` in plain spelling: ASCII, no decoration, one name for each command."""
     if _NUMBER.fullmatch(text):
         return text
-    text = without_words(_undecorated(_ascii(text)))
+    text = without_words(_undecorated(in_ascii(text)))
     for needle, pattern, replacement in _REPLACEMENTS:
         if needle in text:
             text = pattern.sub(replacement, text)
@@ -306,43 +223,6 @@ def _open_ended(text: str) -> str:
     if match is None or (match[2], match[4]) == ("[", "]"):
         return text
     return f"{match[1]}{'[' if match[2] == '[' else '('}{match[3]}{']' if match[4] == ']' else ')'}{match[5]}"
-
-
-def _ascii(text: str) -> str:
-    if _ASCII.fullmatch(text):
-        return text
-    for pattern, form in _RECURRING_MARKS:
-        text = pattern.sub(lambda match, form=form: form % re.sub("[\u0304\u0305\u0307]", "", match[1]), text)
-    text = re.sub(r"\}\\overline\{", "", text)
-    text = re.sub(r"(?<![\w)\]}])([²³⁴-⁹])\s*√", lambda match: f"\\sqrt[{match[1].translate(_SUPERSCRIPTS)}] ", text)
-    text = re.sub(r"(?<![\w)\]}])⁻(?=[\d.])", "-", text)
-    text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
-    text = _SUBSCRIPT.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
-    text = "".join(_SIGNS[char] if char in _SIGNS else _character(char) for char in text)
-    # a root sign holds the brackets, number or letter that follows
-    return re.sub(r"(\\sqrt(?:\[\d\])?) \s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z]))", _rooted, text)
-
-
-def _rooted(match: re.Match) -> str:
-    return f"{match[1]}{{{match[2] or match[3] or ''}}}"
-
-
-def _character(char: str) -> str:
-    if char.isascii():
-        return char
-    if char.isspace():
-        return " "
-    if (digit := unicodedata.decimal(char, None)) is not None:
-        return str(digit)
-    plain = unicodedata.normalize("NFKC", char)
-    if plain in _SIGNS:  # 𝜋 and its like
-        return _SIGNS[plain]
-    if "⁄" in plain:  # ½ and its like
-        over, _, under = plain.partition("⁄")
-        return f"\\frac{{{over}}}{{{under or 1}}}"
-    if re.fullmatch("[a-z]+[23]", plain):  # a square centimeter in one character
-        return f"\\text{{ {plain[:-1]}}}^{plain[-1]}"
-    return plain if plain.isascii() else char
 
 
 def _undecorated(text: str) -> str:
