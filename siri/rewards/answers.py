@@ -20,6 +20,7 @@ from siri.rewards.grading.readings import MAX_PARSED_CHARS, readings
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
     bracketed,
+    chained,
     choice,
     has_other_choices,
     key,
@@ -31,6 +32,7 @@ from siri.rewards.grading.structure import (
     ratio,
     split,
     squeezed,
+    without_index,
 )
 from siri.rewards.grading.units import currencies, without_unit
 from siri.rewards.grading.values import rational, rounds_to, same_value, same_zeros
@@ -157,6 +159,9 @@ def _with_names_of(gold: str, answer: str) -> str:
             answer = _letter(other).sub(mine, answer)
     if gold.startswith("(") and answer[0] != "C":
         answer = _POINT.sub("", answer, count=1) if _POINT.match(answer) else answer
+    for small, large in (("c", "C"), ("C", "c")):  # constants of a differential equation
+        if f"{large}_" in gold and f"{small}_" in answer and f"{small}_" not in gold and f"{large}_" not in answer:
+            answer = re.sub(rf"(?<![\\a-zA-Z]){small}(?=_\{{?\d)", large, answer)
     constants = [match[0] for match in map(_CONSTANT.search, (gold, answer)) if match]
     return answer[:-1] + constants[0] if len(constants) == 2 else answer
 
@@ -266,10 +271,14 @@ def _difference(left: Tree, right: Tree) -> Tree:
 
 def _same_lists(gold: str, answer: str) -> bool:
     golds, answers = members(gold), members(answer)
-    spread = [each if len(each) > 1 else named_members(each[0]) for each in (golds, answers)]
+    spread = [each if len(each) > 1 else named_members(each[0]) or chained(each[0]) for each in (golds, answers)]
     if all(spread):
         golds, answers = spread
+    elif len(golds) == len(answers) == 1 and (bracketed(golds[0]) or bracketed(answers[0])):
+        golds, answers = (chained(each[0]) or each for each in (golds, answers))
     if len(golds) > 1 or len(answers) > 1:
+        golds = without_index(golds, answers)
+        answers = without_index(answers, golds)
         if len(golds) == 1 or len(answers) == 1:
             return _same_named_tuple(golds, answers)
         return _same_in_any_order(golds, answers)

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from siri.rewards.grading.tokens import NotRead, recurring, tokens
 from siri.rewards.grading.vocabulary import (
+    ACCENTS,
     CALLED,
     FUNCTIONS,
     GREEK,
@@ -304,6 +305,8 @@ class _Reader:
             return ("const", "pi")
         if name == "infty":
             return ("const", "inf")
+        if name in ACCENTS:
+            return self.accented(ACCENTS[name])
         if name in GREEK:
             return ("sym", name + self.subscript())
         if name in FUNCTIONS or name in LOGARITHMS:
@@ -315,6 +318,13 @@ class _Reader:
             self.take(_CLOSING[text])
             return ("call", _ROUNDED[text], (tree,))
         raise NotRead(text)
+
+    def accented(self, accent: str) -> Tree:
+        r"""\bar x and the like are names of their own. Vectors are not multiplied: their products do not commute."""
+        argument = self.argument()
+        if argument[0] != "sym" or (accent == "vec" and any(text in _TIMES for _, text in self.tokens)):
+            raise NotRead(accent)
+        return ("sym", f"{accent} {argument[1]}{self.subscript()}")
 
     def called(self, name: str) -> Tree:
         """A function of all that is in the brackets behind it."""

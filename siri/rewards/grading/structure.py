@@ -35,6 +35,7 @@ _TO_BE_SOLVED = re.compile(
     r"\b(?:ln|lg|log|exp)\b|^\|\s*[a-vxy]\s*\|$|\\lvert\s*[a-vxy]\s*\\rvert"
 )
 _NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
+_INDEXED = re.compile(r"\s*([a-zA-Z])_\{?(\d)\}?\s*=([^=]+)")
 _ROUNDING = 0.02
 _BITS = 64
 _OTHER_CHOICE = re.compile(
@@ -197,6 +198,25 @@ def named_members(text: str) -> list[str]:
     if not all(_NAME.fullmatch(name.strip()) for name in names):
         return []
     return [f"{name.strip()}={value.strip()}" for name, value in zip(names, values, strict=True)]
+
+
+def chained(text: str) -> list[str]:
+    """`x = 1` and `y = 1` of `x = y = 1`; empty for whatever else."""
+    *names, value = split(text, "=")
+    if len({name.strip() for name in names}) < max(len(names), 2) or _NAME.fullmatch(value.strip()):
+        return []
+    return [f"{name}={value}" for name in names] if all(_NAME.fullmatch(name.strip()) for name in names) else []
+
+
+def without_index(parts: list[str], others: list[str]) -> list[str]:
+    """`x_1 = 1`, `x_2 = 2` as `x = 1`, `x = 2` where the others say x: solutions of one equation in any order."""
+    indexed = [match.groups() for part in parts if (match := _INDEXED.fullmatch(part))]
+    letters, indices = {letter for letter, _, _ in indexed}, {index for _, index, _ in indexed}
+    if len(indices) < max(len(parts), 2) or len(letters) > 1:
+        return parts
+    [letter] = letters
+    plain = all(re.fullmatch(rf"\s*{letter}\s*=[^=]+", other) for other in others)
+    return [f"{letter}={value}" for _, _, value in indexed] if plain else parts
 
 
 def named_values(parts: list[str]) -> list[str]:

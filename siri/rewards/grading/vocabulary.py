@@ -22,4 +22,6 @@ PLAIN = frozenset({*FUNCTIONS, *LOGARITHMS, *PLAIN_CONSTANTS, *(GREEK - {"mu", "
 CALLED = {"gcd": "gcd", "lcm": "lcm", "max": "max", "min": "min", "floor": "floor", "ceil": "ceil", "cis": "cis"}
 CALLED |= {"binom": "binom", "nCr": "binom", "factorial": "factorial", "Sqrt": "sqrt"}
 """Functions that take their arguments in brackets, as programs write them."""
+ACCENTS = {name: name for name in ("bar", "hat", "tilde", "vec", "dot", "ddot")}
+ACCENTS |= {"overline": "bar", "widehat": "hat", "widetilde": "tilde"}
 LONGEST_PLAIN = max(map(len, PLAIN))
