@@ -19,8 +19,10 @@ MAX_PATTERNS = 32
 _MAX_CONSTANTS = 8
 _FURTHEST_HALF = 120
 _DRAWN_POINTS = 200
+_IRRATIONAL_POINTS = 24
 _ROUGH_BITS = 64
-# Always tried: what stands under a root, multiplied out, has no sign that changes.
+_RATIONAL = ("num", "sym", "+", "*", "/", "neg", "^", "call")
+# What stands under a root, multiplied out, has no sign that changes.
 _FAR = ((20, (1,)), (20, (-1,)), (300, (1, -1)), (300, (-1, 1)))
 _ROUNDINGS = ("floor", "ceil")
 _MINUS_ONE = ("neg", ("num", Fraction(1)))
@@ -51,17 +53,19 @@ def _switches(tree: Tree) -> Iterator[tuple[str, Tree]]:
 
 def further_points(a: Tree, b: Tree) -> Iterator[Point]:
     """A point for each pattern of signs that the expressions take which say of `a` and `b` what they are."""
-    switches = list(dict.fromkeys(switch for tree in (a, b) for switch in _switches(tree) if symbols(switch[1])))
+    both = [[switch for switch in _switches(tree) if symbols(switch[1])] for tree in (a, b)]
+    switches = list(dict.fromkeys(itertools.chain(*both)))
     if all(kind == "sign" and tree[0] == "sym" for kind, tree in switches):
         return  # the signs of the variables themselves are what the points that are always tried differ in
     names = sorted(symbols(a) | symbols(b))
-    for index, (size, signs) in enumerate(_FAR):
+    for index, (size, signs) in enumerate(_FAR if set(both[0]) != set(both[1]) else ()):
         yield {
             name: sign * size + _drawn(name, 4 * index, []) / 2048
             for name, sign in zip(names, itertools.cycle(signs), strict=False)
         }
     patterns = set()
-    for point in _candidates(names, _constants(a, b)):
+    rational = not any(_is_irrational(tree) for _, tree in switches)
+    for point in itertools.islice(_candidates(names, _constants(a, b)), None if rational else _IRRATIONAL_POINTS):
         pattern = tuple(_pattern(kind, tree, point) for kind, tree in switches)
         if 0 in pattern or pattern in patterns:
             continue
@@ -69,6 +73,11 @@ def further_points(a: Tree, b: Tree) -> Iterator[Point]:
         yield point
         if len(patterns) == MAX_PATTERNS:
             return
+
+
+def _is_irrational(tree: Tree) -> bool:
+    """Whether its sign takes digits to know."""
+    return tree[0] not in _RATIONAL or (tree[0] == "call" and tree[1] != "abs") or any(map(_is_irrational, parts(tree)))
 
 
 def _pattern(kind: str, tree: Tree, point: Point) -> object:

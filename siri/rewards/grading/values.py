@@ -62,11 +62,15 @@ def same_value(a: Tree, b: Tree) -> bool:
 def _same_everywhere(a: Tree, b: Tree, names: set[str], *, is_complex: bool) -> bool:
     """Whether both are the same wherever they are defined, among real numbers or, failing all points, complex ones."""
     defined = False
-    for point in itertools.chain(_points(names), further_points(a, b)):
+    for point in _points(names):
         verdict = _same_at(Setting(point, is_complex), a, b)
         if verdict is False:
             return False
         defined |= verdict is not None
+    for point in further_points(a, b):
+        setting = Setting(point, is_complex)
+        if not _roughly_same(setting, a, b) and _same_at(setting, a, b) is False:
+            return False
     return defined or (not is_complex and _same_everywhere(a, b, names, is_complex=True))
 
 
@@ -220,6 +224,12 @@ def _same_at(setting: Setting, a: Tree, b: Tree) -> bool | None:
     if None in values:
         return None if setting.point and values == [None, None] else False
     return values[0] == values[1]
+
+
+def _roughly_same(setting: Setting, a: Tree, b: Tree) -> bool:
+    """Whether both agree in half of a few bits, or are defined nowhere: enough where other points agree in all."""
+    values = [_or_none(setting, tree, _FIRST_BITS) for tree in (a, b)]
+    return values == [None, None] or (None not in values and _apart(*values) <= -_WORTH_AGREEING)
 
 
 def _same_numbers(setting: Setting, a: Tree, b: Tree) -> bool | None:
