@@ -1,6 +1,5 @@
 """One spelling for what people and models spell in many ways. Structure, numbers and words are left alone."""
 
-
 import functools
 import re
 
@@ -43,6 +42,12 @@ _REPLACEMENTS = [
         ("NiceMatrix", r"\\(begin|end)\{([pbvBV])NiceMatrix\}", r"\\\1{\2matrix}"),
         ("matrix{", r"\\([pbvBV]?matrix)\{((?:[^{}]|\{[^{}]*\}){0,400})\}", r"\\begin{\1}\2\\end{\1}"),
         ("atrix(", r"^(?:np\.|sp\.|sympy\.)?[mM]atrix\((\[\[.*\]\])\)$", r"\1"),
+        ("\\Omega", r"(?<=[\d}])(?:\\[,;: ]|~)\s*\\Omega$", r"\\text{ ohm}"),
+        (
+            "\\Omega",
+            r"(?<=[\d}])[\s~]*(?:\\[,;: ]\s*)?\\(?:text|mathrm)\{[\s~]*([kM]?) *(?:\\Omega *\}|\} *\\Omega)$",
+            r"\\text{ \1ohm}",
+        ),
         # thousands, as LaTeX spaces them
         ("\\", r"(?<=\d)(?:,\s*\\!|\\!\s*,|\\,|,\s*\\,)\s*(?=\d{3}(?!\d))", ""),
         ("\\!", r"(?<!\\)\\!", ""),
@@ -141,6 +146,18 @@ _REPLACEMENTS = [
         ),
         ("\\text", r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
         ("\\text", r"\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}", r"\\text{\1/\2}"),
+        # m s^{-2} is m/s^2
+        (
+            "\\text",
+            r"(?<=[\d}]) *\\text\{ *([a-zA-Z]+)(?: *\} *(?:\\cdot *|\* *)?\\text\{ *| +|\\cdot *)([a-zA-Z]+) *"
+            r"(?:\^\{?-([123])\}? *\}|\} *\^\{?-([123])\}?)$",
+            lambda match: f"\\text{{ {match[1]}/{match[2]}}}^{match[3] or match[4]}".removesuffix("^1"),
+        ),
+        (
+            "\\text",
+            r"(?<=[\d}]) *\\text\{ *(mol|[ckmn]?m|s|k?g|K|h|min|[lL]) *(?:\^\{?-1\}? *\}|\} *\^\{?-1\}?)$",
+            r"\\text{ per \1}",
+        ),
         ("\\text", r"(\\text\{[^{}]*\w)\s*[.!]\s*\}$", r"\1}"),
         ("=", r"^\\text\{ *([a-zA-Z] *= *-?\d[\d./]*) *\}$", r"\1"),
         (":00", r"(?<![\d:])(\d{1,2}):00(?= *(?:\\text\{ *)?[apAP]\.? ?[mM]\b)", r"\1"),

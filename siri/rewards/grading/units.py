@@ -47,6 +47,8 @@ _UNITS = {
         "ampere": "a amp",
         "milliampere": "ma",
         "ohm": "",
+        "kilohm": "kohm kiloohm",
+        "megohm": "mohm megaohm",
         "pascal": "pa",
         "kilopascal": "kpa",
         "kelvin": "k",
@@ -147,7 +149,7 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     if words == "degree" and _ANGLE.search(quantity):
         return text, None  # the sine of an angle is not one
     words = words.replace(".", "").replace("/", " per ")
-    for short, unit in (("mph", "mile"), ("k(?:m|p)h", "kilometer")):
+    for short, unit in (("mph", "mile"), ("k(?:m|p|mp)h", "kilometer")):
         words = re.sub(rf"\b{short}\b", f"{unit} per hour", words)
     words = words.split()
     measures = [measure(word) for word in words]
