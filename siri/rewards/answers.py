@@ -19,8 +19,10 @@ from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, readings
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
+    RELATION,
     bracketed,
     chained,
+    chains,
     choice,
     has_other_choices,
     key,
@@ -44,7 +46,6 @@ MAX_CLEANED_CHARS = 8192
 # One this much longer than the gold answer is wrong unread: nothing that is cleaned away takes as many characters.
 MAX_EXTRA_CHARS = 200_000
 
-_RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 _BASES = {
     name: base
@@ -142,7 +143,7 @@ def _same(gold: str, answer: str) -> bool:
         verdict = _same_sets(gold, answer)
         if verdict is not None:
             return verdict
-    if _RELATION.search(gold) or _RELATION.search(answer):
+    if RELATION.search(gold) or RELATION.search(answer):
         return _same_relations(gold, answer)
     if restated := _restated(gold, answer):
         return all(map(_same, *restated))
@@ -242,10 +243,12 @@ def _set_or_none(text: str) -> tuple[sets.Pieces, str] | None:
 def _same_relations(gold: str, answer: str) -> bool:
     golds, answers = (split(_AND_OR.sub(",", text), ",;") for text in (gold, answer))
     if len(golds) > 1 or len(answers) > 1:
-        both = all(_RELATION.search(text) for text in (gold, answer))
+        both = all(RELATION.search(text) for text in (gold, answer))
         return both and _same_in_any_order(golds, answers)
-    if not (_RELATION.search(gold) and _RELATION.search(answer)):
-        other = answer if _RELATION.search(gold) else gold
+    if (links := chains(gold, answer)) is not None:
+        return all(map(_same, *links))
+    if not (RELATION.search(gold) and RELATION.search(answer)):
+        other = answer if RELATION.search(gold) else gold
         return ("\\cup" in other or bracketed(other) is not None) and library.verify(gold, answer)
     try:
         (sign, tree), (other_sign, other_tree) = _below_zero(gold), _below_zero(answer)
@@ -256,7 +259,7 @@ def _same_relations(gold: str, answer: str) -> bool:
 
 def _below_zero(text: str) -> tuple[str, Tree]:
     """An inequality as its sign and what is less than zero by it."""
-    sides, signs = _RELATION.split(text), _RELATION.findall(text)
+    sides, signs = RELATION.split(text), RELATION.findall(text)
     if len(signs) != 1:
         raise NotRead("more than one sign")
     left, right = map(read, sides)

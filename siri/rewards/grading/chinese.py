@@ -1,4 +1,4 @@
-r"""Chinese numerals and measures: "五" is 5, "5厘米" is 5 cm, "5个" is 5."""
+r"""Chinese numerals and measures: "五" is 5, "1或2" is 1 or 2, "5厘米" is 5 cm, "5个" is 5."""
 
 import re
 
@@ -15,6 +15,10 @@ _MEASURES = "|".join(sorted(_UNITS, key=len, reverse=True))
 _MEASURED = re.compile(rf"(?<=[\d}})])\s*(\\text\{{\s*)?({_MEASURES}|[{_NOUNS}])\s*(?(1)\}})[\s。.$]*$")
 
 
+_JOINING = {"或者": " or ", "或": " or ", "并且": " and ", "且": " and ", "和": " and ", "与": " and ", "及": " and "}
+_JOINED = re.compile(r"(\\text\{)?\s*(或者?|并?且|[和与及])\s*(?(1)\})")
+
+
 def in_chinese(text: str) -> str:
     """`text` with digits for a numeral that is all of it, and with units in English; what only counts is dropped."""
     if numeral := _NUMERAL.fullmatch(text):
@@ -22,4 +26,5 @@ def in_chinese(text: str) -> str:
         if digit:
             return str(_DIGITS[digit])
         return str(10 * _DIGITS.get(tens, 1) + _DIGITS.get(ones, 0)) if ten else text
+    text = _JOINED.sub(lambda match: f"\\text{{{_JOINING[match[2]]}}}" if match[1] else _JOINING[match[2]], text)
     return _MEASURED.sub(lambda match: f"\\text{{ {_UNITS[match[2]]}}}" if match[2] in _UNITS else "", text)

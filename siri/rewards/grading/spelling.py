@@ -204,7 +204,8 @@ def clean(text: str) -> str:
             text = text.removesuffix("\\").rstrip()
         text = re.sub(r"^(?:\\\\\s*)+", "", text)
         text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", text)
-    text = "\\cup".join(map(_open_ended, text.rstrip(" .,;:").split("\\cup")))
+    text = text if text.endswith("..") else text.rstrip(" .,;:")
+    text = "\\cup".join(map(_open_ended, text.split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
         text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z. ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
