@@ -343,6 +343,8 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
     if len(golds) == len(answers) == 2 and key(golds[0]) == key(answers[0]):
         return _same(golds[1], answers[1])
     if len(golds) > 1 and len(answers) > 1:
+        if bool(chained("=".join(golds))) != bool(chained("=".join(answers))):
+            return False  # x = 1 is half of x = y = 1
         try:
             return same_zeros(*(_difference(read(sides[0]), read(sides[-1])) for sides in (golds, answers)))
         except NotRead:
