@@ -32,5 +32,7 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an exception's text, with the next if it ends in a colon; the type where there is no text."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    after = next((line.strip() for line in others if line.strip()), "") if first.endswith(":") else ""
+    return f"{first} {after}" if after else first

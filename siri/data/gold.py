@@ -30,6 +30,8 @@ _DECORATION = re.compile(r"^[\s<(\[\"'`*$]+|[\s>)\]\"'`*$.!]+$")
 _SPACE = r"[\s\x00-\x1f\x7f\u00ad\u200b-\u200f\u2060\ufeff]+"
 _UNSEEN = re.compile(f"^{_SPACE}|{_SPACE}$")
 _LATEX = re.compile(r"\\(?:text\w*|boxed|math\w+|mbox)\s*\{(.*)\}", re.DOTALL)
+# Decoration of nothing; {} is the empty set.
+_EMPTY = re.compile(r"(?=[^$\\]*[$\\])(?:\\(?:text\w*|f?boxed|math\w+|mbox)\s*\{|\\[()\[\]]|[\s{}$])+")
 _MARKS = re.compile(r"[\s\-\u2010-\u2015\u2212_?.\u2026]+|\[\s*\]|\"\"|''")
 
 
@@ -127,7 +129,12 @@ def _written(text: str) -> str:
     word = re.sub(r"[\s_\-]+", "", plain_text).casefold()
     unmistakable = re.sub(r"[\s_\-]+", "", _DECORATION.sub("", inner[1])).casefold() if inner else word
     sodium = unmistakable == "na" and "Na" in text
-    if _MARKS.fullmatch(text) or word in PLAIN_PLACEHOLDERS or (unmistakable in PLACEHOLDERS and not sodium):
+    if (
+        _MARKS.fullmatch(text)
+        or _EMPTY.fullmatch(text)
+        or word in PLAIN_PLACEHOLDERS
+        or (unmistakable in PLACEHOLDERS and not sodium)
+    ):
         raise NoAnswer(PLACEHOLDER, text.casefold()[:20])
     return text
 

@@ -19,7 +19,10 @@ from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, readings
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
+    RELATION,
     bracketed,
+    chained,
+    chains,
     choice,
     has_other_choices,
     key,
@@ -31,6 +34,7 @@ from siri.rewards.grading.structure import (
     ratio,
     split,
     squeezed,
+    without_index,
 )
 from siri.rewards.grading.units import currencies, without_unit
 from siri.rewards.grading.values import rational, rounds_to, same_value, same_zeros
@@ -42,7 +46,6 @@ MAX_CLEANED_CHARS = 8192
 # One this much longer than the gold answer is wrong unread: nothing that is cleaned away takes as many characters.
 MAX_EXTRA_CHARS = 200_000
 
-_RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 _BASES = {
     name: base
@@ -140,7 +143,7 @@ def _same(gold: str, answer: str) -> bool:
         verdict = _same_sets(gold, answer)
         if verdict is not None:
             return verdict
-    if _RELATION.search(gold) or _RELATION.search(answer):
+    if RELATION.search(gold) or RELATION.search(answer):
         return _same_relations(gold, answer)
     if restated := _restated(gold, answer):
         return all(map(_same, *restated))
@@ -157,6 +160,9 @@ def _with_names_of(gold: str, answer: str) -> str:
             answer = _letter(other).sub(mine, answer)
     if gold.startswith("(") and answer[0] != "C":
         answer = _POINT.sub("", answer, count=1) if _POINT.match(answer) else answer
+    for small, large in (("c", "C"), ("C", "c")):  # constants of a differential equation
+        if f"{large}_" in gold and f"{small}_" in answer and f"{small}_" not in gold and f"{large}_" not in answer:
+            answer = re.sub(rf"(?<![\\a-zA-Z]){small}(?=_\{{?\d)", large, answer)
     constants = [match[0] for match in map(_CONSTANT.search, (gold, answer)) if match]
     return answer[:-1] + constants[0] if len(constants) == 2 else answer
 
@@ -237,10 +243,12 @@ def _set_or_none(text: str) -> tuple[sets.Pieces, str] | None:
 def _same_relations(gold: str, answer: str) -> bool:
     golds, answers = (split(_AND_OR.sub(",", text), ",;") for text in (gold, answer))
     if len(golds) > 1 or len(answers) > 1:
-        both = all(_RELATION.search(text) for text in (gold, answer))
+        both = all(RELATION.search(text) for text in (gold, answer))
         return both and _same_in_any_order(golds, answers)
-    if not (_RELATION.search(gold) and _RELATION.search(answer)):
-        other = answer if _RELATION.search(gold) else gold
+    if (links := chains(gold, answer)) is not None:
+        return all(map(_same, *links))
+    if not (RELATION.search(gold) and RELATION.search(answer)):
+        other = answer if RELATION.search(gold) else gold
         return ("\\cup" in other or bracketed(other) is not None) and library.verify(gold, answer)
     try:
         (sign, tree), (other_sign, other_tree) = _below_zero(gold), _below_zero(answer)
@@ -251,7 +259,7 @@ def _same_relations(gold: str, answer: str) -> bool:
 
 def _below_zero(text: str) -> tuple[str, Tree]:
     """An inequality as its sign and what is less than zero by it."""
-    sides, signs = _RELATION.split(text), _RELATION.findall(text)
+    sides, signs = RELATION.split(text), RELATION.findall(text)
     if len(signs) != 1:
         raise NotRead("more than one sign")
     left, right = map(read, sides)
@@ -266,10 +274,14 @@ def _difference(left: Tree, right: Tree) -> Tree:
 
 def _same_lists(gold: str, answer: str) -> bool:
     golds, answers = members(gold), members(answer)
-    spread = [each if len(each) > 1 else named_members(each[0]) for each in (golds, answers)]
+    spread = [each if len(each) > 1 else named_members(each[0]) or chained(each[0]) for each in (golds, answers)]
     if all(spread):
         golds, answers = spread
+    elif len(golds) == len(answers) == 1 and (bracketed(golds[0]) or bracketed(answers[0])):
+        golds, answers = (chained(each[0]) or each for each in (golds, answers))
     if len(golds) > 1 or len(answers) > 1:
+        golds = without_index(golds, answers)
+        answers = without_index(answers, golds)
         if len(golds) == 1 or len(answers) == 1:
             return _same_named_tuple(golds, answers)
         return _same_in_any_order(golds, answers)
@@ -331,6 +343,8 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
     if len(golds) == len(answers) == 2 and key(golds[0]) == key(answers[0]):
         return _same(golds[1], answers[1])
     if len(golds) > 1 and len(answers) > 1:
+        if bool(chained("=".join(golds))) != bool(chained("=".join(answers))):
+            return False  # x = 1 is half of x = y = 1
         try:
             return same_zeros(*(_difference(read(sides[0]), read(sides[-1])) for sides in (golds, answers)))
         except NotRead:

@@ -24,7 +24,8 @@ _CONGRUENCE = re.compile(
     r"(?:\\[pb]?mod(?![a-zA-Z])|\(\s*\\?[pb]?mod\b|\bmod(?:ulo)?\b)\s*\{?\s*(?P<modulus>[^{}()]+?)\s*\}?\s*\)?"
 )
 _CASES = re.compile(
-    r"(?:[a-zA-Z](?:\([a-zA-Z]\))?\s*=\s*)?(?:\\\{)?\s*\\begin\s*\{cases\}(?P<rows>.*)\\end\s*\{cases\}", re.DOTALL
+    r"(?:[a-zA-Z](?:\([a-zA-Z]\)|_\{?[a-zA-Z]\}?)?\s*=\s*)?(?:\\\{)?\s*\\begin\s*\{cases\}(?P<rows>.*)\\end\s*\{cases\}",
+    re.DOTALL,
 )
 _CONDITION = re.compile(r"^\s*(?:(?:if|for|when|where)\b)?\s*|[\s.,;]*$")
 _AMOUNT = re.compile(
@@ -52,7 +53,7 @@ def _family(text: str) -> tuple[str, str, str] | None:
         return None
     plain = _without_text(text)
     if plain.startswith("\\{") and plain.endswith("\\}"):
-        plain = plain[2:-2].strip()
+        plain = re.sub(r"^([a-zA-Z])\s*(?:\||:|\\mid(?![a-zA-Z]))\s*(?=\1\s*=)", "", plain[2:-2].strip())
     match = _FAMILY.fullmatch(plain)
     if match is None:
         return None

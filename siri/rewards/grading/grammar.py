@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from siri.rewards.grading.tokens import NotRead, recurring, tokens
 from siri.rewards.grading.vocabulary import (
+    ACCENTS,
     CALLED,
     FUNCTIONS,
     GREEK,
@@ -25,6 +26,9 @@ _CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\
 _ROUNDED = {"\\lfloor": "floor", "\\lceil": "ceil", "\\lvert": "abs"}
 _TIMES = ("*", "\\cdot", "\\times", "\\ast")
 _OVER = ("/", "\\div")
+
+# Letters that stand for whole numbers in what is rounded, and in the exponent of -1.
+WHOLE_NAMES = frozenset("nmk")
 
 Tree = tuple
 
@@ -212,11 +216,18 @@ class _Reader:
             return self.named(self.take())
         if kind == "command":
             return self.command(self.take())
-        if text in ("(", "[", "{"):
+        if text == "[":
+            return self.rounded(self.group())
+        if text in ("(", "{"):
             return self.group()
         if text == "|" and self.bars == 0:
             return self.bar("|")
         raise NotRead(text or "the end")
+
+    def rounded(self, tree: Tree) -> Tree:
+        r"""[n/2] is \lfloor n/2\rfloor: a fraction alone needs no brackets, but to be raised to a power."""
+        whole = tree[0] == "/" and self.peek() != "^" and symbols(tree) and symbols(tree) <= WHOLE_NAMES
+        return ("call", "floor", (tree,)) if whole else tree
 
     def bar(self, sign: str) -> Tree:
         self.take(sign)
@@ -294,6 +305,8 @@ class _Reader:
             return ("const", "pi")
         if name == "infty":
             return ("const", "inf")
+        if name in ACCENTS:
+            return self.accented(ACCENTS[name])
         if name in GREEK:
             return ("sym", name + self.subscript())
         if name in FUNCTIONS or name in LOGARITHMS:
@@ -305,6 +318,13 @@ class _Reader:
             self.take(_CLOSING[text])
             return ("call", _ROUNDED[text], (tree,))
         raise NotRead(text)
+
+    def accented(self, accent: str) -> Tree:
+        r"""\bar x and the like are names of their own. Vectors are not multiplied: their products do not commute."""
+        argument = self.argument()
+        if argument[0] != "sym" or (accent == "vec" and any(text in _TIMES for _, text in self.tokens)):
+            raise NotRead(accent)
+        return ("sym", f"{accent} {argument[1]}{self.subscript()}")
 
     def called(self, name: str) -> Tree:
         """A function of all that is in the brackets behind it."""

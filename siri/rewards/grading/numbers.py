@@ -297,6 +297,8 @@ def _called(ctx, name: str, values: list, setting: Setting):
         if any(value.imag != 0 for value in values):
             raise Undefined
         return (max if name == "max" else min)(value.real for value in values)
+    if name in ("floor", "ceil") and ctx.mag(values[0] - ctx.nint(values[0])) < -ctx.prec // 2:
+        return ctx.nint(values[0])  # the logarithm of 8 to base 2 is 3, and not a little less
     value = getattr(ctx, _CALLS[name])(*values)
     if not setting.is_complex and value.imag != 0:
         raise Undefined

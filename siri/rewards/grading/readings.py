@@ -9,7 +9,9 @@ _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?=[^,\d][^,]*$|$)")
 # Of two separators the last is the decimal one, and one that stands twice is none; lakhs have two digits.
 _ELSEWHERE = re.compile(r"[-+]?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|[-+]?\d{1,3}(?:\.\d{3})+,\d+")
 _LAKHS = re.compile(r"[-+]?\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
-_SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})")
+_SCIENTIFIC = re.compile(
+    r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})(\s*\\text\{[^{}]*\}(?:\^[23])?|\s+[a-zA-Z][a-zA-Z/. ]*)?"
+)
 _REPEATING = re.compile(r"(-?)(\d*\.\d*?)(?:\((\d+)\)|(\d)\4{2,}|(\d{2,}?)\5+)(\\[lc]?dots|\.\.\.)?")
 _COMMA = re.compile(r"([-+]?\d+),(\d*\\(?:overline|dot)[^,]*)")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
@@ -33,7 +35,7 @@ def readings(text: str) -> list[str]:
     if match := _COMMA.fullmatch(text):
         texts.append(f"{match[1]}.{match[2]}")
     if match := _SCIENTIFIC.fullmatch(text):
-        texts.append(f"{match[1]} \\cdot 10^{{{match[2]}}}")
+        texts.append(f"{match[1]} \\cdot 10^{{{match[2]}}}{match[3] or ''}")
     if (match := _REPEATING.fullmatch(text)) and (match[3] or match[6]):
         sign, fixed, *periods, _ = match.groups()
         texts.append(f"{sign}{fixed}\\overline{{{next(filter(None, periods))}}}")

@@ -1,98 +1,10 @@
 """One spelling for what people and models spell in many ways. Structure, numbers and words are left alone."""
-# ruff: noqa: RUF001 - look-alikes of ASCII are what this is about
 
 import functools
 import re
-import unicodedata
 
+from siri.rewards.grading.characters import in_ascii
 from siri.rewards.grading.words import without_words
-
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx")
-_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ]+")
-_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ]+")
-_GREEK_NAMES = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega pi"
-_GREEK = dict(zip("αβγδεζηθκλμνξρστφχψωπ", re.findall(r"\w+", _GREEK_NAMES), strict=True))
-_GREEK |= dict(zip("ΓΔΘΛΞΣΦΨΩ", re.findall(r"\w+", "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"), strict=True))
-_GREEK |= {"µ": "mu", "ϕ": "phi", "ϵ": "epsilon", "ϑ": "theta", "ς": "sigma", "∆": "Delta", "Ω": "Omega"}
-_SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
-    sign: spelling
-    for signs, spelling in (
-        ("−–—‐‑‒―﹣➖", "-"),
-        ("·⋅∙•‧⸱・･", "\\cdot "),
-        ("×✕✖⨯", "\\times "),
-        ("÷", "\\div "),
-        ("∕⁄", "/"),
-        ("＊∗", "*"),
-        ("、，﹐", ","),
-        ("；﹔", ";"),
-        ("。．", "."),
-        ("⩽≦≤", "\\le "),
-        ("⩾≧≥", "\\ge "),
-        ("≠", "\\ne "),
-        ("≈≒≃", "\\approx "),
-        ("（﹙〔⦅", "("),
-        ("）﹚〕⦆", ")"),
-        ("【〖［", "["),
-        ("】〗］", "]"),
-        ("⟨〈〈", "\\langle "),
-        ("⟩〉〉", "\\rangle "),
-        ("∣｜", "|"),
-        ("⌊", "\\lfloor "),
-        ("⌋", "\\rfloor "),
-        ("⌈", "\\lceil "),
-        ("⌉", "\\rceil "),
-        ("∅⌀", "\\emptyset "),
-        ("∖⧵", "\\setminus "),
-        ("∪⋃", "\\cup "),
-        ("∩⋂", "\\cap "),
-        ("∈", "\\in "),
-        ("ℝ", "\\mathbb{R}"),
-        ("ℤ", "\\mathbb{Z}"),
-        ("ℂ", "\\mathbb{C}"),
-        ("ℚ", "\\mathbb{Q}"),
-        ("ℕ", "\\mathbb{N}"),
-        ("∧", " and "),
-        ("∨", " or "),
-        ("∞", "\\infty "),
-        ("√", "\\sqrt "),
-        ("∛", "\\sqrt[3] "),
-        ("∜", "\\sqrt[4] "),
-        ("±", "\\pm "),
-        ("∓", "\\mp "),
-        ("˚º◦°", "^\\circ "),
-        ("∘", "\\circ "),
-        ("℃", "^\\circ C"),
-        ("∠", "\\angle "),
-        ("△", "\\triangle "),
-        ("≡", "\\equiv "),
-        ("→", "\\to "),
-        ("…⋯", "\\ldots "),
-        ("′’ʹ", "'"),
-        ("ℯⅇ", "e"),
-        ("ⅈ", "i"),
-        ("￥¥€£₹₩", ""),
-        ("¢", "\\text{ cents}"),
-        ("∶：", ":"),
-        ("⁻", "-"),
-        ("¬", "\\neg "),
-        ("⊂", "\\subset "),
-        ("⊆", "\\subseteq "),
-        ("⊥", "\\perp "),
-        ("∥", "\\parallel "),
-        ("ı", "i"),
-        ("✓✔✅☑■□∎▪", ""),
-        ("∉", "\\notin "),
-        ("⟹⇒∴", "\\Rightarrow "),
-        ("\u200b\u200c\u200d\u2060\ufeff\u00ad\u2061\u2062\u2063", ""),
-    )
-    for sign in signs
-}
-_ASCII = re.compile(r"[\x00-\x7f]*")
-_RECURRING_MARKS = (
-    (re.compile("(\\d[\u0304\u0305](?:\\d[\u0304\u0305])*)"), "\\overline{%s}"),
-    (re.compile("(\\d[\u0307])"), "\\dot{%s}"),
-)
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
 _WRAPPERS = re.compile(
@@ -109,12 +21,13 @@ _WRAPPERS = re.compile(
 )
 _NAMED = re.compile(
     r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|"
-    r"(?:arc?|a)(?:sin|cos|tan)h|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis)(?=\s*\}\s*(?:\(|\\\{|\\frac|\d)))\s*\}"
+    r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis)(?=\s*\}\s*(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
 _BOLD = re.compile(r"(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1")
 _STARRED = re.compile(r"\*([^*]+)\*")
 
+_SCRIPT = r"(?:\{([^{}]+)\}|([a-z\d]))"
 # (what has to be in the text for it to be worth a try, pattern, replacement), in this order
 _REPLACEMENTS = [
     (needle, re.compile(pattern), replacement)
@@ -129,6 +42,12 @@ _REPLACEMENTS = [
         ("NiceMatrix", r"\\(begin|end)\{([pbvBV])NiceMatrix\}", r"\\\1{\2matrix}"),
         ("matrix{", r"\\([pbvBV]?matrix)\{((?:[^{}]|\{[^{}]*\}){0,400})\}", r"\\begin{\1}\2\\end{\1}"),
         ("atrix(", r"^(?:np\.|sp\.|sympy\.)?[mM]atrix\((\[\[.*\]\])\)$", r"\1"),
+        ("\\Omega", r"(?<=[\d}])(?:\\[,;: ]|~)\s*\\Omega$", r"\\text{ ohm}"),
+        (
+            "\\Omega",
+            r"(?<=[\d}])[\s~]*(?:\\[,;: ]\s*)?\\(?:text|mathrm)\{[\s~]*([kM]?) *(?:\\Omega *\}|\} *\\Omega)$",
+            r"\\text{ \1ohm}",
+        ),
         # thousands, as LaTeX spaces them
         ("\\", r"(?<=\d)(?:,\s*\\!|\\!\s*,|\\,|,\s*\\,)\s*(?=\d{3}(?!\d))", ""),
         ("\\!", r"(?<!\\)\\!", ""),
@@ -171,11 +90,15 @@ _REPLACEMENTS = [
         ("\\mathbf", r"\\mathbf\s*(?:\{\s*R\s*\}|R(?![a-zA-Z]))", r"\\mathbb{R}"),
         ("math", r"\\([ij])math(?![a-zA-Z])", r"\1"),
         ("\\", r"\\(?:hat|vec|widehat|overrightarrow)\s*(?:\{\s*([ijk])\s*\}|([ijk])(?![a-zA-Z]))", r"\1\2"),
+        ("\\overrightarrow", r"\\overrightarrow(?![a-zA-Z])", r"\\vec"),
+        ("\\vec", r"\\vec\s*(?:\{\s*([a-zA-Z])\s*\}|\s([a-zA-Z]))(?![a-zA-Z])", r"\\vec{\1\2}"),
         ("\\uppi", r"\\uppi(?![a-zA-Z])", r"\\pi "),
         (" to ", r"^\\text\{\s*(\d+)\s+to\s+(\d+)\s*\}$", r"\1:\2"),
         ("US", r"^US\s*\\?\$?\s*(?=[\d.])", ""),
         ("USD", r"^USD\s*(?=[\d.])", ""),
         (":=", r":=", "="),
+        ("\\equiv", r"^([a-zA-Z]\([a-zA-Z]\))\s*\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
+        (",", r",\s*(?:\.\.\.|\\[lc]?dots(?:c(?![a-zA-Z]))?)\s*,", r",\\ldots ,"),
         ("&", r"&nbsp;", " "),
         ("&lt", r"&lt;", "<"),
         ("&gt", r"&gt;", ">"),
@@ -223,6 +146,18 @@ _REPLACEMENTS = [
         ),
         ("\\text", r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
         ("\\text", r"\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}", r"\\text{\1/\2}"),
+        # m s^{-2} is m/s^2
+        (
+            "\\text",
+            r"(?<=[\d}]) *\\text\{ *([a-zA-Z]+)(?: *\} *(?:\\cdot *|\* *)?\\text\{ *| +|\\cdot *)([a-zA-Z]+) *"
+            r"(?:\^\{?-([123])\}? *\}|\} *\^\{?-([123])\}?)$",
+            lambda match: f"\\text{{ {match[1]}/{match[2]}}}^{match[3] or match[4]}".removesuffix("^1"),
+        ),
+        (
+            "\\text",
+            r"(?<=[\d}]) *\\text\{ *(mol|[ckmn]?m|s|k?g|K|h|min|[lL]) *(?:\^\{?-1\}? *\}|\} *\^\{?-1\}?)$",
+            r"\\text{ per \1}",
+        ),
         ("\\text", r"(\\text\{[^{}]*\w)\s*[.!]\s*\}$", r"\1}"),
         ("=", r"^\\text\{ *([a-zA-Z] *= *-?\d[\d./]*) *\}$", r"\1"),
         (":00", r"(?<![\d:])(\d{1,2}):00(?= *(?:\\text\{ *)?[apAP]\.? ?[mM]\b)", r"\1"),
@@ -237,6 +172,8 @@ _REPLACEMENTS = [
         ("\\choose", r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
         ("C", r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         ("C", r"(?:\\text\{ *C *\}|C)_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        ("C", rf"(?<![a-zA-Z\d}})])(?:\{{ *\}})?[_^]{_SCRIPT} *C_{_SCRIPT}", lambda match: _chosen(match)),
+        ("C_", rf"(?<![a-zA-Z\\])C_{_SCRIPT}\^{_SCRIPT}", lambda match: _chosen(match)),
         ("\\frac", r"\\frac\s*([0-9a-zA-Z])", r"\\frac{\1}"),
         ("\\frac", r"(\\frac\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
         ("\\sqrt", r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
@@ -257,7 +194,7 @@ def clean(text: str) -> str:
     """`text` in plain spelling: ASCII, no decoration, one name for each command."""
     if _NUMBER.fullmatch(text):
         return text
-    text = without_words(_undecorated(_ascii(text)))
+    text = without_words(_undecorated(in_ascii(text)))
     for needle, pattern, replacement in _REPLACEMENTS:
         if needle in text:
             text = pattern.sub(replacement, text)
@@ -267,7 +204,8 @@ def clean(text: str) -> str:
             text = text.removesuffix("\\").rstrip()
         text = re.sub(r"^(?:\\\\\s*)+", "", text)
         text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", text)
-    text = "\\cup".join(map(_open_ended, text.rstrip(" .,;:").split("\\cup")))
+    text = text if text.endswith("..") else text.rstrip(" .,;:")
+    text = "\\cup".join(map(_open_ended, text.split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
         text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z. ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
@@ -276,6 +214,12 @@ def clean(text: str) -> str:
         named = len(sides) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", sides[0])
         text = "".join(sides[1:2] if named else sides[:1]).removesuffix("(").rstrip()
     return text
+
+
+def _chosen(match: re.Match) -> str:
+    """C_{n+1}^k and {}_nC_k, as schools of several countries have them."""
+    from_, of_these = (next(filter(None, pair)) for pair in (match.groups()[:2], match.groups()[2:]))
+    return f"\\binom{{{from_}}}{{{of_these}}}"
 
 
 def _mixed(match: re.Match) -> str:
@@ -297,43 +241,6 @@ def _open_ended(text: str) -> str:
     if match is None or (match[2], match[4]) == ("[", "]"):
         return text
     return f"{match[1]}{'[' if match[2] == '[' else '('}{match[3]}{']' if match[4] == ']' else ')'}{match[5]}"
-
-
-def _ascii(text: str) -> str:
-    if _ASCII.fullmatch(text):
-        return text
-    for pattern, form in _RECURRING_MARKS:
-        text = pattern.sub(lambda match, form=form: form % re.sub("[\u0304\u0305\u0307]", "", match[1]), text)
-    text = re.sub(r"\}\\overline\{", "", text)
-    text = re.sub(r"(?<![\w)\]}])([²³⁴-⁹])\s*√", lambda match: f"\\sqrt[{match[1].translate(_SUPERSCRIPTS)}] ", text)
-    text = re.sub(r"(?<![\w)\]}])⁻(?=[\d.])", "-", text)
-    text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
-    text = _SUBSCRIPT.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
-    text = "".join(_SIGNS[char] if char in _SIGNS else _character(char) for char in text)
-    # a root sign holds the brackets, number or letter that follows
-    return re.sub(r"(\\sqrt(?:\[\d\])?) \s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z]))", _rooted, text)
-
-
-def _rooted(match: re.Match) -> str:
-    return f"{match[1]}{{{match[2] or match[3] or ''}}}"
-
-
-def _character(char: str) -> str:
-    if char.isascii():
-        return char
-    if char.isspace():
-        return " "
-    if (digit := unicodedata.decimal(char, None)) is not None:
-        return str(digit)
-    plain = unicodedata.normalize("NFKC", char)
-    if plain in _SIGNS:  # 𝜋 and its like
-        return _SIGNS[plain]
-    if "⁄" in plain:  # ½ and its like
-        over, _, under = plain.partition("⁄")
-        return f"\\frac{{{over}}}{{{under or 1}}}"
-    if re.fullmatch("[a-z]+[23]", plain):  # a square centimeter in one character
-        return f"\\text{{ {plain[:-1]}}}^{plain[-1]}"
-    return plain if plain.isascii() else char
 
 
 def _undecorated(text: str) -> str:

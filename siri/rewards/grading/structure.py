@@ -35,6 +35,8 @@ _TO_BE_SOLVED = re.compile(
     r"\b(?:ln|lg|log|exp)\b|^\|\s*[a-vxy]\s*\|$|\\lvert\s*[a-vxy]\s*\\rvert"
 )
 _NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
+_INDEXED = re.compile(r"\s*([a-zA-Z])_\{?(\d)\}?\s*=([^=]+)")
+RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _ROUNDING = 0.02
 _BITS = 64
 _OTHER_CHOICE = re.compile(
@@ -120,6 +122,47 @@ def bracketed(text: str) -> tuple | None:
     return ((text[0], text[-1], len(elements)), elements) if len(elements) > 1 else None
 
 
+Chain = tuple[list[str], list[str]]
+
+
+def chains(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
+    """The sides of two chains such as `a < b < c` and `c > b > a`, from the least on; beside an interval the ends of
+    `a < x < b`, whatever letter stands in it. Sides that cannot be the same if the signs differ; None for no chains."""
+    intervals = _interval(gold), _interval(answer)
+    golds, answers = intervals[0] or _chain(gold), intervals[1] or _chain(answer)
+    if golds is None or answers is None or all(intervals):
+        return None
+    if any(intervals):
+        golds, answers = _ends(golds), _ends(answers)
+    (sides, signs), (other_sides, other_signs) = golds, answers
+    return (sides, other_sides) if signs == other_signs and len(sides) == len(other_sides) else ([""], [""])
+
+
+def _interval(text: str) -> Chain | None:
+    inside = bracketed(text)
+    if inside is None or len(inside[1]) != 2 or RELATION.search(text):
+        return None
+    (opening, closing, _), ends = inside
+    return ends, ["<" if opening == "(" else "\\le ", "<" if closing == ")" else "\\le "]
+
+
+def _chain(text: str) -> Chain | None:
+    sides, signs = RELATION.split(text), RELATION.findall(text)
+    if len(signs) < 2 or len({sign in (">", "\\ge ") for sign in signs}) > 1 or "\\ne " in signs:
+        return None
+    if signs[0] in (">", "\\ge "):
+        sides, signs = sides[::-1], ["<" if sign == ">" else "\\le " for sign in signs[::-1]]
+    return sides, signs
+
+
+def _ends(chain: Chain) -> Chain:
+    """Of `a < x < b`; the chain itself where it is not like that."""
+    sides, signs = chain
+    letter = sides[1].strip()
+    inner = len(sides) == 3 and re.fullmatch("[a-zA-Z]|\\\\[a-z]+", letter) and letter not in sides[0] + sides[2]
+    return ([sides[0], sides[2]], signs) if inner else chain
+
+
 def matrix(text: str) -> tuple | None:
     """Shape and cells of a matrix in any brackets, times what stands before it; a determinant is another thing."""
     text = text.strip()
@@ -197,6 +240,25 @@ def named_members(text: str) -> list[str]:
     if not all(_NAME.fullmatch(name.strip()) for name in names):
         return []
     return [f"{name.strip()}={value.strip()}" for name, value in zip(names, values, strict=True)]
+
+
+def chained(text: str) -> list[str]:
+    """`x = 1` and `y = 1` of `x = y = 1`; empty for whatever else."""
+    *names, value = split(text, "=")
+    if len({name.strip() for name in names}) < max(len(names), 2) or _NAME.fullmatch(value.strip()):
+        return []
+    return [f"{name}={value}" for name in names] if all(_NAME.fullmatch(name.strip()) for name in names) else []
+
+
+def without_index(parts: list[str], others: list[str]) -> list[str]:
+    """`x_1 = 1`, `x_2 = 2` as `x = 1`, `x = 2` where the others say x: solutions of one equation in any order."""
+    indexed = [match.groups() for part in parts if (match := _INDEXED.fullmatch(part))]
+    letters, indices = {letter for letter, _, _ in indexed}, {index for _, index, _ in indexed}
+    if len(indices) < max(len(parts), 2) or len(letters) > 1:
+        return parts
+    [letter] = letters
+    plain = all(re.fullmatch(rf"\s*{letter}\s*=[^=]+", other) for other in others)
+    return [f"{letter}={value}" for _, _, value in indexed] if plain else parts
 
 
 def named_values(parts: list[str]) -> list[str]:

@@ -47,6 +47,8 @@ _UNITS = {
         "ampere": "a amp",
         "milliampere": "ma",
         "ohm": "",
+        "kilohm": "kohm kiloohm",
+        "megohm": "mohm megaohm",
         "pascal": "pa",
         "kilopascal": "kpa",
         "kelvin": "k",
@@ -98,7 +100,15 @@ _NO_NOUNS = frozenset(
         "mega giga milli micro nano double doubled twice triple tripled thrice times root roots inverse reciprocal "
         "reciprocals binary octal hexadecimal decimal more less fewer above below beyond rejected extraneous "
         "impossible excluded unknown undefined none never without larger greater smaller bigger lower higher "
-        "repeating recurring halved prime conjugate inverted negated opposite",
+        "repeating recurring halved prime conjugate inverted negated opposite "
+        # other numbers
+        "tens sextillion septillion octillion zillion myriad myriads googol grand mil mill mille permille ppm ppb "
+        "basis percent hecto deca deci centi tera pico quadruple quadrupled quintuple quintupled factorials primorial "
+        "imaginary conjugates permute ncr npr halfway reversed backwards hex "
+        # no number, or not this one
+        "approx roughly around nearly almost circa upward upwards onward onwards downward downwards exclusive through "
+        "thru till until versus vs into against else elsewhere another fail fails failed cannot too isnt doesnt cant "
+        "dont wont arent",
     )
 )
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
@@ -139,7 +149,7 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     if words == "degree" and _ANGLE.search(quantity):
         return text, None  # the sine of an angle is not one
     words = words.replace(".", "").replace("/", " per ")
-    for short, unit in (("mph", "mile"), ("k(?:m|p)h", "kilometer")):
+    for short, unit in (("mph", "mile"), ("k(?:m|p|mp)h", "kilometer")):
         words = re.sub(rf"\b{short}\b", f"{unit} per hour", words)
     words = words.split()
     measures = [measure(word) for word in words]
@@ -167,8 +177,11 @@ def measure(word: str) -> str | None:
 def _is_a_noun(word: str, *, in_text: bool) -> bool:
     r"""Whether a word behind a number only says what was counted. Without \text it has to be one that cannot be a
     product of letters: 2xy is not 2, and neither is "2 abcd"."""
-    word = word.lstrip("(").rstrip("),;:!").replace("-", "").replace("'", "")
-    if not word.isalpha() or not word.isascii() or word.casefold() in _NO_NOUNS:
+    word = word.lstrip("(").rstrip("),;:!").replace("'", "")
+    if word.rpartition("-")[2].casefold() in _NO_NOUNS:  # ten-thousands, but two-digit numbers
+        return False
+    word = word.replace("-", "")
+    if not word.isalpha() or not word.isascii():
         return False
     if in_text:
         return len(word) > 2 or word.casefold() in _SHORT_NOUNS

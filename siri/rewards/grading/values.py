@@ -25,6 +25,7 @@ from siri.rewards.grading.numbers import (
     exact,
     number,
 )
+from siri.rewards.grading.pieces import WHOLE_AND_FAR, further_points, whole_points
 
 MAX_BITS = 40_000
 MAX_SYMBOLS = 12
@@ -51,6 +52,10 @@ def same_value(a: Tree, b: Tree) -> bool:
     if len(names) > MAX_SYMBOLS:
         raise Undecided
     is_complex = not names or has(a, _I) or has(b, _I)
+    if not names:
+        return _same_at(Setting({}, is_complex), a, b) is True
+    if (points := whole_points(a, b)) is not None:
+        return _same_at_whole_numbers(a, b, points, is_complex=is_complex)
     return _same_everywhere(a, b, names, is_complex=is_complex)
 
 
@@ -62,7 +67,28 @@ def _same_everywhere(a: Tree, b: Tree, names: set[str], *, is_complex: bool) -> 
         if verdict is False:
             return False
         defined |= verdict is not None
+    for point in further_points(a, b):
+        setting = Setting(point, is_complex)
+        if not _roughly_same(setting, a, b) and _same_at(setting, a, b) is False:
+            return False
     return defined or (not is_complex and _same_everywhere(a, b, names, is_complex=True))
+
+
+def _same_at_whole_numbers(a: Tree, b: Tree, points: list[Point], *, is_complex: bool) -> bool:
+    """Whether both are the same at all these points, but for those that are not positive and where one is undefined."""
+    defined = False
+    for point in points:
+        setting = Setting(point, is_complex)
+        try:
+            verdict = _same_at(setting, a, b)
+        except Undecided:
+            if max(point.values()) < WHOLE_AND_FAR:
+                raise
+            continue  # a factorial, or a power, of a large number
+        if verdict is False and (min(point.values()) > 0 or all(_same_at(setting, tree, tree) for tree in (a, b))):
+            return False
+        defined |= verdict is True
+    return defined
 
 
 def same_zeros(a: Tree, b: Tree, *, signed: bool = False) -> bool:
@@ -198,6 +224,12 @@ def _same_at(setting: Setting, a: Tree, b: Tree) -> bool | None:
     if None in values:
         return None if setting.point and values == [None, None] else False
     return values[0] == values[1]
+
+
+def _roughly_same(setting: Setting, a: Tree, b: Tree) -> bool:
+    """Whether both agree in half of a few bits, or are defined nowhere: enough where other points agree in all."""
+    values = [_or_none(setting, tree, _FIRST_BITS) for tree in (a, b)]
+    return values == [None, None] or (None not in values and _apart(*values) <= -_WORTH_AGREEING)
 
 
 def _same_numbers(setting: Setting, a: Tree, b: Tree) -> bool | None:

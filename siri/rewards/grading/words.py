@@ -11,6 +11,12 @@ _ROWS = re.compile(
     r"(?P<rows>.*?)\\end\s*\{(?P=kind)\}(?:\s*\\right\s*\.)?",
     re.DOTALL,
 )
+# One brace before an array is what cases are.
+_BRACED = re.compile(
+    r"\\left\s*\\\{\s*\\begin\s*\{(?P<kind>array|matrix)\}(?:\s*\{[lcr|\s]*\})?(?P<rows>.*?)\\end\s*\{(?P=kind)\}"
+    r"\s*\\right\s*\.",
+    re.DOTALL,
+)
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(rf"(?<![\w.,])(\d+(?:,\d{{3}})*(?:\.\d+)?)\s*(\\text\{{\s*)?({'|'.join(_SCALES)})\b\s*")
 _DOLLARS_AND_CENTS = re.compile(
@@ -60,6 +66,7 @@ _PHRASE = re.compile(
 def without_words(text: str) -> str:
     """`text` with numbers for words, and without an announcement and rows of formulas."""
     if "\\begin" in text:
+        text = _BRACED.sub(r"\\begin{cases}\g<rows>\\end{cases}", text)
         text = _ROWS.sub(_listed, text)
     if _ANNOUNCED.search(text):
         text = _PHRASE.sub(lambda match: "" if not match[1] or match[2] else match[1], text, count=1)

@@ -213,3 +213,16 @@ def test_a_set_of_placeholders_is_empty_and_says_why(tmp_path):
 def test_further_placeholders(text):
     with pytest.raises(NoAnswer):
         gold_answer(text)
+
+
+@pytest.mark.parametrize("text", ["$$", "$ $", "\\boxed{}", "\\(\\)", "\\text{ }", "$\\boxed{ }$"])
+def test_decoration_of_nothing_is_no_answer(text):
+    """No response could give it."""
+    with pytest.raises(NoAnswer) as left_out:
+        gold_answer(text)
+    assert left_out.value.why == PLACEHOLDER
+
+
+@pytest.mark.parametrize("text", ["{}", "\\{\\}", "$\\{\\}$", "\\emptyset", "\\boxed{\\{\\}}", "()"])
+def test_the_empty_set_is_an_answer(text):
+    assert gold_answer(text) == text

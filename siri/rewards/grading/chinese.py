@@ -1,0 +1,30 @@
+r"""Chinese numerals and measures: "五" is 5, "1或2" is 1 or 2, "5厘米" is 5 cm, "5个" is 5."""
+
+import re
+
+_DIGITS = {sign: value for value, sign in enumerate("零一二三四五六七八九")} | {"两": 2}
+_NUMERAL = re.compile(
+    r"\s*(\\text\{\s*)?(?:([一二三四五六七八九])?(十)([一二三四五六七八九])?|([零一二两三四五六七八九]))\s*(?(1)\})\s*"
+)
+_UNITS = {"厘米": "cm", "毫米": "mm", "分米": "dm", "米": "m", "千米": "km", "公里": "km", "克": "g", "千克": "kg"}
+_UNITS |= {"平方厘米": "square cm", "平方米": "square m", "立方厘米": "cubic cm", "立方米": "cubic m"}
+_UNITS |= {"公斤": "kg", "吨": "ton", "升": "l", "毫升": "ml", "度": "degrees", "元": "yuan"}
+_UNITS |= {"秒": "s", "分钟": "min", "小时": "h", "天": "days", "年": "years"}
+_NOUNS = "个只种人次岁枚条张本名位件块套题步项场棵辆头组对台把根页"
+_MEASURES = "|".join(sorted(_UNITS, key=len, reverse=True))
+_MEASURED = re.compile(rf"(?<=[\d}})])\s*(\\text\{{\s*)?({_MEASURES}|[{_NOUNS}])\s*(?(1)\}})[\s。.$]*$")
+
+
+_JOINING = {"或者": " or ", "或": " or ", "并且": " and ", "且": " and ", "和": " and ", "与": " and ", "及": " and "}
+_JOINED = re.compile(r"(\\text\{)?\s*(或者?|并?且|[和与及])\s*(?(1)\})")
+
+
+def in_chinese(text: str) -> str:
+    """`text` with digits for a numeral that is all of it, and with units in English; what only counts is dropped."""
+    if numeral := _NUMERAL.fullmatch(text):
+        _, tens, ten, ones, digit = numeral.groups()
+        if digit:
+            return str(_DIGITS[digit])
+        return str(10 * _DIGITS.get(tens, 1) + _DIGITS.get(ones, 0)) if ten else text
+    text = _JOINED.sub(lambda match: f"\\text{{{_JOINING[match[2]]}}}" if match[1] else _JOINING[match[2]], text)
+    return _MEASURED.sub(lambda match: f"\\text{{ {_UNITS[match[2]]}}}" if match[2] in _UNITS else "", text)
