@@ -29,7 +29,7 @@ ORPHAN_GRACE_S = 3.0
 # A worker says little; whatever is longer is not from our code.
 MAX_MESSAGE_BYTES = 1 << 16
 MAX_ERROR_CHARS = 500
-# Processor time of a shut-in worker: it asks to be replaced after half of it.
+# Processor time that a shut-in worker has for answers: it asks to be replaced after half of it.
 CPU_SECONDS = 3600
 
 COMMAND = (
@@ -94,10 +94,11 @@ def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memor
             _warm_up()
             # the kernel's own action at an alarm: it ends a worker whose pool is gone, whatever that is stuck in
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            layers += sandbox.shut_in(cpu_seconds)
+            begun = time.process_time()  # what the start took on a busy machine is not the answers'
+            layers += sandbox.shut_in(math.ceil(begun) + cpu_seconds)
             alarm: Callable[[float], Any] = _alarm_of_the_kernel
         else:
-            cpu_seconds = 0
+            cpu_seconds, begun = 0, 0.0
             alarm = partial(_alarm_of_a_thread, nowhere)
         asked = parameters(reward) if name not in BUILT_IN else [[], []]
         connection.send_bytes(json.dumps({"error": "", "layers": layers, "columns": asked}).encode())
@@ -106,7 +107,7 @@ def worker_main(descriptor: int, name: str, think: bool, timeout_s: float, memor
             alarm(patience_s)
             message = call(reward, response, answer, columns)
             alarm(0)
-            message["retire"] = bool(cpu_seconds) and time.process_time() > cpu_seconds / 2
+            message["retire"] = bool(cpu_seconds) and time.process_time() - begun > cpu_seconds / 2
             connection.send_bytes(json.dumps(message).encode())
 
 

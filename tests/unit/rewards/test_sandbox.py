@@ -278,9 +278,9 @@ def test_a_grader_that_has_computed_for_long_is_replaced(monkeypatch):
     short = "import siri.rewards.worker as worker; worker.CPU_SECONDS = 1; worker.ORPHAN_GRACE_S = 0; "
     last = "from siri.rewards.worker import"
     monkeypatch.setattr("siri.rewards.pool.COMMAND", COMMAND.replace(last, short + last))
-    with RewardPool("math", workers=1, timeout_s=0.5) as pool:
+    with RewardPool("math", workers=1, timeout_s=1.0) as pool:  # replaced after two seconds
         pids = set()
-        for number in range(300):  # starting takes a second or so of its own
+        for number in range(3000):
             pids.add(pool._pool[0].process.pid)
             if len(pids) == 2:
                 break
