@@ -6,8 +6,10 @@ starts it with TRITON_INTERPRET=1, and a plain collection leaves them out.
 
 import os
 
+import numpy as np
 import pytest
 import torch
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 
@@ -19,3 +21,16 @@ def poisoned():
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def exact_dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
+    """Products of bf16 and their sums in fp64, where they are exact, or nearly, in any order."""
+    products = a.data.astype(np.float64) @ b.data.astype(np.float64)
+    return TensorHandle((d.data + products).astype(np.float32), d.dtype.scalar)
+
+
+@pytest.fixture
+def rows_alike(monkeypatch):
+    """A row's products do not depend on its place in a tile, as on a tensor core: numpy's BLAS has other code for the
+    last rows of a block, which on some processors adds up in another order."""
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", exact_dot)

@@ -24,7 +24,7 @@ def problem(seed):
 
 @pytest.mark.parametrize("options", [{}, {"entropy_coef": 0.05}, {"softcap": 2.5}, {"temperature": 0.7}], ids=str)
 @pytest.mark.parametrize("kept", ["all", "some"])
-def test_a_single_chunk_forms_the_weights_gradient_in_the_backward(monkeypatch, options, kept):
+def test_a_single_chunk_forms_the_weights_gradient_in_the_backward(monkeypatch, rows_alike, options, kept):
     """In the weight's dtype, of E as it was left; several chunks add up in fp32. The same numbers, under any upstream
     gradient."""
     case = problem(179)
