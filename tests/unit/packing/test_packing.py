@@ -1,5 +1,6 @@
 """Every guarantee of the packing plan, on random problems."""
 
+import heapq
 import itertools
 import time
 
@@ -176,16 +177,28 @@ def test_grouping_of_the_bins_is_optimal():
         assert sum(max(step) for step in plan.costs) == pytest.approx(best, rel=1e-12)
 
 
-@pytest.mark.parametrize(("count", "goal_s"), [(1024, 0.005), (4096, 0.025), (100_000, 1.0)])
-def test_plans_are_made_in_the_time_of_the_goal(count, goal_s):
-    """Seconds of CPU, the best of a few, so that other work on the machine does not count."""
+def heap_s() -> float:
+    """Seconds of CPU for 20,000 numbers in a heap and out of it: 10 ms on the machine of the goals."""
+    start, heap = time.process_time(), []
+    for number in range(20_000):
+        heapq.heappush(heap, number * 7919 % 20_011 / 3)
+    while heap:
+        heapq.heappop(heap)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize(("count", "goal"), [(1024, 0.5), (4096, 2.5), (100_000, 100.0)])
+def test_plans_are_made_in_the_time_of_the_goal(count, goal):
+    """5 ms, 25 ms and 1 s, in times of `heap_s`, turn about: other machines, and other work on this one, slow down
+    both."""
     lengths = lognormal(np.random.default_rng(0), count, 32768)
-    times = []
+    times, units = [], []
     for _ in range(3 if count > 10_000 else 15):
+        units.append(heap_s())
         start = time.process_time()
         plan = pack(lengths, token_budget=36864, ranks=8)
         times.append(time.process_time() - start)
-    assert min(times) < goal_s
+    assert min(times) < goal * min(units)
     check(plan, lengths, 36864, 8)
 
 

@@ -180,7 +180,8 @@ def test_resume_in_a_folder_of_weights_says_what_to_do(exported, straight, tmp_p
     assert f"a checkpoint; give its run, --run-dir {straight}" in capsys.readouterr().err
 
 
-def test_a_run_is_no_model_and_its_checkpoints_are_named(straight, tmp_path, capsys):
+def test_a_run_is_no_model_and_its_checkpoints_are_named(straight, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no runs/demo is in the way
     for command in (["train", "demo", "--model"], ["eval"]):
         assert main([*command, str(straight), "--data", "siri:demo/heldout.jsonl"]) == 2
         assert (
