@@ -70,6 +70,7 @@ class Flight(Crew):
         self._asked: dict[Any, float] = {}
         self._tokens: Counter[Any] = Counter()
         self._busy: defaultdict[Any, float] = defaultdict(float)
+        self._speeds: dict[Any, float] = {}
         self._since = self._looked = perf_counter()
         self._busy_s = self._room_s = 0.0
         self._changed = asyncio.Event()
@@ -370,11 +371,11 @@ class Flight(Crew):
         if now - self._looked < BALANCE_S:
             return
         self._looked = now
-        speeds = {
-            server: self._tokens[server] / seconds
-            for server, seconds in self._busy.items()
-            if seconds >= KNOWN_S and not server.fault
+        # kept: a fast server that has nothing left to write is the one with room
+        self._speeds |= {
+            server: self._tokens[server] / seconds for server, seconds in self._busy.items() if seconds >= KNOWN_S
         }
+        speeds = {server: speed for server, speed in self._speeds.items() if not server.fault}
         self._tokens.clear()
         self._busy.clear()
         if self._waiting or not speeds:
