@@ -22,7 +22,11 @@ def problem(seed):
     return case
 
 
-@pytest.mark.parametrize("options", [{}, {"entropy_coef": 0.05}, {"softcap": 2.5}, {"temperature": 0.7}], ids=str)
+# without a clip at a temperature: old_logp is that of 1, and all rows but a single row would be clipped
+UNCLIPPED = {"clip_low": None, "clip_high": None, "temperature": 0.7}
+
+
+@pytest.mark.parametrize("options", [{}, {"entropy_coef": 0.05}, {"softcap": 2.5}, UNCLIPPED], ids=str)
 @pytest.mark.parametrize("kept", ["all", "some"])
 def test_a_single_chunk_forms_the_weights_gradient_in_the_backward(monkeypatch, rows_alike, options, kept):
     """In the weight's dtype, of E as it was left; several chunks add up in fp32. The same numbers, under any upstream
