@@ -1,7 +1,7 @@
 """A response on its way: what is sampled of it so far, and under which weights each token was."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -60,6 +60,12 @@ class Draft:
 
     def end(self, *, truncated: bool) -> None:
         self.ended, self.truncated = True, truncated
+
+    def close(self, stop_ids: Collection[int]) -> None:
+        """After a request that broke off: it may have given the last token, and not have come to say that it did."""
+        if self.tokens and (self.tokens[-1] in stop_ids or len(self.tokens) == self.max_tokens):
+            self.end(truncated=self.tokens[-1] not in stop_ids)
+            self.confirm(self.confirmed)
 
     def confirm(self, tokens: int | None = None) -> None:
         """The first `tokens` tokens, all by default, are those that they say they are."""

@@ -8,7 +8,7 @@ until then it may have been restarted with others.
 
 import asyncio
 import heapq
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from siri.errors import InputError
+from siri.rollout.balance import Balance
 from siri.rollout.dispatch import TRIES, UNCHECKED, BadAnswer, Crew, ServerLost
 from siri.rollout.draft import Draft
 from siri.runtime.background import Background
@@ -28,12 +29,6 @@ CONFIRM_S = 2.0
 """How often a server that samples is asked for the version of its weights."""
 SETTLE_S = 10.0
 """What runs on a server that was paused ends at once; what has not ended by then is on one that was not."""
-BALANCE_S = 5.0
-"""How often the speeds of the servers are compared."""
-SLOW = 3.0
-"""So many times slower than the fastest, a server hands its responses on to it once it has room."""
-KNOWN_S = 2.0
-"""A speed is known from so many seconds on, summed over the responses that a server writes."""
 
 
 class Flight(Crew):
@@ -68,10 +63,8 @@ class Flight(Crew):
         """Responses of a slow server that wait for another."""
         self._confirming: dict[asyncio.Task, Any] = {}
         self._asked: dict[Any, float] = {}
-        self._tokens: Counter[Any] = Counter()
-        self._busy: defaultdict[Any, float] = defaultdict(float)
-        self._speeds: dict[Any, float] = {}
-        self._since = self._looked = perf_counter()
+        self._balance = Balance()
+        self._since = perf_counter()
         self._busy_s = self._room_s = 0.0
         self._changed = asyncio.Event()
         self._closing = False
@@ -143,9 +136,9 @@ class Flight(Crew):
             busy, room = self._busy_s, self._room_s
             self._busy_s = self._room_s = 0.0
             again, self.retries = self.retries.total(), Counter()
-            used = self._used()
             share = {"rollout_idle_time_share": 1 - busy / room} if room else {}
-            return {"rollout_servers_used": used, "rollout_retries": again, "rollout_in_flight": self.limit, **share}
+            told = {"rollout_servers_used": self._used(), "rollout_retries": again, "rollout_in_flight": self.limit}
+            return told | share
 
         return self.look(take)
 
@@ -190,7 +183,7 @@ class Flight(Crew):
                     if not self.held:
                         self.turn(ended & self.keepers.keys(), self.servers)
                         self._confirm(every=CONFIRM_S)
-                        self._balance()
+                        self._share_out()
             finally:
                 for task in self._confirming:
                     task.cancel()
@@ -204,7 +197,7 @@ class Flight(Crew):
             self._busy_s += len(self.running) * spent
             self._room_s += self._share() * self._used() * spent
         for _, server in self.running.values():
-            self._busy[server] += spent
+            self._balance.busy_s[server] += spent
 
     def _used(self) -> int:
         """Servers that are not lost."""
@@ -241,7 +234,7 @@ class Flight(Crew):
 
         def extend(tokens: list[int], logp: list[float]) -> None:
             draft.extend(tokens, logp)
-            self._tokens[server] += len(tokens)
+            self._balance.tokens[server] += len(tokens)
 
         return await self.engine.stream(self.session, server, job, self.temperature, extend)
 
@@ -258,11 +251,13 @@ class Flight(Crew):
             self.lose(server, str(error))
             self._take_back(draft, server)
         else:
-            if reason != "abort":
+            if server.fault:  # lost by another request of the same moment: nobody will confirm this one
+                self._take_back(draft, server)
+            elif reason != "abort":
                 draft.end(truncated=reason == "length")
                 draft.check(self.stop_ids)
             elif self.held:
-                self._list(draft)
+                self._go_on(draft)
             else:
                 self._again(draft, server, f"{server.url}: somebody else has paused it")
 
@@ -281,7 +276,22 @@ class Flight(Crew):
         """What a server has written of it and what is not confirmed goes; the rest goes on."""
         if self.work[server].pop(draft, 0) is None:
             draft.cut()
+            self._go_on(draft)
+
+    def _go_on(self, draft: Draft) -> None:
+        """After a request that broke off."""
+        draft.close(self.stop_ids)
+        if draft.done:
+            self._complete(draft)
+        elif not draft.ended:
             self._list(draft)
+
+    def _complete(self, draft: Draft) -> None:
+        del self._order[draft]
+        self._failures.pop(draft, None)
+        self._progress.pop(draft, None)
+        self._moved.pop(draft, None)
+        self.done(draft)
 
     def lose(self, server: Any, reason: str) -> None:
         if server.fault:
@@ -342,10 +352,7 @@ class Flight(Crew):
                 continue
             del self.work[server][draft]
             if draft.done:
-                del self._order[draft]
-                self._failures.pop(draft, None)
-                self._progress.pop(draft, None)
-                self.done(draft)
+                self._complete(draft)
 
     async def _settled(self) -> None:
         patience = perf_counter() + min(SETTLE_S, self.engine.options.timeout_s)
@@ -365,27 +372,15 @@ class Flight(Crew):
             for draft in list(drafts):
                 self._take_back(draft, server)
 
-    def _balance(self) -> None:
+    def _share_out(self) -> None:
         """Hand responses of a server that is much slower than another on to that, where nothing else waits for it."""
-        now = perf_counter()
-        if now - self._looked < BALANCE_S:
+        advice = self._balance.compare(self.running, list(self.keepers.values()), self._share())
+        if self._waiting or advice is None:
             return
-        self._looked = now
-        # kept: a fast server that has nothing left to write is the one with room
-        self._speeds |= {
-            server: self._tokens[server] / seconds for server, seconds in self._busy.items() if seconds >= KNOWN_S
-        }
-        speeds = {server: speed for server, speed in self._speeds.items() if not server.fault}
-        self._tokens.clear()
-        self._busy.clear()
-        if self._waiting or not speeds:
-            return
-        fastest = max(speeds, key=lambda server: speeds[server])
-        room = self._share() - sum(server is fastest for _, server in self.running.values())
-        slow = {server for server, speed in speeds.items() if SLOW * speed < speeds[fastest]}
-        on_slow = [(self._order[draft], task) for task, (draft, server) in self.running.items() if server in slow]
-        for _, task in sorted(on_slow, key=lambda item: item[0])[: max(0, room)]:
+        servers, most, reason = advice
+        theirs = [(self._order[draft], task) for task, (draft, server) in self.running.items() if server in servers]
+        for _, task in sorted(theirs, key=lambda item: item[0])[:most]:
             draft, server = self.running[task]
-            self.retries[f"{server.url}: much slower than {fastest.url}"] += 1
+            self.retries[f"{server.url}: {reason}"] += 1
             self._moved[draft] = server
             task.cancel()

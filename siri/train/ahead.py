@@ -191,6 +191,8 @@ class Ahead:
             others += len(same) < len(fresh)
             batch.sampler = sampler.state()
             self._deal(batch)
+            for answer in batch.everything():
+                answer.draft.close(self.collector.policy.stop_ids)
             self.batches[batch.step] = batch
         self.next += len(batches)
         return self._told(batches, before, others)

@@ -173,7 +173,7 @@ def test_one_that_hangs_through_a_sync_is_back_with_old_weights(servers, tmp_pat
 
 
 def test_one_that_is_ten_times_slower_hands_over(sky, servers, monkeypatch):
-    monkeypatch.setattr("siri.rollout.flight.BALANCE_S", 2.0)
+    monkeypatch.setattr("siri.rollout.balance.BALANCE_S", 2.0)
     sky.sync(0)
     over = threading.Event()
 

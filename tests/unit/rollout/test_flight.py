@@ -1,6 +1,7 @@
 """Responses that are written while the trainer trains, against stand-ins for `vllm serve`: they go on where they were
 broken off, under the weights of then, and what breaks them off does not choose among lengths."""
 
+import asyncio
 import random
 import threading
 import time
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from siri.errors import InputError
-from siri.rollout.dispatch import TRIES
+from siri.rollout.dispatch import TRIES, ServerLost
 from siri.rollout.draft import Draft
 from tests.support.served import engine
 from tests.support.tiny import tiny_policy
@@ -172,6 +173,56 @@ def test_faults_cost_no_response(sky, servers, fault):
     assert len(sky.came) == 12 and sky.flight.figures()["rollout_retries"] >= 1
 
 
+def test_responses_that_end_at_the_moment_their_server_is_lost(sky, servers, monkeypatch):
+    """Nobody can confirm them any more, so they are written again elsewhere."""
+    flight, stream, taken = sky.flight, sky.flight.engine.stream, []
+
+    async def at_once(session, server, job, temperature, extend):
+        if taken and server is not taken[0][0]:
+            return await stream(session, server, job, temperature, extend)
+        taken.append((server, job))
+        while len(taken) < sum(owner is server for _, owner in flight.running.values()):
+            await asyncio.sleep(0)
+        if job is taken[0][1]:
+            await asyncio.to_thread(servers[flight.servers.index(server)].stop)  # it does not come back
+            together.set()
+            raise ServerLost("no connection")
+        await together.wait()
+        extend([5] * job.max_tokens, [-1.0] * job.max_tokens)
+        return "length"
+
+    together = asyncio.Event()
+    monkeypatch.setattr(flight.engine, "stream", at_once)
+    sky.sync(0)
+    drafts = sky.add()
+    sky.wait(drafts)
+    check_whole(drafts)
+    assert len(taken) > 1 and len(sky.came) == 12 and {server for server, _ in taken} == {taken[0][0]}
+
+
+@pytest.mark.parametrize("last", [5, STOP])
+def test_a_response_whose_last_token_came_and_whose_end_did_not(sky, servers, monkeypatch, last):
+    """Confirmed as it is, nothing of it is left to ask for."""
+    flight, stream, whole = sky.flight, sky.flight.engine.stream, []
+
+    async def broken(session, server, job, temperature, extend):
+        if whole:
+            return await stream(session, server, job, temperature, extend)
+        (draft,) = [draft for draft, _ in flight.running.values() if draft.job(()).prompt_ids == job.prompt_ids]
+        whole.append(draft)
+        extend([5] * (job.max_tokens - 1) + [last], [-1.0] * job.max_tokens)
+        while draft.confirmed < len(draft.tokens):
+            await asyncio.sleep(0.01)
+        raise ServerLost("no connection")
+
+    monkeypatch.setattr(flight.engine, "stream", broken)
+    sky.sync(0)
+    drafts = sky.add(7)
+    sky.wait(drafts)
+    check_whole(drafts)
+    assert len(sky.came) == 7 and whole[0].requests == 1 and whole[0].truncated == (last != STOP)
+
+
 def test_what_an_unnoticed_restart_sampled_does_not_count(sky, servers):
     """Its connections hold and its weights are others: from the last token that was confirmed all is sampled again."""
     fresh = tiny_policy(seed=99)
@@ -272,23 +323,6 @@ def test_a_server_that_hangs_is_noticed(servers, tmp_path):
     sky.wait(drafts)
     check_whole(drafts)
     assert sky.rollout.metrics()
-    sky.rollout.close()
-
-
-def test_a_slow_server_hands_over(servers, tmp_path, monkeypatch):
-    monkeypatch.setattr("siri.rollout.flight.BALANCE_S", 0.5)
-    monkeypatch.setattr("siri.rollout.flight.KNOWN_S", 0.2)
-    sky = Sky(servers, tmp_path)
-    for server in servers:
-        server.sampler = lambda body: ([5] * body["max_tokens"], [-1.0] * body["max_tokens"], "length")
-    servers[0].token_s, servers[1].token_s = 0.5, 0.01
-    sky.sync(0)
-    drafts = sky.add(8, cap=60)
-    sky.until(lambda: len(sky.flight.running) > 0)
-    slow = sky.flight.look(lambda: {server.url for _, server in sky.flight.running.values()} >= {servers[0].url})
-    sky.wait(drafts)
-    check_whole(drafts)
-    assert any(draft.requests > 1 for draft in drafts) or not slow
     sky.rollout.close()
 
 

@@ -1,0 +1,35 @@
+"""Servers of unlike speed share what is in flight."""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.unit.rollout.test_flight import Sky, check_whole
+
+
+@pytest.mark.parametrize("late", [None, 0, 1], ids=["both at once", "the slow one late", "the fast one late"])
+def test_a_slow_server_hands_over(servers, tmp_path, monkeypatch, late):
+    """Whichever of the two was ready first, and took all the responses."""
+    monkeypatch.setattr("siri.rollout.balance.BALANCE_S", 0.5)
+    monkeypatch.setattr("siri.rollout.balance.KNOWN_S", 0.2)
+    sky = Sky(servers, tmp_path)
+    for server in servers:
+        server.sampler = lambda body: ([5] * body["max_tokens"], [-1.0] * body["max_tokens"], "length")
+    servers[0].token_s, servers[1].token_s = 2.0, 0.05
+    admit = sky.flight.engine.admit
+
+    async def admit_in_order(session, server):
+        if late is not None and server.url == servers[late].url:
+            await asyncio.sleep(1.0)
+        return await admit(session, server)
+
+    monkeypatch.setattr(sky.flight.engine, "admit", admit_in_order)
+    sky.sync(0)
+    drafts = sky.add(8, cap=60)
+    began = time.monotonic()
+    sky.wait(drafts)
+    check_whole(drafts)
+    assert time.monotonic() - began < 90, "alone the slow one would take 120 s"
+    assert any(draft.requests > 1 for draft in drafts)
+    sky.rollout.close()
