@@ -68,6 +68,8 @@ class SimulatedServer:
     """What becomes of the next answers."""
     begun: int = 0
     """Responses that it was asked for."""
+    calls: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """vLLM's engine works off the calls of its workers one after the other: none comes in the middle of a load."""
 
     def end(self) -> None:
         """The process dies, and every connection to it breaks."""
@@ -103,7 +105,11 @@ class SimulatedServer:
         if path == "/v1/completions":
             return await self._complete(body)
         if path == "/collective_rpc":
-            return await self._rpc(body["method"], body["args"])
+            process = self.process
+            async with self.calls:
+                if process != self.process:
+                    raise aiohttp.ClientOSError("reset by peer")
+                return await self._rpc(body["method"], body["args"])
         said: Any = {
             "/version": {"version": "0.32.0"},
             "/server_info?config_format=json": {"vllm_config": CONFIG},
