@@ -16,10 +16,9 @@ from siri import cli
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 NOTES = """#!/usr/bin/env bash
-name=$(basename "$0")
-printf '%s' "$name" >> "$CALLS"; printf ' %q' "$@" >> "$CALLS"
-echo " WAIT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-} IF=${GLOO_SOCKET_IFNAME:-},${NCCL_SOCKET_IFNAME:-}" \\
-    "VENV=${VIRTUAL_ENV:-}" >> "$CALLS"
+line="$(basename "$0")$(printf ' %q' "$@")"
+line+=" WAIT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-} IF=${GLOO_SOCKET_IFNAME:-},${NCCL_SOCKET_IFNAME:-}"
+echo "$line VENV=${VIRTUAL_ENV:-}" >> "$CALLS"  # at once: two programs write side by side
 """
 ANSWERS = {
     "torchrun": '[ -z "${STOPS:-}" ] || { [ "$STOPS" = no ] || echo 75 > "$SIRI_STOPPED"; exit 1; }',
