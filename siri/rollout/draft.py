@@ -32,6 +32,8 @@ class Draft:
     """(weights, first token): after how many steps the weights were made, from which token on."""
     requests: int = 0
     """How many have written it."""
+    asked: int = 0
+    """Tokens that were there when the last of them was sent."""
     confirmed: int = 0
     """Tokens from the beginning that are known to come from the weights that `spans` names."""
     ended: bool = False
@@ -49,6 +51,7 @@ class Draft:
     def begin(self, version: int) -> None:
         """A request is sent to weights of this version."""
         self.requests += 1
+        self.asked = len(self.tokens)
         if self.spans and self.spans[-1][1] == len(self.tokens):
             self.spans.pop()  # the one before has sampled nothing
         if not self.spans or self.spans[-1][0] != version:

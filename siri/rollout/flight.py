@@ -29,6 +29,8 @@ CONFIRM_S = 2.0
 """How often a server that samples is asked for the version of its weights."""
 SETTLE_S = 10.0
 """What runs on a server that was paused ends at once; what has not ended by then is on one that was not."""
+UNHEARD_S = 0.5
+"""A request without a token by then came to a server that was paused already, where it would wait for the weights."""
 
 
 class Flight(Crew):
@@ -355,11 +357,15 @@ class Flight(Crew):
                 self._complete(draft)
 
     async def _settled(self) -> None:
-        patience = perf_counter() + min(SETTLE_S, self.engine.options.timeout_s)
+        began, patience = perf_counter(), min(SETTLE_S, self.engine.options.timeout_s)
+        broken: set[asyncio.Task] = set()
         while self.running:
-            if perf_counter() > patience:
-                for task in self.running:
+            waited = perf_counter() - began
+            unheard = waited > UNHEARD_S
+            for task, (draft, _) in self.running.items():
+                if task not in broken and (waited > patience or (unheard and len(draft.tokens) == draft.asked)):
                     task.cancel()
+                    broken.add(task)
             self._changed.set()
             await asyncio.sleep(0.005)
         while self._confirming:  # those that were asked before the last token

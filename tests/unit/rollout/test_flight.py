@@ -315,6 +315,36 @@ def test_a_sync_that_breaks_off_on_one_server(sky, servers):
     assert {version for draft in drafts for version, _ in draft.versions()} <= {0, 1}
 
 
+def test_a_sync_does_not_wait_for_a_request_that_met_a_paused_server(servers, tmp_path, monkeypatch):
+    """It has no token yet, and would have none before the sync is over."""
+    monkeypatch.setattr("siri.rollout.flight.SETTLE_S", 3600.0)
+    sky = Sky(servers, tmp_path, timeout_s=3600.0)
+    for server in servers:
+        server.token_s = 0.5
+    flight, stream, late = sky.flight, sky.flight.engine.stream, []
+
+    async def on_its_way(session, server, job, temperature, extend):
+        if not late:
+            late.append(job)
+            while not servers[flight.servers.index(server)].paused:
+                await asyncio.sleep(0.005)
+        return await stream(session, server, job, temperature, extend)
+
+    monkeypatch.setattr(flight.engine, "stream", on_its_way)
+    sky.sync(0)
+    drafts = sky.add()
+    sky.until(lambda: sum(bool(draft.tokens) for draft in drafts) > 3)
+    began = time.monotonic()
+    sky.sync(1)
+    assert time.monotonic() - began < 60
+    for server in servers:
+        server.token_s = 0.0
+    sky.wait(drafts)
+    check_whole(drafts)
+    assert late and any(draft.versions()[0][0] == 1 for draft in drafts)
+    sky.rollout.close()
+
+
 def test_a_server_that_hangs_is_noticed(servers, tmp_path):
     sky = Sky(servers, tmp_path, timeout_s=3.0)
     sky.sync(0)
