@@ -28,8 +28,10 @@ test: .venv
 	.venv/bin/python -m pytest --durations=20 -m "not quiet" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	.venv/bin/python -m pytest -m quiet
 
+# a server computes on one core, and so does a trainer: two files at a time
 test-vllm: .venv-vllm
-	OMP_NUM_THREADS=1 SIRI_TEST_VLLM=1 .venv-vllm/bin/python -m pytest tests/vllm
+	OMP_NUM_THREADS=1 SIRI_TEST_VLLM=1 .venv-vllm/bin/python -m pytest tests/vllm --durations=10 -n logical --maxprocesses 2 \
+		--dist loadfile --no-loadscope-reorder
 
 # -m torture also takes the quick tests beside the long ones, so that the table at the end is whole
 torture: .venv
