@@ -89,7 +89,7 @@ def test_another_number_of_ranks_goes_on_after_a_kill(tmp_path, calm, servers):
     for server in servers:
         server.token_s = 0.05  # so that responses are under way when a checkpoint is written, on a busy machine too
     for ranks, steps in ((2, 2), (3, 4)):
-        process = start(run, ahead(servers, 2), ranks=ranks)
+        process = start(run, ahead(servers, 2), ranks=ranks, module=UNREPORTED)
         until(lambda process=process, steps=steps: len(rows(run)) >= steps or process.poll() is not None)
         until(lambda process=process, steps=steps: saved(run) >= steps - 1 or process.poll() is not None)
         kill(process)
@@ -97,7 +97,7 @@ def test_another_number_of_ranks_goes_on_after_a_kill(tmp_path, calm, servers):
         kept |= held(run)
         unfinished += sum(bool(tokens) and not done for tokens, done in held(run).values())
     assert unfinished, "no response was under way in either"
-    assert finish(start(run, ahead(servers, 2))) == 0
+    assert finish(start(run, ahead(servers, 2), module=UNREPORTED)) == 0
     assert_nothing_lost(run, calm, kept, servers[0].policy)
 
 
@@ -143,5 +143,5 @@ def test_a_signal_to_a_single_rank_is_all_ranks(tmp_path, calm, servers, which):
     kept = held(run)
     share = [tokens for (step, _, _), (tokens, done) in kept.items() if step == 0 and done]
     assert len(share) >= PROMPTS * GROUP // 2 and any(not done for _, done in kept.values())
-    assert finish(start(run, ahead(servers, 1), ranks=2)) == 0
+    assert finish(start(run, ahead(servers, 1), ranks=2, module=UNREPORTED)) == 0
     assert_nothing_lost(run, calm, kept, servers[0].policy)

@@ -23,6 +23,7 @@ from siri.model.policy import checkpoint_activations
 from siri.runtime.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from siri.runtime.stopwatch import Stopwatch
 from siri.store.checkpoint import whole_moments
+from tests.support.processes import UNREPORTED
 from tests.support.tiny import save_tiny, tiny_policy
 from tests.support.update import update_policy
 from tests.unit.train.test_update import config, make_samples
@@ -307,7 +308,7 @@ def test_ranks_are_patient_with_one_that_samples_or_downloads(kind, backend, mon
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
     options = ["--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "siri", *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", UNREPORTED, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 

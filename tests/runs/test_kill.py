@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from siri import cli
-from tests.support.processes import assert_same_run, family, finish, kill, start
+from tests.support.processes import UNREPORTED, assert_same_run, family, finish, kill, start
 
 pytestmark = [
     pytest.mark.torture,
@@ -35,7 +35,7 @@ def calm(tmp_path_factory):
         if ranks not in runs:
             folder = tmp_path_factory.mktemp(f"calm_{ranks}") / "run"
             began = time.monotonic()
-            assert finish(start(folder, OPTIONS, ranks=ranks)) == 0
+            assert finish(start(folder, OPTIONS, ranks=ranks, module=UNREPORTED)) == 0
             runs[ranks] = folder, time.monotonic() - began
         return runs[ranks]
 
@@ -66,13 +66,14 @@ def test_killed_again_and_again_and_none_the_wiser(tmp_path, calm, ranks, long, 
     seed = time.time_ns() % 10**6
     wanted = long(KILLS[ranks], TORTURE_KILLS[ranks])
     quiet, whole = calm(ranks)
+    module = "siri" if wanted > KILLS[ranks] else UNREPORTED  # a report takes as long as such a run
     draw, kills, storms = random.Random(seed), [], 0
     while len(kills) < wanted:
         stormy = tmp_path / f"stormy_{storms}"
         storms += 1
         over = False
         while not over:
-            process = start(stormy, OPTIONS, ranks=ranks)
+            process = start(stormy, OPTIONS, ranks=ranks, module=module)
             moment = wait_for_a_moment(process, stormy, draw, whole) if len(kills) < wanted else None
             if moment is None:
                 assert finish(process) == 0, f"seed {seed}: the resumed run failed after {kills}"
@@ -99,7 +100,7 @@ def test_a_supervisor_starts_and_continues(tmp_path, calm, fault):
     codes = []
     while not codes or codes[-1] != 0:
         assert len(codes) < 12
-        process = start(folder, OPTIONS)
+        process = start(folder, OPTIONS, module=UNREPORTED)
         if len(codes) < 2:
             time.sleep(draw.uniform(0.3, 0.6) * whole)
             process.send_signal(draw.choice([signal.SIGTERM, signal.SIGINT]))
@@ -107,7 +108,7 @@ def test_a_supervisor_starts_and_continues(tmp_path, calm, fault):
         # a signal during the imports is Python's to answer
         assert codes[-1] in (0, 75, 130, -signal.SIGTERM, -signal.SIGINT), codes
     assert_same_run(quiet, folder)
-    assert finish(start(folder, OPTIONS)) == 0, "once more after the end: nothing to do"
+    assert finish(start(folder, OPTIONS, module=UNREPORTED)) == 0, "once more after the end: nothing to do"
     fault("pre-empted under a supervisor", f"{len(codes) - 1} signals", f"exit codes {codes}, same run in the end")
 
 

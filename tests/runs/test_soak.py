@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.processes import assert_same_run, finish, kill, start
+from tests.support.processes import UNREPORTED, assert_same_run, finish, kill, start
 
 pytestmark = [
     pytest.mark.torture,
@@ -57,12 +57,11 @@ def test_soak(tmp_path, long, fault):
     steps, kills = long(120, 2000), long(1, 12)
     options = [*OPTIONS, "--steps", str(steps)]
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"
-    process = start(calm, options)
+    process = start(calm, options, module=UNREPORTED)
     watch = Watch(process, calm)
     began = time.monotonic()
     assert finish(process, timeout=3000) == 0
     whole = time.monotonic() - began
-    # the report at the end draws pictures: not training
     slope, files = watch.slope(steps // 3, steps - 2)
     limit = 8_000 if steps == 2000 else 150_000  # what a process grows by at its beginning is shared out
     print(f"{steps} steps in {whole:.0f} s: {slope:.0f} bytes a step, open files within {files}")
@@ -71,7 +70,7 @@ def test_soak(tmp_path, long, fault):
     seed = time.time_ns() % 10**6
     draw, left = random.Random(seed), kills
     while True:
-        process = start(stormy, options)
+        process = start(stormy, options, module=UNREPORTED)
         pause = min(draw.uniform(0.1, 1.6) * whole / kills + 5, 0.7 * whole)  # one kill must not come after the end
         if left:
             try:

@@ -13,7 +13,7 @@ import pytest
 from siri.runtime import signals
 from siri.runtime.signals import SAME_S, Interrupted, Stop
 from siri.store.checkpoint import newest_good
-from tests.support.processes import finish, start
+from tests.support.processes import UNREPORTED, finish, start
 
 pytestmark = pytest.mark.torture
 GRACE_S = 15.0
@@ -84,7 +84,7 @@ def test_a_long_evaluation_does_not_use_up_the_grace(tmp_path, number, ranks, fa
     """The first evaluation would take minutes; the run is stopped inside it, and resumed with a shorter one."""
     folder = tmp_path / "run"
     started = time.monotonic()
-    process = start(folder, [*OPTIONS, *LONG], ranks=ranks)
+    process = start(folder, [*OPTIONS, *LONG], ranks=ranks, module=UNREPORTED)
     wait_until((folder / "config.json").exists, process)
     grace = max(GRACE_S, 2 * (time.monotonic() - started))
     time.sleep(2.0)
@@ -96,7 +96,7 @@ def test_a_long_evaluation_does_not_use_up_the_grace(tmp_path, number, ranks, fa
     assert took < grace, (took, grace)
     assert code == 75 if ranks == 1 else code != 0, "torchrun has an exit code of its own"
     assert not (folder / "eval.jsonl").exists() and not (folder / "metrics.jsonl").exists()
-    assert finish(start(folder, [*OPTIONS, "--eval-problems", "4"], ranks=ranks)) == 0
+    assert finish(start(folder, [*OPTIONS, "--eval-problems", "4"], ranks=ranks, module=UNREPORTED)) == 0
     fault(f"{number.name} in an evaluation, {ranks} rank(s)", "1", f"over within {grace:.0f} s, resumed")
 
 
