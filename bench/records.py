@@ -30,6 +30,13 @@ def device_name() -> str:
     return "-".join(name.lower().replace("(", " ").replace(")", " ").split())
 
 
+def processor() -> str:
+    """Its model, where Linux says so."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def default_path() -> Path:
     return HERE / "results" / f"{device_name()}-{datetime.date.today().isoformat()}.json"
 
