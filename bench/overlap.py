@@ -3,11 +3,11 @@
     .venv-vllm/bin/python bench/overlap.py [--steps 10] [--rounds 2] [--hidden 256] [--layers 4] [--out FILE]
 
 A model with random weights is trained with k = 0 and k = 1 in alternating rounds, the same server throughout: its
-responses end by chance, after 160 tokens in the mean, so that requests cost little beside tokens (the demo's have 50),
-and its size makes the update half as long as the rollout or longer. A step is the mean of those after the first two and
-before the last, beside which nothing is sampled. The ideal is (a + b) / max(a, b) of the rollout a and the rest b of a
-step in turn: what nobody can beat with two workers that never wait. It means something only where nothing else runs on
-the two cores: the load of the machine is printed.
+responses end by chance, after some 160 tokens (a token in 307 ends one), so that requests cost little beside tokens
+(the demo's have 50), and its size makes the update half as long as the rollout or longer. A step is the mean of those
+after the first two and before the last, beside which nothing is sampled. The ideal is (a + b) / max(a, b) of the
+rollout a and the rest b of a step in turn: what nobody can beat with two workers that never wait. It means something
+only where nothing else runs on the two cores: the load of the machine is printed.
 """
 
 import argparse
