@@ -19,6 +19,7 @@ from pathlib import Path
 import records
 import torch
 from kernel_contestants import NOBODY, OPS, contestants
+from kernel_groups import GROUPS
 from kernel_measure import ON_GPU, accuracy, hard_logits, invariance, shapes, synchronisations
 from kernel_peers import first_line
 from kernel_problems import SIZES, problem
@@ -70,6 +71,7 @@ GOALS: dict[str, tuple[dict[str, float], str]] = {
     "G13.all-masked": (at(0.0, *MAIN), "lower"),
     "G14": ({"1.5b-2048": 1.25, "1.5b-4096": 1.2, "1.5b-8192": 1.15, "7b-8192": 1.15}, "lower"),
     "G14.ragged": (at(1.15, "1.5b-ragged", "7b-ragged"), "lower"),
+    "G14.queued": ({"1.5b-2048": 1.25, "1.5b-4096": 1.2, "1.5b-8192": 1.15, "7b-8192": 1.15}, "lower"),
     "G15": (at(1.25, *MAIN), "lower"),
     "G16": (at(1.15, "yardstick"), "lower"),
     "G17.offset": (at(5e-5, *MAIN), "lower"),
@@ -99,6 +101,9 @@ def goals_from(rows: list[dict]) -> dict[str, float]:
     to_floor("G1", "forward", "siri")
     for name in ("G2", "G14", "G14.ragged"):
         to_floor(name, "forward_backward", "siri")
+    queued = [by_name.get(("forward_backward", impl), {}).get("queued_ms") for impl in ("siri", "gemms")]
+    if all(queued):
+        values["G14.queued"] = queued[0] / queued[1]
     to_floor("G15", "forward_backward", "siri entropy bonus")
     to_floor("G16", "cross_entropy", "siri")
     for name in GOALS:
@@ -159,6 +164,9 @@ class Run:
     failed: list[str] = field(default_factory=list)
     groups: list[tuple[str, ...]] = field(default_factory=groups)
     """peers that share a process"""
+    sizes: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
+    """of the peers, where fewer than all are asked for"""
 
     def add_rows(self, rows: list[dict]) -> None:
         for row in rows:
@@ -182,7 +190,8 @@ class Run:
         tabulate(size, kind, ops, self.rounds, self.deadline, self.add_rows)
 
     def peers(self, sizes: tuple[str, ...], kind: str = "peaked", ops: tuple[str, ...] = MEASURED) -> None:
-        for group in self.groups:
+        sizes, ops = self.sizes or sizes, tuple(op for op in ops if not self.ops or op in self.ops)
+        for group in self.groups if ops else ():
             self.add_rows(measure_alone(group, sizes, kind, ops, self.rounds, self.deadline))
 
 
@@ -237,10 +246,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9 if ON_GPU else 3)
     parser.add_argument("--seconds", type=float, default=470, help="nothing new is begun after that")
     parser.add_argument("--out", type=Path, default=records.default_path(), help="bench/results/DEVICE-DATE.json")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="parts whose names have one of these")
+    parser.add_argument("--peers", nargs="+", choices=[n for group in GROUPS for n in group], help="no other peers")
+    parser.add_argument("--peer-sizes", nargs="+", choices=SIZES, default=(), help="no other sizes of the peers")
+    parser.add_argument("--peer-ops", nargs="+", choices=OPS, default=(), help="no other operations of the peers")
     options = parser.parse_args()
     begin = time.monotonic()
-    run = Run(options.out, begin + options.seconds, options.rounds)
+    peers = [tuple(n for n in group if not options.peers or n in options.peers) for group in groups()]
+    run = Run(options.out, begin + options.seconds, options.rounds, groups=[group for group in peers if group])
+    run.sizes, run.ops = tuple(options.peer_sizes), tuple(options.peer_ops)
     for name, part in parts_of(run, options.sizes):
+        if not any(word in name for word in options.only):
+            continue
         if time.monotonic() > run.deadline:
             print(f"time is up: {name} stays unmeasured")
             continue

@@ -76,6 +76,25 @@ def median_ms(
     return {name: statistics.median(samples[name]) for name in warm if name in samples}
 
 
+QUEUED = 8
+"""Steps that `queued_ms` hands over before it waits"""
+
+
+def queued_ms(functions: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Milliseconds a call where the host does not wait for each: medians of interleaved rounds of QUEUED calls. So a
+    trainer meets them, whose queue is never empty; `median_ms` has the host's way to the first launch in every call."""
+
+    def calls(function: Callable) -> None:
+        for _ in range(QUEUED):
+            function()
+
+    samples = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            samples[name].append(elapsed_ms(lambda function=function: calls(function)) / QUEUED)
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
 def extra_bytes(function: Callable, p: Problem) -> int | None:
     """Peak device memory beyond the inputs, results included, of a function that has run before."""
     if not ON_GPU:

@@ -21,7 +21,7 @@ import torch
 from kernel_check import Verdict, verdicts
 from kernel_contestants import FLOORS, NOBODY, contestants, is_ours, policy_loss
 from kernel_groups import GROUPS, missing, too_large
-from kernel_measure import ON_GPU, extra_bytes, gemms, guarded, median_ms, warm_up
+from kernel_measure import ON_GPU, extra_bytes, gemms, guarded, median_ms, queued_ms, warm_up
 from kernel_problems import KINDS, SIZES, Problem, problem
 
 CHECKED_ROWS = 2048
@@ -90,6 +90,9 @@ def rows_of(
             memory[name] = extra_bytes(functions[name], p)
     warm = {name: ms for name, ms in warm.items() if name in memory}
     times = median_ms(functions, warm, rounds, deadline)
+    queued = {}
+    if ON_GPU and floor and not peers and time.monotonic() < deadline:
+        queued = queued_ms({name: functions[name] for name in (floor, "siri") if name in times}, 3)
     ours = times.get("siri")
     rows = []
     for impl, ms in times.items():
@@ -99,7 +102,7 @@ def rows_of(
         error = verdict.error if verdict else None
         row = {"op": op, "impl": impl, "size": size, "ms": ms, "n": p.hidden.shape[0], "extra_bytes": memory[impl]}
         row |= {"ratio_to_gemm": ms / times[floor] if floor in times else None, "siri_ms": ours}
-        row |= {"siri_bytes": memory.get("siri")}
+        row |= {"siri_bytes": memory.get("siri"), "queued_ms": queued.get(impl)}
         row |= {"max_error": error if error is not None and math.isfinite(error) else None}
         rows.append(row)
     return rows

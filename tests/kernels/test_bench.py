@@ -96,7 +96,11 @@ def test_goals_from_times():
     values = kernel_goals.goals_from(rows)
     expected = {"G1": 1.1, "G2": 1.1, "G5.cce": 1.5, "G5.quack": 60 / 66, "G6.eager": 2.0, "G6.memory-eager": 0.05}
     expected |= {"G7.skip": 0.5, "G12.fast-gb": 4.0, "G12.lean-gb": 1.0, "G14": 1.1, "G14.ragged": 1.1}
-    expected |= {"G15": 1.2, "G16": 1.1}
+    expected |= {"G15": 1.2, "G16": 1.1, "G14.queued": 1.05}
+    rows[1] |= {"queued_ms": 63.0}
+    assert "G14.queued" not in kernel_goals.goals_from(rows), "one of the two alone is no ratio"
+    rows.append(row("forward_backward", "gemms", 60.0, 60.0, 66.0) | {"queued_ms": 60.0})
+    values = kernel_goals.goals_from(rows)
     assert values == pytest.approx(expected)
     goals = {goal["id"]: goal for goal in kernel_goals.goals_of("1.5b", values)}
     said = {name: records.status(goals[f"{name}.1.5b"]) for name in ("G2", "G5.quack", "G5.cce", "G3.verl-triton")}
@@ -105,7 +109,7 @@ def test_goals_from_times():
     assert {g["id"]: g for g in kernel_goals.goals_of("7b", {})}["G2.7b"]["threshold"] == 1.12
     assert not any(g["id"].startswith("G13") for g in kernel_goals.goals_of("7b-random", {}))
     small = {g["id"]: g["met"] for g in kernel_goals.goals_of("1.5b-2048", values)}
-    assert small == {"G14.1.5b-2048": True}
+    assert small == {"G14.1.5b-2048": True, "G14.queued.1.5b-2048": True}
     assert {g["id"] for g in kernel_goals.goals_of("yardstick", values)} == {"G16.yardstick"}
 
 
