@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import records
@@ -246,7 +247,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9 if ON_GPU else 3)
     parser.add_argument("--seconds", type=float, default=470, help="nothing new is begun after that")
     parser.add_argument("--out", type=Path, default=records.default_path(), help="bench/results/DEVICE-DATE.json")
-    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="parts whose names have one of these")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help='parts, such as "ours*" or "peers"')
     parser.add_argument("--peers", nargs="+", choices=[n for group in GROUPS for n in group], help="no other peers")
     parser.add_argument("--peer-sizes", nargs="+", choices=SIZES, default=(), help="no other sizes of the peers")
     parser.add_argument("--peer-ops", nargs="+", choices=OPS, default=(), help="no other operations of the peers")
@@ -256,7 +257,7 @@ def main() -> None:
     run = Run(options.out, begin + options.seconds, options.rounds, groups=[group for group in peers if group])
     run.sizes, run.ops = tuple(options.peer_sizes), tuple(options.peer_ops)
     for name, part in parts_of(run, options.sizes):
-        if not any(word in name for word in options.only):
+        if not any(fnmatch(name, pattern) for pattern in options.only):
             continue
         if time.monotonic() > run.deadline:
             print(f"time is up: {name} stays unmeasured")
