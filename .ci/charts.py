@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ROOT / "docs" / "charts"
-RESULTS = ROOT / "bench" / "results" / "nvidia-h100-80gb-hbm3-2026-11-26.json"
+RESULTS = ROOT / "bench" / "results" / "nvidia-h100-80gb-hbm3-2026-11-27.json"
 OURS, PEER, PLAIN = "#0b7285", "#adb5bd", "#74c0cf"
 """colours of ours, of others, and of our path for any GPU"""
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Roboto, sans-serif'"
@@ -73,7 +73,7 @@ def forward() -> str:
     ]
     values.sort(key=lambda value: value[1])
     title = "Log-probs and entropies of 32,768 tokens, 1.5B's head"
-    return bars(title, "time over that of the matrix product alone", values, "one H100; peers in the day's first run")
+    return bars(title, "time over that of the matrix product alone", values, "one H100; peers a day before ours")
 
 
 def step() -> str:
@@ -88,6 +88,28 @@ def step() -> str:
     return bars(
         title, "time over that of the three matrix products alone", values, "one H100; small batches wait for the host"
     )
+
+
+def peers() -> str:
+    names = {
+        "siri": ("siri-kernels", OURS),
+        "siri-fallback": ("siri-kernels, any GPU", PLAIN),
+        "trl-chunked": ("TRL, chunked", PEER),
+        "liger-cute": ("Liger, CuTe", PEER),
+        "cce": ("CCE (no entropy)", PEER),
+        "verl-triton": ("verl, Triton", PEER),
+        "cce-exact": ("CCE, exact", PEER),
+    }
+    values = []
+    for size, words in (("1.5b", ""), ("7b", ", 7B")):
+        by_impl = rows("forward_backward", size)
+        values += [
+            (name + words, ratio, f"{ratio:.2f} ({by_impl[impl]['ms']:.0f} ms)", colour)
+            for impl, (name, colour) in names.items()
+            for ratio in (by_impl[impl]["ratio_to_gemm"],)
+        ]
+    title = "The clipped loss with its gradients, 32,768 tokens, heads of 1.5B and 7B"
+    return bars(title, "time over that of the three matrix products alone", values, "one H100, one day")
 
 
 def memory() -> str:
@@ -203,7 +225,7 @@ def drawn_rooms() -> str:
     )
 
 
-MADE = {"forward": forward, "step": step, "memory": memory, "train": train, "rooms": drawn_rooms}
+MADE = {"forward": forward, "step": step, "peers": peers, "memory": memory, "train": train, "rooms": drawn_rooms}
 
 
 def main() -> None:
