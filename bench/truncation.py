@@ -1,24 +1,32 @@
 """By how much a matrix product of bf16 operands comes out too small, as a multiple of its exact value: tensor cores
-may drop what does not fit their accumulator at every step, always towards 0.
+drop what does not fit their accumulator at every step, always towards 0.
 
 `python bench/truncation.py [--widths 256 512 ...] [--rows 256]` prints, for each width D, the mean of
 product / exact - 1 over logits that share an offset of 30 nats and over the larger half of random ones, of Triton's
 `tl.dot` (as K1 makes its logits) and of torch.mm with an fp32 result, beside the model of bench/NOTES.md, -1.29e-9 D.
 Sums that are rounded to the nearest come out near 0. Needs a GPU; on a CPU it runs small, so that it cannot rot, and
 torch.mm alone.
+
+`--model` measures nothing: with sums that numpy cuts off after every 16 products it works out the largest errors of
+log-probs on the problems of `kernel_problems`, with the target's logit exact or of the product, as it comes and with
+the factor that K1 has on sm_90. 3,000 columns stand for the vocabulary's other tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from siri_kernels.rows.anchored.tiles import CUT_OFF
 from torch import Tensor
 
-MODEL = -1.29e-9
+MODEL = -CUT_OFF[90]
 """a unit of D"""
+COLUMNS = 3000
 OFFSET, STEP = 30.0, 16
 
 
@@ -64,13 +72,74 @@ def relative_shift(z: Tensor, exact: Tensor) -> float:
     return float((z.double()[large] / exact[large] - 1).mean())
 
 
+def cut_off(x: Tensor, w: Tensor, *, pairs: bool = False) -> Tensor:
+    """x w^T, or with `pairs` each row of x times its row of w, whose sum is fp32 and cut off towards 0 after every 16
+    products, in fp64."""
+    a, b = x.double().numpy(), w.double().numpy()
+    total = np.zeros(len(a) if pairs else (len(a), len(b)), np.float32)
+    for start in range(0, a.shape[1], 16):
+        left, right = a[:, start : start + 16], b[:, start : start + 16]
+        part = total + ((left * right).sum(1) if pairs else left @ right.T)
+        near = part.astype(np.float32)
+        total = np.where(np.abs(near) > np.abs(part), np.nextafter(near, np.float32(0)), near)
+    return torch.from_numpy(total).double()
+
+
+def hard_problem(kind: str, width: int, rows: int, vocab: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """x [rows, D], each row's target [rows, D] and other columns [COLUMNS, D], bf16; the log of how many each of these
+    stands for. Where another token dominates, it is the row's of COLUMNS."""
+    g = torch.Generator().manual_seed(width)
+    targets = torch.randn(rows, width, generator=g) * width**-0.5
+    others = torch.randn(COLUMNS, width, generator=g) * width**-0.5
+    x = torch.randn(rows, width, generator=g)
+    if kind == "peaked":
+        x += 16 * torch.rand(rows, 1, generator=g) * targets
+    elif kind == "dominated":
+        x += OFFSET * others[torch.arange(rows) % COLUMNS]
+    else:
+        direction = torch.nn.functional.normalize(torch.randn(width, generator=g), dim=0)
+        targets += direction
+        others += direction
+        x += (OFFSET - x @ direction)[:, None] * direction
+    shares = 0.0 if kind == "dominated" else math.log(vocab / COLUMNS)
+    return x.bfloat16(), targets.bfloat16(), others.bfloat16(), shares
+
+
+def modelled_errors(kind: str, width: int, rows: int, vocab: int = 151_936) -> dict[str, float]:
+    """The largest error of a log-prob, by way of making it."""
+    x, targets, others, shares = hard_problem(kind, width, rows, vocab)
+    exact_target, exact = (x.double() * targets.double()).sum(1), x.double() @ others.double().T
+    target, z = cut_off(x, targets, pairs=True), cut_off(x, others)
+    factor = 1 - MODEL * width
+
+    def logp(target: Tensor, z: Tensor) -> Tensor:
+        return target - torch.logaddexp(z.logsumexp(1) + shares, target)
+
+    expected = logp(exact_target, exact)
+    ways = {"exact target": (exact_target, z), "of the product": (target, z)}
+    ways |= {"with the factor": (target * factor, z * factor)}
+    return {name: float((logp(*way) - expected).abs().max()) for name, way in ways.items()}
+
+
+def print_model(widths: list[int], rows: int) -> None:
+    print("largest errors of log-probs where sums are cut off after every 16 products (a model, no measurement)")
+    for width in widths:
+        for kind in ("peaked", "offset", "dominated"):
+            errors = modelled_errors(kind, width, rows)
+            print(f"{width:6}  {kind:12}" + "".join(f"{name:>18} {error:.1e}" for name, error in errors.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a matrix product loses to truncation.")
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 896, 1536, 3584, 8192] if on_gpu else [256, 512])
     parser.add_argument("--rows", type=int, default=4096 if on_gpu else 64, help="a multiple of 64")
+    parser.add_argument("--model", action="store_true", help="the errors that follow from the model; no GPU is asked")
     options = parser.parse_args()
+    if options.model:
+        print_model(options.widths if on_gpu or options.widths != [256, 512] else [1536, 3584], 512)
+        return
     ways = {"tl.dot": by_triton, "torch.mm": by_torch} if on_gpu else {"torch.mm": by_torch}
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
     print(f"{name}, torch {torch.__version__}, triton {triton.__version__}: mean of product / exact - 1")

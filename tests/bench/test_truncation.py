@@ -4,22 +4,10 @@ import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "truncation.py"
-
-
-def cut_off(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x w^T whose sum is fp32, and cut off towards 0 after every 16 products."""
-    a, b = x.double().numpy(), w.double().numpy()
-    total = np.zeros((len(a), len(b)), np.float32)
-    for start in range(0, a.shape[1], 16):
-        part = total + a[:, start : start + 16] @ b[:, start : start + 16].T
-        near = part.astype(np.float32)
-        total = np.where(np.abs(near) > np.abs(part), np.nextafter(near, np.float32(0)), near)
-    return torch.from_numpy(total)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +21,17 @@ def test_the_model_says_what_a_cut_sum_loses(truncation, width, shared):
     x, w = truncation["operands"](64, width, "cpu", shared=shared)
     exact = x.double() @ w.double().T
     shift = truncation["relative_shift"]
-    share = shift(cut_off(x, w), exact) / (truncation["MODEL"] * width)
+    share = shift(truncation["cut_off"](x, w), exact) / (truncation["MODEL"] * width)
     # a random sum wanders before it gets where it ends, so that less is cut off on its way
     assert 0.9 < share < 1.1 if shared else 0.5 < share < 0.95
     assert abs(shift(truncation["by_torch"](x, w), exact)) < 0.05 * abs(truncation["MODEL"] * width)
+
+
+@pytest.mark.parametrize("kind", ["peaked", "offset", "dominated"])
+def test_the_factor_makes_the_modelled_errors_smaller(truncation, kind):
+    errors = truncation["modelled_errors"](kind, 1536, 48)
+    assert errors["with the factor"] < 0.5 * max(errors["of the product"], errors["exact target"])
+    assert errors["with the factor"] < errors["of the product"] < 1e-4
 
 
 def test_it_runs_where_there_is_no_gpu(monkeypatch, capsys):

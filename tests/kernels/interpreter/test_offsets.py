@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from siri_kernels import linear_grpo_loss, linear_logprob
+from siri_kernels.rows.anchored import gemm, tiles
 from siri_kernels.rows.anchored import rows as rows_anchored
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -97,6 +98,38 @@ def test_a_dominating_token_is_cut_off_whatever_the_anchor(truncating, given):
         logp = linear_logprob(hidden, weight, target_ids, offset=offset, impl="anchored")
     assert 0.7 * inherent < float((logp - exact).abs().max()) < 1.3 * inherent
     assert float(((logp - exact) / exact).abs().max()) < 5e-6, "of a log-prob of -30"
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("dominated", 0.4), ("offset", 0.4)])
+def test_a_factor_gives_back_what_was_cut_off(truncating, monkeypatch, kind, limit):
+    """In the mean: what is left is a part of what an exact target leaves. The same factor counts in every pass."""
+    hidden, weight, target_ids = hard_problem(kind)
+    exact, _ = exact_logp(hidden, weight, target_ids)
+    exact_target = (hidden.double() * weight.double()[target_ids]).sum(1)
+    inherent = float((exact_target - model_logits(hidden, weight).logsumexp(1) - exact).abs().max())
+    monkeypatch.setattr(gemm, "compensation", lambda device, d_model: 1 + tiles.CUT_OFF[90] * d_model)
+    options = {"impl": "anchored", "anchor": exact.float()}
+    logp, offset = linear_logprob(hidden, weight, target_ids, return_offset=True, **options)
+    assert float((logp - exact).abs().max()) < limit * inherent
+    again = linear_grpo_loss(hidden, weight, target_ids, torch.ones(N), old_logp=logp, offset=offset, impl="anchored")
+    assert torch.equal(again.logp, logp) and float(again.metrics["ratio_max"]) == 1
+
+
+@pytest.mark.parametrize("options", [{"softcap": 40.0}, {"logit_dtype": "bf16"}], ids=str)
+def test_no_factor_where_a_logit_is_not_the_product(monkeypatch, options):
+    monkeypatch.setattr(gemm, "compensation", lambda *_: pytest.fail("what is cut off is another share"))
+    hidden, weight, target_ids = hard_problem("dominated")
+    linear_grpo_loss(hidden, weight, target_ids, torch.ones(N), impl="anchored", **options)
+
+
+def test_the_factor_of_a_device(monkeypatch):
+    """sm_90 alone has one, and the interpreter's sums need none."""
+    device = torch.device("cuda", 0)
+    assert tiles.compensation(device, 1536) == 1.0
+    monkeypatch.setattr(tiles, "INTERPRETED", False)
+    for arch, expected in ((80, 1.0), (90, 1 + 1.98e-6), (100, 1.0)):
+        monkeypatch.setattr(tiles, "capability", lambda _, arch=arch: arch)
+        assert tiles.compensation(device, 1536) == pytest.approx(expected, abs=1e-8)
 
 
 @pytest.mark.parametrize("memory", ["fast", "lean", 10_000])

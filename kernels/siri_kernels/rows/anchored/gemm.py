@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from siri_kernels.rows.anchored.tiles import Tile, pick_tile, programs_per_device
+from siri_kernels.rows.anchored.tiles import Tile, compensation, pick_tile, programs_per_device
 from siri_kernels.rows.kernels import FLOOR, INTERPRET, narrow, row_stride, tanh
 
 # never specialised (rows.kernels): what varies with the rows of a launch, or where they start in a batch
@@ -287,6 +287,9 @@ def exp_gemm(
     sums = partials is not None
     tiles = triton.cdiv(n, tile.rows) * triton.cdiv(vocab, tile.columns)
     programs = min(tiles, programs_per_device(x.device, tile))
+    scale = logits.scale
+    if logits.softcap is None and not logits.round_bf16:  # of those, what is cut off is another share, or none
+        scale *= compensation(x.device, d_model)
     arguments = {
         "TARGET_IDS": target_ids,
         "SCALE": anything if logits.scale_N is None else logits.scale_N,
@@ -301,7 +304,7 @@ def exp_gemm(
         "x_stride": row_stride(x),
         "w_stride": weight.stride(0),
         "e_stride": 0 if out is None else out.stride(0),
-        "scale": logits.scale,
+        "scale": scale,
         "softcap": logits.softcap or 1.0,
         "vocab_start": logits.vocab_start,
         "programs": programs,

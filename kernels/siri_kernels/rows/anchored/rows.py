@@ -12,6 +12,7 @@ log-sum-exp is known then: a ratio of exactly 1 is worth more than a b that is n
 
 z_y comes from the product and not from that dot product, which would not share what tensor cores do to all logits: they
 cut the sum off at every step of 16, and where all logits of a row share an offset, the cut does not show in log p.
+Where it would (another token dominates), a factor takes the mean of it away (`tiles.CUT_OFF`).
 Rows whose sums leave the range of fp32 (targets below exp(-69), NaN) are found and redone on the device, with their
 maximum for b. Sources: this package's own; QuACK's chunked cross-entropy has the exponential in the epilogue and the
 same three GEMMs for the mean loss.

@@ -89,6 +89,17 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+CUT_OFF = {90: 1.29e-9}
+"""Compute capability -> by how much a logit of D products comes out too small, as a share of it for each of D: tensor
+cores cut the sum off towards 0 at every step of 16. bench/NOTES.md has the arithmetic, and what an H100 showed of it.
+Capabilities that are not here have not been looked at."""
+
+
+def compensation(device: torch.device, d_model: int) -> float:
+    """The factor that gives logits back what was cut off, in the mean. One for all rows, passes and chunks."""
+    return 1.0 if INTERPRETED else 1.0 + CUT_OFF.get(capability(device), 0.0) * d_model
+
+
 def table(plan: str) -> dict[tuple[int, int], Tile]:
     return PLANS["flat"] | PLANS[plan]
 
