@@ -1,13 +1,15 @@
 """What sampling ahead saves on two cores: a vLLM server on one, the trainer on the other, in turn and overlapped.
 
-    .venv-vllm/bin/python bench/overlap.py [--steps 10] [--rounds 2] [--hidden 256] [--layers 4] [--out FILE]
+    .venv-vllm/bin/python bench/overlap.py [--steps 10] [--rounds 2] [--hidden 320] [--layers 4] [--out FILE]
 
 A model with random weights is trained with k = 0 and k = 1 in alternating rounds, the same server throughout: its
 responses end by chance, after some 160 tokens (a token in 307 ends one), so that requests cost little beside tokens
-(the demo's have 50), and its size makes the update half as long as the rollout or longer. A step is the mean of those
-after the first two and before the last, beside which nothing is sampled. The ideal is (a + b) / max(a, b) of the
-rollout a and the rest b of a step in turn: what nobody can beat with two workers that never wait. It means something
-only where nothing else runs on the two cores: the load of the machine is printed.
+(the demo's have 50). Half of them, by a checksum of their words, are right, so that every step has a backward pass:
+where none is, as an exact answer of a random model would be, there is nothing to learn. At the default size an update
+takes about as long as its rollout. A step is the mean of those after the first two and before the last, beside which
+nothing is sampled. The ideal is (a + b) / max(a, b) of the rollout a and the rest b of a step in turn: what nobody can
+beat with two workers that never wait. It means something only where nothing else runs on the two cores: the load of
+the machine is printed.
 """
 
 import argparse
@@ -30,11 +32,13 @@ from tests.vllm.server import Server  # noqa: E402
 WARM = 2
 SERVER_CORE, TRAINER_CORE = 0, 1
 DEFAULTS = {"steps": 10, "rounds": 2, "prompts": 8, "group-size": 8, "mini-batch": 2, "sequences": 64}
-DEFAULTS |= {"hidden": 256, "layers": 4}
+DEFAULTS |= {"hidden": 320, "layers": 4}
 CAP = 224
 """Tokens of a response, which with a prompt of the demo fit its 256."""
 HEAD = 32
 """What vLLM's CPU attention takes."""
+REWARD = "import zlib\n\n\ndef half(response, answer):\n    return float(zlib.crc32(response.encode()) % 2)\n"
+"""Of chance, and the same for the same words."""
 
 
 def core(number: int) -> set[int]:
@@ -61,9 +65,11 @@ def train(folder: Path, model: Path, url: str, staleness: int, options: argparse
     command += ["--steps", str(options.steps), "--schedule", "constant", "--l-max", str(CAP), "--save-every", "1000"]
     command += ["--eval-problems", "8", "--eval-cap", "32", "--lr", "1e-6", "--prompts-per-step", str(options.prompts)]
     command += ["--group-size", str(options.group_size), "--mini-batch-prompts", str(options.mini_batch)]
+    (folder.parent / "reward_by_chance.py").write_text(REWARD)
+    command += ["--reward", "reward_by_chance:half"]
     command += ["--importance", "tis", "--staleness", str(staleness), "--quiet", "--run-dir", str(folder)]
     with folder.with_suffix(".log").open("wb") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder.parent}"}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         os.sched_setaffinity(process.pid, core(TRAINER_CORE))
     if process.wait():
