@@ -222,7 +222,7 @@ def padded_plan(setup: Setup, longest: int, logits: bool) -> tuple[int, str]:
     if not setup.memory:
         return 2, "none"
     for level in ("none", "full"):
-        kept, anew = kept_and_redone(setup.config, level)
+        kept, anew = kept_and_redone(setup.config, level, attention="sdpa")  # a padded batch is dense
         each = longest * (setup.config.num_hidden_layers * kept + anew)
         each += 16 * longest * setup.config.vocab_size if logits else 8 * longest * setup.config.hidden_size
         rows = int(ROOM * setup.memory - setup.always - 10 * setup.config.vocab_size * setup.config.hidden_size) // each

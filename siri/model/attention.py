@@ -163,11 +163,10 @@ def _varlen(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -
 
     options: dict[str, Any] = {}
     share = query_NHd.shape[1] // key_NKd.shape[1]
-    if share > 1:
-        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-            options["enable_gqa"] = True
-        else:  # torch 2.11
-            key_NKd, value_NKd = (tensor.repeat_interleave(share, 1) for tensor in (key_NKd, value_NKd))
+    if repeats_keys("varlen", share):
+        key_NKd, value_NKd = (tensor.repeat_interleave(share, 1) for tensor in (key_NKd, value_NKd))
+    elif share > 1:
+        options["enable_gqa"] = True
     ends, longest = layout.cu_seqlens, layout.max_seqlen
     # a window that is open to the left and closed to the right is the causal mask
     out = varlen_attn(
@@ -178,7 +177,7 @@ def _varlen(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -
 
 def _flex(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> torch.Tensor:
     share = query_NHd.shape[1] // key_NKd.shape[1]
-    if share & (share - 1):  # flex groups queries by powers of two only
+    if repeats_keys("flex", share):
         key_NKd, value_NKd = (tensor.repeat_interleave(share, 1) for tensor in (key_NKd, value_NKd))
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query_NHd, key_NKd, value_NKd))
     flex = _compiled_flex() if query.is_cuda else _plain_flex()
@@ -187,6 +186,18 @@ def _flex(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> 
 
 
 _TORCH = {"sdpa": _sdpa, "flex": _flex}
+
+
+def repeats_keys(backend: str, share: int) -> bool:
+    """Whether a backend is given keys and values anew for every query head, because it does not know groups of `share`
+    query heads to a key-value head."""
+    if backend == "flex":
+        return share & (share - 1) != 0  # it groups queries by powers of two only
+    if backend != "varlen" or share == 1:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" not in inspect.signature(varlen_attn).parameters  # torch 2.11
 
 
 def _plain_flex() -> Callable[..., Any]:

@@ -3,9 +3,10 @@
 P = parameters, D = hidden size, I = intermediate size, V = vocabulary, H and K = query and key-value heads, Q and C
 their total widths (heads * head size), L = layers, N = tokens of a micro-step, S = shards. Figures are bytes.
 
-Parameters and shards are exact, and what the layers keep is held to torch's own record of memory on a CPU, where sdpa
-attends. The moments of an update are held within 3 % to what the trainer's own update makes on fake CUDA tensors
-(tests/fake_cuda). Nothing has been checked on a GPU yet: not what kernels take beside their results, nor fragmentation.
+Parameters and shards are exact. What the layers keep is held to torch's own record of memory on a CPU, where sdpa
+attends, and to what autograd saves of tensors without data, where the others do. The moments of an update are held
+within 3 % to what the trainer's own update makes on fake CUDA tensors (tests/fake_cuda). Nothing has been checked on a
+GPU yet: not what kernels take beside their results, nor fragmentation.
 
 With the head cut by vocabulary (vocab_parts > 1) V is that of a part in the head's terms, N there that of all ranks.
 """
@@ -70,36 +71,47 @@ def sharded_bytes(shapes: Shapes, shards: int, itemsize: int = 4) -> int:
     return sum(-(-shape[0] // shards) * prod(shape[1:]) for shape in shapes.values()) * itemsize
 
 
-def layer_bytes(model_config: Any, liger: Collection[str] = ()) -> int:
+def layer_bytes(model_config: Any, liger: Collection[str] = (), attention: str = "auto") -> int:
     """What autograd keeps of one layer for each token, without checkpointing, bytes (bf16 compute):
 
     two RMSNorms                      2 (4D fp32 copy + 2D normalised + 2D result + 4)
-    queries, keys, values, output     2Q + 4C + 2Q, log-sum-exp 4H, output in the pack's order 2Q
+    queries, keys, values, output     2Q + 4C + 2Q, log-sum-exp 4H
     Qwen3's norms of queries, keys    6 (Q + C) + 4 (H + K)
     gate, up, silu(gate), product     8I
 
     liger: of its parts (`siri.model.liger.PARTS`), RMSNorm keeps its input as it is, so 4D less for each norm, and
     SwiGLU computes silu(gate) anew, 2I less. RoPE keeps what transformers' own does.
 
-    Attention gathers sequences of like length into blocks: its part grows by up to a third where lengths differ.
+    attention: the backend; auto is planned as varlen. What kernels for packed sequences and flex write is in the pack's
+    order and goes into the projection as it is. sdpa attends in blocks of sequences of like length: their output in
+    the pack's order is a second one, 2Q more, and its part grows by up to a third where lengths differ. A backend that
+    does not know the model's groups of queries keeps keys and values for every query head, 4Q in the place of 4C.
     """
+    from siri.model.attention import repeats_keys
+
     c = model_config
     _, queries, keys = widths(c)
-    size = 16 * c.hidden_size + 8 + 6 * queries + 4 * keys + 4 * c.num_attention_heads + 8 * c.intermediate_size
+    size = 16 * c.hidden_size + 8 + 4 * queries + 4 * keys + 4 * c.num_attention_heads + 8 * c.intermediate_size
+    if attention == "sdpa":
+        size += 2 * queries
+    if repeats_keys("varlen" if attention == "auto" else attention, c.num_attention_heads // c.num_key_value_heads):
+        size += 4 * (queries - keys)
     if c.model_type == "qwen3":
         size += 6 * (queries + keys) + 4 * (c.num_attention_heads + c.num_key_value_heads)
     less = 8 * c.hidden_size * ("RMSNorm" in liger) + 2 * c.intermediate_size * ("SwiGLU" in liger)
     return size - less
 
 
-def kept_and_redone(model_config: Any, checkpointing: Checkpointing, liger: Collection[str] = ()) -> tuple[int, int]:
+def kept_and_redone(
+    model_config: Any, checkpointing: Checkpointing, liger: Collection[str] = (), attention: str = "auto"
+) -> tuple[int, int]:
     """Bytes for each token: what every layer keeps, and what the layer in its backward computes anew.
 
     none       kept `layer_bytes`, nothing anew
     selective  kept the layer's input 2D and attention's result 2Q + 4H; anew `layer_bytes` less that result
     full       kept the layer's input 2D; anew `layer_bytes`
     """
-    whole = layer_bytes(model_config, liger)
+    whole = layer_bytes(model_config, liger, attention)
     if checkpointing == "none":
         return whole, 0
     _, queries, _ = widths(model_config)
@@ -107,11 +119,13 @@ def kept_and_redone(model_config: Any, checkpointing: Checkpointing, liger: Coll
     return 2 * model_config.hidden_size + attended, whole - attended
 
 
-def backward_bytes(model_config: Any, checkpointing: Checkpointing, liger: Collection[str] = ()) -> int:
+def backward_bytes(
+    model_config: Any, checkpointing: Checkpointing, liger: Collection[str] = (), attention: str = "auto"
+) -> int:
     """Bytes for each token on top of what is kept, at the worst moment of the layers' backward: what the layer computed
     anew, and 6I + 4D of gradients; with Liger's SwiGLU, which writes gradients over what it kept, 2I + 2D."""
     c = model_config
-    redone = kept_and_redone(c, checkpointing, liger)[1]
+    redone = kept_and_redone(c, checkpointing, liger, attention)[1]
     if "SwiGLU" in liger:
         return redone + 2 * c.intermediate_size + 2 * c.hidden_size
     return redone + 6 * c.intermediate_size + 4 * c.hidden_size
@@ -171,6 +185,7 @@ def update_moments(
     visiting: int = 0,
     adapter: Shapes | None = None,
     liger: Collection[str] = (),
+    attention: str = "auto",
 ) -> dict[str, int]:
     """Bytes on top of weights, gradients, optimizer state and gathered weights, at each moment of an update whose
     micro-step has `tokens` tokens. With kept = N (L * kept of a layer + 6D + 28): layers, last norm (Liger's: 2D),
@@ -182,20 +197,20 @@ def update_moments(
     reduction   the root's gradients, 6 P_root
     optimizer   AdamW's square roots, fp32, 4P / S, or what `visiting` says of an optimizer whose moments are offloaded
 
-    accumulated: see `accumulated_bytes`. liger: its parts that run. adapter: shapes of one, which alone has gradients
-    then; the layers keep 2 bytes of each of its ranks for every token on top. Without an adapter held within 3 % to the
-    storages that the update itself makes on fake CUDA tensors (tests/fake_cuda); not yet checked on a GPU.
+    accumulated: see `accumulated_bytes`. liger, attention: see `layer_bytes`. adapter: shapes of one, which alone has
+    gradients then; the layers keep 2 bytes of each of its ranks for every token on top. Without an adapter held within
+    3 % to the storages that the update itself makes on fake CUDA tensors (tests/fake_cuda); not yet checked on a GPU.
     """
     c = model_config
     shapes = adapter or parameter_shapes(c)
     root, layer = root_and_layer(shapes, vocab_parts)
-    each, _ = kept_and_redone(c, checkpointing, liger)
+    each, _ = kept_and_redone(c, checkpointing, liger, attention)
     last_norm = (2 if "RMSNorm" in liger else 6) * c.hidden_size
     kept = tokens * (c.num_hidden_layers * each + last_norm + 28)
     kept += 2 * tokens * sum(shape[0] for name, shape in (adapter or {}).items() if "lora_A" in name)
     head = head_bytes(c, tokens, multiprocessors=multiprocessors, vocab_parts=vocab_parts, adapter=adapter) - 4 * layer
     head_gradient = 0 if adapter else 2 * head_rows(c, vocab_parts) * c.hidden_size
-    one_layer = tokens * backward_bytes(c, checkpointing, liger) + (0 if "SwiGLU" in liger else 6 * layer)
+    one_layer = tokens * backward_bytes(c, checkpointing, liger, attention) + (0 if "SwiGLU" in liger else 6 * layer)
     return {
         "head": kept + head + accumulated,
         "backward": kept + one_layer + head_gradient + accumulated,

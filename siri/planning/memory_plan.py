@@ -234,6 +234,7 @@ def _moments(
         visiting=visiting,
         adapter=adapter_of(c, config),
         liger=liger,
+        attention=config.attention,
     )
 
 

@@ -199,7 +199,8 @@ class Run:
         self.engine.sync()
         self.ahead.advance(self.done)
         if self.device.type == "cuda":
-            settled = replace(config, token_budget=self.setup.token_budget, max_prompt_tokens=prompts.longest)
+            lengths = {"token_budget": self.setup.token_budget, "max_prompt_tokens": prompts.longest}
+            settled = replace(config, attention=self.setup.backend, **lengths)
             self.memory = plan_memory(settled, self.policy, self.ranks, quiet=self.quiet, liger=self.setup.liger)
         notes = [*self.folder.notes, *self.engine.notes, *self.setup.notes(), self.rewards.cell()]
         for line in filter(None, [*notes, idle_gpus(self.device)]):

@@ -6,6 +6,7 @@ from math import prod
 import pytest
 import torch
 
+from siri.model import attention
 from siri.model.attention import PackedLayout
 from siri.model.policy import checkpoint_activations, packed_hidden
 from siri.planning.formulas import (
@@ -16,6 +17,7 @@ from siri.planning.formulas import (
     parameter_shapes,
     sharded_bytes,
     update_moments,
+    widths,
 )
 from tests.support.tiny import tiny_model
 
@@ -73,32 +75,71 @@ def test_shards_are_those_of_torch():
         assert sharded_bytes(shapes, shards) == sum(first)
 
 
-def saved_bytes(kind: str, layers: int, lengths: list[int], **settings) -> int:
-    """What autograd keeps for the backward of a bf16 forward pass, each storage once, parameters left out."""
-    model = tiny_model(kind, dtype=torch.bfloat16, num_hidden_layers=layers, **settings)
-    held_by_model = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+def saved_bytes(kind: str, layers: int, lengths: list[int], backend: str = "sdpa", **settings) -> int:
+    """What autograd keeps for the backward of a bf16 forward pass, each storage once, parameters left out. Where
+    others than sdpa attend, the tensors have no data."""
+    device = "cpu" if backend == "sdpa" else "meta"
+    model = tiny_model(kind, dtype=torch.bfloat16, num_hidden_layers=layers, **settings).to(device)
+    held_by_model = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
     def note(tensor):
-        if tensor.untyped_storage().data_ptr() not in held_by_model:
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        if tensor.untyped_storage()._cdata not in held_by_model:
+            kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no address is used twice
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        ids = torch.zeros(sum(lengths), dtype=torch.int64)
-        output = packed_hidden(model, ids, PackedLayout.of(lengths))
+        ids = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
+        output = packed_hidden(model, ids, PackedLayout.of(lengths, device, backend))
     assert output.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+SIZES = [{}, {"hidden_size": 64, "intermediate_size": 80}, {"num_attention_heads": 8, "head_dim": 24}]
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
-@pytest.mark.parametrize(
-    "settings", [{}, {"hidden_size": 64, "intermediate_size": 80}, {"num_attention_heads": 8, "head_dim": 24}]
-)
+@pytest.mark.parametrize("settings", SIZES)
 def test_a_layer_keeps_what_the_formula_says(kind, settings):
     lengths = [40, 40]  # of one length, because blocks of unequal lengths are padded
     more, fewer = (saved_bytes(kind, layers, lengths, **settings) for layers in (3, 2))
-    assert (more - fewer) / sum(lengths) == layer_bytes(tiny_model(kind, **settings).config)
+    assert (more - fewer) / sum(lengths) == layer_bytes(tiny_model(kind, **settings).config, attention="sdpa")
+
+
+class Kernel(torch.autograd.Function):
+    """What flash-attn's kernels and flex, compiled, keep; their output lies in memory as the queries do."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("settings", [*SIZES, {"num_attention_heads": 6, "hidden_size": 48}])
+@pytest.mark.parametrize("backend", ["varlen", "varlen of torch 2.11", "flash2", "flex"])
+def test_other_kernels_than_sdpa_keep_their_output_once(backend, kind, settings, monkeypatch):
+    import torch.nn.attention.varlen as varlen
+
+    def without_groups(*tensors_and_lengths, scale=None, window_size=(-1, -1)):
+        return with_groups(*tensors_and_lengths, scale=scale, window_size=window_size)
+
+    with_groups = varlen.varlen_attn
+    if backend == "varlen of torch 2.11":
+        monkeypatch.setattr(varlen, "varlen_attn", without_groups)
+    monkeypatch.setattr(attention, "_flash_function", lambda _: lambda q, k, v, **_: Kernel.apply(q, k, v))
+    monkeypatch.setattr(attention, "_plain_flex", lambda: lambda q, k, v, **_: Kernel.apply(q, k, v))
+    lengths, name = [40, 10], backend.split()[0]
+    more, fewer = (saved_bytes(kind, layers, lengths, name, **settings) for layers in (3, 2))
+    config = tiny_model(kind, **settings).config
+    # varlen also keeps the state of the random numbers, 16 bytes a layer whatever the tokens
+    assert (more - fewer) / sum(lengths) == pytest.approx(layer_bytes(config, attention=name), abs=0.5)
+    _, queries, keys = widths(config)
+    once = layer_bytes(config, attention="sdpa") - 2 * queries
+    if backend != "varlen":  # that of another torch
+        repeated = backend == "varlen of torch 2.11" or (name == "flex" and config.num_attention_heads == 6)
+        assert layer_bytes(config, attention=name) == once + repeated * 4 * (queries - keys)
 
 
 def recorded(run) -> int:
@@ -134,7 +175,7 @@ def test_every_level_of_checkpointing_keeps_what_the_formula_says(kind, settings
         ids, layout = torch.zeros(tokens, dtype=torch.int64), PackedLayout.of([tokens // 2] * 2)
         kept[layers] = recorded(lambda model=model, ids=ids, layout=layout: packed_hidden(model, ids, layout))
     # checkpointing also keeps the state of the random numbers, 5 KB a layer whatever the tokens
-    expected = kept_and_redone(model.config, checkpointing)[0]
+    expected = kept_and_redone(model.config, checkpointing, attention="sdpa")[0]
     assert (kept[3] - kept[2]) / tokens == pytest.approx(expected, abs=10)
 
 

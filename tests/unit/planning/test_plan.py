@@ -245,6 +245,17 @@ def test_the_trainer_prints_the_plan_of_its_gpus(monkeypatch, capsys):
     assert plan_memory(config, policy, ranks, quiet=True) == predicted and not capsys.readouterr().out
 
 
+def test_the_backend_that_attends_is_planned_with(small):
+    config = Config(model="m", data="d", checkpointing="none")
+    names = ("auto", "varlen", "flash3", "sdpa", "flex")
+    plans = {name: plan_of(small, replace(config, attention=name)) for name in names}
+    head = {name: plan.moments["head"] for name, plan in plans.items()}
+    tokens = 28 * max(phase.micro_step_tokens for phase in plans["sdpa"].phases)
+    assert head["auto"] == head["varlen"]
+    assert head["sdpa"] - head["flash3"] == tokens * 2 * 1536
+    assert head["flex"] - head["flash3"] == tokens * 4 * (1536 - 256), "six queries to a key are no power of two"
+
+
 def test_the_peak_of_a_step_follows_what_was_packed(small):
     for config in (Config(checkpointing="full"), Config(checkpointing="full", optimizer_offload=True)):
         plan = plan_of(small, config)
