@@ -74,7 +74,10 @@ def train(folder: Path, model: Path, url: str, staleness: int, options: argparse
         os.sched_setaffinity(process.pid, core(TRAINER_CORE))
     if process.wait():
         sys.exit(folder.with_suffix(".log").read_text()[-2000:])
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][WARM:-1]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][WARM:-1]
+    if not all(row["backward_s"] for row in rows):
+        sys.exit(f"{folder.name}: a step had no backward pass, so that its time is no update's")
+    return rows
 
 
 def base(folder: Path, hidden: int, layers: int) -> Path:
