@@ -191,13 +191,14 @@ class Run:
         tabulate(size, kind, ops, self.rounds, self.deadline, self.add_rows)
 
     def peers(self, sizes: tuple[str, ...], kind: str = "peaked", ops: tuple[str, ...] = MEASURED) -> None:
-        sizes, ops = self.sizes or sizes, tuple(op for op in ops if not self.ops or op in self.ops)
-        for group in self.groups if ops else ():
+        sizes = tuple(size for size in sizes if not self.sizes or size in self.sizes)
+        ops = tuple(op for op in ops if not self.ops or op in self.ops)
+        for group in self.groups if sizes and ops else ():
             self.add_rows(measure_alone(group, sizes, kind, ops, self.rounds, self.deadline))
 
 
 def parts_of(run: Run, sizes: list[str]) -> list[tuple[str, Callable[[], None]]]:
-    """The parts in the order in which a lease needs them: name and what to do."""
+    """The parts in the order in which a short run needs them: name and what to do."""
     first, *others = sizes
     two = ("forward", "forward_backward")
     parts: list[tuple[str, Callable[[], None]]] = []
@@ -256,9 +257,11 @@ def main() -> None:
     peers = [tuple(n for n in group if not options.peers or n in options.peers) for group in groups()]
     run = Run(options.out, begin + options.seconds, options.rounds, groups=[group for group in peers if group])
     run.sizes, run.ops = tuple(options.peer_sizes), tuple(options.peer_ops)
-    for name, part in parts_of(run, options.sizes):
-        if not any(fnmatch(name, pattern) for pattern in options.only):
-            continue
+    parts = parts_of(run, options.sizes)
+    chosen = [(name, part) for name, part in parts if any(fnmatch(name, pattern) for pattern in options.only)]
+    if not chosen:
+        parser.error(f"--only: no part is called that; there are {', '.join(name for name, _ in parts)}")
+    for name, part in chosen:
         if time.monotonic() > run.deadline:
             print(f"time is up: {name} stays unmeasured")
             continue

@@ -28,6 +28,8 @@ CHECKED_ROWS = 2048
 """Tokens of the problem on which every contestant is first held to fp64; D and V are those of the size"""
 START_S = 25
 """A process that has less left is not started; one is given so much more to end"""
+QUEUED_OPS = ("forward", "forward_backward")
+"""What is also timed in a queue"""
 ROOM = 0.85
 """Share of the device's memory that somebody may plan with"""
 
@@ -91,8 +93,9 @@ def rows_of(
     warm = {name: ms for name, ms in warm.items() if name in memory}
     times = median_ms(functions, warm, rounds, deadline)
     queued = {}
-    if ON_GPU and floor and not peers and time.monotonic() < deadline:
-        queued = queued_ms({name: functions[name] for name in (floor, "siri") if name in times}, 3)
+    if ON_GPU and op in QUEUED_OPS and not peers and time.monotonic() < deadline:
+        with guarded("a queue of steps"):
+            queued = queued_ms({name: functions[name] for name in (floor, "siri") if name in times}, 3)
     ours = times.get("siri")
     rows = []
     for impl, ms in times.items():

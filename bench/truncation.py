@@ -7,9 +7,10 @@ product / exact - 1 over logits that share an offset of 30 nats and over the lar
 Sums that are rounded to the nearest come out near 0. Needs a GPU; on a CPU it runs small, so that it cannot rot, and
 torch.mm alone.
 
-`--model` measures nothing: with sums that numpy cuts off after every 16 products it works out the largest errors of
-log-probs on the problems of `kernel_problems`, with the target's logit exact or of the product, as it comes and with
-the factor that K1 has on sm_90. 3,000 columns stand for the vocabulary's other tokens.
+`--model` measures nothing: with sums that numpy cuts off after every 16 products it prints the same share, and works
+out the largest errors of log-probs and entropies on the problems of `kernel_problems`, with the target's logit exact or
+of the product, as it comes and with the factor that K1 has on sm_90. 3,000 columns stand for the vocabulary's other
+tokens.
 """
 
 from __future__ import annotations
@@ -27,17 +28,22 @@ from torch import Tensor
 MODEL = -CUT_OFF[90]
 """a unit of D"""
 COLUMNS = 3000
-OFFSET, STEP = 30.0, 16
+KINDS = ("common offset", "random")
+OFFSET = 30.0
+STEP = 16
+"""Products that are added before a sum is cut off"""
+TILE = 64
+"""Rows and depth of a program of `product_kernel`, which has no masks"""
 
 
 @triton.jit
-def product_kernel(x_ptr, w_ptr, z_ptr, width, V: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
+def product_kernel(x_ptr, w_ptr, z_ptr, width, V: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
     """z [rows, V] = x w^T in fp32, one tile of BLOCK rows and all V a program."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.arange(0, V)
     z = tl.zeros((BLOCK, V), tl.float32)
-    for start in range(0, width, STEP):
-        d = start + tl.arange(0, STEP)
+    for start in range(0, width, DEPTH):
+        d = start + tl.arange(0, DEPTH)
         x = tl.load(x_ptr + rows[:, None] * width + d[None, :])
         w = tl.load(w_ptr + columns[None, :] * width + d[:, None])
         z = tl.dot(x, w, z)
@@ -46,7 +52,7 @@ def product_kernel(x_ptr, w_ptr, z_ptr, width, V: tl.constexpr, BLOCK: tl.conste
 
 def by_triton(x: Tensor, w: Tensor) -> Tensor:
     z = torch.empty(x.shape[0], w.shape[0], device=x.device)
-    product_kernel[(x.shape[0] // 64,)](x, w, z, x.shape[1], V=w.shape[0], BLOCK=64, STEP=64)
+    product_kernel[(x.shape[0] // TILE,)](x, w, z, x.shape[1], V=w.shape[0], BLOCK=TILE, DEPTH=TILE)
     return z
 
 
@@ -73,12 +79,12 @@ def relative_shift(z: Tensor, exact: Tensor) -> float:
 
 
 def cut_off(x: Tensor, w: Tensor, *, pairs: bool = False) -> Tensor:
-    """x w^T, or with `pairs` each row of x times its row of w, whose sum is fp32 and cut off towards 0 after every 16
-    products, in fp64."""
+    """x w^T, or with `pairs` each row of x times its row of w, whose sum is fp32 and cut off towards 0 after every
+    STEP products, in fp64."""
     a, b = x.double().numpy(), w.double().numpy()
     total = np.zeros(len(a) if pairs else (len(a), len(b)), np.float32)
-    for start in range(0, a.shape[1], 16):
-        left, right = a[:, start : start + 16], b[:, start : start + 16]
+    for start in range(0, a.shape[1], STEP):
+        left, right = a[:, start : start + STEP], b[:, start : start + STEP]
         part = total + ((left * right).sum(1) if pairs else left @ right.T)
         near = part.astype(np.float32)
         total = np.where(np.abs(near) > np.abs(part), np.nextafter(near, np.float32(0)), near)
@@ -105,47 +111,62 @@ def hard_problem(kind: str, width: int, rows: int, vocab: int) -> tuple[Tensor, 
     return x.bfloat16(), targets.bfloat16(), others.bfloat16(), shares
 
 
-def modelled_errors(kind: str, width: int, rows: int, vocab: int = 151_936) -> dict[str, float]:
-    """The largest error of a log-prob, by way of making it."""
+def modelled_errors(kind: str, width: int, rows: int, vocab: int = 151_936) -> dict[str, tuple[float, float]]:
+    """The largest error of a log-prob and of an entropy, by way of making them."""
     x, targets, others, shares = hard_problem(kind, width, rows, vocab)
     exact_target, exact = (x.double() * targets.double()).sum(1), x.double() @ others.double().T
     target, z = cut_off(x, targets, pairs=True), cut_off(x, others)
     factor = 1 - MODEL * width
 
-    def logp(target: Tensor, z: Tensor) -> Tensor:
-        return target - torch.logaddexp(z.logsumexp(1) + shares, target)
+    def results(target: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        log_sum = torch.logaddexp(z.logsumexp(1) + shares, target)
+        logp, others = target - log_sum, z - log_sum[:, None]
+        return logp, -logp.exp() * logp - ((others + shares).exp() * others).sum(1)
 
-    expected = logp(exact_target, exact)
+    expected = results(exact_target, exact)
     ways = {"exact target": (exact_target, z), "of the product": (target, z)}
     ways |= {"with the factor": (target * factor, z * factor)}
-    return {name: float((logp(*way) - expected).abs().max()) for name, way in ways.items()}
+    errors = {}
+    for name, way in ways.items():
+        logp, entropy = (float((x - y).abs().max()) for x, y in zip(results(*way), expected, strict=True))
+        errors[name] = (logp, entropy)
+    return errors
 
 
 def print_model(widths: list[int], rows: int) -> None:
-    print("largest errors of log-probs where sums are cut off after every 16 products (a model, no measurement)")
+    print(f"sums that are cut off after every {STEP} products (a model, no measurement)")
+    for width in widths:
+        for kind in KINDS:
+            x, w = operands(64, width, "cpu", shared=kind == "common offset")
+            share = relative_shift(cut_off(x, w), x.double() @ w.double().T) / (MODEL * width)
+            print(f"{width:6}  {kind:16}too small by {share:.2f} of {-MODEL * width:.2e}")
+    print("largest errors of log-probs, and of entropies")
     for width in widths:
         for kind in ("peaked", "offset", "dominated"):
-            errors = modelled_errors(kind, width, rows)
-            print(f"{width:6}  {kind:12}" + "".join(f"{name:>18} {error:.1e}" for name, error in errors.items()))
+            errors = modelled_errors(kind, width, rows).items()
+            print(f"{width:6}  {kind:12}" + "".join(f"{name:>18} {p:.1e} {h:.1e}" for name, (p, h) in errors))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a matrix product loses to truncation.")
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
-    parser.add_argument("--widths", type=int, nargs="+", default=[256, 896, 1536, 3584, 8192] if on_gpu else [256, 512])
-    parser.add_argument("--rows", type=int, default=4096 if on_gpu else 64, help="a multiple of 64")
+    parser.add_argument("--widths", type=int, nargs="+", help="multiples of 64")
+    parser.add_argument("--rows", type=int, default=4096 if on_gpu else 64, help="a multiple of 64; 512 with --model")
     parser.add_argument("--model", action="store_true", help="the errors that follow from the model; no GPU is asked")
     options = parser.parse_args()
     if options.model:
-        print_model(options.widths if on_gpu or options.widths != [256, 512] else [1536, 3584], 512)
+        print_model(options.widths or [1536, 3584], 512)
         return
+    widths = options.widths or ([256, 896, 1536, 3584, 8192] if on_gpu else [256, 512])
+    if any(size % TILE for size in (options.rows, *widths)):
+        parser.error(f"--widths and --rows are multiples of {TILE}")
     ways = {"tl.dot": by_triton, "torch.mm": by_torch} if on_gpu else {"torch.mm": by_torch}
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
     print(f"{name}, torch {torch.__version__}, triton {triton.__version__}: mean of product / exact - 1")
     print(f"{'D':>6}  {'logits':16}{''.join(f'{way:>12}' for way in ways)}{'model':>12}")
-    for width in options.widths:
-        for kind in ("common offset", "random"):
+    for width in widths:
+        for kind in KINDS:
             x, w = operands(options.rows, width, device, shared=kind == "common offset")
             exact = x.double() @ w.double().T
             shifts = "".join(f"{relative_shift(way(x, w), exact):12.2e}" for way in ways.values())

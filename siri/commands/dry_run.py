@@ -78,6 +78,8 @@ def _dry_run(config: Config, run_dir: Path, folder: RunFolder | None, *, device:
     if planned:
         memory = torch.cuda.get_device_properties(0).total_memory if gpu else 80 * 10**9
         planned_for = replace(config, token_budget=budget, max_prompt_tokens=setup.problems[0].longest)
+        if gpu:
+            planned_for = replace(planned_for, attention=setup.backend)
         sizes = Machine(world, memory, here)
         plan = memory_plan(
             setup.policy.model.config, planned_for, sizes, rollout=mode, liger=expected_parts(config.liger)

@@ -4,10 +4,10 @@ P = parameters, D = hidden size, I = intermediate size, V = vocabulary, H and K 
 their total widths (heads * head size), L = layers, N = tokens of a micro-step, S = shards. Figures are bytes.
 
 Parameters and shards are exact. What the layers keep is held to torch's own record of memory on a CPU, where sdpa
-attends, and to what autograd saves of tensors without data, where the others do. The moments of an update are held
-within 3 % to what the trainer's own update makes on fake CUDA tensors (tests/fake_cuda). On a GPU one step has been
-compared, which peaked 7 % below its plan (docs/gpu.md); what kernels take beside their results, and fragmentation,
-have not been looked at apart.
+attends, with varlen to what autograd saves of tensors without data, and to stand-ins for flash-attn and flex. The
+moments of an update are held within 3 % to what the trainer's own update makes on fake CUDA tensors (tests/fake_cuda).
+On a GPU one step has been compared, which peaked 7 % below its plan (docs/gpu.md); what kernels take beside their
+results, and fragmentation, have not been looked at apart.
 
 With the head cut by vocabulary (vocab_parts > 1) V is that of a part in the head's terms, N there that of all ranks.
 """

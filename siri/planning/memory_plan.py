@@ -151,8 +151,7 @@ def memory_plan(
 
     On several nodes the training state is sharded inside each, over all GPUs with config.shard_across_nodes. rollout:
     the engine (`siri.rollout.engines.engine_for`). liger: the parts of it that run. Raises InputError for an
-    architecture that cannot be trained, or figures that make no sense. The totals are predictions, not yet checked on a
-    GPU.
+    architecture that cannot be trained, or figures that make no sense. The totals are predictions.
     """
     from siri.model.policy import ARCHITECTURES
 

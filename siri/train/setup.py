@@ -160,8 +160,8 @@ def prepare(
         policy = with_adapter(policy, config)
     if training:
         liger = apply_liger(policy.model, config.liger, device)
-        if config.checkpointing != "auto":
-            backend = attention.select_backend(config.attention, device, policy.model.config, config.checkpointing)
+        level = "none" if config.checkpointing == "auto" else config.checkpointing
+        backend = attention.select_backend(config.attention, device, policy.model.config, level)
         if config.vocab_parallel:
             check_parts(policy.model, parts or (ranks.mesh.shape[-1] if ranks.sharded else 1))
     problems = []
@@ -189,13 +189,12 @@ def prepare(
         cost = sequence_cost(policy.model.config, cost_ratio=ratio)
     if training:
         longest_prompt = problems[0].longest if problems else config.max_prompt_tokens
-        asked = replace(config, token_budget=budget or config.token_budget, max_prompt_tokens=longest_prompt)
+        # of what this backend keeps; the plan chooses no level that it cannot have
+        asked = replace(config, attention=backend, max_prompt_tokens=longest_prompt)
+        asked = replace(asked, token_budget=budget or config.token_budget)
         settled, said = settle_memory(asked, policy, ranks, device, liger)
         changes = {"checkpointing": settled.checkpointing, "rollout_memory": settled.rollout_memory}
         config = replace(config, **changes)
-        backend = backend or attention.select_backend(
-            config.attention, device, policy.model.config, config.checkpointing
-        )
         chosen += said + attention.notes(backend, device, policy.model.config)
     threads = 0
     if weights != "none":

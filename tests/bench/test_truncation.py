@@ -10,6 +10,9 @@ import torch
 SCRIPT = Path(__file__).parents[2] / "bench" / "truncation.py"
 
 
+NAMES = ("with the factor", "of the product", "exact target")
+
+
 @pytest.fixture(scope="module")
 def truncation():
     return runpy.run_path(str(SCRIPT))
@@ -30,8 +33,8 @@ def test_the_model_says_what_a_cut_sum_loses(truncation, width, shared):
 @pytest.mark.parametrize("kind", ["peaked", "offset", "dominated"])
 def test_the_factor_makes_the_modelled_errors_smaller(truncation, kind):
     errors = truncation["modelled_errors"](kind, 1536, 48)
-    assert errors["with the factor"] < 0.5 * max(errors["of the product"], errors["exact target"])
-    assert errors["with the factor"] < errors["of the product"] < 1e-4
+    for mended, product, exact in zip(*(errors[name] for name in NAMES), strict=True):  # log-probs, then entropies
+        assert mended < 0.5 * max(product, exact) and mended < product < 1.2e-4
 
 
 def test_it_runs_where_there_is_no_gpu(monkeypatch, capsys):

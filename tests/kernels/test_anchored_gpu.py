@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from siri_kernels import linear_grpo_loss, linear_logprob, reference, self_check
+from siri_kernels.rows.anchored import gemm
 from siri_kernels.rows.anchored.tiles import PLANS, capability, use_plan
 from siri_kernels.selection import select
 
@@ -121,21 +122,19 @@ def test_nothing_synchronises(options):
 
 @pytest.mark.skipif(torch.cuda.is_available() and capability(torch.device("cuda", 0)) != 90, reason="a factor of sm_90")
 @pytest.mark.parametrize("d", [1536, 3584])
-@pytest.mark.parametrize("kind", ["dominated", "offset"])
-def test_what_tensor_cores_cut_off_comes_back(kind, d):
-    """30 nats are off by up to 8e-5 at D = 1536 and 1.6e-4 at 3584 where nothing gives it back. Not run yet."""
+def test_what_tensor_cores_cut_off_comes_back(monkeypatch, d):
+    """Another token dominates by 30 nats: its logit alone is cut off by much."""
     n, vocab = 1024, 32_064
     g = torch.Generator("cuda").manual_seed(1)
     weight = torch.randn(vocab, d, device="cuda", generator=g) * d**-0.5
-    hidden = torch.randn(n, d, device="cuda", generator=g)
     target_ids = torch.randint(vocab, (n,), device="cuda", generator=g)
-    if kind == "dominated":
-        hidden += 30 * weight[(target_ids + 1) % vocab]
-    else:
-        direction = torch.nn.functional.normalize(torch.randn(d, device="cuda", generator=g), dim=0)
-        weight += direction
-        hidden += (30 - hidden @ direction)[:, None] * direction
+    hidden = torch.randn(n, d, device="cuda", generator=g) + 30 * weight[(target_ids + 1) % vocab]
     hidden, weight = hidden.to(BF16), weight.to(BF16)
     expected, _ = reference.logprob_and_entropy(reference.logits(hidden.double(), weight.double()), target_ids)
-    logp = linear_logprob(hidden, weight, target_ids, impl="anchored")
-    assert float((logp - expected).abs().max()) < 5e-5
+
+    def error() -> float:
+        return float((linear_logprob(hidden, weight, target_ids, impl="anchored") - expected).abs().max())
+
+    mended = error()
+    monkeypatch.setattr(gemm, "compensation", lambda *_: 1.0)
+    assert mended < 5e-5 and mended < 0.5 * error()

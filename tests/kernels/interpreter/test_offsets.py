@@ -100,22 +100,21 @@ def test_a_dominating_token_is_cut_off_whatever_the_anchor(truncating, given):
     assert float(((logp - exact) / exact).abs().max()) < 5e-6, "of a log-prob of -30"
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("dominated", 0.4), ("offset", 0.4)])
-def test_a_factor_gives_back_what_was_cut_off(truncating, monkeypatch, kind, limit):
+def test_a_factor_gives_back_what_was_cut_off(truncating, monkeypatch):
     """In the mean: what is left is a part of what an exact target leaves. The same factor counts in every pass."""
-    hidden, weight, target_ids = hard_problem(kind)
+    hidden, weight, target_ids = hard_problem("dominated")
     exact, _ = exact_logp(hidden, weight, target_ids)
     exact_target = (hidden.double() * weight.double()[target_ids]).sum(1)
     inherent = float((exact_target - model_logits(hidden, weight).logsumexp(1) - exact).abs().max())
     monkeypatch.setattr(gemm, "compensation", lambda device, d_model: 1 + tiles.CUT_OFF[90] * d_model)
     options = {"impl": "anchored", "anchor": exact.float()}
     logp, offset = linear_logprob(hidden, weight, target_ids, return_offset=True, **options)
-    assert float((logp - exact).abs().max()) < limit * inherent
+    assert float((logp - exact).abs().max()) < 0.4 * inherent
     again = linear_grpo_loss(hidden, weight, target_ids, torch.ones(N), old_logp=logp, offset=offset, impl="anchored")
     assert torch.equal(again.logp, logp) and float(again.metrics["ratio_max"]) == 1
 
 
-@pytest.mark.parametrize("options", [{"softcap": 40.0}, {"logit_dtype": "bf16"}], ids=str)
+@pytest.mark.parametrize("options", [{"softcap": 40.0}, {"logit_dtype": "bf16"}, {"bias": torch.ones(V)}], ids=str)
 def test_no_factor_where_a_logit_is_not_the_product(monkeypatch, options):
     monkeypatch.setattr(gemm, "compensation", lambda *_: pytest.fail("what is cut off is another share"))
     hidden, weight, target_ids = hard_problem("dominated")

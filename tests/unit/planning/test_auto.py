@@ -11,6 +11,7 @@ from siri.config.recipe import resolve
 from siri.planning.memory_plan import MOST_SHARE, Machine, memory_plan
 from siri.planning.tables import print_plan
 from siri.runtime.ranks import Ranks
+from siri.train import setup
 from siri.train.setup import settle_memory
 from tests.support.tiny import tiny_policy
 from tests.unit.planning.test_memory import R1_1_5B, R1_7B, qwen2
@@ -77,3 +78,17 @@ def test_the_trainer_chooses_what_the_plan_does(monkeypatch):
     assert settle_memory(named, policy, ranks, GPU) == (named, ()), "what is named is not planned"
     on_cpu, lines = settle_memory(config, policy, Ranks(), torch.device("cpu"))
     assert (on_cpu.checkpointing, on_cpu.rollout_memory, lines) == ("none", 0.6, ())
+
+
+@pytest.mark.parametrize("checkpointing", ["auto", "selective"])
+def test_a_run_is_planned_with_the_backend_that_attends(monkeypatch, checkpointing):
+    planned = []
+
+    def settle(config, *_):
+        planned.append(config.attention)
+        return settle_memory(config, *_)
+
+    monkeypatch.setattr(setup, "settle_memory", settle)
+    config = resolve("demo", Config, ["--checkpointing", checkpointing])
+    prepared = setup.prepare(config, device=torch.device("cpu"), weights="none")
+    assert planned == [prepared.backend] == ["sdpa"] and prepared.config.attention == "auto"

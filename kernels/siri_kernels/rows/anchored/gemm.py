@@ -288,7 +288,7 @@ def exp_gemm(
     tiles = triton.cdiv(n, tile.rows) * triton.cdiv(vocab, tile.columns)
     programs = min(tiles, programs_per_device(x.device, tile))
     scale = logits.scale
-    if logits.softcap is None and not logits.round_bf16:  # of those, what is cut off is another share, or none
+    if not logits.busy:  # with a softcap, a bias or rounding a logit is no longer the product that was cut off
         scale *= compensation(x.device, d_model)
     arguments = {
         "TARGET_IDS": target_ids,

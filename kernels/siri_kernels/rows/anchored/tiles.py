@@ -1,7 +1,7 @@
 """Which tile the anchored GEMM uses: fixed tables by compute capability and hidden size, no tuning at run time, because
 passes whose ratio must be exactly 1 need the same tile.
 
-Three plans were made from static checks (bench/NOTES.md); "flat" is the one that runs until a GPU has timed them.
+Three plans were made from static checks; "flat" runs, which an H100 found the fastest (bench/NOTES.md).
 `SIRI_KERNELS_PLAN=specialized` or `use_plan("specialized")` takes another for the whole process.
 """
 
