@@ -26,13 +26,16 @@ RANKS = (1, 2)
 
 
 def environment() -> dict[str, Any]:
-    """What decides the last bit of the curves: versions, the processor (its maker too: a library of matrix products
-    takes other kernels for the same instructions) and the number of threads."""
-    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    """What decides the last bit of the curves: versions, the processor (its maker and generation too: libraries take
+    other kernels for the same instructions, and virtual machines call several generations by one name) and the number
+    of threads."""
+    lines = re.findall(r"^(model name|cpu family|model)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    cpu = dict(reversed(lines))
+    name = f"{cpu['model name']} {cpu['cpu family']}.{cpu['model']}" if len(cpu) == 3 else platform.machine()
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "processor": f"{(models or [platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": 1,
     }
 

@@ -111,14 +111,15 @@ def records() -> dict[str, dict]:
 
 
 def machine() -> dict[str, str]:
-    """What the last bits depend on."""
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    """What the last bits depend on. Virtual machines call several generations of processors by one name."""
+    lines = re.findall(r"^(model name|cpu family|model)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    cpu = dict(reversed(lines))
+    name = f"{cpu['model name']} {cpu['cpu family']}.{cpu['model']}" if len(cpu) == 3 else platform.machine()
     return {
         "torch": torch.__version__,
         "triton": triton.__version__,
         "numpy": numpy.__version__,
-        "processor": f"{(models or [platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}",
     }
 
 
