@@ -17,15 +17,23 @@ class CompareOptions:
     """Folder for table.md and the pictures; none = only the table in the terminal."""
     reference: str = ""
     """Arm that the others are compared with; default the first."""
+    until: int = setting(0, least=0)
+    """Leave out what came after this step, as where one run is shorter than another; 0 = nothing."""
 
 
 def run_compare(options: CompareOptions) -> int:
-    from siri.study.compare import curves_of_runs
+    from siri.study.compare import curves_of_runs, unlike, until
     from siri.study.report import show_comparison, write_comparison
+    from siri.text import say
 
-    curves = curves_of_runs([Path(run) for run in options.runs])
+    runs = [Path(run) for run in options.runs]
+    curves = curves_of_runs(runs)
+    if options.until:
+        curves = [until(curve, options.until) for curve in curves]
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: its parent is no folder; make it first")
     folder = Path(options.out) if options.out else None
+    for line in unlike(runs, curves):
+        say(line)
     show_comparison(write_comparison(curves, folder, reference=options.reference), curves, options.reference)
     return 0

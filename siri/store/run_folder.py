@@ -121,9 +121,9 @@ class RunFolder:
         if resume == "never":
             differing, _ = differences(path / CONFIG, config)
             other = f" with another configuration ({', '.join(differing)})" if differing else ""
-            raise InputError(
-                f"{path} already holds a run{other}; continue it with --resume, or choose another --run-dir"
-            )
+            stays = all(key in free_keys() for key in differing)
+            way_out = "continue it with --resume, or choose another --run-dir" if stays else "choose another --run-dir"
+            raise InputError(f"{path} already holds a run{other}; {way_out}")
         try:
             self._take()  # from here on nobody else changes what is found
         except OSError as error:

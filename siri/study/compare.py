@@ -259,3 +259,29 @@ def curves_of_runs(run_dirs: Sequence[Path]) -> list[Curve]:
         listed = ", ".join(f"{folder} at {cap}" for cap, folder in caps.items())
         raise InputError(f"the runs were evaluated at different caps ({listed}); evaluate them at one --eval-cap")
     return curves
+
+
+def until(curve: Curve, step: int) -> Curve:
+    """The run as it was after so many steps. InputError where it had not been evaluated then but for its base."""
+    evals = [row for row in curve.evals if row["step"] <= step]
+    if len(evals) < 2:
+        after = ", ".join(str(row["step"]) for row in curve.evals[1:])
+        raise InputError(f"--until {step}: {curve.arm} was not evaluated by then; it was after steps {after}")
+    return replace(curve, evals=evals, steps={key: values[:step] for key, values in curve.steps.items()})
+
+
+def unlike(run_dirs: Sequence[Path], curves: Sequence[Curve]) -> list[str]:
+    """A line for each thing that makes the columns of two runs mean different things."""
+    lines = []
+    rewards = {run_dir: printable(str(read_run(run_dir).config.get("reward"))) for run_dir in run_dirs}
+    if len(set(rewards.values())) > 1:
+        listed = ", ".join(f"{printable(folder)} by {reward}" for folder, reward in rewards.items())
+        lines.append(f"note: accuracy and score are by different rewards: {listed}")
+    ends = dict.fromkeys(curve.last["step"] for curve in curves)
+    if len(ends) > 1:
+        listed = ", ".join(dict.fromkeys(f"{curve.arm} after {curve.last['step']}" for curve in curves))
+        lines.append(
+            f"note: the runs were last evaluated after different steps ({listed}); "
+            f"--until {min(ends)} leaves out what came later"
+        )
+    return lines

@@ -172,7 +172,7 @@ def test_a_run_folder_is_not_overwritten(inputs, capsys):
     files = {path: path.read_bytes() for path in (inputs / "run").rglob("*") if path.is_file()}
     assert "already holds a run; continue it with --resume" in refused(capsys, train(run_dir="run"))
     message = refused(capsys, train(run_dir="run", lr="0.5"))
-    assert "another configuration (lr)" in message and "--run-dir" in message
+    assert "another configuration (lr)" in message and "--run-dir" in message and "--resume" not in message
     for resume in ("--resume", "--auto-resume"):
         message = refused(capsys, [*train(run_dir="run", lr="0.5", l_min="4"), resume])
         assert "another configuration (l_min, lr)" in message and "same settings" in message

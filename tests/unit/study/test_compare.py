@@ -11,6 +11,7 @@ from rich.console import Console
 from siri.cli import main
 from siri.errors import InputError
 from siri.report.charts import rc_style
+from siri.store.jsonl import read_run
 from siri.study.compare import (
     Curve,
     accuracy_after,
@@ -164,6 +165,24 @@ def test_compare_on_the_command_line(tmp_path, capsys):
     assert main(["compare", runs[0]]) == 2
     assert main(["compare", *runs, "--out", str(tmp_path / "no" / "where")]) == 2
     assert main(["compare", *runs, "--reference", "typo"]) == 2
+
+
+def test_what_makes_columns_mean_different_things_is_told(tmp_path, capsys):
+    points = [(50, 0.5), (30, 0.6), (20, 0.9)]
+    longer = write_run(tmp_path / "longer", 0, points, reward="exact")
+    shorter = write_run(tmp_path / "shorter", 0, points[:2], reward="rewards:brief")
+    last = {folder: read_run(folder).evals[-1]["step"] for folder in (longer, shorter)}
+    assert main(["compare", str(longer), str(shorter)]) == 0
+    out = capsys.readouterr().out
+    assert f"{longer} by exact, {shorter} by rewards:brief" in out
+    assert f"longer after {last[longer]}, shorter after {last[shorter]}" in out and f"--until {last[shorter]} " in out
+    assert main(["compare", str(longer), str(shorter), "--until", str(last[shorter])]) == 0
+    out = capsys.readouterr().out
+    assert "different rewards" in out and "different steps" not in out
+    assert out.count("60.0") >= 2 and "90.0" not in out, "both at the shorter one's end"
+    assert main(["compare", str(longer), str(shorter), "--until", "1"]) == 2
+    assert "longer was not evaluated by then" in capsys.readouterr().err
+    assert main(["compare", str(longer), str(longer)]) == 0 and "note:" not in capsys.readouterr().out
 
 
 def terminal(width):
