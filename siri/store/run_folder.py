@@ -121,9 +121,8 @@ class RunFolder:
         if resume == "never":
             differing, _ = differences(path / CONFIG, config)
             other = f" with another configuration ({', '.join(differing)})" if differing else ""
-            stays = all(key in free_keys() for key in differing)
-            way_out = "continue it with --resume, or choose another --run-dir" if stays else "choose another --run-dir"
-            raise InputError(f"{path} already holds a run{other}; {way_out}")
+            resumable = "continue it with --resume, or " if set(differing) <= set(free_keys()) else ""
+            raise InputError(f"{path} already holds a run{other}; {resumable}choose another --run-dir")
         try:
             self._take()  # from here on nobody else changes what is found
         except OSError as error:
