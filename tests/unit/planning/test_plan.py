@@ -123,6 +123,7 @@ def test_the_recipe_fits_only_with_checkpointing(small, capsys):
     print_plan(plan)
     out = capsys.readouterr().out
     assert "does not fit" in out and "--checkpointing selective" in out and "7 % less" in out.replace("\n", " ")
+    assert "Attention is planned as varlen keeps it." in out
 
 
 def test_advice_for_a_model_that_is_too_large():
