@@ -24,7 +24,7 @@ class StudyOptions(Settings):
     only: tuple[str, ...] = ()
     """Only these arms (and the sweeps that they wait for)."""
     runs: str = ""
-    """Folder of the run folders; default runs/study-NAME."""
+    """Folder of the run folders; default runs/study-NAME. They hold no report: `siri report` draws it."""
     rewind: bool = False
     """Go on where a run's checkpoints are gone, from those that are left, or from the start."""
     draw: bool = False

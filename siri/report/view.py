@@ -9,7 +9,7 @@ from siri.report.terminal import print_closing
 
 
 class TerminalView:
-    """The view of `siri train` and `siri study`; what `siri.train.view.View` asks for."""
+    """The view of `siri train`; what `siri.train.view.View` asks for."""
 
     def progress(
         self,
@@ -31,3 +31,11 @@ class TerminalView:
     def print_closing(self, folder: Path) -> None:
         """Print the table of a run's evaluations."""
         print_closing(folder)
+
+
+class UndrawnView(TerminalView):
+    """The view of a study's runs: nobody looks at hundreds of reports, and drawing them is a good part of a short
+    run's work. `siri report RUN` draws one."""
+
+    def write_report(self, folder: Path) -> None:
+        pass

@@ -253,13 +253,13 @@ def run_pair(pair: Pair, runs: Path, *, rewind: bool = False) -> dict[str, Any] 
     """Train one pair in its folder under `runs`, after the run that it branches off where that is not there, and return
     its row of results.jsonl; None if a signal stopped it."""
     from siri.data.problems import resolve_path
-    from siri.report.view import TerminalView
+    from siri.report.view import UndrawnView
     from siri.train.loop import train
     from siri.train.run import STOPPED
 
     run_dir = runs / pair.folder
     config, trunk = pair.config, None
-    how = {"view": TerminalView(), "resume": "auto", "rewind": rewind, "quiet": True}
+    how = {"view": UndrawnView(), "resume": "auto", "rewind": rewind, "quiet": True}
     if pair.trunk:
         below = runs / pair.trunk.folder
         settings = replace(pair.trunk.config, threads=config.threads)

@@ -11,14 +11,6 @@ def draw_nothing(folder: object) -> None:
     """In the place of `write_report`."""
 
 
-def study_worker(*arguments: object) -> None:
-    """In the place of the process of a study that trains its pairs."""
-    view.write_report = draw_nothing
-    from siri.study.runner import _work
-
-    _work(*arguments)
-
-
 if __name__ == "__main__":
     view.write_report = draw_nothing
     sys.exit(main())

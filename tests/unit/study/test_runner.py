@@ -18,18 +18,11 @@ from siri.study.study_file import read_studies, read_study
 from siri.study.tasks import task_runs
 from siri.train.run import STOPPED
 from tests.support.studies import SMALL, TASKS_OF_TWO, write
-from tests.support.unreported import study_worker
 
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture
-def unreported(monkeypatch):
-    """The workers of a study draw no report of their runs; the study itself draws as ever."""
-    monkeypatch.setattr("siri.study.runner._work", study_worker)
-
-
-def test_runs_are_made_skipped_and_drawn(tmp_path, capsys, monkeypatch, unreported):
+def test_runs_are_made_skipped_and_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = str(write(tmp_path / "mine"))
     assert main(["study", path, "--limit", "1"]) == 0
@@ -114,7 +107,7 @@ def test_the_parent_sleeps_while_its_workers_work(tmp_path):
         assert parent.wait(600) == 75
 
 
-def test_tasks_are_run_seed_by_seed_and_a_branch_goes_on_from_its_trunk(tmp_path, capsys, monkeypatch, unreported):
+def test_tasks_are_run_seed_by_seed_and_a_branch_goes_on_from_its_trunk(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = str(write(tmp_path / "mine", TASKS_OF_TWO))
     some = ["--only", "high", "down", "--runs", str(tmp_path / "runs")]
@@ -144,6 +137,7 @@ def test_tasks_are_run_seed_by_seed_and_a_branch_goes_on_from_its_trunk(tmp_path
     assert "4 of 16 runs" in text and "Task demo" in text and "Regret" in text
     assert "Not run yet in demo: siri-0" in text and "best: its sweep" in text
     assert all((tmp_path / "mine" / f"{name}.png").stat().st_size > 1000 for name in ("lengths", "regret"))
+    assert not list((tmp_path / "runs").rglob("report.html")), "siri report draws those that somebody looks at"
     halves = [p for name in ("a", "b") for p in (tmp_path / "cache").rglob(f"heldout-{name}.jsonl")]
     problems = [set(half.read_text().splitlines()) for half in halves]
     assert not problems[0] & problems[1] and sum(map(len, problems)) == 2048
