@@ -167,13 +167,13 @@ def _pack(model_config: Any, sequences: int, length: int, device: "torch.device"
 
 def run_calibrate(options: CalibrateOptions) -> int:
     """`siri bench calibrate RECIPE [--KEY VALUE ...]`: measure, write the file, and say how to use it."""
+    from siri.store.files import check_target
     from siri.store.jsonl import write_atomic
     from siri.text import encoded, say
 
     config = options.config("model")
     path = Path(options.out)
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: no such folder; give --out FILE")
+    check_target(path, "--out")
     measured = calibrate(config, options)
     try:
         write_atomic(path, encoded(json.dumps(measured, indent=1) + "\n"))

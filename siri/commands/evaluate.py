@@ -20,6 +20,7 @@ from siri.data.places import short_names
 from siri.errors import InputError
 from siri.sources import check_sources
 from siri.store.about import ABOUT, PROTOCOL, differing, protocols
+from siri.store.files import check_target
 from siri.store.jsonl import efficiency_score, write_atomic
 from siri.text import encoded, printable, say
 
@@ -132,9 +133,9 @@ def run_evaluation(options: EvalOptions) -> int:
 
     options = replace(options, data=expand(options.data))
     base = read_results(options.base, options.data, options.cap) if options.base else None
-    if options.out and not Path(options.out).absolute().parent.is_dir():
-        raise InputError(f"--out {options.out}: no such folder; make it first")
     outs = out_files(options)
+    for out in filter(None, outs):
+        check_target(out, "--out")
     ranks, device = ALONE, pick_device(options.device)
     if "RANK" in os.environ:  # a process on its own needs no group, and holds the model whole
         ranks, device = join_ranks(device)

@@ -71,6 +71,8 @@ def load_recipe(name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     elif name in recipe_names():
         path = files("siri") / "recipes" / f"{name}.toml"
     else:
+        if Path(name).is_dir():
+            raise InputError(f"{name}: a folder, not a recipe; a checkpoint of a run is RUN@STEP, as in {name}@80")
         hint = nearest(name, recipe_names())
         raise InputError(f"unknown recipe {name!r}{hint}; there are {', '.join(recipe_names())}, or give a .toml file")
     try:

@@ -20,12 +20,14 @@ _WORDS = """
     proof seeproof seesolution notfound answernotfound noanswer noanswerfound nan nat null n/a #n/a n.a notavailable
     unavailable notapplicable notprovided answernotprovided unanswerable omitted missing tbd todo na
     notgiven noanswerprovided noansweravailable seeabove seeexplanation tobeproved #value #div/0 #ref
+    n\\a nan% error pending answer solution solutionbelow seebelow seesolutionbelow seeanswer seetheanswer
     略 无答案 無答案 证明略 見解析 见解析
 """
 PLACEHOLDERS = frozenset(_WORDS.split())
 # These are answers of some problems: \text{None} is kept, None is not.
 PLAIN_PLACEHOLDERS = frozenset(["none", "nil", "unknown"])
-_DECORATION = re.compile(r"^[\s<(\[\"'`*$]+|[\s>)\]\"'`*$.!]+$")
+_DECORATION = re.compile(r"^[\s<(\[\"'`*$]+|[\s>)\]\"'`*$.:!]+$")
+_SAYS = re.compile(r"^(?:the)?(?:correct|final)?(?:answer|solution)(?:is|are|:|was)")
 # Spaces, control characters and those without a width, at the ends of a text.
 _SPACE = r"[\s\x00-\x1f\x7f\u00ad\u200b-\u200f\u2060\ufeff]+"
 _UNSEEN = re.compile(f"^{_SPACE}|{_SPACE}$")
@@ -129,8 +131,9 @@ def _written(text: str) -> str:
     word = re.sub(r"[\s_\-]+", "", plain_text).casefold()
     unmistakable = re.sub(r"[\s_\-]+", "", _DECORATION.sub("", inner[1])).casefold() if inner else word
     sodium = unmistakable == "na" and "Na" in text
+    unmistakable = _SAYS.sub("", unmistakable) or unmistakable
     if (
-        _MARKS.fullmatch(text)
+        _MARKS.fullmatch(text.strip("$ ") or text)
         or _EMPTY.fullmatch(text)
         or word in PLAIN_PLACEHOLDERS
         or (unmistakable in PLACEHOLDERS and not sodium)

@@ -19,14 +19,16 @@ _LISTS = ("messages", "conversations", "conversation")
 _KEYS = "|".join(("role", "content", "from", "value", *_LISTS))
 _LOOKS_LIKE_MESSAGES = re.compile(rf"(?:\[\s*)?\{{\s*(['\"])(?:{_KEYS})\1\s*:")
 _ENCODED = re.compile(rf'"[\s\\"]*(?:\[\s*)?\{{\s*\\+"(?:{_KEYS})\\+"\s*:')
+_LOOKS_LIKE_PARTS = re.compile(r"\s*\[\s*\{\s*\"(?:type|text)\"\s*:")
 _MOST_ENCODED = 4
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_KINDS_OF_PARTS = (*_TEXT_PARTS, "image", "image_url", "input_image", "audio", "input_audio", "video", "file")
 
 
 def read_prompt(value: Any) -> str | Messages:
     """The prompt that `value` means: text, or messages with `role` and `content`, or ShareGPT's `from` and `value`.
     Messages may be one alone, an object that holds them under `messages` or `conversations`, or JSON text of all that,
-    even if it was encoded more than once; a content may be a list of text parts.
+    even if it was encoded more than once; a content may be a list of text parts, or JSON text of it.
 
     Raises NoAnswer where there is no prompt or one that is not text alone, and TypeError for anything else.
     """
@@ -84,6 +86,8 @@ def _message(message: Any) -> dict[str, str]:
         role = SPEAKERS.get(role, role) if isinstance(role, str) else role
     if isinstance(content, np.ndarray):
         content = content.tolist()
+    if isinstance(content, str) and _LOOKS_LIKE_PARTS.match(content):
+        content = _parts(content)
     if isinstance(content, list):
         content = "".join(map(_part, content))
     if not isinstance(role, str) or not isinstance(content, str):
@@ -91,6 +95,16 @@ def _message(message: Any) -> dict[str, str]:
     if role not in ROLES:
         raise TypeError(f"the role {role!r} of a chat message is none of {', '.join(ROLES)}")
     return {"role": role, "content": as_text(content, strip=False)}
+
+
+def _parts(text: str) -> Any:
+    """The parts that a content holds as JSON text; the text itself where it only looks like them."""
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    plain = all(isinstance(part, dict) and (part.get("type") or "text") in _KINDS_OF_PARTS for part in parts)
+    return parts if plain else text
 
 
 def _part(part: Any) -> str:

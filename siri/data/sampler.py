@@ -6,6 +6,9 @@ import numpy as np
 
 from siri.errors import InputError
 
+MOST_DRAWS = 10**8
+"""Of an epoch whose sources have weights: its order is made whole."""
+
 
 class Sampler:
     """Endless problem indices 0..n-1: each epoch is a permutation seeded by (seed, epoch); none is lost or repeated.
@@ -36,6 +39,12 @@ class Sampler:
             raise InputError(f"seed {seed}: must not be negative")
         if self.weights and (sum(count for count, _ in self.weights) != n or size != n):
             raise InputError(f"sampler: sources with weights make up {n} problems, and the epoch has {size}")
+        draws = sum(weight * count for count, weight in self.weights)
+        if draws > MOST_DRAWS:
+            raise InputError(
+                f"data: weights up to {max(weight for _, weight in self.weights):g} make an epoch of {draws:.3g} "
+                f"problems; {MOST_DRAWS:,} are the most; lower them"
+            )
         if self.weights and sum(int(weight * count) for count, weight in self.weights) < 1:
             raise InputError("data: with these weights an epoch has no problem; raise them")
         self.n, self.seed, self.epoch, self.cursor, self.size = n, seed, epoch, cursor, size

@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     """JSON whose numbers keep every digit they are written with, and whose objects have each key once."""
-    return parse_json(text, parse_float=Decimal, parse_int=_integer, object_pairs_hook=_object)
+    return parse_json(text, parse_float=_decimal, parse_int=_integer, object_pairs_hook=_object)
+
+
+def _decimal(digits: str) -> Decimal:
+    try:
+        return Decimal(digits)
+    except InvalidOperation:  # an exponent of more than 18 digits
+        raise ValueError(f"a number of more than {LONGEST} digits") from None
 
 
 def _integer(digits: str) -> int:

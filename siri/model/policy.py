@@ -17,6 +17,7 @@ from siri.errors import InputError, first_line, parse_json
 from siri.model import attention
 from siri.model.adapters import Adapter
 from siri.model.attention import PackedLayout
+from siri.model.fit import check_fit
 from siri.model.weight_files import is_checkpoint, settle_tying
 from siri.runtime.ranks import ALONE, Ranks
 
@@ -93,7 +94,7 @@ def load_policy(
     files for all. Raises InputError when there is no model, no tokenizer, an architecture that was not checked to work
     packed, or a head that config.json promises and the files do not hold.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     folder = str(resolve_path(source))
@@ -108,16 +109,30 @@ def load_policy(
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # transformers makes up an empty one where a folder has a config but no tokenizer files
         raise InputError(f"model {source}: no tokenizer there; copy tokenizer.json and tokenizer_config.json beside it")
+    model = _hollow(config, source)
+    unused = ""
+    if checkpoint is None:
+        unused = ranks.on_main(lambda: check_fit(model, source, folder, fetch=fetch))
     if weights:
         model = read_model(source, config).to(device)
     else:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=attention.register()
-            )
         with suppress(OSError):  # as from_pretrained: the file, with all tokens that end a response, or config.json's
             model.generation_config = GenerationConfig.from_pretrained(folder)
-    return replace(make_policy(model, tokenizer), notes=(note,) if note else ())
+    return replace(make_policy(model, tokenizer), notes=tuple(line for line in (note, unused) if line))
+
+
+def _hollow(config: Any, source: str, device: torch.device | str = "meta") -> Any:
+    """A new model of a configuration, fp32, by default without storage. InputError where the configuration is that of
+    none."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=attention.register()
+            )
+    except (AssertionError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"model {source}: no model can be made of its config.json ({first_line(error)})") from None
 
 
 def read_model(source: str | Path, config: Any) -> Any:
@@ -145,11 +160,7 @@ def read_model(source: str | Path, config: Any) -> Any:
 
 def hollow_copy(policy: Policy) -> Policy:
     """The same model without weights and adapter, on the meta device, whether or not the policy's is sharded."""
-    from transformers import AutoModelForCausalLM
-
-    config = deepcopy(policy.model.config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.register())
+    model = _hollow(deepcopy(policy.model.config), policy.model.name_or_path)
     model.generation_config = policy.model.generation_config
     return replace(policy, model=model, adapter=None)
 
@@ -172,8 +183,6 @@ def _adapter(path: Path) -> str:
 def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Policy:
     """The model of `source` with random weights, fp32, for timing: it needs no more than config.json, and has no
     tokenizer. layers: how many of them, 0 = all. InputError as `load_policy`."""
-    from transformers import AutoModelForCausalLM
-
     config, note = trainable_config(source, fetch=False)
     if layers > config.num_hidden_layers:
         raise InputError(f"layers is {layers}, but the model has {config.num_hidden_layers}")
@@ -181,9 +190,9 @@ def random_policy(source: str, device: torch.device, *, layers: int = 0) -> Poli
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.register())
-    return Policy(model, None, frozenset(), config.max_position_embeddings, (note,) if note else ())
+    return Policy(
+        _hollow(config, source, device), None, frozenset(), config.max_position_embeddings, (note,) if note else ()
+    )
 
 
 def trainable_config(
@@ -222,6 +231,13 @@ def trainable_config(
         raise InputError(
             f"model {source}: rope_type {rotary!r} turns a token by the length of the longest sequence beside it, so "
             "packing would change the numbers; set a fixed rope_type (default, linear, yarn, llama3)"
+        )
+
+    pad = getattr(config, "pad_token_id", None)
+    if isinstance(pad, int) and not -config.vocab_size <= pad < config.vocab_size:
+        raise InputError(
+            f"model {source}: pad_token_id is {pad} in its config.json, and vocab_size {config.vocab_size}; it must be "
+            "below, or null"
         )
 
     def settle() -> tuple[bool, str]:

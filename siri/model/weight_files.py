@@ -91,6 +91,8 @@ def settle_tying(config: Any, source: str, folder: str | Path, *, fetch: bool = 
     if not held:
         return ""
     if HEAD not in held:
+        if odd := next((name for name in held if name.endswith(f".{HEAD}")), ""):
+            raise InputError(f"model {source}: its files call the head {odd}, which nobody reads; rename it to {HEAD}")
         if config.tie_word_embeddings:
             return ""
         raise InputError(

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from siri.errors import InputError
+
 T = TypeVar("T")
 
 PAUSES_S = (0.05, 0.5)
@@ -91,6 +93,18 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             os.unlink(temporary)
         raise
     sync(path.parent)
+
+
+def check_target(path: str | Path, option: str) -> None:
+    """InputError where no file of that name can be written, said before the work that it is to hold. option: what the
+    user calls it, such as --out."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"{option} {path}: no such folder; make it first, or give {option} FILE")
+    if Path(path).is_dir():
+        raise InputError(f"{option} {path}: a folder; give {option} FILE")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{option} {path}: its folder cannot be written; give {option} FILE")
 
 
 def append(path: Path, data: bytes, *, fsync: bool) -> None:

@@ -124,6 +124,7 @@ BAD_TRAINING = {
     "profile of a step that never comes": (train(profile="2"), ["profile is 2", "from 0 to 1", "-1"]),
     "profile of no step": (train(profile="-2"), ["profile is -2"]),
     "no GPU by that name": (train(device="gpu"), ["'gpu'", "cpu, cuda or auto"]),
+    "a folder for a recipe": (train("model"), ["model: a folder, not a recipe", "RUN@STEP"]),
     "no recipe": (["train", "--steps", "3"], ["needs a recipe", "siri-7b"]),
 }
 
@@ -197,6 +198,10 @@ BAD_EVALUATION = {
     "no folder for the figures": (
         ["eval", "model", "--data", "problems.jsonl", "--cap", "8", "--out", "no/such.json"],
         ["--out no/such.json", "no such folder"],
+    ),
+    "a folder for the figures": (
+        ["eval", "model", "--data", "problems.jsonl", "--cap", "8", "--out", "model"],
+        ["--out model", "a folder; give --out FILE"],
     ),
     "no base": (["eval", "model", "--data", "problems.jsonl", "--base", "a_file"], ["a_file", "siri eval --out"]),
 }

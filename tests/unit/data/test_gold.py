@@ -149,10 +149,13 @@ def test_numbers_that_are_no_answers(value, why):
     assert caught.value.why == why
 
 
-def test_a_number_of_endless_digits_is_refused(tmp_path):
-    path = tmp_path / "set.jsonl"
-    path.write_text('{"problem": "Q", "answer": 1e999999999}')
-    with pytest.raises(InputError, match="row 0: a number of more than 4000 digits"):
+@pytest.mark.parametrize("number", ["1e999999999", "1e9999999999999999999999", "-1.5e-9999999999999999999999"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_number_of_endless_digits_is_refused(tmp_path, number, suffix):
+    path = tmp_path / f"set.{suffix}"
+    row = f'{{"problem": "Q", "answer": {number}}}'
+    path.write_text(f"[{row}]" if suffix == "json" else row)
+    with pytest.raises(InputError, match="a number of more than 4000 digits"):
         load_problems(path)
 
 
@@ -160,6 +163,8 @@ def test_a_number_of_endless_digits_is_refused(tmp_path):
 
 PLACEHOLDERS = ["proof", "Proof.", "notfound", "Not Found", "not_found", "none", "None", "NaN", "nan", "n/a", "N/A"]
 PLACEHOLDERS += ["null", "NULL", "<NA>", "#N/A", "unknown", "-", "--", "\u2014", "?", "???", "...", "[]", "no answer"]
+PLACEHOLDERS += ["$-$", "$?$", "N\\A", "NaN%", "error", "Pending", "Answer:", "Solution below", "Answer: N/A"]
+PLACEHOLDERS += ["The answer is not provided", "The final answer is missing.", "See answer"]
 PLACEHOLDERS += ["\\text{proof}", "\\boxed{notfound}", "$\\text{N/A}$", "**proof**", "[none]", "See solution", "NA"]
 ANSWERS = [
     "\\text{None}",

@@ -26,6 +26,8 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ([{"role": "user", "content": [{"type": "text", "text": "Q"}]}], [USER]),
         ([{"role": "user", "content": ["Q", {"type": "input_text", "text": ""}, {"text": ""}]}], [USER]),
         (json.dumps([{"role": "user", "content": [{"type": "text", "text": "Q"}]}]), [USER]),
+        ([{"role": "user", "content": json.dumps([{"type": "text", "text": "Q"}])}], [USER]),
+        ([{"role": "user", "content": (other := '[{"type": 7}] is?')}], [{"role": "user", "content": other}]),
         ([{"role": "user", "content": "Q", "name": "x"}], [USER]),
         (USER, [USER]),
         ({"messages": [SYSTEM, USER]}, [SYSTEM, USER]),

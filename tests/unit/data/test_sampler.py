@@ -53,3 +53,9 @@ def test_problems_that_are_added_follow_in_the_next_epoch():
 def test_sampler_rejects(bad):
     with pytest.raises(InputError):
         Sampler(**{"n": 10, "seed": 0} | bad)
+
+
+@pytest.mark.parametrize("weights", [(1e-300, 1e300), (1.0, 1e9), (float("inf"), 1.0)])
+def test_an_epoch_that_would_fill_the_memory_is_refused(weights):
+    with pytest.raises(InputError, match=r"weights up to .* 100,000,000 are the most"):
+        Sampler(10, 0, weights=[(5, weight) for weight in weights])

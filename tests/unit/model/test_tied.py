@@ -163,9 +163,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(InputError, match=r"model-2\.safetensors: not to be read as safetensors"):
         load_policy(str(folder), CPU)
     (folder / "model-2.safetensors").unlink()
-    with pytest.raises(InputError, match=r"index\.json: names model-2\.safetensors, which is not there"):
-        load_policy(str(folder), CPU, weights=False)
-    assert is_tied(load_policy(str(folder), CPU, weights=False, fetch=False)), "config.json's word, without weights"
+    for fetch in (True, False):
+        with pytest.raises(InputError, match=r"index\.json: names model-2\.safetensors, which is not there"):
+            load_policy(str(folder), CPU, weights=False, fetch=fetch)
+    assert is_tied(random_policy(str(folder), CPU)), "config.json's word, without weights"
     for text in ("[]", "{", '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
         (folder / "model.safetensors.index.json").write_text(text)
         with pytest.raises(InputError, match=r"index\.json: no index of weights"):

@@ -1,0 +1,87 @@
+"""Whether a model's files hold the tensors that its config.json asks for, told from their headers alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from siri.errors import InputError
+from siri.model.weight_files import EMBEDDINGS, HEAD, is_checkpoint, places, weight_files
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the dtypes of weights as they are; others need scales that a plain model does not have."""
+LEFT_OUT = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+"""Ends of names that older versions of transformers saved, and that are no weights."""
+
+
+def check_fit(model: Any, source: str, folder: str | Path, *, fetch: bool) -> str:
+    """Compare the names, shapes and dtypes of the tensors in `folder` with those of `model`, which may be on the meta
+    device. Returns a line for the user where the files hold weights that the model does not have, else "".
+
+    source: how the user called the model. fetch: download files that are not here. Raises InputError with the first
+    tensor that has another shape, is no floating-point number or is not there, and for a local folder that holds no
+    weights. A checkpoint has a check of its own.
+    """
+    if is_checkpoint(folder):
+        return ""
+    files = weight_files(folder, fetch=fetch)
+    if not files:
+        if Path(folder).is_dir():
+            weight_files(folder, fetch=True)  # names a file of the index that is not there
+            raise InputError(f"model {source}: {_without_weights(Path(folder))}")
+        return ""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    held = {_name(name, wanted): seen for name, seen in _headers(places(files)).items()}
+    for name, (shape, dtype) in held.items():
+        if name in wanted and shape != wanted[name]:
+            raise InputError(
+                f"model {source}: {name} is {_by(shape)} in its files and {_by(wanted[name])} by its config.json; copy "
+                "the config.json that belongs to these weights"
+            )
+        if name in wanted and dtype not in FLOATS:
+            raise InputError(f"model {source}: {name} is {dtype} in its files; give weights in F32, BF16 or F16")
+    unknown = sorted(name for name in held if name not in wanted and not name.endswith(LEFT_OUT))
+    either = {HEAD, EMBEDDINGS[0]} if model.config.tie_word_embeddings else set()
+    missing = sorted(wanted.keys() - held.keys() - (either if either & held.keys() else set()))
+    if missing and not unknown:  # names that are unknown may be older ones, which transformers knows to translate
+        raise InputError(
+            f"model {source}: its files hold no {missing[0]}{_more(missing)}, which would be random; copy all of its "
+            "files, or mend its config.json"
+        )
+    if unknown and not missing:
+        return f"model {source}: {unknown[0]}{_more(unknown)} in its files is no part of the model, and is not used"
+    return ""
+
+
+def _name(name: str, wanted: Mapping[str, Any]) -> str:
+    """What the model calls a tensor: that of a backbone saved by itself has no prefix."""
+    return f"model.{name}" if name not in wanted and f"model.{name}" in wanted else name
+
+
+def _headers(held: Mapping[str, Path]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each tensor."""
+    from safetensors import safe_open
+
+    seen = {}
+    for path in sorted(set(held.values())):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                part = file.get_slice(name)
+                seen[name] = tuple(part.get_shape()), part.get_dtype()
+    return seen
+
+
+def _without_weights(folder: Path) -> str:
+    """What to do about a folder whose weights cannot be read."""
+    if len(list(folder.glob("*.safetensors"))):
+        return "its weights are in several files, but model.safetensors.index.json is not there; copy it, too"
+    if len([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
+        return "its weights would have to be unpickled, which runs code; save it as safetensors (save_pretrained does)"
+    return "holds no weights; copy model.safetensors, or all files that model.safetensors.index.json names"
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" * (len(names) > 1)
