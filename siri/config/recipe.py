@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from siri.config.config import Config, of_today
 from siri.config.parse import check_keys, nearest, parse
 from siri.config.sections import BY_NAME
-from siri.config.settings import check_bounds, names, setting
+from siri.config.settings import check_bounds, declared, names, setting
 from siri.errors import InputError
 from siri.sources import source_of_table
 
@@ -135,6 +135,10 @@ def refuse_code(reward: Any, where: str, trusted: Collection[str] = ()) -> None:
 def from_settings(settings: dict[str, Any], options: type[T], where: str) -> T:
     """Build `options` from keys and values as TOML holds them; `where` is what an InputError names."""
     check_keys(settings, options, where, "siri train")
+    switches = {each.name for each in declared(options) if isinstance(each.default, bool)}
+    for key, value in settings.items():
+        if key.replace("-", "_") in switches and not isinstance(value, bool):
+            raise InputError(f"{where}: {key} is {value!r}; it is true or false")
     return parse(options, _as_arguments(where, settings), where=where, prog="siri train")
 
 
@@ -147,6 +151,8 @@ def _as_arguments(where: str, settings: dict[str, Any]) -> list[str]:
                 source_of_table(each, f"{where}: {key}").text() if isinstance(each, dict) else each
                 for each in (value if isinstance(value, list) else [value])
             ]
+            if odd := [each for each in value if not isinstance(each, str)]:
+                raise InputError(f"{where}: {key} holds {odd[0]!r}; it is a text, a table, or a list of these")
         if isinstance(value, dict):
             raise InputError(f"{where}: key {key!r} is a table; recipes are flat")
         # = keeps a text that starts with a dash from being read as a key

@@ -204,7 +204,8 @@ def trainable_config(
     from transformers import AutoConfig
 
     folder = str(resolve_path(source))
-    if source.startswith((".", "/", "~", "siri:")) and not Path(folder).is_dir():
+    here = source.startswith((".", "/", "~", "siri:")) or source.count("/") > 1  # a hub name has two parts at most
+    if here and not Path(folder).is_dir():
         raise InputError(f"model {source}: no such folder; give a folder, or a hub name such as org/model")
     if (Path(folder) / "checkpoints").is_dir() and not is_checkpoint(folder):
         names = sorted(path.name for path in (Path(folder) / "checkpoints").iterdir() if path.name[0] != ".")
@@ -216,9 +217,10 @@ def trainable_config(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # values that cannot be have a dozen unrelated types of errors
-        raise InputError(
-            f"model {source}: {first_line(error)}; give a folder with config.json, or a hub name"
-        ) from None
+        way = "give a folder with config.json, or a hub name"
+        if not Path(folder).exists() and (above := Path(folder).parent) != Path() and above.is_dir():
+            way = f"there is no such folder in {above} here, if it should be one"
+        raise InputError(f"model {source}: {first_line(error).rstrip('.')}; {way}") from None
     if config.model_type not in ARCHITECTURES:
         raise InputError(
             f"model {source}: architecture {config.model_type!r} is not among those checked to train packed "

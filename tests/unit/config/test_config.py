@@ -206,12 +206,15 @@ def test_every_key_has_one_name_everywhere(tmp_path):
         ('l_max = "long"', ["--l-max", "'long'"]),
         ("l_max = true", ["--l-max", "'True'"]),
         ("l_max = 1.5", ["--l-max", "'1.5'"]),
-        ('think = "yes"', ["--think", "'yes'", "True"]),
+        ('think = "yes"', ["think is 'yes'", "true or false"]),
         ('schedule = "cosin"', ["--schedule", "cosin", "cosine", "stair_cosine"]),
         ("stages = [[0]]", ["--stages"]),
         ("[train]\nlr = 1", ["train"]),
         ("[model]\nname = 1", ["model", "table", "flat"]),
         ("base = 3", ["base is 3"]),
+        ("think = 1", ["think is 1; it is true or false"]),
+        ("data = 5", ["data holds 5", "text"]),
+        ("eval_data = [[3], 'a.json']", ["eval_data holds [3]"]),
     ],
 )
 def test_faults_in_toml_name_file_and_key(tmp_path, text, said):

@@ -115,6 +115,8 @@ def test_load_policy_round_trip(tmp_path):
 def test_model_folders_that_cannot_work(tmp_path):
     with pytest.raises(InputError, match=r"/nowhere/model: no such folder"):
         load_policy("/nowhere/model", CPU)
+    with pytest.raises(InputError, match=r"runs/demo/model: no such folder"):  # no hub name has three parts
+        load_policy("runs/demo/model", CPU)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: .*config\.json"):
         load_policy(str(tmp_path / "empty"), CPU)
