@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siri.data.gold import Single
+from siri.data.parquet_footer import chunks
 from siri.data.table import Table, Unread, listed, refuse_pointer
 from siri.errors import InputError, first_line
 
@@ -29,7 +30,8 @@ def read_parquet(path: Path) -> Table:
     import pyarrow
     import pyarrow.parquet
 
-    faults = (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError)
+    # what Arrow's C++ throws and does not know by a status is a RuntimeError
+    faults = (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError, RuntimeError)
 
     def unreadable(error: BaseException) -> InputError:
         return InputError(f"{path}: unreadable parquet: {first_line(error)}")
@@ -48,7 +50,7 @@ def read_parquet(path: Path) -> Table:
 
     def rows(wanted: Sequence[str]) -> Iterator[Any]:
         leaves = _leaves(about, wanted)
-        _check_expansion(path, about, leaves)
+        _check_expansion(path, about.num_rows, leaves)
         texts = [name for name, physical in leaves.items() if physical == "BYTE_ARRAY"]
         flat, done = [name for name in texts if "." not in name], 0
         # Arrow cannot give a nested column's texts as a dictionary where the writer gave that up within a row group
@@ -70,6 +72,7 @@ def read_parquet(path: Path) -> Table:
 
 def _file_rows(file: Any, columns: list[str]) -> Iterator[Any]:
     for batch in file.iter_batches(BATCH, columns=columns):
+        batch.validate(full=True)  # indices lie in their dictionary, and offsets in their values
         yield from _batch_rows(batch)
 
 
@@ -96,16 +99,17 @@ def _leaves(about: Any, wanted: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _check_expansion(path: Path, about: Any, leaves: dict[str, str]) -> None:
+def _check_expansion(path: Path, rows: int, leaves: dict[str, str]) -> None:
     """Refuse a file that is made to fill the memory."""
-    size = about.num_rows * ROW_BYTES
-    for group in map(about.row_group, range(about.num_row_groups)):
-        parts = map(group.column, range(group.num_columns))
-        read = [chunk for chunk in parts if chunk.path_in_schema in leaves]
-        size += sum(max(0, chunk.total_uncompressed_size) + VALUE_BYTES * chunk.num_values for chunk in read)
+    try:
+        read = [chunk for chunk in chunks(path) if chunk.path in leaves]
+    except ValueError as error:
+        raise InputError(f"{path}: unreadable parquet: {error}") from None
+    size = rows * ROW_BYTES
+    size += sum(max(0, chunk.uncompressed) + VALUE_BYTES * max(0, chunk.values) for chunk in read)
     if size > max(LEAST_REFUSED, MOST_EXPANSION * path.stat().st_size):
         raise InputError(
-            f"{path}: {about.num_rows:,} rows that would take {size / 2**30:.1f} GiB in a file of "
+            f"{path}: {rows:,} rows that would take {size / 2**30:.1f} GiB in a file of "
             f"{path.stat().st_size / 2**20:.2f} MiB; if that is meant, write it as .jsonl"
         )
 

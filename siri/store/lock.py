@@ -49,6 +49,8 @@ class FolderLock:
             if handle is None:
                 self.notes.append(f"{folder}: this file system has no locks; the lease in it alone keeps others out")
             self._await(folder, locked=handle is not None)
+            if handle is not None:
+                _clear(folder)
             about = {"token": self.token, "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
             files.write_atomic(self.path, _written(about, 0))
             if handle is None:  # of two that come at once, the later one has it
@@ -111,6 +113,14 @@ def _locked(folder: Path) -> int | None:
             raise
 
 
+def _clear(folder: Path) -> None:
+    """Remove what a kill left half-written of a lease, in a folder that is locked."""
+    with contextlib.suppress(OSError):  # the next start may succeed
+        for name in os.listdir(folder):
+            if name.startswith(f".{LEASE}.") and name.endswith(".tmp"):
+                os.unlink(folder / name)
+
+
 def _beat(path: Path, about: dict[str, Any], stop: threading.Event) -> None:
     """The thread that renews a lease, until another has it."""
     count = 0
@@ -127,12 +137,14 @@ def _release(handle: int | None, path: Path, token: str, stop: threading.Event, 
     stop.set()
     if beat is not threading.current_thread():  # which may be the one that collects the garbage
         beat.join(5.0)
-    with contextlib.suppress(OSError):
-        lease = _lease(path)
-        if lease is not None and lease.get("token") == token:
-            os.unlink(path)
-    if handle is not None:
-        os.close(handle)
+    try:
+        with contextlib.suppress(OSError):
+            lease = _lease(path)
+            if lease is not None and lease.get("token") == token:
+                os.unlink(path)
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _written(about: dict[str, Any], count: int) -> bytes:

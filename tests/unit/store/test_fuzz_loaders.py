@@ -1,8 +1,10 @@
 """Config, data, run folders and checkpoints from hostile hands: clear errors, and nothing in them is executed."""
 
+import base64
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +15,8 @@ from tests.support import fuzz_targets
 
 pytestmark = pytest.mark.torture
 EXAMPLES = 60
+FUZZED = [json.loads(line) for line in Path(__file__).with_name("fuzzed.jsonl").read_text().splitlines()]
+"""What ended a coverage-guided run."""
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("\ud800")
 values = st.recursive(
@@ -119,6 +123,11 @@ def test_known_tricks(name, data, tmp_path, monkeypatch):
     for padding in range(3):
         fuzz_targets.TARGETS[name](data + b" " * padding)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", FUZZED, ids=[f"{case['target']} {number}" for number, case in enumerate(FUZZED)])
+def test_what_the_fuzzer_found(case):
+    fuzz_targets.TARGETS[case["target"]](base64.b64decode(case["base64"]))
 
 
 @pytest.mark.parametrize("name", sorted(fuzz_targets.TARGETS))
