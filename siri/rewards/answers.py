@@ -12,29 +12,28 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from siri.rewards.grading import library, sets
+from siri.rewards.grading.bases import in_base
 from siri.rewards.grading.boxes import final_boxes, last_boxed
+from siri.rewards.grading.equations import names_a_value
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.grammar import NotRead, Tree, read
+from siri.rewards.grading.labels import chained, named_members, named_values, without_index
+from siri.rewards.grading.names import with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, readings
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
     RELATION,
     bracketed,
-    chained,
     chains,
     choice,
     has_other_choices,
     key,
     matrix,
     members,
-    named_members,
-    named_values,
-    names_a_value,
     ratio,
     split,
     squeezed,
-    without_index,
 )
 from siri.rewards.grading.units import currencies, without_unit
 from siri.rewards.grading.values import rational, rounds_to, same_value, same_zeros
@@ -47,23 +46,8 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
-_BASES = {
-    name: base
-    for base, name in enumerate(
-        re.findall(
-            r"\w+", "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-        ),
-        2,
-    )
-}
-_IN_BASE = re.compile(
-    rf"(?:\\overline\{{(?=\w+\}}))?\(?(-?[0-9A-Fa-f]+)\)?\}}?(?:_\{{?\(?|\(?base)(\d+|{'|'.join(_BASES)})\)?\}}?"
-)
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 _JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
-_DEFINED = re.compile(r"\s*(?:([a-zA-Z])\(([a-df-hj-zA-Z])\)|([a-zA-Z])_\{?([a-zA-Z])\}?)\s*=[^=]*")
-_POINT = re.compile(r"[A-Z]\s*(?=\([^()]*,[^()]*\)$)")
-_CONSTANT = re.compile(r"(?<=\+)\s*[Cc]$")
 _AND_OR = re.compile(
     r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\&\s*|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
 )
@@ -132,7 +116,7 @@ def _same(gold: str, answer: str) -> bool:
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
-    answer = _with_names_of(gold, answer)
+    answer = with_names_of(gold, answer)
     verdict = same_form(gold, answer, _same)
     if verdict is not None:
         return verdict
@@ -148,27 +132,6 @@ def _same(gold: str, answer: str) -> bool:
     if restated := _restated(gold, answer):
         return all(map(_same, *restated))
     return _same_lists(*(_listed(text) for text in (gold, answer)))
-
-
-def _with_names_of(gold: str, answer: str) -> str:
-    """`answer` with the names of `gold` for what any letter may stand for: the variable of a function, an index, the
-    constant of integration; and without the name of a point."""
-    defined = [match.groups() for match in map(_DEFINED.fullmatch, (gold, answer)) if match]
-    if len(defined) == 2 and defined[0][::2] == defined[1][::2]:  # f(t) = t^2 is f(x) = x^2
-        mine, other = (names[1] or names[3] for names in defined)
-        if mine != other and not _letter(mine).search(answer) and mine not in (defined[1][0], defined[1][2]):
-            answer = _letter(other).sub(mine, answer)
-    if gold.startswith("(") and answer[0] != "C":
-        answer = _POINT.sub("", answer, count=1) if _POINT.match(answer) else answer
-    for small, large in (("c", "C"), ("C", "c")):  # constants of a differential equation
-        if f"{large}_" in gold and f"{small}_" in answer and f"{small}_" not in gold and f"{large}_" not in answer:
-            answer = re.sub(rf"(?<![\\a-zA-Z]){small}(?=_\{{?\d)", large, answer)
-    constants = [match[0] for match in map(_CONSTANT.search, (gold, answer)) if match]
-    return answer[:-1] + constants[0] if len(constants) == 2 else answer
-
-
-def _letter(name: str) -> re.Pattern:
-    return re.compile(rf"(?<![\\a-zA-Z]){name}(?![a-zA-Z])")
 
 
 def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
@@ -362,25 +325,15 @@ def _same_scalar(gold: str, answer: str) -> bool:
     if number_for_percent and _same_scalar(gold.removesuffix("\\%").strip(), answer):
         return True
     answer = bare
-    in_base = _in_base(gold), _in_base(answer)
-    if any(in_base):
-        return in_base[0] == in_base[1]
+    based = in_base(gold), in_base(answer)
+    if any(based):
+        return based[0] == based[1]
     try:
         trees = read(gold), read(answer)
     except NotRead:
         return library.verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
     # a decimal that is near may be too near for a comparison of values to tell
     return _rounded(trees, (gold, answer)) or same_value(*trees)
-
-
-def _in_base(text: str) -> tuple[str, str] | None:
-    """The digits of a number in a base, and the base."""
-    plain = re.sub(r"(?<=\d)[,\s]+(?=\d)|\s", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
-    match = _IN_BASE.fullmatch(plain)
-    if match is None or re.fullmatch("[a-f]", match[1]):  # a_{12} is a name
-        return None
-    digits, base = match[1].upper(), int(_BASES.get(match[2], match[2]))
-    return (digits, str(base)) if 2 <= base <= 36 and int(max(digits.lstrip("-")), 16) < base else None
 
 
 def _rounded(trees: tuple[Tree, Tree], texts: tuple[str, str]) -> bool:

@@ -1,10 +1,6 @@
-"""The structure of an answer: members of a list or set, tuples, matrices, ratios, choices, names of values."""
+"""The structure of an answer: members of a list or set, tuples, matrices, ratios, choices."""
 
 import re
-
-from siri.rewards.grading.grammar import NotRead, read, symbols
-from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
-from siri.rewards.grading.values import rational, same_value
 
 _MATRIX = re.compile(
     r"(?P<before>.*?)(?P<open>\\?[(\[|{]?)\s*\\begin\{(?P<kind>[pbvBV]?(?:small)?matrix|array)\}(?:\s*\{[lcr|@{} ]*\})?"
@@ -29,16 +25,7 @@ _CHOICE = re.compile(
     r"(?:\(\s*([A-Ja-j])\s*\)\s*[.:]?\s*|([A-J])\s*\)\s*|([A-J])\s*[.:]\s+|([A-J])$)(?![-+*/^=,_'])(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-# What is between equals signs and is more than a name: operations, a logarithm, the amount of one unknown.
-_TO_BE_SOLVED = re.compile(
-    r"[-+*/^\d!%]|\\(?:sqrt|cdot|times|pm|l?dots|ln|lg|log|exp|[lr]floor|[lr]ceil|binom)(?![a-zA-Z])|"
-    r"\b(?:ln|lg|log|exp)\b|^\|\s*[a-vxy]\s*\|$|\\lvert\s*[a-vxy]\s*\\rvert"
-)
-_NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
-_INDEXED = re.compile(r"\s*([a-zA-Z])_\{?(\d)\}?\s*=([^=]+)")
 RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
-_ROUNDING = 0.02
-_BITS = 64
 _OTHER_CHOICE = re.compile(
     r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|[,;&]\s*\(?[A-J]\)?$|^\(?[A-J]\)?$"
 )
@@ -229,90 +216,3 @@ def choice(text: str) -> tuple[str, str]:
 def has_other_choices(text: str) -> bool:
     """Whether the text of a choice names another one: "B) 12 or C) 13" chooses nothing."""
     return bool(_OTHER_CHOICE.search(text))
-
-
-def named_members(text: str) -> list[str]:
-    """`x = 1` and `y = 2` of `(x, y) = (1, 2)`; empty for whatever else."""
-    sides = [side for side in map(bracketed, split(text, "=")) if side is not None]
-    if text.count("=") != 1 or len(sides) != 2 or sides[0][0] != sides[1][0] or sides[0][0][:2] != ("(", ")"):
-        return []
-    names, values = sides[0][1], sides[1][1]
-    if not all(_NAME.fullmatch(name.strip()) for name in names):
-        return []
-    return [f"{name.strip()}={value.strip()}" for name, value in zip(names, values, strict=True)]
-
-
-def chained(text: str) -> list[str]:
-    """`x = 1` and `y = 1` of `x = y = 1`; empty for whatever else."""
-    *names, value = split(text, "=")
-    if len({name.strip() for name in names}) < max(len(names), 2) or _NAME.fullmatch(value.strip()):
-        return []
-    return [f"{name}={value}" for name in names] if all(_NAME.fullmatch(name.strip()) for name in names) else []
-
-
-def without_index(parts: list[str], others: list[str]) -> list[str]:
-    """`x_1 = 1`, `x_2 = 2` as `x = 1`, `x = 2` where the others say x: solutions of one equation in any order."""
-    indexed = [match.groups() for part in parts if (match := _INDEXED.fullmatch(part))]
-    letters, indices = {letter for letter, _, _ in indexed}, {index for _, index, _ in indexed}
-    if len(indices) < max(len(parts), 2) or len(letters) > 1:
-        return parts
-    [letter] = letters
-    plain = all(re.fullmatch(rf"\s*{letter}\s*=[^=]+", other) for other in others)
-    return [f"{letter}={value}" for _, _, value in indexed] if plain else parts
-
-
-def named_values(parts: list[str]) -> list[str]:
-    """The values of `x = 1`, `y = 2` in the order of their names; empty if the parts are not all like that."""
-    pairs = [pair for part in parts if (pair := re.fullmatch(rf"\s*({_NAME.pattern})\s*=([^=]+)", part))]
-    if len({pair[1] for pair in pairs}) < len(parts):
-        return []
-    return [pair[2] for pair in sorted(pairs, key=lambda pair: pair[1].strip("\\"))]
-
-
-def names_a_value(sides: list[str], *, as_answer: bool) -> bool:
-    r"""Whether an equation only says what its right side is: `x = 5` is 5, and so is `f(2) = 5`; `1/2 = 0.5` is 0.5.
-
-    As an answer, `a + b = 17` is 17, too: two unknowns say nothing else than what the question asked for. `2x = 17`,
-    `\ln x = 17` and `|x| = 17` are equations to be solved, `x + y = 0` is the equation of a line, and a gold answer of
-    that kind wants the equation. Of `x = 6 = 5` nobody knows what it says.
-    """
-    name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?\\prime\}?", "", sides[0]).strip()
-    name = re.sub(r"^([a-zA-Z])\s*(?:\^\{-1\}\s*)?\([^()]*\)$", r"\1", name)
-    if not _TO_BE_SOLVED.search(name):
-        return _close_together(sides[1:])
-    plain = re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:ln|lg|log|exp|e)(?![a-zA-Z])", "", name)
-    letters = set(re.findall(r"[a-zA-Z]", re.sub(r"[a-zA-Z]\s*\([^()]*\)", "f", plain)))
-    if not letters:
-        return _both_closed_and_equal(sides)
-    if not as_answer or len(letters) < 2:
-        return False
-    try:
-        return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1])) and _close_together(sides[1:])
-    except NotRead:
-        return False
-
-
-def _close_together(sides: list[str]) -> bool:
-    """Whether the numbers in a chain of equations are one, but for rounding."""
-    values = []
-    for side in sides[:-1] and sides:
-        try:
-            tree = read(side)
-            value = rational(tree)
-            values += [] if symbols(tree) else [number(tree, Setting(), _BITS) if value is None else value]
-        except (NotRead, Undefined, Undecided):
-            pass
-    try:
-        numbers = [complex(value) for value in values]
-    except OverflowError:
-        return False
-    return all(abs(value - numbers[-1]) <= _ROUNDING * abs(numbers[-1]) for value in numbers)
-
-
-def _both_closed_and_equal(sides: list[str]) -> bool:
-    """1/2 = 0.5 is a value, 2 + 2 = 5 is none. What is not read is let through, as it always was."""
-    try:
-        trees = [read(re.sub(r"\\text\{[^{}]*\}", "", side)) for side in sides]
-    except NotRead:
-        return True
-    return all(same_value(trees[0], tree) for tree in trees[1:])
