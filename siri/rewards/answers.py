@@ -17,10 +17,10 @@ from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.equations import names_a_value
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.grammar import NotRead, Tree, read
-from siri.rewards.grading.labels import chained, named_members, named_values, without_index
+from siri.rewards.grading.labels import chained, named_values, same_labelled, spread, without_index, without_label
 from siri.rewards.grading.names import with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
-from siri.rewards.grading.readings import MAX_PARSED_CHARS, readings
+from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
     RELATION,
@@ -131,7 +131,10 @@ def _same(gold: str, answer: str) -> bool:
         return _same_relations(gold, answer)
     if restated := _restated(gold, answer):
         return all(map(_same, *restated))
-    return _same_lists(*(_listed(text) for text in (gold, answer)))
+    (name, bare), (other_name, other) = without_label(gold), without_label(answer)
+    if name and other_name:
+        return name == other_name and _same(bare, other)
+    return _same_lists(*(_listed(text) for text in (bare, other)))
 
 
 def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
@@ -147,13 +150,8 @@ def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
 
 def _listed(text: str) -> str:
     """With commas for "and" and "or". A sign of logic joins solutions only, and no statements."""
-    text = _AND_OR.sub(",", _without_member(text))
+    text = _AND_OR.sub(",", text)
     return _OR.sub(",", text) if "=" in text else text
-
-
-def _without_member(text: str) -> str:
-    text = re.sub(r"^\s*[A-Z]\s*=\s*(?=\\\{)", "", text)
-    return re.sub(r"^(?:[a-zA-Z]|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*", "", text)
 
 
 def _same_letters(gold: str, answer: str) -> bool:
@@ -237,17 +235,18 @@ def _difference(left: Tree, right: Tree) -> Tree:
 
 def _same_lists(gold: str, answer: str) -> bool:
     golds, answers = members(gold), members(answer)
-    spread = [each if len(each) > 1 else named_members(each[0]) or chained(each[0]) for each in (golds, answers)]
-    if all(spread):
-        golds, answers = spread
-    elif len(golds) == len(answers) == 1 and (bracketed(golds[0]) or bracketed(answers[0])):
-        golds, answers = (chained(each[0]) or each for each in (golds, answers))
+    statements = spread(golds), spread(answers)
+    if min(map(len, statements)) > 1 or (len(golds) == len(answers) == 1 and any(map(bracketed, (*golds, *answers)))):
+        golds, answers = statements
     if len(golds) > 1 or len(answers) > 1:
         golds = without_index(golds, answers)
         answers = without_index(answers, golds)
         if len(golds) == 1 or len(answers) == 1:
             return _same_named_tuple(golds, answers)
-        return _same_in_any_order(golds, answers)
+        in_order = _in_order(gold, golds, answers)
+        if in_order is None:
+            in_order = same_labelled(golds, answers, _same_member)
+        return _same_in_any_order(golds, answers) if in_order is None else in_order
     gold, answer = golds[0].strip(), answers[0].strip()
 
     golds, answers = split(gold, "="), split(answer, "=")
@@ -267,7 +266,7 @@ def _same_lists(gold: str, answer: str) -> bool:
                 return library.verify(gold, answer) if parts is matrix and kind[0] else False
             if gold_parts[0] != answer_parts[0]:
                 return False
-            return all(map(_same, gold_parts[1], answer_parts[1]))
+            return all(map(_same_member, gold_parts[1], answer_parts[1]))
     return _same_scalar(gold, answer)
 
 
@@ -285,11 +284,25 @@ def _same_in_any_order(golds: list[str], answers: list[str]) -> bool:
         return False
     left = list(answers)
     for gold in golds:
-        place = next((i for i, answer in enumerate(left) if _same(gold, answer)), None)
+        place = next((i for i, answer in enumerate(left) if _same_member(gold, answer)), None)
         if place is None:
             return False
         del left[place]
     return True
+
+
+def _same_member(gold: str, answer: str) -> bool:
+    """Whether two members of a list are the same: 1 is not the set that holds it."""
+    sets_ = [text.strip().startswith("\\{") for text in (gold, answer)]
+    empty = any("\\emptyset" in text for text in (gold, answer))
+    return (empty or sets_[0] == sets_[1]) and _same(gold, answer)
+
+
+def _in_order(text: str, golds: list[str], answers: list[str]) -> bool | None:
+    """The thousands of a number, read as a list, have one order; None for another gold answer."""
+    if not is_thousands(text):
+        return None
+    return len(golds) == len(answers) and all(map(_same_member, golds, answers))
 
 
 def _same_named_tuple(golds: list[str], answers: list[str]) -> bool:

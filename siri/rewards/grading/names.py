@@ -13,7 +13,17 @@ def with_names_of(gold: str, answer: str) -> str:
     defined = [match.groups() for match in map(_DEFINED.fullmatch, (gold, answer)) if match]
     if len(defined) == 2 and defined[0][::2] == defined[1][::2]:  # f(t) = t^2 is f(x) = x^2
         mine, other = (names[1] or names[3] for names in defined)
-        if mine != other and not letter_alone(mine).search(answer) and mine not in (defined[1][0], defined[1][2]):
+        used = [
+            bool(letter_alone(name).search(text.partition("=")[2])) for name, text in ((mine, gold), (other, answer))
+        ]
+        # of a constant function any letter; f(a) = 3 and P(A) = 3 say something of a or A
+        runs = all(used) or (not any(used) and {mine, other} <= set("nktuxyz"))
+        if (
+            runs
+            and mine != other
+            and not letter_alone(mine).search(answer)
+            and mine not in (defined[1][0], defined[1][2])
+        ):
             answer = letter_alone(other).sub(mine, answer)
     if gold.startswith("(") and answer[0] != "C":
         answer = _POINT.sub("", answer, count=1) if _POINT.match(answer) else answer

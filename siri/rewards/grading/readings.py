@@ -17,6 +17,11 @@ _COMMA = re.compile(r"([-+]?\d+),(\d*\\(?:overline|dot)[^,]*)")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 
 
+def is_thousands(text: str) -> bool:
+    """Whether it is, or begins with, a number with commas at its thousands, which may be a list as well."""
+    return bool(_THOUSANDS.match(text.strip()))
+
+
 def readings(text: str) -> list[str]:
     r"""`text`, and what else it may mean.
 

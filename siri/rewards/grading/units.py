@@ -166,6 +166,15 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     return quantity, (*sorted(unit[:place]), *unit[place : place + 1], *sorted(unit[place + 1 :]))
 
 
+def counted(text: str) -> str:
+    """The noun or unit behind a number, in the singular: what was counted; "" for none."""
+    match = _TEXT_UNIT.fullmatch(text.strip()) or _PLAIN_UNIT.fullmatch(text.strip())
+    if match is None or re.search(r"\\text\{(?!degree\})", match[1]):
+        return ""
+    words = [measure(word) or word.casefold().removesuffix("s") for word in re.findall(r"[a-zA-Z]+", match[2])]
+    return " ".join(words) if without_unit(text)[0] != text.strip() else ""
+
+
 def measure(word: str) -> str | None:
     """The name of a unit in any of its spellings; None for another word."""
     if word in _CAPITALS:

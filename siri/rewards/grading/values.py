@@ -117,6 +117,8 @@ def _at_first(tree: Tree, point: Point) -> Tree:
     """`tree` with its variables replaced."""
     if tree[0] == "sym":
         return ("num", point[tree[1]])
+    if tree[0] == "apply":  # what f is at that point
+        return ("apply", _at_first(tree[1], point), tree[2] if len(tree) > 2 else ("num", point["f()"]))
     return tuple(
         tuple(_at_first(inner, point) for inner in part)
         if isinstance(part, tuple) and part and isinstance(part[0], tuple)
