@@ -14,10 +14,19 @@ from fractions import Fraction
 from siri.rewards.grading import library, sets
 from siri.rewards.grading.bases import in_base
 from siri.rewards.grading.boxes import final_boxes, last_boxed
-from siri.rewards.grading.equations import names_a_value
+from siri.rewards.grading.equations import applied, condensed, is_derivative, names_a_value
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.grammar import NotRead, Tree, read
-from siri.rewards.grading.labels import chained, named_values, same_labelled, spread, without_index, without_label
+from siri.rewards.grading.labels import (
+    chained,
+    name_key,
+    named_values,
+    same_labelled,
+    spread,
+    without_index,
+    without_label,
+)
+from siri.rewards.grading.measures import same_unit
 from siri.rewards.grading.names import with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
@@ -46,6 +55,8 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
+# How many times is asked for by a number, and answered by one.
+_TIMES = re.compile(r"(?<=[\d}])\s*(?:\\text\{\s*times\s*\}|\btimes)$")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 _JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
 _AND_OR = re.compile(
@@ -94,16 +105,17 @@ def same_answer(gold: str, answer: str) -> bool:
 
 def _same_money(gold: str, answer: str) -> bool:
     """Cents and dollars: 75 cents are $0.75."""
-    amounts = []
+    amounts, rests = [], []
     for text in (gold, answer):
         amount, unit = without_unit(clean(text))
-        scale = ("num", Fraction(100 if unit == ("cent",) else 1))
+        scale = ("num", Fraction(100 if unit and unit[0] == "cent" else 1))
+        rests.append([name for name in unit or () if name not in ("cent", "dollar")])
         try:
             amounts.append(("/", read(readings(amount)[-1]), scale))
         except NotRead:
             return False
     try:
-        return same_value(*amounts)
+        return rests[0] == rests[1] and same_value(*amounts)
     except (Undecided, Undefined):
         return False
 
@@ -316,22 +328,40 @@ def _same_named_tuple(golds: list[str], answers: list[str]) -> bool:
 
 def _same_equation(golds: list[str], answers: list[str]) -> bool:
     """Compares what is between equals signs, where one side or both have some."""
-    if len(golds) == len(answers) == 2 and key(golds[0]) == key(answers[0]):
-        return _same(golds[1], answers[1])
     if len(golds) > 1 and len(answers) > 1:
-        if bool(chained("=".join(golds))) != bool(chained("=".join(answers))):
-            return False  # x = 1 is half of x = y = 1
-        try:
-            return same_zeros(*(_difference(read(sides[0]), read(sides[-1])) for sides in (golds, answers)))
-        except NotRead:
-            return library.verify("=".join(golds), "=".join(answers))
+        return _same_equations(golds, answers)
     named = golds if len(golds) > 1 else answers
     return names_a_value(named, as_answer=named is answers) and _same(golds[-1], answers[-1])
 
 
+def _same_equations(golds: list[str], answers: list[str]) -> bool:
+    if len(golds) == len(answers) == 2:
+        names = name_key(golds[0]), name_key(answers[0])
+        if names[0] == names[1]:
+            return _same(golds[1], answers[1])
+        functions = [applied(side) for side in (golds[0], answers[0])]
+        if functions[0] and functions[1]:  # f(2) = 5 is nothing of f(5)
+            (gold_name, gold_point), (name, point) = functions
+            return gold_name == name and _same(gold_point, point) and _same(golds[1], answers[1])
+        if all(map(is_derivative, names)):
+            return False
+    if bool(chained("=".join(golds))) != bool(chained("=".join(answers))):
+        return False  # x = 1 is half of x = y = 1
+    golds, answers = condensed(golds), condensed(answers)
+    if len(golds) != len(answers):
+        return False  # a = c is half of a = b = c
+    if len(golds) > 2:
+        return _same_in_any_order(golds, answers)
+    try:
+        return same_zeros(*(_difference(read(sides[0]), read(sides[-1])) for sides in (golds, answers)))
+    except NotRead:
+        return library.verify("=".join(golds), "=".join(answers))
+
+
 def _same_scalar(gold: str, answer: str) -> bool:
+    gold = _TIMES.sub("", gold)
     (gold, gold_unit), (bare, answer_unit) = without_unit(gold), without_unit(answer)
-    if gold_unit and answer_unit and gold_unit != answer_unit:
+    if not same_unit(gold_unit, answer_unit):
         return False
     # "what percent ...?" is answered by the number; the other way round 5% is not 5
     number_for_percent = gold.endswith("\\%") and bare == answer.strip() and "%" not in answer

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from siri.rewards.grading.grammar import NotRead, read
+from siri.rewards.grading.measures import measure
 from siri.rewards.grading.structure import members, split
-from siri.rewards.grading.units import measure
 from siri.rewards.grading.values import rational
 
 Same = Callable[[str, str], bool]

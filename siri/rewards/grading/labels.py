@@ -1,7 +1,7 @@
 """Lists of values with names: "x = 1, y = 2", "12 boys, 15 girls", A(1,2), several solutions of a system.
 
 What has a name is compared under that name. Beside values without names the order counts in which the names are
-written, but for x, y and z, whose order everybody knows: nothing else says which value is whose.
+written, for nothing else says which value is whose; that of the alphabet where they are neighbours in it, as p and q.
 """
 
 import re
@@ -15,6 +15,7 @@ Same = Callable[[str, str], bool]
 _NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
 _INDEXED = re.compile(r"\s*([a-zA-Z]|\\lambda\s*)_\{?(\d)\}?\s*=([^=]+)")
 _COORDINATES = re.compile(r"([xyz])(?:_\{?\d\}?)?")
+_ROOT = re.compile(r"x_[12]")
 _POINT = re.compile(r"\s*([A-Z](?:_\w|')?)\s*(?:=\s*)?(\([^=]*\))")
 _SET_OF = re.compile(
     r"\s*((?:[A-Z]|\\(?:complement|overline)\s*(?:_\w\s*)?\{?\s*[A-Z]\s*\}?)(?:\s*\\(?:cap|cup|setminus)\s*[A-Z])*)\s*=\s*"
@@ -26,7 +27,8 @@ _CARRIED = re.compile(r"[-+\d\s./^{}a-z]*\d[-+\d\s./^{}a-z]*|-?\\frac\{\d+\}\{\d
 
 def name_key(text: str) -> str:
     """A name without what may be left out of it: spaces, braces of an index, the sign of an angle."""
-    text = re.sub(r"\\angle(?![a-zA-Z])|\s+|\\text", "", text)
+    text = re.sub(r"\\angle(?![a-zA-Z])|\s+|\\text|\\(?=Pr(?![a-zA-Z]))", "", text)
+    text = re.sub(r"^\\frac\{d([a-z])\}\{dx\}$|^d([a-z])/dx$", r"\1\2'", text)
     return re.sub(r"_\{(\w+)\}|\{(\w)\}", r"_\1\2" if "_{" in text else r"\1\2", text)
 
 
@@ -105,9 +107,15 @@ def named_values(parts: list[str]) -> list[str]:
     pairs = [label(part) for part in parts]
     if len({name for name, _ in pairs}) < len(parts) or not all(_NAME.fullmatch(name) for name, _ in pairs):
         return []
-    if all(_COORDINATES.fullmatch(name) for name, _ in pairs):
+    if all(_COORDINATES.fullmatch(name) for name, _ in pairs) or _neighbours([name for name, _ in pairs]):
         pairs.sort(key=lambda pair: pair[0])
     return [value for _, value in pairs]
+
+
+def _neighbours(names: list[str]) -> bool:
+    """Whether they are letters that follow one another in the alphabet, such as p and q."""
+    places = sorted(map(ord, names)) if all(len(name) == 1 for name in names) else []
+    return places == list(range(places[0], places[0] + len(places))) if places else False
 
 
 def systems(parts: list[str]) -> list[list[str]]:
@@ -136,6 +144,8 @@ def same_labelled(golds: list[str], answers: list[str], same: Same) -> bool | No
     labels = [[label(part)[0] for part in parts] for parts in (golds, answers)]
     for place, other in ((0, 1), (1, 0)):
         if all(labels[place]) and len(set(labels[place])) > 1 and not any(labels[other]):
+            if len(golds) == 2 and all(map(_ROOT.fullmatch, labels[place])):
+                return None  # the two roots of an equation
             values = named_values((golds, answers)[place]) or (golds, answers)[place]
             pair = (values, answers) if place == 0 else (golds, values)
             return len(golds) == len(answers) and all(map(same, *pair))

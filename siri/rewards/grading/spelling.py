@@ -20,7 +20,7 @@ _WRAPPERS = re.compile(
     r"|\\(?:nonumber|notag)(?![a-zA-Z])|\\m?kern\s*-?\d*\.?\d+\s*(?:pt|mu|em|ex|mm)|\\math(?:it|normal)\s*(?=\{[^{}]*[\d\\])"
 )
 _NAMED = re.compile(
-    r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|"
+    r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|csc|sec(?=\s*\}\s*[\w\\({^])|"
     r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis)(?=\s*\}\s*(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
@@ -33,6 +33,10 @@ _REPLACEMENTS = [
     (needle, re.compile(pattern), replacement)
     for needle, pattern, replacement in (
         ("", r"(?<!\\)\\[\[\]()]|\\?\$", " "),  # math delimiters and dollar signs
+        ("^", r"\\(?:text|mathrm)\s*\{([^{}^]*[a-zA-Z.])\s*\^\s*(?:\{\s*([23])\s*\}|([23]))\s*\}", r"\\text{\1}^\2\3"),
+        ("\\pounds", r"\\pounds(?![a-zA-Z])", " "),
+        ("\\text", r"(?<=[\d}])\s*\\text\{\s*\(([a-zA-Z./ ]+)\)\s*\}$", r"\\text{ \1}"),
+        ("{", r"(?<=\d)(?:\s|\\[,;: ])*\{\s*\}\s*(?=\^)", ""),
         ("\\", r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lmr]?)(?![a-zA-Z])", ""),
         ("{", r"(?<=\d)(?:\\text\s*)?\{\s*(?:,|\\,)\s*\}\s*(?=\d{3}(?!\d))", ""),
         ("\\text", r"\\text\{\s*([,;])\s*\}", r"\1 "),
@@ -144,6 +148,11 @@ _REPLACEMENTS = [
             r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
+        (
+            "\\text{degree}",
+            r"(?<=\d)\s*\\text\{degree\}\s*(?:\\text\{\s*)?([CF])(?:elsius|ahrenheit)?\s*\}?$",
+            lambda match: "\\text{ celsius}" if match[1] == "C" else "\\text{ fahrenheit}",
+        ),
         ("\\text", r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
         ("\\text", r"\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}", r"\\text{\1/\2}"),
         # m s^{-2} is m/s^2
@@ -159,6 +168,7 @@ _REPLACEMENTS = [
             r"\\text{ per \1}",
         ),
         ("\\text", r"(\\text\{[^{}]*\w)\s*[.!]\s*\}$", r"\1}"),
+        ("\\text", r"(?<=[\d}])( *\\text\{[^{}]*[a-zA-Z]) *,? +(and|or) *\}(?= *[-\d\\(])", r"\1}\\text{ \2 }"),
         ("=", r"^\\text\{ *([a-zA-Z] *= *-?\d[\d./]*) *\}$", r"\1"),
         (":00", r"(?<![\d:])(\d{1,2}):00(?= *(?:\\text\{ *)?[apAP]\.? ?[mM]\b)", r"\1"),
         ("\\text", r"\\text\{\s*[\"'\u201c]+([^\"{}\u201d]*)[\"'\u201d]+\s*\}", r"\\text{\1}"),
