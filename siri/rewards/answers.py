@@ -255,10 +255,10 @@ def _same_lists(gold: str, answer: str) -> bool:
         answers = without_index(answers, golds)
         if len(golds) == 1 or len(answers) == 1:
             return _same_named_tuple(golds, answers)
-        in_order = _in_order(gold, golds, answers)
-        if in_order is None:
-            in_order = same_labelled(golds, answers, _same_member)
-        return _same_in_any_order(golds, answers) if in_order is None else in_order
+        if is_thousands(gold):  # read as a list these have one order, and no sign of a set
+            return ";" not in answer and "{" not in answer and _same_in_order(golds, answers)
+        verdict = same_labelled(golds, answers, _same_member)
+        return _same_in_any_order(golds, answers) if verdict is None else verdict
     gold, answer = golds[0].strip(), answers[0].strip()
 
     golds, answers = split(gold, "="), split(answer, "=")
@@ -310,10 +310,7 @@ def _same_member(gold: str, answer: str) -> bool:
     return (empty or sets_[0] == sets_[1]) and _same(gold, answer)
 
 
-def _in_order(text: str, golds: list[str], answers: list[str]) -> bool | None:
-    """The thousands of a number, read as a list, have one order; None for another gold answer."""
-    if not is_thousands(text):
-        return None
+def _same_in_order(golds: list[str], answers: list[str]) -> bool:
     return len(golds) == len(answers) and all(map(_same_member, golds, answers))
 
 

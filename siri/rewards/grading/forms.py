@@ -5,8 +5,10 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from siri.rewards.grading import sets
 from siri.rewards.grading.grammar import NotRead, read
 from siri.rewards.grading.measures import measure
+from siri.rewards.grading.numbers import Undefined
 from siri.rewards.grading.structure import members, split
 from siri.rewards.grading.values import rational
 
@@ -28,6 +30,14 @@ _CASES = re.compile(
     re.DOTALL,
 )
 _CONDITION = re.compile(r"^\s*(?:(?:if|for|when|where)\b)?\s*|[\s.,;]*$")
+_PARITY = re.compile(
+    r"\s*(?:([a-zA-Z]) (?:is )?(?:an? )?(even|odd)(?: (?:integer|number))?|(?:an? )?(even|odd) ([a-zA-Z]))\s*"
+)
+_IF = re.compile(r"\b(?:if|when|even|odd)\b")
+_CASE = re.compile(
+    r"\s*(?P<value>[^;,()]*(?:\([^()]*\)[^;,()]*)*?)\s*,?\s*(?:\b(?:if|when|for|where)\b\s*(?P<condition>[^;,()]+?)|"
+    r"\((?:if|when|for)?\s*(?P<bracket>[^;()]+)\))\s*(?:[;,]\s*(?:(?:and|or)\s+)?|\s(?:and|or)\s(?=[^;]*\b(?:if|when)\b)|$)"
+)
 _AMOUNT = re.compile(
     r"\s*(?:(?:,|and\b|\\text\{\s*and\s*\})\s*)?(\d+(?:\.\d+)?)\s*(?:\\text\{\s*([a-zA-Z]+)\.?\s*(?:,|and)?\s*\}|"
     r"([a-zA-Z]+)\.?)"
@@ -114,22 +124,61 @@ def _cases(text: str) -> list[list[str]] | None:
     """The values of a function with the condition of each."""
     match = _CASES.fullmatch(text.strip())
     if match is None:
-        return None
+        return _cases_in_words(text)
     rows = [row for row in re.split(r"\\\\(?:\[[^\[\]]*\])?", match["rows"]) if row.strip()]
-    parts = [split(row, "&") if "&" in row else split(row, ",") for row in rows]
+    parts = [split(row.strip(" ,;."), "&") if "&" in row else split(row.strip(" ,;."), ",") for row in rows]
     if any(len(part) != 2 for part in parts):
         return None
-    return [[value.strip(" ,;"), _CONDITION.sub("", _without_text(condition))] for value, condition in parts]
+    return [[value.strip(" ,;"), _condition(condition)] for value, condition in parts]
+
+
+def _cases_in_words(text: str) -> list[list[str]] | None:
+    """ "3 if n is even, 1 if n is odd": at least two values, each with its condition."""
+    if not _IF.search(text):
+        return None
+    plain, rows, place = _without_text(text), [], 0
+    while match := _CASE.match(plain, place):
+        rows.append([match["value"].strip(" ,"), _condition(match["condition"] or match["bracket"])])
+        place = match.end()
+    return rows if place == len(plain) and len(rows) > 1 else None
+
+
+def _condition(text: str) -> str:
+    """Without "if", and in one spelling for even and odd numbers."""
+    plain = re.sub(r"\s+", " ", _CONDITION.sub("", _without_text(text)))
+    if match := _PARITY.fullmatch(plain):
+        return f"\\text{{{match[1] or match[4]} {match[2] or match[3]}}}"
+    return "\\text{otherwise}" if re.fullmatch(r"otherwise|else|in all other cases", plain) else plain
 
 
 def _same_cases(golds: list[list[str]], answers: list[list[str]], same: Same) -> bool:
-    left = list(answers)
+    left, rest = list(answers), []
     for gold in golds:
         place = next((i for i, answer in enumerate(left) if all(map(same, gold, answer))), None)
         if place is None:
-            return False
-        del left[place]
-    return not left
+            rest.append(gold)
+        else:
+            del left[place]
+    if not rest and not left:
+        return True
+    if len(golds) != len(answers) or len(rest) != 1 or not same(rest[0][0], left[0][0]):
+        return False
+    # "otherwise" is what the other conditions leave
+    (gold, answer), others = (rest[0][1], left[0][1]), [row[1] for row in golds if row is not rest[0]]
+    if "\\text{otherwise}" not in (gold, answer):
+        return False
+    return _is_the_rest(answer if "otherwise" in gold else gold, others)
+
+
+def _is_the_rest(condition: str, others: list[str]) -> bool:
+    parities = [_PARITY.fullmatch(_without_text(text)) for text in (condition, *others)]
+    if all(parities):
+        return len({match.group() for match in parities if match}) == 2 == len(parities)
+    try:
+        (rest, name), (taken, other) = sets.read_set(condition), sets.read_set(" or ".join(others))
+        return name == other and sets.same_pieces(rest, sets.complement(taken))
+    except (sets.NotASet, Undefined):
+        return False
 
 
 def _amounts(text: str) -> list[tuple[str, str]] | None:

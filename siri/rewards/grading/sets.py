@@ -114,7 +114,7 @@ def _all_of(text: str, names: set[str], depth: int) -> Pieces:
     if match := _MEMBER.fullmatch(text):
         names.add(match[1])
         pieces = _joined(_either(match[3], names, depth + 1))
-        return _complement(pieces) if match[2] else pieces
+        return complement(pieces) if match[2] else pieces
     if listed := _listed(text):
         intervals = [_union(member, names, depth) for member in listed]
         if any(_common(a, b) for place, a in enumerate(intervals) for b in intervals[:place]):
@@ -179,7 +179,7 @@ def _difference(text: str, names: set[str], depth: int) -> Pieces:
     whole, *taken = _split(text, r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=[\])}R])\s*-\s*(?=\\\{)")
     remaining = _joined(_single_set(whole.strip(), names, depth))
     for excluded in taken:
-        remaining = _common(remaining, _complement(_joined(_single_set(excluded.strip(), names, depth))))
+        remaining = _common(remaining, complement(_joined(_single_set(excluded.strip(), names, depth))))
     return remaining
 
 
@@ -193,7 +193,7 @@ def _single_set(text: str, names: set[str], depth: int) -> Pieces:
         sign = match["relation"] or _BESIDE_ZERO[match["sign"] or match["word"].replace("-", "").lower()]
         return _half_line(sign, _ZERO)
     if match := _ALL_BUT.fullmatch(text):
-        return _complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, _top_level(match[1], ",;"))]))
+        return complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, _top_level(match[1], ",;"))]))
     if match := _BUILDER.fullmatch(text):
         names.add(match[1])
         return _either(match[2], names, depth + 1)
@@ -248,7 +248,7 @@ def _bounded(name: str, sign: str, end: Tree, names: set[str]) -> Pieces:
         raise NotASet from error
     names.add(name)
     inside = _between(("neg", end), sign in ("\\le ", ">"), end, sign in ("\\le ", ">"))
-    return inside if sign in ("<", "\\le ") else _complement(inside)
+    return inside if sign in ("<", "\\le ") else complement(inside)
 
 
 def _variable(text: str) -> str:
@@ -259,7 +259,7 @@ def _variable(text: str) -> str:
 
 def _half_line(sign: str, end: Tree) -> Pieces:
     if sign == "\\ne ":
-        return _complement([Piece(end, True, end, True)])
+        return complement([Piece(end, True, end, True)])
     if sign in ("<", "\\le "):
         return _between(_MINUS_INFINITY, False, end, sign != "<")
     return _between(end, sign != ">", _INFINITY, False)
@@ -328,7 +328,8 @@ def _common(a: Pieces, b: Pieces) -> Pieces:
     return shared
 
 
-def _complement(pieces: Pieces) -> Pieces:
+def complement(pieces: Pieces) -> Pieces:
+    """All other real numbers."""
     outside: Pieces = []
     low, low_in = _MINUS_INFINITY, False
     for piece in pieces:
