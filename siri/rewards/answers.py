@@ -14,7 +14,8 @@ from fractions import Fraction
 from siri.rewards.grading import library, sets
 from siri.rewards.grading.bases import in_base
 from siri.rewards.grading.boxes import final_boxes, last_boxed
-from siri.rewards.grading.equations import applied, condensed, is_derivative, names_a_value
+from siri.rewards.grading.conditions import without_declarations
+from siri.rewards.grading.equations import applied, condensed, event, is_derivative, is_graph, names_a_value
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.grammar import NotRead, Tree, read
 from siri.rewards.grading.labels import (
@@ -27,7 +28,8 @@ from siri.rewards.grading.labels import (
     without_label,
 )
 from siri.rewards.grading.measures import same_unit
-from siri.rewards.grading.names import with_names_of
+from siri.rewards.grading.money import same_money
+from siri.rewards.grading.names import other_constants, with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.spelling import clean
@@ -84,14 +86,15 @@ def same_answer(gold: str, answer: str) -> bool:
         return False
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
     if (money := currencies(gold)) and (other_money := currencies(answer)) and not money & other_money:
-        return {*money, *other_money} == {"dollar", "cent"} and _same_money(gold, answer)
+        return {*money, *other_money} == {"dollar", "cent"} and same_money(gold, answer)
     if gold.strip() == answer.strip():
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
     undecided = False
     for reading in readings(clean(gold)):
-        for other in readings(clean(answer)):
+        others = [text for other in readings(clean(answer)) for text in (other, *other_constants(reading, other))]
+        for other in others:
             try:
                 if _same(reading, other):
                     return True
@@ -103,23 +106,6 @@ def same_answer(gold: str, answer: str) -> bool:
     return False
 
 
-def _same_money(gold: str, answer: str) -> bool:
-    """Cents and dollars: 75 cents are $0.75."""
-    amounts, rests = [], []
-    for text in (gold, answer):
-        amount, unit = without_unit(clean(text))
-        scale = ("num", Fraction(100 if unit and unit[0] == "cent" else 1))
-        rests.append([name for name in unit or () if name not in ("cent", "dollar")])
-        try:
-            amounts.append(("/", read(readings(amount)[-1]), scale))
-        except NotRead:
-            return False
-    try:
-        return rests[0] == rests[1] and same_value(*amounts)
-    except (Undecided, Undefined):
-        return False
-
-
 def _same(gold: str, answer: str) -> bool:
     gold, answer = gold.strip(), answer.strip()
     if not gold or not answer:
@@ -128,9 +114,15 @@ def _same(gold: str, answer: str) -> bool:
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
-    answer = with_names_of(gold, answer)
+    renamed = without_declarations(gold, with_names_of(gold, answer))
+    if renamed != (gold, answer):
+        gold, answer = renamed
+        if key(gold) == key(answer):
+            return True
     verdict = same_form(gold, answer, _same)
     if verdict is not None:
+        return verdict
+    if (verdict := _same_events(gold, answer)) is not None:
         return verdict
     chosen = _same_choice(gold, answer)
     if chosen is not None:
@@ -188,6 +180,17 @@ def _same_choice(gold: str, answer: str) -> bool | None:
         return _same(gold_text, answer)
     if text and letter:
         return _same(gold, text)
+    return None
+
+
+def _same_events(gold: str, answer: str) -> bool | None:
+    """Probabilities with the event that they are of, in one or both; None without any."""
+    golds, answers = event(gold), event(answer)
+    if golds or answers:
+        both = golds or split(gold, "="), answers or split(answer, "=")
+        if all(len(sides) == 2 and applied(sides[0]) for sides in both):
+            return _same_equations(*both)
+        return _same(golds[1] if golds else gold, answers[1] if answers else answer)
     return None
 
 
@@ -335,6 +338,8 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
     if len(golds) == len(answers) == 2:
         names = name_key(golds[0]), name_key(answers[0])
         if names[0] == names[1]:
+            return _same(golds[1], answers[1])
+        if is_graph(*names):
             return _same(golds[1], answers[1])
         functions = [applied(side) for side in (golds[0], answers[0])]
         if functions[0] and functions[1]:  # f(2) = 5 is nothing of f(5)

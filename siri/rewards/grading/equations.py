@@ -4,7 +4,7 @@ import re
 
 from siri.rewards.grading.grammar import NotRead, read, symbols
 from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
-from siri.rewards.grading.structure import enclosed, squeezed
+from siri.rewards.grading.structure import RELATION, enclosed, split, squeezed
 from siri.rewards.grading.values import rational, same_value
 
 # What is between equals signs and is more than a name: operations, a logarithm, the amount of one unknown.
@@ -27,6 +27,19 @@ def applied(side: str) -> tuple[str, str] | None:
     """The name of a function and what it is applied to, of `f(2)`, `P(X = 1)`, `f^{-1}(x)`; None for whatever else."""
     match = _APPLIED.fullmatch(side)
     return (squeezed(match[1]), match[2]) if match and enclosed(match[0][match.end(1) :].strip()) else None
+
+
+def event(text: str) -> list[str] | None:
+    """`P(X < 3)` and `1/2` of `P(X < 3) = 1/2`; None for whatever else."""
+    sides = split(text, "=")
+    if len(sides) != 2 or not RELATION.search(sides[0]) or RELATION.search(sides[1]):
+        return None
+    return sides if applied(sides[0]) else None
+
+
+def is_graph(name: str, other: str) -> bool:
+    """Whether one is y and the other a function of x: both say what is drawn over x."""
+    return "y" in (name, other) and bool(re.fullmatch(r"[fghy](?:\^\{?-1\}?)?\(x\)", other if name == "y" else name))
 
 
 def is_derivative(side: str) -> bool:

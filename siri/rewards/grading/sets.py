@@ -39,6 +39,7 @@ _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _FLIPPED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le ", "\\ne ": "\\ne "}
 _BUILDER = re.compile(r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(.*?)\\?\}")
 _BOUND = re.compile(r"\|\s*([a-zA-Z])\s*\|\s*(<|>|\\le |\\ge )(.*)")
+_BETWEEN = re.compile(r"([^<>|]*?)\s*(<|\\le )\s*(\|\s*[a-zA-Z]\s*\|)\s*(<|\\le )([^<>|]*)")
 _IN_BRACES = re.compile(r"\\?\{[^{}]*\}")
 _MEMBER = re.compile(r"\s*([a-zA-Z])\s*\\(not)?\s*\\?in(?![a-zA-Z])\s*(.*)")
 _SET_SIGNS = re.compile(
@@ -157,6 +158,10 @@ def _condition(text: str, names: set[str], depth: int) -> Pieces:
     if (point := re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", text)) and not _RELATION.search(text):
         names.add(point[1])
         return [Piece(end, True, end, True) for end in [_end(point[2])]]
+    if between := _BETWEEN.fullmatch(text):
+        low, first, middle, second, high = between.groups()
+        beyond = _condition(f"{middle}{_FLIPPED[first]}{low}", names, depth)
+        return _common(_joined(beyond), _joined(_condition(f"{middle}{second}{high}", names, depth)))
     if bound := _BOUND.fullmatch(text):
         return _bounded(bound[1], bound[2], _end(bound[3]), names)
     if _RELATION.search(_IN_BRACES.sub("", text)) and not _enclosed(text):
@@ -195,8 +200,11 @@ def _single_set(text: str, names: set[str], depth: int) -> Pieces:
     if match := _ALL_BUT.fullmatch(text):
         return complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, _top_level(match[1], ",;"))]))
     if match := _BUILDER.fullmatch(text):
-        names.add(match[1])
-        return _either(match[2], names, depth + 1)
+        inner: set[str] = set()
+        pieces = _either(match[2], inner, depth + 1)
+        if inner - {match[1]}:
+            raise NotASet  # of another letter than the set's
+        return pieces
     if (inside := re.fullmatch(r"\\?\{([^{}]*)\\?\}", text)) and _RELATION.search(inside[1]):
         return _either(inside[1].removesuffix("\\"), names, depth + 1)
     if points := re.fullmatch(r"\\\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\\\}|\{([^{}]*)\}", text):
@@ -242,7 +250,8 @@ def _chain(text: str, names: set[str]) -> Pieces:
 def _bounded(name: str, sign: str, end: Tree, names: set[str]) -> Pieces:
     """`|x| < 2` is -2 < x < 2, `|x| > 2` all beyond that."""
     try:
-        if order(end, _ZERO) <= 0:
+        side = order(end, _ZERO)
+        if side < 0 or (side == 0 and sign != ">"):
             raise NotASet
     except Undefined as error:
         raise NotASet from error

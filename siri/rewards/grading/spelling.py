@@ -8,7 +8,7 @@ from siri.rewards.grading.words import without_words
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
 _WRAPPERS = re.compile(
-    r"\\(?:boldsymbol|bm|pmb|underline|uline|mathbf(?!\s*\{\s*R\s*\})|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
+    r"\\(?:boldsymbol|bold|bm|pmb|underline|uline|mathbf(?!\s*\{\s*R\s*\})|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
     r"(?![a-zA-Z])\s*(?=\{)"
     r"|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}|\\(?:textcolor|colorbox|color)\s*(?:\[\w*\])?\{[^{}]*\}"
     r"|\\(?:mathop|operatorname)\s*(?=\{\s*-?\d)"
@@ -96,11 +96,18 @@ _REPLACEMENTS = [
         ("\\", r"\\(?:hat|vec|widehat|overrightarrow)\s*(?:\{\s*([ijk])\s*\}|([ijk])(?![a-zA-Z]))", r"\1\2"),
         ("\\overrightarrow", r"\\overrightarrow(?![a-zA-Z])", r"\\vec"),
         ("\\vec", r"\\vec\s*(?:\{\s*([a-zA-Z])\s*\}|\s([a-zA-Z]))(?![a-zA-Z])", r"\\vec{\1\2}"),
+        ("\\var", r"\\var(epsilon|phi|theta)(?![a-zA-Z])", r"\\\1"),
         ("\\uppi", r"\\uppi(?![a-zA-Z])", r"\\pi "),
         (" to ", r"^\\text\{\s*(\d+)\s+to\s+(\d+)\s*\}$", r"\1:\2"),
         ("US", r"^US\s*\\?\$?\s*(?=[\d.])", ""),
         ("USD", r"^USD\s*(?=[\d.])", ""),
         (":=", r":=", "="),
+        ("\\mapsto", r"^([a-zA-Z])\s*:\s*([a-zA-Z])\s*\\mapsto(?![a-zA-Z])", r"\1(\2)="),
+        ("\\equiv", r"(?<![\\a-zA-Z])([fgh]) ?(?:\(x\))? ?\\equiv(?![a-zA-Z])(?!.*mod)", r"\1(x)="),
+        (":", r"^[a-zA-Z](?:_\d)? ?: ?(?=[^:=]*=[^:=]*$)", ""),
+        ("//", r"(?<=[A-Z]) ?// ?(?=[A-Z])", r" \\parallel "),
+        ("\\mathbf", r"\\mathbf\s*\{\s*([ZQ])\s*\}", r"\\mathbb{\1}"),
+        ("\\text", r"\\text\{\s*[.,;:]\s*\}$", ""),
         ("\\equiv", r"^([a-zA-Z]\([a-zA-Z]\))\s*\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
         (",", r",\s*(?:\.\.\.|\\[lc]?dots(?:c(?![a-zA-Z]))?)\s*,", r",\\ldots ,"),
         ("&", r"&nbsp;", " "),
@@ -180,7 +187,7 @@ _REPLACEMENTS = [
         ("{", r"(?<![\\a-zA-Z}])\{([-+.,=<>:])\}", r"\1"),
         ("10^", r"(?<=\d) ?[xX] ?(?=10\^)", r"\\times "),
         ("\\choose", r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
-        ("C", r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        ("C", r"(?<![\w})])(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         ("C", r"(?:\\text\{ *C *\}|C)_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         ("C", rf"(?<![a-zA-Z\d}})])(?:\{{ *\}})?[_^]{_SCRIPT} *C_{_SCRIPT}", lambda match: _chosen(match)),
         ("C_", rf"(?<![a-zA-Z\\])C_{_SCRIPT}\^{_SCRIPT}", lambda match: _chosen(match)),
@@ -269,7 +276,7 @@ def _undecorated(text: str) -> str:
 
 def _unmarked(text: str) -> str:
     text = text.strip()
-    inner = re.sub(r"(?<![\\.,;:])[.,;:]+$", "", text)  # but no thin space
+    inner = re.sub(r"(?<![\\.,;:])(?<!\\right)[.,;:]+$", "", text)  # but no thin space
     for _ in range(3):
         for mark in ("***", "**", "__", "```", "``", "`", "*", "_"):
             if len(inner) > 2 * len(mark) and inner.startswith(mark) and inner.endswith(mark):

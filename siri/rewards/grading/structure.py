@@ -51,6 +51,11 @@ def key(text: str) -> str:
     return plain.casefold() if re.fullmatch(r"[A-Za-z]{2,}", plain) else plain
 
 
+def without_text(text: str) -> str:
+    """With words for what stands in \\text."""
+    return re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
+
+
 def split(text: str, separators: str) -> list[str]:
     """`text` at the separators that are outside of all brackets."""
     parts, depth, start = [], 0, 0
