@@ -9,15 +9,23 @@ math-verify (`grading.library`) is asked about what that grammar does not hold.
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from siri.rewards.grading import library, sets
-from siri.rewards.grading.bases import in_base
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.conditions import without_declarations
-from siri.rewards.grading.equations import applied, condensed, event, is_derivative, is_graph, names_a_value
+from siri.rewards.grading.equations import (
+    applied,
+    condensed,
+    difference,
+    event,
+    is_derivative,
+    is_graph,
+    names_a_value,
+    same_curves,
+)
 from siri.rewards.grading.forms import same_form
-from siri.rewards.grading.grammar import NotRead, Tree, read
+from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
+from siri.rewards.grading.integers import same_whole_sets
 from siri.rewards.grading.labels import (
     chained,
     name_key,
@@ -27,27 +35,28 @@ from siri.rewards.grading.labels import (
     without_index,
     without_label,
 )
-from siri.rewards.grading.measures import same_unit
 from siri.rewards.grading.money import same_money
 from siri.rewards.grading.names import other_constants, with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
+from siri.rewards.grading.scalars import same_scalar
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
     RELATION,
     bracketed,
     chains,
     choice,
+    components,
     has_other_choices,
     key,
     matrix,
     members,
     ratio,
     split,
-    squeezed,
+    without_text,
 )
-from siri.rewards.grading.units import currencies, without_unit
-from siri.rewards.grading.values import rational, rounds_to, same_value, same_zeros
+from siri.rewards.grading.units import currencies
+from siri.rewards.grading.values import same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
 
@@ -57,9 +66,7 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
-# How many times is asked for by a number, and answered by one.
-_TIMES = re.compile(r"(?<=[\d}])\s*(?:\\text\{\s*times\s*\}|\btimes)$")
-_DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
+_CHOICES = re.compile(r"\\text\{\s*\(?[A-J]\)?(?:\s*(?:,|and|&)\s*\(?[A-J]\)?)+\s*\}")
 _JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
 _AND_OR = re.compile(
     r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\&\s*|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
@@ -127,18 +134,35 @@ def _same(gold: str, answer: str) -> bool:
     chosen = _same_choice(gold, answer)
     if chosen is not None:
         return chosen
+    if (verdict := same_whole_sets(gold, answer)) is not None:
+        return verdict
     if sets.may_be_a_set(gold) or sets.may_be_a_set(answer):
         verdict = _same_sets(gold, answer)
         if verdict is not None:
             return verdict
     if RELATION.search(gold) or RELATION.search(answer):
         return _same_relations(gold, answer)
+    if (verdict := _same_union(gold, answer)) is not None:
+        return verdict
     if restated := _restated(gold, answer):
         return all(map(_same, *restated))
     (name, bare), (other_name, other) = without_label(gold), without_label(answer)
     if name and other_name:
         return name == other_name and _same(bare, other)
     return _same_lists(*(_listed(text) for text in (bare, other)))
+
+
+def _same_union(gold: str, answer: str) -> bool | None:
+    """Curves joined by "or" and the product of their equations; None for whatever else."""
+    parts = [[split(part, "=") for part in _JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
+    if min(map(len, parts)) != 1 or max(map(len, parts)) < 2 or any(len(sides) != 2 for sides in parts[0] + parts[1]):
+        return None
+    try:
+        trees = [[difference(*map(read, sides)) for sides in each] for each in parts]
+    except NotRead:
+        return None
+    products = [("*", tuple(each)) if len(each) > 1 else each[0] for each in trees]
+    return len(symbols(products[0])) > 1 and same_zeros(*products)
 
 
 def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
@@ -160,13 +184,17 @@ def _listed(text: str) -> str:
 
 def _same_letters(gold: str, answer: str) -> bool:
     """A choice in a small letter, and several of them written together, in order: "b" for B, "AC" for "A, C"."""
-    golds, answers = ([key(part) for part in split(_listed(text), ",;&")] for text in (gold, answer))
+    texts = (without_text(text) if _CHOICES.fullmatch(text) else text for text in (gold, answer))
+    golds, answers = ([key(part) for part in split(_listed(text), ",;&")] for text in texts)
+    if min(len(golds), len(answers)) > 1 and all(re.fullmatch("[A-J]", letter) for letter in golds + answers):
+        return sorted(golds) == sorted(answers)
     for single, several in ((golds, answers), (answers, golds)):
         if len(single) == 1 < len(several) and all(re.fullmatch("[A-H]", letter) for letter in several):
             return re.fullmatch("[A-H]{2,}", gold.strip() if single is golds else answer.strip()) is not None and (
                 list(gold.strip() if single is golds else answer.strip()) == sorted(set(several))
             )
-    return len(gold) == len(answer) == 1 and gold in "ABCDE" and answer.upper() == gold
+    letter = key(gold) if "(" in gold else gold
+    return len(answer) == 1 and letter in tuple("ABCDE") and answer.upper() == letter
 
 
 def _same_choice(gold: str, answer: str) -> bool | None:
@@ -240,12 +268,8 @@ def _below_zero(text: str) -> tuple[str, Tree]:
         raise NotRead("more than one sign")
     left, right = map(read, sides)
     if signs[0] in (">", "\\ge "):
-        return ("<" if signs[0] == ">" else "\\le "), _difference(right, left)
-    return signs[0], _difference(left, right)
-
-
-def _difference(left: Tree, right: Tree) -> Tree:
-    return ("+", (left, ("neg", right)))
+        return ("<" if signs[0] == ">" else "\\le "), difference(right, left)
+    return signs[0], difference(left, right)
 
 
 def _same_lists(gold: str, answer: str) -> bool:
@@ -275,6 +299,8 @@ def _same_lists(gold: str, answer: str) -> bool:
     for parts in (matrix, bracketed, ratio):
         gold_parts, answer_parts = parts(gold), parts(answer)
         if gold_parts or answer_parts:
+            if parts is bracketed and (vectors := components(gold, answer)):
+                return all(map(_same, *vectors))
             if not gold_parts or not answer_parts:
                 kind = (gold_parts or answer_parts or ("",))[0]
                 # a determinant and a number
@@ -282,7 +308,7 @@ def _same_lists(gold: str, answer: str) -> bool:
             if gold_parts[0] != answer_parts[0]:
                 return False
             return all(map(_same_member, gold_parts[1], answer_parts[1]))
-    return _same_scalar(gold, answer)
+    return same_scalar(gold, answer)
 
 
 def _is_a_word(text: str) -> bool:
@@ -355,43 +381,6 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
     if len(golds) > 2:
         return _same_in_any_order(golds, answers)
     try:
-        return same_zeros(*(_difference(read(sides[0]), read(sides[-1])) for sides in (golds, answers)))
+        return same_curves(*(difference(read(sides[0]), read(sides[-1])) for sides in (golds, answers)))
     except NotRead:
         return library.verify("=".join(golds), "=".join(answers))
-
-
-def _same_scalar(gold: str, answer: str) -> bool:
-    gold = _TIMES.sub("", gold)
-    (gold, gold_unit), (bare, answer_unit) = without_unit(gold), without_unit(answer)
-    if not same_unit(gold_unit, answer_unit):
-        return False
-    # "what percent ...?" is answered by the number; the other way round 5% is not 5
-    number_for_percent = gold.endswith("\\%") and bare == answer.strip() and "%" not in answer
-    if number_for_percent and _same_scalar(gold.removesuffix("\\%").strip(), answer):
-        return True
-    answer = bare
-    based = in_base(gold), in_base(answer)
-    if any(based):
-        return based[0] == based[1]
-    try:
-        trees = read(gold), read(answer)
-    except NotRead:
-        return library.verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
-    # a decimal that is near may be too near for a comparison of values to tell
-    return _rounded(trees, (gold, answer)) or same_value(*trees)
-
-
-def _rounded(trees: tuple[Tree, Tree], texts: tuple[str, str]) -> bool:
-    """Whether one is a decimal of six places or more, and the other rounds to it."""
-    places = [_places(text) for text in texts]
-    for place, other in ((0, 1), (1, 0)):
-        if places[place] and not places[other]:
-            return rounds_to(trees[other], rational(trees[place]) or Fraction(0), places[place])
-    return False
-
-
-def _places(text: str) -> int:
-    """How many decimals a number is written with, two more if it is a percentage; 0 for whatever else."""
-    text = squeezed(text)
-    match = _DECIMAL.fullmatch(text.removesuffix("\\%"))
-    return (len(match[1]) + 2 * text.endswith("\\%")) if match else 0

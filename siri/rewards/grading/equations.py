@@ -1,11 +1,12 @@
 """What an equation says: a value by its name, or something to be solved."""
 
 import re
+from fractions import Fraction
 
-from siri.rewards.grading.grammar import NotRead, read, symbols
+from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
 from siri.rewards.grading.structure import RELATION, enclosed, split, squeezed
-from siri.rewards.grading.values import rational, same_value
+from siri.rewards.grading.values import drawn_points, rational, same_value, same_zeros
 
 # What is between equals signs and is more than a name: operations, a logarithm, the amount of one unknown.
 _TO_BE_SOLVED = re.compile(
@@ -27,6 +28,69 @@ def applied(side: str) -> tuple[str, str] | None:
     """The name of a function and what it is applied to, of `f(2)`, `P(X = 1)`, `f^{-1}(x)`; None for whatever else."""
     match = _APPLIED.fullmatch(side)
     return (squeezed(match[1]), match[2]) if match and enclosed(match[0][match.end(1) :].strip()) else None
+
+
+def difference(left: Tree, right: Tree) -> Tree:
+    return ("+", (left, ("neg", right)))
+
+
+def same_curves(gold: Tree, answer: Tree) -> bool:
+    """Whether gold = 0 and answer = 0 are one equation, also when both are multiplied by their denominators: xy = 6 is
+    y = 6/x. Of one unknown such an equation would be another one, and y/x = 1 lacks a point of y = x."""
+    if same_zeros(gold, answer):
+        return True
+    (over, under), (other_over, other_under) = _fraction(gold), _fraction(answer)
+    if len(symbols(gold)) < 2 or not (symbols(under) or symbols(other_under)):
+        return False
+    return same_zeros(over, other_over) and not any(_meets(other_over, part) for part in _factors(other_under))
+
+
+def _factors(tree: Tree) -> list[Tree]:
+    """The factors of a product that have variables."""
+    if tree[0] == "*":
+        return [factor for part in tree[1] for factor in _factors(part)]
+    return [tree] if symbols(tree) else []
+
+
+def _meets(tree: Tree, factor: Tree) -> bool:
+    """Whether `tree` may be zero where this factor is: whether it is no number there but zero."""
+    rest = _without(tree, factor)
+    values = {rational(rest, point) for point in drawn_points(symbols(rest))}
+    return len(values) != 1 or not values - {None, Fraction(0)}
+
+
+def _without(tree: Tree, factor: Tree) -> Tree:
+    """`tree` with zero for a part of it."""
+    if tree == factor:
+        return ("num", Fraction(0))
+    return tuple(
+        _without(part, factor)
+        if isinstance(part, tuple) and part and isinstance(part[0], str)
+        else tuple(_without(inner, factor) for inner in part)
+        if isinstance(part, tuple)
+        else part
+        for part in tree
+    )
+
+
+def _fraction(tree: Tree) -> tuple[Tree, Tree]:
+    """A value as one fraction, as far as it is made of sums, products and quotients."""
+    kind = tree[0]
+    if kind == "neg":
+        over, under = _fraction(tree[1])
+        return ("neg", over), under
+    if kind == "/":
+        (a, b), (c, d) = map(_fraction, tree[1:])
+        return ("*", (a, d)), ("*", (b, c))
+    if kind in ("+", "*"):
+        fractions = [_fraction(part) for part in tree[1]]
+        unders = [under for _, under in fractions]
+        if kind == "*":
+            return ("*", tuple(over for over, _ in fractions)), ("*", tuple(unders))
+        others = [tuple(unders[:place] + unders[place + 1 :]) for place in range(len(unders))]
+        terms = (("*", (over, *rest)) for (over, _), rest in zip(fractions, others, strict=True))
+        return ("+", tuple(terms)), ("*", tuple(unders))
+    return tree, ("num", Fraction(1))
 
 
 def event(text: str) -> list[str] | None:

@@ -93,7 +93,11 @@ _REPLACEMENTS = [
         ("dollar", r"\\(?:text|math)dollar(?![a-zA-Z])", " "),
         ("\\mathbf", r"\\mathbf\s*(?:\{\s*R\s*\}|R(?![a-zA-Z]))", r"\\mathbb{R}"),
         ("math", r"\\([ij])math(?![a-zA-Z])", r"\1"),
-        ("\\", r"\\(?:hat|vec|widehat|overrightarrow)\s*(?:\{\s*([ijk])\s*\}|([ijk])(?![a-zA-Z]))", r"\1\2"),
+        (
+            "\\",
+            r"\\(?:hat|vec|widehat|overrightarrow)\s*(?:\{\s*\{?\s*([ijk])\s*\}?\s*\}|([ijk])(?![a-zA-Z]))",
+            r"\1\2",
+        ),
         ("\\overrightarrow", r"\\overrightarrow(?![a-zA-Z])", r"\\vec"),
         ("\\vec", r"\\vec\s*(?:\{\s*([a-zA-Z])\s*\}|\s([a-zA-Z]))(?![a-zA-Z])", r"\\vec{\1\2}"),
         ("\\var", r"\\var(epsilon|phi|theta)(?![a-zA-Z])", r"\\\1"),

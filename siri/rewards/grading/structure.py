@@ -1,5 +1,6 @@
 """The structure of an answer: members of a list or set, tuples, matrices, ratios, choices."""
 
+import itertools
 import re
 
 _MATRIX = re.compile(
@@ -19,6 +20,15 @@ _DATE = re.compile(
     rf"(?:({_MONTH})\.?\s*(\d{{1,2}})|(\d{{1,2}})\s*(?:of)?\s*({_MONTH})\.?)(?:,?\s*(\d{{4}}))?", re.IGNORECASE
 )
 _DAY = re.compile(r"(?:(mon|fri|sun)|(tue)s?|(wed)(?:nes)?|(thu)(?:rs?)?|(sat)(?:ur)?)(?:day)?\.?", re.IGNORECASE)
+_SIGNED_TUPLE = re.compile(r"\s*\\pm\s*\(([^()]*,[^()]*)\)\s*")
+_TIME = re.compile(r"(\d{1,2}(?::\d\d)?)([ap])\.?m\.?", re.IGNORECASE)
+_NUMBER_SET = re.compile(
+    r"\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
+    r"(integers|naturalnumbers|rationalnumbers))"
+)
+_TOGETHER = re.compile(r"[A-Z](?:\\(cup|cap)[A-Z])(?:\\\1[A-Z])*")
+_TURNED = re.compile(r"\\(angle|triangle)([A-Z])([A-Z])([A-Z])")
+_UNIT_VECTORS = re.compile(r"(?P<i>[^ijk]*?)i\s*(?:(?P<j>[-+][^ijk]*?)j\s*)?(?:(?P<k>[-+][^ijk]*?)k\s*)?")
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})\s*\}?")
 _CHOICE = re.compile(
     r"(?P<said>(?:option|choice|answer)\s+)?"
@@ -43,12 +53,53 @@ def key(text: str) -> str:
         return "dne"
     if date := _DATE.fullmatch(plain):
         return " ".join(((date[1] or date[4])[:3].lower(), date[2] or date[3], date[5] or ""))
+    if time := _TIME.fullmatch(plain):
+        return f"{time[1]} {time[2].lower()}m"
+    if numbers := _NUMBER_SET.fullmatch(plain):
+        return _number_set(numbers)
+    if together := _TOGETHER.fullmatch(plain):
+        sign = together[1]
+        return f"\\{sign}".join(sorted(plain.split(f"\\{sign}")))
+    if turned := _TURNED.fullmatch(plain):
+        sign, first, middle, last = turned.groups()
+        letters = sorted(turned.groups()[1:]) if sign == "triangle" else [*sorted((first, last)), middle]
+        return f"{sign} {''.join(letters)}"
     if day := _DAY.fullmatch(plain):
         return next(filter(None, day.groups())).lower()
     letter = re.fullmatch(r"\(([A-Za-z])\)", plain)
     if letter:
         return letter[1].upper()
     return plain.casefold() if re.fullmatch(r"[A-Za-z]{2,}", plain) else plain
+
+
+def _number_set(match: re.Match) -> str:
+    r"""\mathbb{Z}^+ and "all positive integers" by one name."""
+    letter, part, kind, word = match.groups()
+    if letter:
+        positive = bool(part) and not (letter == "Z" and "*" in part)
+        return "numbers positive Z" if positive and letter in "ZN" else f"numbers {letter}{part or ''}"
+    name = {"i": "Z", "n": "N", "r": "Q"}[word[0].lower()]
+    return f"numbers {kind.lower().replace('-', '')} {name}" if kind else f"numbers {name}"
+
+
+def components(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
+    r"""The parts of a vector that one side writes as a tuple and the other by i, j and k: (1, -2) is i - 2j."""
+    for tuple_, other, turned in ((bracketed(gold), answer, False), (bracketed(answer), gold, True)):
+        match = _UNIT_VECTORS.fullmatch(re.sub(r"\{\s*([ijk])\s*\}", r"\1", other))
+        if not tuple_ or not match or tuple_[0][:2] != ("(", ")") or not (match["j"] or match["k"]):
+            continue
+        parts = [_coefficient(match[letter]) for letter in "ijk"[: len(tuple_[1])]]
+        if len(parts) < len(tuple_[1]) or (match["k"] and len(parts) < 3):
+            continue
+        return (parts, tuple_[1]) if turned else (tuple_[1], parts)
+    return None
+
+
+def _coefficient(text: str | None) -> str:
+    if text is None:
+        return "0"
+    text = text.strip()
+    return f"{text}1" if text in ("", "+", "-") else text.removeprefix("+")
 
 
 def without_text(text: str) -> str:
@@ -94,7 +145,10 @@ def members(text: str) -> list[str]:
     answers = []
     for piece in split(text, ",;"):
         count = piece.count("\\pm")
-        if count == 1 or (count == 0 and piece.count("\\mp") == 1):
+        if signed := _SIGNED_TUPLE.fullmatch(piece):
+            elements = split(signed[1], ",")
+            answers += [f"({signed[1]})", "(" + ",".join(f"-({element})" for element in elements) + ")"]
+        elif count == 1 or (count == 0 and piece.count("\\mp") == 1):
             answers += [piece.replace("\\pm", a).replace("\\mp", b) for a, b in ("+-", "-+")]
         elif count == 2 and "\\mp" not in piece:
             answers += [
@@ -102,7 +156,18 @@ def members(text: str) -> list[str]:
             ]
         else:
             answers.append(piece)
-    return answers
+    return _shortened(answers)
+
+
+def _shortened(parts: list[str]) -> list[str]:
+    """Of `0, 1, 2, ..., n` only what says how it goes on: the first two and the last."""
+    place = next((i for i, part in enumerate(parts) if part.strip() in ("\\ldots", "...")), 0)
+    before = parts[:place]
+    if place < 3 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in before):
+        return parts
+    values = [int(part) for part in before]
+    steps = {b - a for a, b in itertools.pairwise(values)}
+    return [*before[:2], *parts[place:]] if len(steps) == 1 else parts
 
 
 def bracketed(text: str) -> tuple | None:

@@ -62,7 +62,7 @@ def same_value(a: Tree, b: Tree) -> bool:
 def _same_everywhere(a: Tree, b: Tree, names: set[str], *, is_complex: bool) -> bool:
     """Whether both are the same wherever they are defined, among real numbers or, failing all points, complex ones."""
     defined = False
-    for point in _points(names):
+    for point in drawn_points(names):
         verdict = _same_at(Setting(point, is_complex), a, b)
         if verdict is False:
             return False
@@ -101,7 +101,7 @@ def same_zeros(a: Tree, b: Tree, *, signed: bool = False) -> bool:
         return False
     if len(names) > MAX_SYMBOLS:
         raise Undecided
-    points = list(_points(names))
+    points = list(drawn_points(names))
     first = points[0]
     try:
         left, right = rational(a, first), rational(b, first)
@@ -194,7 +194,7 @@ def _fraction(digits) -> Fraction:
     return -value if sign else value
 
 
-def _points(names: set[str]) -> Iterator[Point]:
+def drawn_points(names: set[str]) -> Iterator[Point]:
     """Values for the variables: small, large, negative, of both signs. One empty point where there are none."""
     if not names:
         yield {}
