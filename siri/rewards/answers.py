@@ -9,6 +9,7 @@ math-verify (`grading.library`) is asked about what that grammar does not hold.
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from siri.rewards.grading import library, sets
 from siri.rewards.grading.boxes import final_boxes, last_boxed
@@ -65,6 +66,7 @@ MAX_CLEANED_CHARS = 8192
 # One this much longer than the gold answer is wrong unread: nothing that is cleaned away takes as many characters.
 MAX_EXTRA_CHARS = 200_000
 
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 _CHOICES = re.compile(r"\\text\{\s*\(?[A-J]\)?(?:\s*(?:,|and|&)\s*\(?[A-J]\)?)+\s*\}")
 _JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
@@ -121,6 +123,8 @@ def _same(gold: str, answer: str) -> bool:
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
+    if _NUMBER.fullmatch(gold) and _NUMBER.fullmatch(answer):
+        return Fraction(gold) == Fraction(answer)
     renamed = without_declarations(gold, with_names_of(gold, answer))
     if renamed != (gold, answer):
         gold, answer = renamed
@@ -154,6 +158,8 @@ def _same(gold: str, answer: str) -> bool:
 
 def _same_union(gold: str, answer: str) -> bool | None:
     """Curves joined by "or" and the product of their equations; None for whatever else."""
+    if "or" not in gold + answer:
+        return None
     parts = [[split(part, "=") for part in _JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
     if min(map(len, parts)) != 1 or max(map(len, parts)) < 2 or any(len(sides) != 2 for sides in parts[0] + parts[1]):
         return None

@@ -21,6 +21,7 @@ _DATE = re.compile(
 )
 _DAY = re.compile(r"(?:(mon|fri|sun)|(tue)s?|(wed)(?:nes)?|(thu)(?:rs?)?|(sat)(?:ur)?)(?:day)?\.?", re.IGNORECASE)
 _SIGNED_TUPLE = re.compile(r"\s*\\pm\s*\(([^()]*,[^()]*)\)\s*")
+_LETTER = re.compile("[a-zA-Z]")
 _TIME = re.compile(r"(\d{1,2}(?::\d\d)?)([ap])\.?m\.?", re.IGNORECASE)
 _NUMBER_SET = re.compile(
     r"\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
@@ -49,6 +50,8 @@ def squeezed(text: str) -> str:
 def key(text: str) -> str:
     """What is compared as text: no spaces, no text commands; words and choice letters without case."""
     plain = re.sub(r"(?<=[a-zA-Z])\.$", "", squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)))
+    if not _LETTER.search(plain):
+        return plain
     if _NO_SUCH.fullmatch(plain):
         return "dne"
     if date := _DATE.fullmatch(plain):
