@@ -289,7 +289,7 @@ def _same_lists(gold: str, answer: str) -> bool:
         if len(golds) == 1 or len(answers) == 1:
             return _same_named_tuple(golds, answers)
         if is_thousands(gold):  # read as a list these have one order, and no sign of a set
-            return ";" not in answer and "{" not in answer and _same_in_order(golds, answers)
+            return ";" not in answer and "\\{" not in answer and _same_in_order(golds, answers)
         verdict = same_labelled(golds, answers, _same_member)
         return _same_in_any_order(golds, answers) if verdict is None else verdict
     gold, answer = golds[0].strip(), answers[0].strip()

@@ -36,7 +36,7 @@ _BETWEEN = re.compile(
     r"|\u6216\u8005?|\u4ee5\u53ca|\u5e76\u4e14|[\u548c\u4e0e\u53ca\u4e14]"
     r"|\b(?:and|or|maybe|possibly|perhaps|also|either|else|even|both|alternatively|respectively|as\s+well\s+as)\b)*+"
     r"(?:(?:\\angle\s*)?(?:[a-zA-Z](?:_(?:\w|\{\w+\}))?|[A-Z]{2,3}|\\[a-z]+(?:_(?:\w|\{\w+\}))?)(?:'|\([^()=]{1,9}\))?"
-    r"\s*=\s*)?[\s${]*"
+    r"\s*[=:]\s*)?[\s${]*"
 )
 _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\right)?[)]")
 _MAX_GAP = 160

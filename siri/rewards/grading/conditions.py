@@ -58,6 +58,8 @@ def declared(text: str) -> tuple[str, set[str]]:
         names = set(re.findall("[a-zA-Z]", said["names"])) - {"a"} | (
             {"a"} if re.search(r"\ba\b", said["names"]) else set()
         )
+        if match[1] in names and "some" in said["words"]:
+            break  # for some x is less than for all
         constants |= names - {match[1]}
         body = body[: said.start()].rstrip(" ,;")
     used = constants <= letters_of(body.partition("=")[2])

@@ -65,7 +65,8 @@ def parameter_only(text: str) -> str:
     r"""A line or plane without "t \in \mathbb{R}", which is what a parameter is."""
     inside = family(text)
     running = inside is not None and inside[2] == "R" and _alone(inside[1]).search(inside[0])
-    return inside[0] if running and inside and "(" in inside[0] else text
+    tuple_ = running and inside and re.search(r"\([^()]*,", inside[0]) and "some" not in text
+    return inside[0] if tuple_ and inside else text
 
 
 def _alone(name: str) -> re.Pattern:
@@ -84,7 +85,8 @@ def same_family(golds: Family, answers: Family, same: Same) -> bool:
         return False
     if same(gold, answer):
         return True
-    shifted = numbers == "Z" and len(split(answer, "=")) < 2
+    named = split(answer, "=")[:-1]  # a_k = ... says something of each k
+    shifted = numbers == "Z" and not any(map(_alone(gold_letter).search, named))
     return shifted and any(
         same(gold, _alone(gold_letter).sub(f"{{({shift.format(X=gold_letter)})}}", answer)) for shift in _SHIFTS
     )

@@ -8,7 +8,7 @@ from siri.rewards.grading.words import without_words
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
 _WRAPPERS = re.compile(
-    r"\\(?:boldsymbol|bold|bm|pmb|underline|uline|mathbf(?!\s*\{\s*R\s*\})|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
+    r"\\(?:boldsymbol|bold|bm|pmb|underline|uline|mathbf(?!\s*\{\s*[RZQ]\s*\})|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
     r"(?![a-zA-Z])\s*(?=\{)"
     r"|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}|\\(?:textcolor|colorbox|color)\s*(?:\[\w*\])?\{[^{}]*\}"
     r"|\\(?:mathop|operatorname)\s*(?=\{\s*-?\d)"
