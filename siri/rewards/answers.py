@@ -56,7 +56,7 @@ from siri.rewards.grading.structure import (
     split,
     without_text,
 )
-from siri.rewards.grading.units import currencies
+from siri.rewards.grading.units import currencies, measures_other
 from siri.rewards.grading.values import same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
@@ -94,8 +94,11 @@ def same_answer(gold: str, answer: str) -> bool:
     if len(answer) > len(gold) + MAX_EXTRA_CHARS:
         return False
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
-    if (money := currencies(gold)) and (other_money := currencies(answer)) and not money & other_money:
+    money, other_money = currencies(gold), currencies(answer)
+    if money and other_money and not money & other_money:
         return {*money, *other_money} == {"dollar", "cent"} and same_money(gold, answer)
+    if (money or other_money) and not (money and other_money) and measures_other(gold if other_money else answer):
+        return False
     if gold.strip() == answer.strip():
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:

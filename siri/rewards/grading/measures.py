@@ -130,6 +130,7 @@ pm:
 square: sq
 cubic: cu
 nautical:
+unit:
 """
 NAMES = {variant: unit for unit, variants in re.findall(r"(\w+):(.*)", _TABLE) for variant in (unit, *variants.split())}
 """Each spelling, in small letters, and the unit."""
@@ -190,6 +191,9 @@ def same_unit(unit: tuple[str, ...] | None, other: tuple[str, ...] | None) -> bo
         return True
     if other == ("degree",) and unit[0] in _WITH_A_DEGREE:
         return len(unit) == 1
+    if "unit" in unit or "unit" in other:  # square units are some square measure
+        powers = [{"square", "cubic"} & set(names) for names in (unit, other)]
+        return not all(powers) or powers[0] == powers[1]
     (over, *under), (other_over, *other_under) = _quotient(unit), _quotient(other)
     return under == other_under != [()] and not (over and other_over)
 

@@ -50,6 +50,14 @@ _PLAIN_UNIT = re.compile(
 )
 _ANGLE = re.compile(r"cis|sin|cos|tan|cot|sec|csc|tg")
 _FUNCTION = re.compile(r"sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|exp|arc|abs|theta|alpha|beta|gamma")
+_WRITTEN_UNIT = re.compile(r"\d\s*(?:\\[,; ~]\s*|~)*\\(?:text|mathrm|mbox|textrm)\{[\s~]*([a-zA-Z]{1,15})[\s~.]*\}")
+_MONEY = frozenset(
+    re.findall(
+        r"\w+",
+        "cent dollar euro pound yen rupee pence nickel dime penny yuan jiao fen ruble peso franc shilling centime "
+        "kopeck",
+    )
+)
 _CURRENCIES = {
     currency: re.compile(pattern, re.IGNORECASE)
     for currency, pattern in (
@@ -66,6 +74,13 @@ _CURRENCIES = {
 def currencies(text: str) -> set[str]:
     """The currencies that `text`, as it was written, names by sign or word."""
     return {currency for currency, pattern in _CURRENCIES.items() if pattern.search(text)}
+
+
+def measures_other(text: str) -> bool:
+    """Whether a quantity, as it was written, has a unit that is no amount of money: 5 km is not $5."""
+    match = _WRITTEN_UNIT.search(text)
+    unit = unit_of([match[1]], None) if match else None
+    return unit is not None and not set(unit) & _MONEY
 
 
 def without_unit(text: str) -> tuple[str, tuple | None]:
