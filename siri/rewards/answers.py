@@ -376,9 +376,9 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
             return _same(golds[1], answers[1])
         if is_graph(*names):
             return _same(golds[1], answers[1])
-        functions = [applied(side) for side in (golds[0], answers[0])]
-        if functions[0] and functions[1]:  # f(2) = 5 is nothing of f(5)
-            (gold_name, gold_point), (name, point) = functions
+        function, other = applied(golds[0]), applied(answers[0])
+        if function and other:  # f(2) = 5 is nothing of f(5)
+            (gold_name, gold_point), (name, point) = function, other
             return gold_name == name and _same(gold_point, point) and _same(golds[1], answers[1])
         if all(map(is_derivative, names)):
             return False

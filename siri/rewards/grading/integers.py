@@ -10,7 +10,7 @@ from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.structure import members
 from siri.rewards.grading.values import rational
 
-Range = tuple[float | int, float | int]
+Range = tuple[float | Fraction, float | Fraction]
 """The first and the last whole number of some that follow one another; an infinity where there is no such end."""
 
 _WHOLE = r"\\mathbb\s*\{?\s*(?:(?P<z>Z)|(?P<n>N))\s*\}?\s*(?P<part>(?:[_^]\s*\{?\s*(?:[+*]|>\s*0)\s*\}?)?)"

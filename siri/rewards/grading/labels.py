@@ -138,9 +138,9 @@ def systems(parts: list[str]) -> list[list[str]]:
 
 def same_labelled(golds: list[str], answers: list[str], same: Same) -> bool | None:
     """Whether two lists say the same of the same names; None where no names are told apart."""
-    solutions = [systems(parts) for parts in (golds, answers)]
-    if any(solutions):
-        return _same_solutions(*solutions, golds, answers, same)
+    gold_solutions, solutions = systems(golds), systems(answers)
+    if gold_solutions or solutions:
+        return _same_solutions(gold_solutions, solutions, golds, answers, same)
     labels = [[label(part)[0] for part in parts] for parts in (golds, answers)]
     for place, other in ((0, 1), (1, 0)):
         if all(labels[place]) and len(set(labels[place])) > 1 and not any(labels[other]):
@@ -151,7 +151,7 @@ def same_labelled(golds: list[str], answers: list[str], same: Same) -> bool | No
             return len(golds) == len(answers) and all(map(same, *pair))
     nouns = [[counted(part) for part in parts] for parts in (golds, answers)]
     if any(all(each) and len(set(each)) > 1 for each in nouns):
-        return _same_counts(golds, answers, *nouns, same)
+        return _same_counts(golds, answers, nouns[0], nouns[1], same)
     return None
 
 
@@ -165,8 +165,9 @@ def _same_solutions(
         if len(tuples) != len(values) or not all(each and each[0][:2] == ("(", ")") for each in tuples):
             return False
         rows = [each[1] for each in tuples if each]
-        return _matched(*((values, rows) if golds else (rows, values)), same)
-    return _matched(*([sorted(solution, key=label) for solution in side] for side in (golds, answers)), same)
+        return _matched(values, rows, same) if golds else _matched(rows, values, same)
+    ordered, others = ([sorted(solution, key=label) for solution in side] for side in (golds, answers))
+    return _matched(ordered, others, same)
 
 
 def _matched(golds: list[list[str]], answers: list[list[str]], same: Same) -> bool:
@@ -185,10 +186,9 @@ def _same_counts(golds: list[str], answers: list[str], gold_nouns: list[str], no
     if len(golds) != len(answers):
         return False
     if sorted(gold_nouns) == sorted(nouns):
-        pairs = [
-            [[noun, part] for noun, part in zip(*side, strict=True)] for side in ((gold_nouns, golds), (nouns, answers))
-        ]
-        return _matched(*pairs, lambda gold, answer: gold == answer or same(gold, answer))
+        rows = [[noun, part] for noun, part in zip(gold_nouns, golds, strict=True)]
+        others = [[noun, part] for noun, part in zip(nouns, answers, strict=True)]
+        return _matched(rows, others, lambda gold, answer: gold == answer or same(gold, answer))
     if any(noun in gold_nouns and noun != gold_noun for gold_noun, noun in zip(gold_nouns, nouns, strict=True)):
         return False
     return all(map(same, golds, answers))
