@@ -17,14 +17,29 @@ _GOES_ON = re.compile(
     r"(?:\s*(?:[\^_](?=[\w{\\])|!(?=\S)|[-+*/]\s*(?!\\f?box)[\d\\(]|[-+*/](?=[a-zA-Z])|[+*/]\s*[a-zA-Z](?![a-zA-Z])|"
     r"\\(?:sqrt|pi|[dt]?frac|cdot|times|div|pm|ln|log|sin|cos|tan|circ|binom|text)(?![a-zA-Z]))|[a-zA-Z\d{(])[^$\n]{0,200}"
 )
+# What only dresses the boxes and the words between them: marks of markdown, HTML and LaTeX, quotation marks, brackets.
+_DRESS = re.compile(
+    r"</?[a-zA-Z][^<>\n]{0,80}>|&(?:nbsp|ensp|emsp|thinsp);|[*`~\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u300c-\u300f]+"
+    r"|(?<![a-zA-Z\d])_+|_+(?![a-zA-Z\d{])|(?<=\n)[ \t]*>"
+    r"|\\(?:(?:text|math)?colou?r|[hv]space\*?)\s*\{[^{}]{0,20}\}"
+    r"|\\(?:begin|end)\{(?:center|itemize|enumerate|align\*?|gather\*?|equation\*?)\}|\\item(?![a-zA-Z])"
+    r"|\\(?:emph|underline|uline|bold|boldsymbol|bm|mathbf|mathrm|mbox|hbox|text(?:bf|it|rm|sf|tt|up|md|normal)|bf|it|rm|sf|tt|em"
+    r"|bfseries|itshape|tiny|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle|color|left|right"
+    r"|[bB]igg?[lr]?|hfill|par|newline|smallskip|medskip|bigskip|noindent|centering)(?![a-zA-Z])"
+)
 # What may stand between boxes that are one answer together: "\boxed{3} and \boxed{4}", "$x = \boxed{3}$ or ...", or the
-# items of a list.
+# items of a list; behind a box its unit, before the next a name.
 _BETWEEN = re.compile(
-    r"(?:\n\s*[-*+](?=\s)|\(?\b(?:\d|[a-h]|i{1,3})[.)]|[\s$,;&.|/(]|\\\\|\\[()\[\],;!]|\\q?quad|"
-    r"\\text\{[\s,]*(?:and|or)?[\s,]*(?:maybe|possibly|perhaps)?[\s,]*\}|"
-    r"\b(?:and|or|maybe|possibly|perhaps|also|either|alternatively)\b)*+(?:[a-zA-Z](?:_\w)?\s*=\s*)?[\s$]*"
+    r"(?:[\s$]*(?:\^\s*\{?\s*\\circ\s*\}?|\u00b0|\\?%|(?:\\text\{\s*)?\b(?:[cmk]?m|[mk]?g|s|sec|h|min|ft|in|units?)\b\s*\}?))?"
+    r"(?:\(\s*(?:if|when|for)\b[^()]{0,30}\)|\n\s*[-+\u2022](?=\s)|\(?\b(?:\d|[a-h]|i{1,3})[.)]|[\s$,;&.|/()\[\]{}\u2013\u2014\uff0c\uff1b\u3002\u3001]|\\\\"
+    r"|\\[()\[\],;!&{}\s]|\\q?quad|\\(?:lor|land|vee|wedge|cup|text|textrm)(?![a-zA-Z])"
+    r"|\u6216\u8005?|\u4ee5\u53ca|\u5e76\u4e14|[\u548c\u4e0e\u53ca\u4e14]"
+    r"|\b(?:and|or|maybe|possibly|perhaps|also|either|else|even|both|alternatively|respectively|as\s+well\s+as)\b)*+"
+    r"(?:(?:\\angle\s*)?(?:[a-zA-Z](?:_(?:\w|\{\w+\}))?|[A-Z]{2,3}|\\[a-z]+(?:_(?:\w|\{\w+\}))?)(?:'|\([^()=]{1,9}\))?"
+    r"\s*[=:]\s*)?[\s${]*"
 )
 _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\right)?[)]")
+_MAX_GAP = 160
 _MAX_BETWEEN = 40
 _ANSWER = re.compile(
     r"[\s*_#>`]*(?:[-+]\s+)?(?:<(?:b|strong)>\s*|\\text(?:bf)?\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?"
@@ -32,6 +47,8 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"[\s*_#>`]*(?:the\s+)?(?:final\s+)?answer[\s*_`]*[:\uff1a]?[\s*_`]*", re.IGNORECASE)
+# Signs that a model ends its turn with.
+_END = re.compile(r"(?:\s|<\|[a-z_]{1,20}\|>|</?s>|<(?:eos|pad|end_of_turn)>)+$")
 _MAX_LINE = 1000
 
 
@@ -60,16 +77,19 @@ def final_boxes(text: str) -> list[str]:
     """
     boxes = _boxes(text)
     if not boxes:
-        heading, _, line = text.rstrip()[-_MAX_LINE:].rpartition("\n")
+        text = _END.sub("", text[-_MAX_LINE:])
+        heading, _, line = text.rstrip().rpartition("\n")
         if match := _ANSWER.fullmatch(line):
             return [match["answer"]]
         return [line.strip()] if _HEADING.fullmatch(heading.rstrip().rpartition("\n")[2]) else []
-    last = [boxes[-1]]
+    last, apart = [boxes[-1]], False  # whether a bracket closes between them: (4) or (5) is no pair
     for box in reversed(boxes[:-1]):
         gap = text[box.end : last[0].start]
-        if len(gap) > _MAX_BETWEEN or not _BETWEEN.fullmatch(gap):
+        plain = _DRESS.sub("", gap) if len(gap) <= _MAX_GAP else gap
+        if len(plain) > _MAX_BETWEEN or not _BETWEEN.fullmatch(plain):
             break
         last.insert(0, box)
+        apart |= ")" in re.sub(r"\\\)|[a-zA-Z\d]\)", "", plain)
     contents = list(dict.fromkeys(box.content for box in last))
     if len(last) == 1:
         return contents
@@ -77,7 +97,7 @@ def final_boxes(text: str) -> list[str]:
     start, end = last[0].start, last[-1].end
     opened = _TUPLE[0].search(text, max(0, start - _MAX_BETWEEN), start)
     closed = _TUPLE[1].match(text, end, end + _MAX_BETWEEN)
-    if opened and closed and text[opened.start() - 1 : opened.start()] != "\\":
+    if opened and closed and not apart and text[opened.start() - 1 : opened.start()] != "\\":
         return [f"({','.join(box.content for box in last)})"]
     return contents
 

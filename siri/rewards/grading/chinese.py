@@ -12,7 +12,10 @@ _UNITS |= {"公斤": "kg", "吨": "ton", "升": "l", "毫升": "ml", "度": "deg
 _UNITS |= {"秒": "s", "分钟": "min", "小时": "h", "天": "days", "年": "years"}
 _NOUNS = "个只种人次岁枚条张本名位件块套题步项场棵辆头组对台把根页"
 _MEASURES = "|".join(sorted(_UNITS, key=len, reverse=True))
-_MEASURED = re.compile(rf"(?<=[\d}})])\s*(\\text\{{\s*)?({_MEASURES}|[{_NOUNS}])\s*(?(1)\}})[\s。.$]*$")
+_MEASURED = re.compile(
+    rf"(?<=[\d}})])\s*(\\text\{{\s*)?({_MEASURES}|[{_NOUNS}])\s*(?(1)\}})(?=[\s。.$]*(?:$|[,\uff0c、;\uff1b和与及或]))"
+)
+_TOGETHER = re.compile(r"^\s*共\s*(?=\d)")
 
 
 _JOINING = {"或者": " or ", "或": " or ", "并且": " and ", "且": " and ", "和": " and ", "与": " and ", "及": " and "}
@@ -26,5 +29,6 @@ def in_chinese(text: str) -> str:
         if digit:
             return str(_DIGITS[digit])
         return str(10 * _DIGITS.get(tens, 1) + _DIGITS.get(ones, 0)) if ten else text
+    text = _TOGETHER.sub("", text)
     text = _JOINED.sub(lambda match: f"\\text{{{_JOINING[match[2]]}}}" if match[1] else _JOINING[match[2]], text)
     return _MEASURED.sub(lambda match: f"\\text{{ {_UNITS[match[2]]}}}" if match[2] in _UNITS else "", text)

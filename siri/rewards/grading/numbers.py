@@ -226,7 +226,7 @@ def _branch(ctx, tree: Tree, setting: Setting, magnitudes: list[int]):
         if ctx.mag(values[0]) > MAX_ARGUMENT_BITS:
             raise Undecided
         return ctx.factorial(values[0])
-    return _unknown_function(ctx, values[0])
+    return _unknown_function(ctx, *values, drawn=setting.point.get("f()"))
 
 
 def _at(ctx, name: str, setting: Setting):
@@ -234,10 +234,13 @@ def _at(ctx, name: str, setting: Setting):
     return ctx.mpf(value.numerator) / value.denominator
 
 
-def _unknown_function(ctx, value):
-    """f(value): some number that depends on the value only, so that f(2x) is not 2f(x)."""
+def _unknown_function(ctx, value, frozen=None, *, drawn: Fraction | None):
+    """f(value): some number of either sign that depends on the value and on what was drawn for f at this point, so
+    that f(2x) is not 2f(x), and f(2) = 5 another equation than f(5) = 2."""
     with ctx.workprec(60):
-        return 1 + ctx.frac(abs(+value) * 1e6 * ctx.pi)
+        if frozen is None:
+            frozen = ctx.mpf(drawn.numerator) / drawn.denominator if drawn else ctx.mpf(1)
+        return ctx.frac(abs(+value + ctx.mpf(3) / 7) * (1e6 + frozen * 97) * ctx.pi) - ctx.mpf(2) / 5
 
 
 def _real(value, setting: Setting):

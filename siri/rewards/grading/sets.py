@@ -39,6 +39,7 @@ _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _FLIPPED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le ", "\\ne ": "\\ne "}
 _BUILDER = re.compile(r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(.*?)\\?\}")
 _BOUND = re.compile(r"\|\s*([a-zA-Z])\s*\|\s*(<|>|\\le |\\ge )(.*)")
+_BETWEEN = re.compile(r"([^<>|]*?)\s*(<|\\le )\s*(\|\s*[a-zA-Z]\s*\|)\s*(<|\\le )([^<>|]*)")
 _IN_BRACES = re.compile(r"\\?\{[^{}]*\}")
 _MEMBER = re.compile(r"\s*([a-zA-Z])\s*\\(not)?\s*\\?in(?![a-zA-Z])\s*(.*)")
 _SET_SIGNS = re.compile(
@@ -114,7 +115,7 @@ def _all_of(text: str, names: set[str], depth: int) -> Pieces:
     if match := _MEMBER.fullmatch(text):
         names.add(match[1])
         pieces = _joined(_either(match[3], names, depth + 1))
-        return _complement(pieces) if match[2] else pieces
+        return complement(pieces) if match[2] else pieces
     if listed := _listed(text):
         intervals = [_union(member, names, depth) for member in listed]
         if any(_common(a, b) for place, a in enumerate(intervals) for b in intervals[:place]):
@@ -157,6 +158,10 @@ def _condition(text: str, names: set[str], depth: int) -> Pieces:
     if (point := re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", text)) and not _RELATION.search(text):
         names.add(point[1])
         return [Piece(end, True, end, True) for end in [_end(point[2])]]
+    if between := _BETWEEN.fullmatch(text):
+        low, first, middle, second, high = between.groups()
+        beyond = _condition(f"{middle}{_FLIPPED[first]}{low}", names, depth)
+        return _common(_joined(beyond), _joined(_condition(f"{middle}{second}{high}", names, depth)))
     if bound := _BOUND.fullmatch(text):
         return _bounded(bound[1], bound[2], _end(bound[3]), names)
     if _RELATION.search(_IN_BRACES.sub("", text)) and not _enclosed(text):
@@ -179,7 +184,7 @@ def _difference(text: str, names: set[str], depth: int) -> Pieces:
     whole, *taken = _split(text, r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=[\])}R])\s*-\s*(?=\\\{)")
     remaining = _joined(_single_set(whole.strip(), names, depth))
     for excluded in taken:
-        remaining = _common(remaining, _complement(_joined(_single_set(excluded.strip(), names, depth))))
+        remaining = _common(remaining, complement(_joined(_single_set(excluded.strip(), names, depth))))
     return remaining
 
 
@@ -193,10 +198,13 @@ def _single_set(text: str, names: set[str], depth: int) -> Pieces:
         sign = match["relation"] or _BESIDE_ZERO[match["sign"] or match["word"].replace("-", "").lower()]
         return _half_line(sign, _ZERO)
     if match := _ALL_BUT.fullmatch(text):
-        return _complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, _top_level(match[1], ",;"))]))
+        return complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, _top_level(match[1], ",;"))]))
     if match := _BUILDER.fullmatch(text):
-        names.add(match[1])
-        return _either(match[2], names, depth + 1)
+        inner: set[str] = set()
+        pieces = _either(match[2], inner, depth + 1)
+        if inner - {match[1]}:
+            raise NotASet  # of another letter than the set's
+        return pieces
     if (inside := re.fullmatch(r"\\?\{([^{}]*)\\?\}", text)) and _RELATION.search(inside[1]):
         return _either(inside[1].removesuffix("\\"), names, depth + 1)
     if points := re.fullmatch(r"\\\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\\\}|\{([^{}]*)\}", text):
@@ -242,13 +250,14 @@ def _chain(text: str, names: set[str]) -> Pieces:
 def _bounded(name: str, sign: str, end: Tree, names: set[str]) -> Pieces:
     """`|x| < 2` is -2 < x < 2, `|x| > 2` all beyond that."""
     try:
-        if order(end, _ZERO) <= 0:
+        side = order(end, _ZERO)
+        if side < 0 or (side == 0 and sign != ">"):
             raise NotASet
     except Undefined as error:
         raise NotASet from error
     names.add(name)
     inside = _between(("neg", end), sign in ("\\le ", ">"), end, sign in ("\\le ", ">"))
-    return inside if sign in ("<", "\\le ") else _complement(inside)
+    return inside if sign in ("<", "\\le ") else complement(inside)
 
 
 def _variable(text: str) -> str:
@@ -259,7 +268,7 @@ def _variable(text: str) -> str:
 
 def _half_line(sign: str, end: Tree) -> Pieces:
     if sign == "\\ne ":
-        return _complement([Piece(end, True, end, True)])
+        return complement([Piece(end, True, end, True)])
     if sign in ("<", "\\le "):
         return _between(_MINUS_INFINITY, False, end, sign != "<")
     return _between(end, sign != ">", _INFINITY, False)
@@ -328,7 +337,8 @@ def _common(a: Pieces, b: Pieces) -> Pieces:
     return shared
 
 
-def _complement(pieces: Pieces) -> Pieces:
+def complement(pieces: Pieces) -> Pieces:
+    """All other real numbers."""
     outside: Pieces = []
     low, low_in = _MINUS_INFINITY, False
     for piece in pieces:

@@ -8,7 +8,7 @@ from siri.rewards.grading.words import without_words
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
 _WRAPPERS = re.compile(
-    r"\\(?:boldsymbol|bm|pmb|underline|uline|mathbf(?!\s*\{\s*R\s*\})|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
+    r"\\(?:boldsymbol|bold|bm|pmb|underline|uline|mathbf(?!\s*\{\s*[RZQ]\s*\})|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
     r"(?![a-zA-Z])\s*(?=\{)"
     r"|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}|\\(?:textcolor|colorbox|color)\s*(?:\[\w*\])?\{[^{}]*\}"
     r"|\\(?:mathop|operatorname)\s*(?=\{\s*-?\d)"
@@ -20,7 +20,7 @@ _WRAPPERS = re.compile(
     r"|\\(?:nonumber|notag)(?![a-zA-Z])|\\m?kern\s*-?\d*\.?\d+\s*(?:pt|mu|em|ex|mm)|\\math(?:it|normal)\s*(?=\{[^{}]*[\d\\])"
 )
 _NAMED = re.compile(
-    r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|sec|csc|"
+    r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|csc|sec(?=\s*\}\s*[\w\\({^])|"
     r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis)(?=\s*\}\s*(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
@@ -33,6 +33,10 @@ _REPLACEMENTS = [
     (needle, re.compile(pattern), replacement)
     for needle, pattern, replacement in (
         ("", r"(?<!\\)\\[\[\]()]|\\?\$", " "),  # math delimiters and dollar signs
+        ("^", r"\\(?:text|mathrm)\s*\{([^{}^]*[a-zA-Z.])\s*\^\s*(?:\{\s*([23])\s*\}|([23]))\s*\}", r"\\text{\1}^\2\3"),
+        ("\\pounds", r"\\pounds(?![a-zA-Z])", " "),
+        ("\\text", r"(?<=[\d}])\s*\\text\{\s*\(([a-zA-Z./ ]+)\)\s*\}$", r"\\text{ \1}"),
+        ("{", r"(?<=\d)(?:\s|\\[,;: ])*\{\s*\}\s*(?=\^)", ""),
         ("\\", r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lmr]?)(?![a-zA-Z])", ""),
         ("{", r"(?<=\d)(?:\\text\s*)?\{\s*(?:,|\\,)\s*\}\s*(?=\d{3}(?!\d))", ""),
         ("\\text", r"\\text\{\s*([,;])\s*\}", r"\1 "),
@@ -89,14 +93,25 @@ _REPLACEMENTS = [
         ("dollar", r"\\(?:text|math)dollar(?![a-zA-Z])", " "),
         ("\\mathbf", r"\\mathbf\s*(?:\{\s*R\s*\}|R(?![a-zA-Z]))", r"\\mathbb{R}"),
         ("math", r"\\([ij])math(?![a-zA-Z])", r"\1"),
-        ("\\", r"\\(?:hat|vec|widehat|overrightarrow)\s*(?:\{\s*([ijk])\s*\}|([ijk])(?![a-zA-Z]))", r"\1\2"),
+        (
+            "\\",
+            r"\\(?:hat|vec|widehat|overrightarrow)\s*(?:\{\s*\{?\s*([ijk])\s*\}?\s*\}|([ijk])(?![a-zA-Z]))",
+            r"\1\2",
+        ),
         ("\\overrightarrow", r"\\overrightarrow(?![a-zA-Z])", r"\\vec"),
         ("\\vec", r"\\vec\s*(?:\{\s*([a-zA-Z])\s*\}|\s([a-zA-Z]))(?![a-zA-Z])", r"\\vec{\1\2}"),
+        ("\\var", r"\\var(epsilon|phi|theta)(?![a-zA-Z])", r"\\\1"),
         ("\\uppi", r"\\uppi(?![a-zA-Z])", r"\\pi "),
         (" to ", r"^\\text\{\s*(\d+)\s+to\s+(\d+)\s*\}$", r"\1:\2"),
         ("US", r"^US\s*\\?\$?\s*(?=[\d.])", ""),
         ("USD", r"^USD\s*(?=[\d.])", ""),
         (":=", r":=", "="),
+        ("\\mapsto", r"^([a-zA-Z])\s*:\s*([a-zA-Z])\s*\\mapsto(?![a-zA-Z])", r"\1(\2)="),
+        ("\\equiv", r"(?<![\\a-zA-Z])([fgh]) ?(?:\(x\))? ?\\equiv(?![a-zA-Z])(?!.*mod)", r"\1(x)="),
+        (":", r"^[a-zA-Z](?:_\d)? ?: ?(?=[^:=]*=[^:=]*$)", ""),
+        ("//", r"(?<=[A-Z]) ?// ?(?=[A-Z])", r" \\parallel "),
+        ("\\mathbf", r"\\mathbf\s*\{\s*([ZQ])\s*\}", r"\\mathbb{\1}"),
+        ("\\text", r"\\text\{\s*[.,;:]\s*\}$", ""),
         ("\\equiv", r"^([a-zA-Z]\([a-zA-Z]\))\s*\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
         (",", r",\s*(?:\.\.\.|\\[lc]?dots(?:c(?![a-zA-Z]))?)\s*,", r",\\ldots ,"),
         ("&", r"&nbsp;", " "),
@@ -144,6 +159,11 @@ _REPLACEMENTS = [
             r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
+        (
+            "\\text{degree}",
+            r"(?<=\d)\s*\\text\{degree\}\s*(?:\\text\{\s*)?([CF])(?:elsius|ahrenheit)?\s*\}?$",
+            lambda match: "\\text{ celsius}" if match[1] == "C" else "\\text{ fahrenheit}",
+        ),
         ("\\text", r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
         ("\\text", r"\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}", r"\\text{\1/\2}"),
         # m s^{-2} is m/s^2
@@ -159,6 +179,7 @@ _REPLACEMENTS = [
             r"\\text{ per \1}",
         ),
         ("\\text", r"(\\text\{[^{}]*\w)\s*[.!]\s*\}$", r"\1}"),
+        ("\\text", r"(?<=[\d}])( *\\text\{[^{}]*[a-zA-Z]) *,? +(and|or) *\}(?= *[-\d\\(])", r"\1}\\text{ \2 }"),
         ("=", r"^\\text\{ *([a-zA-Z] *= *-?\d[\d./]*) *\}$", r"\1"),
         (":00", r"(?<![\d:])(\d{1,2}):00(?= *(?:\\text\{ *)?[apAP]\.? ?[mM]\b)", r"\1"),
         ("\\text", r"\\text\{\s*[\"'\u201c]+([^\"{}\u201d]*)[\"'\u201d]+\s*\}", r"\\text{\1}"),
@@ -170,7 +191,7 @@ _REPLACEMENTS = [
         ("{", r"(?<![\\a-zA-Z}])\{([-+.,=<>:])\}", r"\1"),
         ("10^", r"(?<=\d) ?[xX] ?(?=10\^)", r"\\times "),
         ("\\choose", r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)", r"\\binom{\1}{\2}"),
-        ("C", r"(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        ("C", r"(?<![\w})])(?:\{ *\})?[_^]\{?(\d+)\}? *(?:\\text\{)?C\}?_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         ("C", r"(?:\\text\{ *C *\}|C)_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         ("C", rf"(?<![a-zA-Z\d}})])(?:\{{ *\}})?[_^]{_SCRIPT} *C_{_SCRIPT}", lambda match: _chosen(match)),
         ("C_", rf"(?<![a-zA-Z\\])C_{_SCRIPT}\^{_SCRIPT}", lambda match: _chosen(match)),
@@ -259,7 +280,7 @@ def _undecorated(text: str) -> str:
 
 def _unmarked(text: str) -> str:
     text = text.strip()
-    inner = re.sub(r"(?<![\\.,;:])[.,;:]+$", "", text)  # but no thin space
+    inner = re.sub(r"(?<![\\.,;:])(?<!\\right)[.,;:]+$", "", text)  # but no thin space
     for _ in range(3):
         for mark in ("***", "**", "__", "```", "``", "`", "*", "_"):
             if len(inner) > 2 * len(mark) and inner.startswith(mark) and inner.endswith(mark):

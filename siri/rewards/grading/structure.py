@@ -1,10 +1,7 @@
-"""The structure of an answer: members of a list or set, tuples, matrices, ratios, choices, names of values."""
+"""The structure of an answer: members of a list or set, tuples, matrices, ratios, choices."""
 
+import itertools
 import re
-
-from siri.rewards.grading.grammar import NotRead, read, symbols
-from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
-from siri.rewards.grading.values import rational, same_value
 
 _MATRIX = re.compile(
     r"(?P<before>.*?)(?P<open>\\?[(\[|{]?)\s*\\begin\{(?P<kind>[pbvBV]?(?:small)?matrix|array)\}(?:\s*\{[lcr|@{} ]*\})?"
@@ -23,22 +20,23 @@ _DATE = re.compile(
     rf"(?:({_MONTH})\.?\s*(\d{{1,2}})|(\d{{1,2}})\s*(?:of)?\s*({_MONTH})\.?)(?:,?\s*(\d{{4}}))?", re.IGNORECASE
 )
 _DAY = re.compile(r"(?:(mon|fri|sun)|(tue)s?|(wed)(?:nes)?|(thu)(?:rs?)?|(sat)(?:ur)?)(?:day)?\.?", re.IGNORECASE)
+_SIGNED_TUPLE = re.compile(r"\s*\\pm\s*\(([^()]*,[^()]*)\)\s*")
+_LETTER = re.compile("[a-zA-Z]")
+_TIME = re.compile(r"(\d{1,2}(?::\d\d)?)([ap])\.?m\.?", re.IGNORECASE)
+_NUMBER_SET = re.compile(
+    r"\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
+    r"(integers|naturalnumbers|rationalnumbers))"
+)
+_TOGETHER = re.compile(r"[A-Z](?:\\(cup|cap)[A-Z])(?:\\\1[A-Z])*")
+_TURNED = re.compile(r"\\(angle|triangle)([A-Z])([A-Z])([A-Z])")
+_UNIT_VECTORS = re.compile(r"(?P<i>[^ijk]*?)i\s*(?:(?P<j>[-+][^ijk]*?)j\s*)?(?:(?P<k>[-+][^ijk]*?)k\s*)?")
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})\s*\}?")
 _CHOICE = re.compile(
     r"(?P<said>(?:option|choice|answer)\s+)?"
     r"(?:\(\s*([A-Ja-j])\s*\)\s*[.:]?\s*|([A-J])\s*\)\s*|([A-J])\s*[.:]\s+|([A-J])$)(?![-+*/^=,_'])(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-# What is between equals signs and is more than a name: operations, a logarithm, the amount of one unknown.
-_TO_BE_SOLVED = re.compile(
-    r"[-+*/^\d!%]|\\(?:sqrt|cdot|times|pm|l?dots|ln|lg|log|exp|[lr]floor|[lr]ceil|binom)(?![a-zA-Z])|"
-    r"\b(?:ln|lg|log|exp)\b|^\|\s*[a-vxy]\s*\|$|\\lvert\s*[a-vxy]\s*\\rvert"
-)
-_NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
-_INDEXED = re.compile(r"\s*([a-zA-Z])_\{?(\d)\}?\s*=([^=]+)")
 RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
-_ROUNDING = 0.02
-_BITS = 64
 _OTHER_CHOICE = re.compile(
     r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|[,;&]\s*\(?[A-J]\)?$|^\(?[A-J]\)?$"
 )
@@ -52,16 +50,64 @@ def squeezed(text: str) -> str:
 def key(text: str) -> str:
     """What is compared as text: no spaces, no text commands; words and choice letters without case."""
     plain = re.sub(r"(?<=[a-zA-Z])\.$", "", squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)))
+    if not _LETTER.search(plain):
+        return plain
     if _NO_SUCH.fullmatch(plain):
         return "dne"
     if date := _DATE.fullmatch(plain):
         return " ".join(((date[1] or date[4])[:3].lower(), date[2] or date[3], date[5] or ""))
+    if time := _TIME.fullmatch(plain):
+        return f"{time[1]} {time[2].lower()}m"
+    if numbers := _NUMBER_SET.fullmatch(plain):
+        return _number_set(numbers)
+    if together := _TOGETHER.fullmatch(plain):
+        sign = together[1]
+        return f"\\{sign}".join(sorted(plain.split(f"\\{sign}")))
+    if turned := _TURNED.fullmatch(plain):
+        sign, first, middle, last = turned.groups()
+        letters = sorted(turned.groups()[1:]) if sign == "triangle" else [*sorted((first, last)), middle]
+        return f"{sign} {''.join(letters)}"
     if day := _DAY.fullmatch(plain):
         return next(filter(None, day.groups())).lower()
     letter = re.fullmatch(r"\(([A-Za-z])\)", plain)
     if letter:
         return letter[1].upper()
     return plain.casefold() if re.fullmatch(r"[A-Za-z]{2,}", plain) else plain
+
+
+def _number_set(match: re.Match) -> str:
+    r"""\mathbb{Z}^+ and "all positive integers" by one name."""
+    letter, part, kind, word = match.groups()
+    if letter:
+        positive = bool(part) and not (letter == "Z" and "*" in part)
+        return "numbers positive Z" if positive and letter in "ZN" else f"numbers {letter}{part or ''}"
+    name = {"i": "Z", "n": "N", "r": "Q"}[word[0].lower()]
+    return f"numbers {kind.lower().replace('-', '')} {name}" if kind else f"numbers {name}"
+
+
+def components(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
+    r"""The parts of a vector that one side writes as a tuple and the other by i, j and k: (1, -2) is i - 2j."""
+    for tuple_, other, turned in ((bracketed(gold), answer, False), (bracketed(answer), gold, True)):
+        match = _UNIT_VECTORS.fullmatch(re.sub(r"\{\s*([ijk])\s*\}", r"\1", other))
+        if not tuple_ or not match or tuple_[0][:2] != ("(", ")") or not (match["j"] or match["k"]):
+            continue
+        parts = [_coefficient(match[letter]) for letter in "ijk"[: len(tuple_[1])]]
+        if len(parts) < len(tuple_[1]) or (match["k"] and len(parts) < 3):
+            continue
+        return (parts, tuple_[1]) if turned else (tuple_[1], parts)
+    return None
+
+
+def _coefficient(text: str | None) -> str:
+    if text is None:
+        return "0"
+    text = text.strip()
+    return f"{text}1" if text in ("", "+", "-") else text.removeprefix("+")
+
+
+def without_text(text: str) -> str:
+    """With words for what stands in \\text."""
+    return re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
 
 
 def split(text: str, separators: str) -> list[str]:
@@ -102,7 +148,10 @@ def members(text: str) -> list[str]:
     answers = []
     for piece in split(text, ",;"):
         count = piece.count("\\pm")
-        if count == 1 or (count == 0 and piece.count("\\mp") == 1):
+        if signed := _SIGNED_TUPLE.fullmatch(piece):
+            elements = split(signed[1], ",")
+            answers += [f"({signed[1]})", "(" + ",".join(f"-({element})" for element in elements) + ")"]
+        elif count == 1 or (count == 0 and piece.count("\\mp") == 1):
             answers += [piece.replace("\\pm", a).replace("\\mp", b) for a, b in ("+-", "-+")]
         elif count == 2 and "\\mp" not in piece:
             answers += [
@@ -110,7 +159,18 @@ def members(text: str) -> list[str]:
             ]
         else:
             answers.append(piece)
-    return answers
+    return _shortened(answers)
+
+
+def _shortened(parts: list[str]) -> list[str]:
+    """Of `0, 1, 2, ..., n` only what says how it goes on: the first two and the last."""
+    place = next((i for i, part in enumerate(parts) if part.strip() in ("\\ldots", "...")), 0)
+    before = parts[:place]
+    if place < 3 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in before):
+        return parts
+    values = [int(part) for part in before]
+    steps = {b - a for a, b in itertools.pairwise(values)}
+    return [*before[:2], *parts[place:]] if len(steps) == 1 else parts
 
 
 def bracketed(text: str) -> tuple | None:
@@ -229,90 +289,3 @@ def choice(text: str) -> tuple[str, str]:
 def has_other_choices(text: str) -> bool:
     """Whether the text of a choice names another one: "B) 12 or C) 13" chooses nothing."""
     return bool(_OTHER_CHOICE.search(text))
-
-
-def named_members(text: str) -> list[str]:
-    """`x = 1` and `y = 2` of `(x, y) = (1, 2)`; empty for whatever else."""
-    sides = [side for side in map(bracketed, split(text, "=")) if side is not None]
-    if text.count("=") != 1 or len(sides) != 2 or sides[0][0] != sides[1][0] or sides[0][0][:2] != ("(", ")"):
-        return []
-    names, values = sides[0][1], sides[1][1]
-    if not all(_NAME.fullmatch(name.strip()) for name in names):
-        return []
-    return [f"{name.strip()}={value.strip()}" for name, value in zip(names, values, strict=True)]
-
-
-def chained(text: str) -> list[str]:
-    """`x = 1` and `y = 1` of `x = y = 1`; empty for whatever else."""
-    *names, value = split(text, "=")
-    if len({name.strip() for name in names}) < max(len(names), 2) or _NAME.fullmatch(value.strip()):
-        return []
-    return [f"{name}={value}" for name in names] if all(_NAME.fullmatch(name.strip()) for name in names) else []
-
-
-def without_index(parts: list[str], others: list[str]) -> list[str]:
-    """`x_1 = 1`, `x_2 = 2` as `x = 1`, `x = 2` where the others say x: solutions of one equation in any order."""
-    indexed = [match.groups() for part in parts if (match := _INDEXED.fullmatch(part))]
-    letters, indices = {letter for letter, _, _ in indexed}, {index for _, index, _ in indexed}
-    if len(indices) < max(len(parts), 2) or len(letters) > 1:
-        return parts
-    [letter] = letters
-    plain = all(re.fullmatch(rf"\s*{letter}\s*=[^=]+", other) for other in others)
-    return [f"{letter}={value}" for _, _, value in indexed] if plain else parts
-
-
-def named_values(parts: list[str]) -> list[str]:
-    """The values of `x = 1`, `y = 2` in the order of their names; empty if the parts are not all like that."""
-    pairs = [pair for part in parts if (pair := re.fullmatch(rf"\s*({_NAME.pattern})\s*=([^=]+)", part))]
-    if len({pair[1] for pair in pairs}) < len(parts):
-        return []
-    return [pair[2] for pair in sorted(pairs, key=lambda pair: pair[1].strip("\\"))]
-
-
-def names_a_value(sides: list[str], *, as_answer: bool) -> bool:
-    r"""Whether an equation only says what its right side is: `x = 5` is 5, and so is `f(2) = 5`; `1/2 = 0.5` is 0.5.
-
-    As an answer, `a + b = 17` is 17, too: two unknowns say nothing else than what the question asked for. `2x = 17`,
-    `\ln x = 17` and `|x| = 17` are equations to be solved, `x + y = 0` is the equation of a line, and a gold answer of
-    that kind wants the equation. Of `x = 6 = 5` nobody knows what it says.
-    """
-    name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?\\prime\}?", "", sides[0]).strip()
-    name = re.sub(r"^([a-zA-Z])\s*(?:\^\{-1\}\s*)?\([^()]*\)$", r"\1", name)
-    if not _TO_BE_SOLVED.search(name):
-        return _close_together(sides[1:])
-    plain = re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:ln|lg|log|exp|e)(?![a-zA-Z])", "", name)
-    letters = set(re.findall(r"[a-zA-Z]", re.sub(r"[a-zA-Z]\s*\([^()]*\)", "f", plain)))
-    if not letters:
-        return _both_closed_and_equal(sides)
-    if not as_answer or len(letters) < 2:
-        return False
-    try:
-        return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1])) and _close_together(sides[1:])
-    except NotRead:
-        return False
-
-
-def _close_together(sides: list[str]) -> bool:
-    """Whether the numbers in a chain of equations are one, but for rounding."""
-    values = []
-    for side in sides[:-1] and sides:
-        try:
-            tree = read(side)
-            value = rational(tree)
-            values += [] if symbols(tree) else [number(tree, Setting(), _BITS) if value is None else value]
-        except (NotRead, Undefined, Undecided):
-            pass
-    try:
-        numbers = [complex(value) for value in values]
-    except OverflowError:
-        return False
-    return all(abs(value - numbers[-1]) <= _ROUNDING * abs(numbers[-1]) for value in numbers)
-
-
-def _both_closed_and_equal(sides: list[str]) -> bool:
-    """1/2 = 0.5 is a value, 2 + 2 = 5 is none. What is not read is let through, as it always was."""
-    try:
-        trees = [read(re.sub(r"\\text\{[^{}]*\}", "", side)) for side in sides]
-    except NotRead:
-        return True
-    return all(same_value(trees[0], tree) for tree in trees[1:])

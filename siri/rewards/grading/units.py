@@ -6,86 +6,13 @@ more", "5 tenths"), are no nouns, and what holds them is not the number alone.
 
 import re
 
-from siri.rewards.grading.vocabulary import PLAIN
-
-_UNITS = {
-    variant: unit
-    for unit, variants in {
-        "millimeter": "mm millimetre",
-        "centimeter": "cm centimetre",
-        "meter": "m metre",
-        "kilometer": "km kilometre",
-        "inch": "in inches",
-        "foot": "ft feet",
-        "yard": "yd",
-        "mile": "mi",
-        "second": "s sec",
-        "minute": "min",
-        "hour": "h hr",
-        "day": "",
-        "week": "",
-        "month": "",
-        "year": "yr",
-        "nanometer": "nm nanometre",
-        "decimeter": "dm decimetre",
-        "millisecond": "ms",
-        "milligram": "mg",
-        "ton": "tonne",
-        "milliliter": "ml millilitre",
-        "quart": "qt",
-        "pint": "pt",
-        "newton": "n",
-        "joule": "j",
-        "kilojoule": "kj",
-        "watt": "w",
-        "kilowatt": "kw",
-        "megawatt": "",
-        "hertz": "hz",
-        "kilohertz": "khz",
-        "megahertz": "mhz",
-        "volt": "v",
-        "ampere": "a amp",
-        "milliampere": "ma",
-        "ohm": "",
-        "kilohm": "kohm kiloohm",
-        "megohm": "mohm megaohm",
-        "pascal": "pa",
-        "kilopascal": "kpa",
-        "kelvin": "k",
-        "celsius": "c",
-        "fahrenheit": "f",
-        "mole": "mol",
-        "micrometer": "um microm micrometre micron",
-        "microsecond": "us micros",
-        "microgram": "ug microg",
-        "rupee": "",
-        "yen": "",
-        "pence": "",
-        "radian": "rad",
-        "gram": "g",
-        "kilogram": "kg",
-        "ounce": "oz",
-        "pound": "lb",
-        "liter": "l litre",
-        "gallon": "gal",
-        "acre": "",
-        "cent": "",
-        "dollar": "usd",
-        "euro": "",
-        "per": "",
-        "degree": "",
-        "am": "",
-        "pm": "",
-        "square": "sq",
-        "cubic": "cu",
-    }.items()
-    for variant in (unit, *variants.split())
-}
+from siri.rewards.grading.measures import COMPOUNDS, measure, unit_of
+from siri.rewards.grading.vocabulary import GREEK, PLAIN
 
 # Without \text these are rather products: 2mg, 2ma.
-_PRODUCTS = frozenset(("ma", "pa", "kw", "kj", "hz", "ms", "nm", "dm", "pt", "qt", "mg", "ml", "um", "us", "ug"))
-# Of one letter, these are written as capitals; small ones are variables.
-_CAPITALS = frozenset("njwvkcf")
+_PRODUCTS = frozenset(
+    re.findall(r"\w+", "ma pa kw kj hz ms nm dm pt qt mg ml um us ug ha ly kb mb gb tb cl dl ns ev sr gw wh mo")
+)
 _NO_NOUNS = frozenset(
     re.findall(
         r"\w+",
@@ -108,8 +35,12 @@ _NO_NOUNS = frozenset(
         # no number, or not this one
         "approx roughly around nearly almost circa upward upwards onward onwards downward downwards exclusive through "
         "thru till until versus vs into against else elsewhere another fail fails failed cannot too isnt doesnt cant "
-        "dont wont arent",
+        "dont wont arent ish odd fold probably likely presumably apparently arguably supposedly hopefully etc plus",
     )
+)
+# twelfths, billionths: other numbers, whatever their root.
+_ORDINAL = re.compile(
+    r"(?:eleven|twelf|\w*teen|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|\w*illion|dozen)ths?|\w*fold"
 )
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
@@ -119,14 +50,22 @@ _PLAIN_UNIT = re.compile(
 )
 _ANGLE = re.compile(r"cis|sin|cos|tan|cot|sec|csc|tg")
 _FUNCTION = re.compile(r"sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|exp|arc|abs|theta|alpha|beta|gamma")
+_WRITTEN_UNIT = re.compile(r"\d\s*(?:\\[,; ~]\s*|~)*\\(?:text|mathrm|mbox|textrm)\{[\s~]*([a-zA-Z]{1,15})[\s~.]*\}")
+_MONEY = frozenset(
+    re.findall(
+        r"\w+",
+        "cent dollar euro pound yen rupee pence nickel dime penny yuan jiao fen ruble peso franc shilling centime "
+        "kopeck",
+    )
+)
 _CURRENCIES = {
     currency: re.compile(pattern, re.IGNORECASE)
     for currency, pattern in (
         ("dollar", r"\\\$|\\textdollar|\bdollars?\b|\bUSD\b"),
         ("cent", r"\d\s*(?:\\\w+\{)?\s*(?:cents?\b|¢)"),
         ("euro", r"€|\beuros?\b|\bEUR\b"),
-        ("pound", r"£|\bpounds?\b|\bGBP\b"),
-        ("yen", r"[¥￥]|\byen\b|\byuan\b"),
+        ("pound", r"£|\\pounds|\bpounds?\b|\bGBP\b"),
+        ("yen", r"[¥￥元]|\byen\b|\byuan\b|\bRMB\b|\bCNY\b"),
         ("rupee", r"₹|\brupees?\b|\bINR\b"),
     )
 }
@@ -135,6 +74,13 @@ _CURRENCIES = {
 def currencies(text: str) -> set[str]:
     """The currencies that `text`, as it was written, names by sign or word."""
     return {currency for currency, pattern in _CURRENCIES.items() if pattern.search(text)}
+
+
+def measures_other(text: str) -> bool:
+    """Whether a quantity, as it was written, has a unit that is no amount of money: 5 km is not $5."""
+    match = _WRITTEN_UNIT.search(text)
+    unit = unit_of([match[1]], None) if match else None
+    return unit is not None and not set(unit) & _MONEY
 
 
 def without_unit(text: str) -> tuple[str, tuple | None]:
@@ -149,36 +95,34 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     if words == "degree" and _ANGLE.search(quantity):
         return text, None  # the sine of an angle is not one
     words = words.replace(".", "").replace("/", " per ")
-    for short, unit in (("mph", "mile"), ("k(?:m|p|mp)h", "kilometer")):
-        words = re.sub(rf"\b{short}\b", f"{unit} per hour", words)
+    for pattern, unit in COMPOUNDS:
+        words = pattern.sub(unit, words)
     words = words.split()
-    measures = [measure(word) for word in words]
-    unit = [measure for measure in measures if measure is not None]
-    unit += [{"2": "square", "3": "cubic"}[power]] if power else []
-    others = [word for word, measure in zip(words, measures, strict=True) if measure is None]
+    others = [word for word in words if measure(word) is None]
     if others:
         apart = in_text or match.start(2) > match.end(1)
         dropped = apart and all(_is_a_noun(word, in_text=in_text) for word in others)
-        return (quantity, None) if dropped else (text, None)
+        return (quantity, unit_of(words, power)) if dropped else (text, None)
     if not in_text and any(word.casefold() in _PRODUCTS for word in words):
         return text, None
-    place = unit.index("per") if "per" in unit else len(unit)
-    return quantity, (*sorted(unit[:place]), *unit[place : place + 1], *sorted(unit[place + 1 :]))
+    return quantity, unit_of(words, power) or ((*words, power) if words else None)
 
 
-def measure(word: str) -> str | None:
-    """The name of a unit in any of its spellings; None for another word."""
-    if word in _CAPITALS:
-        return None
-    word = word.casefold()
-    return _UNITS.get(word, _UNITS.get(word.removesuffix("s")))
+def counted(text: str) -> str:
+    """The noun or unit behind a number, in the singular: what was counted; "" for none."""
+    match = _TEXT_UNIT.fullmatch(text.strip()) or _PLAIN_UNIT.fullmatch(text.strip())
+    if match is None or re.search(r"\\text\{(?!degree\})", match[1]):
+        return ""
+    words = [measure(word) or word.casefold().removesuffix("s") for word in re.findall(r"[a-zA-Z]+", match[2])]
+    return " ".join(words) if without_unit(text)[0] != text.strip() else ""
 
 
 def _is_a_noun(word: str, *, in_text: bool) -> bool:
     r"""Whether a word behind a number only says what was counted. Without \text it has to be one that cannot be a
     product of letters: 2xy is not 2, and neither is "2 abcd"."""
     word = word.lstrip("(").rstrip("),;:!").replace("'", "")
-    if word.rpartition("-")[2].casefold() in _NO_NOUNS:  # ten-thousands, but two-digit numbers
+    last = word.rpartition("-")[2].casefold()  # ten-thousands, but two-digit numbers
+    if last in _NO_NOUNS or last in GREEK or _ORDINAL.fullmatch(last):
         return False
     word = word.replace("-", "")
     if not word.isalpha() or not word.isascii():

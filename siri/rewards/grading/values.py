@@ -25,7 +25,7 @@ from siri.rewards.grading.numbers import (
     exact,
     number,
 )
-from siri.rewards.grading.pieces import WHOLE_AND_FAR, further_points, whole_points
+from siri.rewards.grading.pieces import WHOLE_AND_FAR, further_points, poles, whole_points
 
 MAX_BITS = 40_000
 MAX_SYMBOLS = 12
@@ -62,7 +62,7 @@ def same_value(a: Tree, b: Tree) -> bool:
 def _same_everywhere(a: Tree, b: Tree, names: set[str], *, is_complex: bool) -> bool:
     """Whether both are the same wherever they are defined, among real numbers or, failing all points, complex ones."""
     defined = False
-    for point in _points(names):
+    for point in drawn_points(names):
         verdict = _same_at(Setting(point, is_complex), a, b)
         if verdict is False:
             return False
@@ -70,6 +70,9 @@ def _same_everywhere(a: Tree, b: Tree, names: set[str], *, is_complex: bool) -> 
     for point in further_points(a, b):
         setting = Setting(point, is_complex)
         if not _roughly_same(setting, a, b) and _same_at(setting, a, b) is False:
+            return False
+    for point in poles(a, b) if len(names) == 1 else ():  # (x^2-1)/(x-1) is x+1 but at 1
+        if _same_at(Setting(point, is_complex), a, b) is False:
             return False
     return defined or (not is_complex and _same_everywhere(a, b, names, is_complex=True))
 
@@ -98,7 +101,7 @@ def same_zeros(a: Tree, b: Tree, *, signed: bool = False) -> bool:
         return False
     if len(names) > MAX_SYMBOLS:
         raise Undecided
-    points = list(_points(names))
+    points = list(drawn_points(names))
     first = points[0]
     try:
         left, right = rational(a, first), rational(b, first)
@@ -117,6 +120,8 @@ def _at_first(tree: Tree, point: Point) -> Tree:
     """`tree` with its variables replaced."""
     if tree[0] == "sym":
         return ("num", point[tree[1]])
+    if tree[0] == "apply":  # what f is at that point
+        return ("apply", _at_first(tree[1], point), tree[2] if len(tree) > 2 else ("num", point["f()"]))
     return tuple(
         tuple(_at_first(inner, point) for inner in part)
         if isinstance(part, tuple) and part and isinstance(part[0], tuple)
@@ -189,7 +194,7 @@ def _fraction(digits) -> Fraction:
     return -value if sign else value
 
 
-def _points(names: set[str]) -> Iterator[Point]:
+def drawn_points(names: set[str]) -> Iterator[Point]:
     """Values for the variables: small, large, negative, of both signs. One empty point where there are none."""
     if not names:
         yield {}

@@ -57,7 +57,7 @@ _IN_WORDS = re.compile(
 _ANNOUNCED = re.compile("nswer|NSWER|\\{\\s*(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\\b")
 _EDGE = re.compile(r"^(?:[\s$~]|\\[][,;:!() ])+|(?:[\s$~]|\\[][,;:!() ])+$")
 _PHRASE = re.compile(
-    r"^\s*(\\text\{\s*)?(?:(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s*"
+    r"^\s*(\\text\w*\{\s*)?(?:(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s*"
     r"(?:is\s*:?|:|=)\s*(?:(?<=\s)|(?<=[:=])|(?=\}))|(?(1)(?:so|thus|hence|therefore)\s*,?\s*(?=\})))(?(1)(\}?))",
     re.IGNORECASE,
 )

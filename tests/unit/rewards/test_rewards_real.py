@@ -135,7 +135,10 @@ def test_lookalike_answers_score_zero(golds, pool, capsys):
         ("with a minus of its own", lambda a: a.replace("-", "\u2212") if "\\text" not in a else a),
         ("in full-width digits", lambda a: a.translate(WIDE) if a.isdigit() else a),
         ("and a thin space", lambda a: f"{a}\\,"),
-        ("reversed lists", lambda a: ",".join(reversed(a.split(","))) if re.fullmatch(r"(-?\d\d?, ?)+-?\d+", a) else a),
+        (
+            "reversed lists",
+            lambda a: ",".join(reversed(a.split(","))) if re.fullmatch(r"(-?\d\d?, ?)+-?\d\d?", a) else a,
+        ),
     ],
 )
 def test_other_spellings_of_the_gold_answer_score_one(golds, pool, capsys, what, rewrite):

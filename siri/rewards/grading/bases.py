@@ -1,0 +1,26 @@
+"""Numbers in a base: 1011_2, 3F_{16}, "212 base three"."""
+
+import re
+
+_BASES = {
+    name: base
+    for base, name in enumerate(
+        re.findall(
+            r"\w+", "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+        ),
+        2,
+    )
+}
+_IN_BASE = re.compile(
+    rf"(?:\\overline\{{(?=\w+\}}))?\(?(-?[0-9A-Fa-f]+)\)?\}}?(?:_\{{?\(?|\(?base)(\d+|{'|'.join(_BASES)})\)?\}}?"
+)
+
+
+def in_base(text: str) -> tuple[str, str] | None:
+    """The digits of a number in a base, and the base."""
+    plain = re.sub(r"(?<=\d)[,\s]+(?=\d)|\s", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    match = _IN_BASE.fullmatch(plain)
+    if match is None or re.fullmatch("[a-f]", match[1]):  # a_{12} is a name
+        return None
+    digits, base = match[1].upper(), int(_BASES.get(match[2], match[2]))
+    return (digits, str(base)) if 2 <= base <= 36 and int(max(digits.lstrip("-")), 16) < base else None

@@ -1,0 +1,78 @@
+r"""What stands beside an equation or a function: its domain, "y = x^2 (x > 0)", or that it holds for all x."""
+
+import re
+from collections.abc import Callable
+
+from siri.rewards.grading.families import family, parameter_only, without_range
+from siri.rewards.grading.names import letters_of, with_declared
+from siri.rewards.grading.structure import RELATION, split, without_text
+
+Same = Callable[[str, str], bool]
+
+_CONDITION = r"[^()]*(?:\\le |\\ge |\\ne |<|>|\\in(?![a-zA-Z]))[^()]*(?:\([^()]*\)[^()]*)?"
+_IN_BRACKETS = re.compile(rf"(.*\S)\s*\(\s*(?:(?:for|where|with|when|if)\s+)?({_CONDITION})\)", re.DOTALL)
+_IN_WORDS = re.compile(rf"(.*\S?)(?:\s*,\s*|\s+)(?:for|where|with|when|if)\s+({_CONDITION})", re.DOTALL)
+_BESIDE = re.compile(r"\\le |\\ge |\\ne |<|>|\\in(?![a-zA-Z])")
+_PLUS_OR_MINUS = re.compile(r"\\ne \s*\\pm\s*([\w\\{}.]+)$")
+_FUNCTION = re.compile(r"\s*[a-zA-Z]\(([a-z])\)\s*=.*", re.DOTALL)
+# That a function is meant for all numbers, and that a letter in it is any constant.
+_DECLARED = re.compile(
+    r"\s*[,;(]?\s*(?:(?:for|where|with|and)\s+)?(?P<words>(?:(?:all|any|every|some|each|an?|arbitrary|real|constants?|"
+    r"numbers?|the)\s+)*)(?<=[\s,;(])(?P<names>[a-zA-Z](?:\s*(?:,|and)\s*[a-zA-Z])*)"
+    r"(?P<set>\s*\\in\s*\\mathbb\s*\{?R\}?|\s+(?:is|are)\s+(?:an?\s+|any\s+|arbitrary\s+|real\s+)*(?:constants?|numbers?|reals?))?"
+    r"\s*\)?\s*\.?$"
+)
+Conditioned = tuple[str, str]
+
+
+def conditioned(text: str) -> Conditioned | None:
+    """An equation or value and the condition beside it; None without one."""
+    if not _BESIDE.search(text):
+        return None
+    plain = without_text(text)
+    if match := _IN_BRACKETS.fullmatch(plain) or _IN_WORDS.fullmatch(plain):
+        body, condition = match.groups()
+    else:
+        body, *rest = split(plain, ",;")
+        if not rest or not _BESIDE.search(rest[0]):
+            return None
+        condition = ",".join(rest)
+    body = body.strip(" ,;")
+    if not body or _BESIDE.search(body) or len(split(body, ",;")) > 1:
+        return None
+    condition = _PLUS_OR_MINUS.sub(r"\\ne \1, -\1", condition.strip(" .,"))
+    return body, condition
+
+
+def same_conditioned(golds: Conditioned, answers: Conditioned, same: Same) -> bool:
+    return same(golds[1], answers[1]) and same(golds[0], answers[0])
+
+
+def declared(text: str) -> tuple[str, set[str]]:
+    r"""A function without "for all x" and "where c is any constant", and the letters that are constants by that."""
+    match = _FUNCTION.fullmatch(text)
+    if match is None:
+        return text, set()
+    body, constants = without_text(text), set()
+    while (said := _DECLARED.search(body)) and (said["words"] or said["set"]) and "=" in body[: said.start()]:
+        names = set(re.findall("[a-zA-Z]", said["names"])) - {"a"} | (
+            {"a"} if re.search(r"\ba\b", said["names"]) else set()
+        )
+        if match[1] in names and "some" in said["words"]:
+            break  # for some x is less than for all
+        constants |= names - {match[1]}
+        body = body[: said.start()].rstrip(" ,;")
+    used = constants <= letters_of(body.partition("=")[2])
+    return (body, constants) if body != without_text(text) and used and not RELATION.search(body) else (text, set())
+
+
+def without_declarations(gold: str, answer: str) -> tuple[str, str]:
+    """Both without what goes without saying, where one of them says it: that a function is for all x, what an index
+    or a parameter runs through, that a letter is a constant."""
+    (gold, constants), (answer, others) = declared(gold), declared(answer)
+    if constants or others:
+        answer = with_declared(gold, answer, constants | others)
+    gold, answer = without_range(gold), without_range(answer)
+    if "\\mathbb" in gold + answer and not (family(gold) and family(answer)):
+        gold, answer = parameter_only(gold), parameter_only(answer)
+    return gold, answer

@@ -1,0 +1,203 @@
+"""Units of measure: the names of each, in the singular; units of one name are the same."""
+
+import re
+
+_TABLE = """
+millimeter: mm millimetre
+centimeter: cm centimetre
+meter: m metre
+kilometer: km kilometre
+inch: in inches
+foot: ft feet
+yard: yd
+mile: mi
+second: s sec secs
+minute: min mins
+hour: h hr hrs
+day:
+week: wk wks
+month: mo mos
+year: yr yrs
+nanometer: nm nanometre
+decimeter: dm decimetre
+millisecond: ms
+milligram: mg
+ton: tonne t
+milliliter: ml millilitre
+quart: qt
+pint: pt
+newton: n
+joule: j
+kilojoule: kj
+watt: w
+kilowatt: kw
+megawatt:
+hertz: hz
+kilohertz: khz
+megahertz: mhz
+volt: v
+ampere: a amp
+milliampere: ma
+ohm:
+kilohm: kohm kiloohm
+megohm: mohm megaohm
+pascal: pa
+kilopascal: kpa
+kelvin: k
+celsius: c centigrade
+fahrenheit: f
+mole: mol
+micrometer: um microm micrometre micron
+microsecond: us micros
+microgram: ug microg
+rupee:
+yen:
+pence:
+radian: rad
+gram: g
+kilogram: kg
+ounce: oz
+pound: lb
+liter: l litre
+gallon: gal
+acre:
+bit:
+byte:
+kilobyte: kb
+megabyte: mb
+gigabyte: gb
+terabyte: tb
+kilobit: kbit
+gigabit: gbit
+megabit: mbit
+kilowatthour: kwh
+watthour: wh
+megawatthour: mwh
+milliwatt:
+gigawatt: gw
+cup:
+teaspoon: tsp
+tablespoon: tbsp
+fluidounce: floz
+deciliter: dl decilitre
+centiliter: cl centilitre
+hectare: ha
+furlong:
+lightyear: ly
+atmosphere: atm
+bar:
+psi:
+torr: mmhg
+megapascal: mpa
+hectopascal: hpa
+decade:
+century: centuries
+millennium: millennia
+fortnight:
+nanosecond: ns
+calorie: cal
+kilocalorie: kcal
+electronvolt: ev
+coulomb:
+farad:
+tesla:
+weber:
+lumen:
+candela:
+knot:
+gigahertz: ghz
+angstrom:
+steradian: sr
+nickel:
+dime:
+penny: pennies
+yuan: rmb cny
+jiao:
+fen:
+ruble: rouble rubles
+peso:
+franc:
+shilling:
+centime:
+kopeck: kopek
+cent:
+dollar: usd
+euro: eur
+per:
+degree: deg
+am:
+pm:
+square: sq
+cubic: cu
+nautical:
+unit:
+"""
+NAMES = {variant: unit for unit, variants in re.findall(r"(\w+):(.*)", _TABLE) for variant in (unit, *variants.split())}
+"""Each spelling, in small letters, and the unit."""
+# As one word: none of their parts is the unit.
+COMPOUNDS = tuple(
+    (re.compile(rf"\b{pattern}\b", re.IGNORECASE), unit)
+    for pattern, unit in (
+        ("light[- ]?years?", "lightyear"),
+        ("fl(?:uid)?[- ]?(?:ounces?|oz)", "fluidounce"),
+        ("kilowatt[- ]?hours?|kw[- ]h", "kilowatthour"),
+        ("watt[- ]?hours?", "watthour"),
+        ("mph", "mile per hour"),
+        ("k(?:m|p|mp)h", "kilometer per hour"),
+        ("rpm", "revolutions per minute"),
+        ("rps", "revolutions per second"),
+        ("bpm", "beats per minute"),
+        ("degrees? (?=celsius|fahrenheit|centigrade|[CF]$)", ""),
+    )
+)
+_MODIFIERS = frozenset(("square", "cubic", "per", "nautical"))
+_WITH_A_DEGREE = frozenset(("celsius", "fahrenheit"))
+# Words as well, where others stand beside them.
+_WORDS = frozenset(("in", "a", "am", "pm", "are"))
+
+
+def measure(word: str) -> str | None:
+    """The name of a unit in any of its spellings; None for another word."""
+    if re.fullmatch("[njwvkcf]", word):  # of one letter, these are written as capitals; small ones are variables
+        return None
+    if re.fullmatch("[kKMG]b", word):
+        return {"k": "kilobit", "m": "megabit", "g": "gigabit"}[word[0].lower()]
+    word = word.casefold()
+    return NAMES.get(word, NAMES.get(word.removesuffix("s")))
+
+
+def unit_of(words: list[str], power: str | None) -> tuple[str, ...] | None:
+    """The unit that words behind a number say, in one order of its parts; None where no measure is among them. Of
+    other words, as in "pages per minute", nothing is kept."""
+    measures = [measure(word) for word in words]
+    if None in measures:
+        sure = [len(word) > 2 or not place for place, word in enumerate(words)]
+        measures = [
+            unit if is_sure and word.casefold() not in _WORDS else None
+            for word, unit, is_sure in zip(words, measures, sure, strict=True)
+        ]
+    unit = [name for name in measures if name is not None]
+    if not set(unit) - _MODIFIERS:
+        return None
+    unit += [{"2": "square", "3": "cubic"}[power]] if power else []
+    place = unit.index("per") if "per" in unit else len(unit)
+    return (*sorted(unit[:place]), *unit[place : place + 1], *sorted(unit[place + 1 :]))
+
+
+def same_unit(unit: tuple[str, ...] | None, other: tuple[str, ...] | None) -> bool:
+    """Whether two units, the first the gold answer's, do not contradict each other: none says nothing, nor does what is
+    left out before "per"."""
+    if unit is None or other is None or unit == other:
+        return True
+    if other == ("degree",) and unit[0] in _WITH_A_DEGREE:
+        return len(unit) == 1
+    if "unit" in unit or "unit" in other:  # square units are some square measure
+        powers = [{"square", "cubic"} & set(names) for names in (unit, other)]
+        return not all(powers) or powers[0] == powers[1]
+    (over, *under), (other_over, *other_under) = _quotient(unit), _quotient(other)
+    return under == other_under != [()] and not (over and other_over)
+
+
+def _quotient(unit: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    place = unit.index("per") if "per" in unit else len(unit)
+    return unit[:place], unit[place + 1 :]

@@ -1,0 +1,122 @@
+"""Names that mean nothing by themselves: a variable of a function, an index, a constant of integration, a point."""
+
+import itertools
+import re
+from collections.abc import Iterator
+
+_DEFINED = re.compile(r"\s*(?:([a-zA-Z])\(([a-df-hj-zA-Z])\)|([a-zA-Z])_\{?([a-zA-Z])\}?)\s*=[^=]*")
+_POINT = re.compile(r"[A-Z]\s*(?=\([^()]*,[^()]*\)$)")
+_CONSTANT = re.compile(r"(?<=\+)\s*[CcK]$")
+_SUMMED = re.compile(r"\\(?:sum|prod)\s*_\s*\{?\s*([a-z])\s*=")
+_TURNED = re.compile(r"\\(?:sin|cos)\s*\(?\s*(\\(?:theta|phi|varphi|alpha)|[tu])(?![a-zA-Z])")
+_CURVE = re.compile(r"\s*x\s*=[^=]*,\s*y\s*=")
+_SOLUTION = re.compile(r"\s*(?:[yuxf](?:\([a-z]\))?)\s*=")
+_NUMBERED = re.compile(r"(?<![\\a-zA-Z])C_\{?(\d)\}?")
+_MOST_CONSTANTS = 3
+
+
+def letter_alone(name: str) -> re.Pattern:
+    return re.compile(rf"(?<![\\a-zA-Z]){re.escape(name)}(?![a-zA-Z])")
+
+
+def with_names_of(gold: str, answer: str) -> str:
+    """`answer` with the names of `gold` for what any letter may stand for: the variable of a function, an index, the
+    constant of integration; and without the name of a point."""
+    answer = _with_variable(gold, answer)
+    answer = _with_letter(_SUMMED, gold, answer)
+    if _CURVE.match(gold) and _CURVE.match(answer):  # as a whole: its parts have one parameter
+        answer = _with_letter(_TURNED, gold, answer)
+    if gold.startswith("(") and answer[0] != "C":
+        answer = _POINT.sub("", answer, count=1) if _POINT.match(answer) else answer
+    if "\\theta" in gold and "\\theta" in answer and gold.startswith("\\rho") and re.match(r"r\s*=", answer):
+        answer = "\\rho" + answer[1:]
+    if "\\theta" in gold and "\\theta" in answer and answer.startswith("\\rho") and re.match(r"r\s*=", gold):
+        answer = "r" + answer.removeprefix("\\rho")
+    return _with_constants(gold, answer)
+
+
+def _with_variable(gold: str, answer: str) -> str:
+    """f(t) = t^2 as f(x) = x^2."""
+    defined = [match.groups() for match in map(_DEFINED.fullmatch, (gold, answer)) if match]
+    if len(defined) < 2 or defined[0][::2] != defined[1][::2]:
+        return answer
+    mine, other = (names[1] or names[3] for names in defined)
+    used = [bool(letter_alone(name).search(text.partition("=")[2])) for name, text in ((mine, gold), (other, answer))]
+    # of a constant function any letter; f(a) = 3 and P(A) = 3 say something of a or A
+    runs = all(used) or (not any(used) and {mine, other} <= set("nktuxyz"))
+    if not runs or mine == other or letter_alone(mine).search(answer) or mine in (defined[1][0], defined[1][2]):
+        return answer
+    return letter_alone(other).sub(mine, answer)
+
+
+def _with_letter(pattern: re.Pattern, gold: str, answer: str) -> str:
+    """With the only letter of `gold` that the pattern knows, for the only such letter of `answer`."""
+    golds, answers = (set(pattern.findall(text)) for text in (gold, answer))
+    if len(golds) != 1 or len(answers) != 1 or golds == answers:
+        return answer
+    [mine], [other] = golds, answers
+    if _alone(mine).search(answer) or _alone(other).search(gold):
+        return answer
+    return _alone(other).sub(lambda _: mine + " " * mine.startswith("\\"), answer)
+
+
+def _alone(name: str) -> re.Pattern:
+    """A letter or command, also behind a function without a space and as an index."""
+    end = r"(?![a-zA-Z])"
+    return re.compile(rf"{re.escape(name)}{end}" if name.startswith("\\") else rf"(?<![\\a-zA-Z]){name}{end}")
+
+
+def _with_constants(gold: str, answer: str) -> str:
+    for small, large in (("c", "C"), ("C", "c")):  # constants of a differential equation
+        if f"{large}_" in gold and f"{small}_" in answer and f"{small}_" not in gold and f"{large}_" not in answer:
+            answer = re.sub(rf"(?<![\\a-zA-Z]){small}(?=_\{{?\d)", large, answer)
+    constants = [match[0] for match in map(_CONSTANT.search, (gold, answer)) if match]
+    if len(constants) == 2:
+        return answer[:-1] + constants[0]
+    mine, other = (_only_constant(text) for text in (gold, answer))
+    if mine and other and mine != other and not letter_alone(other).search(gold):
+        return re.sub(rf"(?<![\\a-zA-Z]){other}(?![a-df-zA-Z_(])", mine, answer)
+    return answer
+
+
+def _only_constant(text: str) -> str:
+    """The letter of the constant in a solution of a differential equation."""
+    letters = re.findall(
+        r"(?<![\\a-zA-Z])[ACK](?![a-zA-Z_(])|(?<![\\a-zA-Z])[ck](?=e\^)", re.sub(r"(?<=[A-Zckd])e\^", " e^", text)
+    )
+    letters = letters or re.findall(r"(?<![\\a-zA-Z])[cACK](?=\s*e\s*\^)", text)
+    return letters[0] if len(set(letters)) == 1 and _SOLUTION.match(text) and "e^" in text else ""
+
+
+def other_constants(gold: str, answer: str) -> Iterator[str]:
+    """`answer` with its constants C_1, C_2 in another order, or with these names for A and B."""
+    numbers = sorted(set(_NUMBERED.findall(gold)))
+    if not 2 <= len(numbers) <= _MOST_CONSTANTS:
+        return
+    letters = re.findall(r"(?<![\\a-zA-Z])[ABD](?![a-zA-Z_])|(?<![\\a-zA-Z])[AB](?=[ex])", answer)
+    names = sorted(set(letters))
+    if sorted(set(_NUMBERED.findall(answer))) == numbers:
+        for order in itertools.permutations(numbers):
+            yield _NUMBERED.sub(lambda match, order=order: f"C_{order[numbers.index(match[1])]}", answer)
+    elif len(names) == len(numbers) and not any(letter_alone(name).search(gold) for name in names):
+        for order in itertools.permutations(numbers):
+            yield re.sub(
+                r"(?<![\\a-zA-Z])[ABD](?![a-zA-Z_])|(?<![\\a-zA-Z])[AB](?=[ex])",
+                lambda match, order=order: f"C_{order[names.index(match[0])]} ",
+                answer,
+            )
+
+
+def letters_of(text: str) -> set[str]:
+    """The letters in it that are no part of a command."""
+    return set(re.findall("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)))
+
+
+def with_declared(gold: str, answer: str, constants: set[str]) -> str:
+    """`answer` with the letters of `gold` for constants of which one of both says that they may be any."""
+    golds, answers = (letters_of(text.partition("=")[2]) for text in (gold, answer))
+    mine, other = golds - answers, answers - golds
+    if len(mine) != 1 or len(other) != 1 or not constants & (mine | other):
+        return answer
+    [old], [new] = other, mine
+    return re.sub(rf"\\[a-zA-Z]+|{old}", lambda match: new if match[0] == old else match[0], answer)

@@ -1,0 +1,53 @@
+"""Single values: with a unit, in a base, as a percentage, rounded."""
+
+import re
+from fractions import Fraction
+
+from siri.rewards.grading import library
+from siri.rewards.grading.bases import in_base
+from siri.rewards.grading.grammar import NotRead, Tree, read
+from siri.rewards.grading.measures import same_unit
+from siri.rewards.grading.structure import squeezed
+from siri.rewards.grading.units import without_unit
+from siri.rewards.grading.values import rational, rounds_to, same_value
+
+# How many times is asked for by a number, and answered by one.
+_TIMES = re.compile(r"(?<=[\d}])\s*(?:\\text\{\s*times\s*\}|\btimes)$")
+_DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
+
+
+def same_scalar(gold: str, answer: str) -> bool:
+    gold = _TIMES.sub("", gold)
+    (gold, gold_unit), (bare, answer_unit) = without_unit(gold), without_unit(answer)
+    if not same_unit(gold_unit, answer_unit):
+        return False
+    # "what percent ...?" is answered by the number; the other way round 5% is not 5
+    number_for_percent = gold.endswith("\\%") and bare == answer.strip() and "%" not in answer
+    if number_for_percent and same_scalar(gold.removesuffix("\\%").strip(), answer):
+        return True
+    answer = bare
+    based = in_base(gold), in_base(answer)
+    if any(based):
+        return based[0] == based[1]
+    try:
+        trees = read(gold), read(answer)
+    except NotRead:
+        return library.verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
+    # a decimal that is near may be too near for a comparison of values to tell
+    return _rounded(trees, (gold, answer)) or same_value(*trees)
+
+
+def _rounded(trees: tuple[Tree, Tree], texts: tuple[str, str]) -> bool:
+    """Whether one is a decimal of six places or more, and the other rounds to it."""
+    places = [_places(text) for text in texts]
+    for place, other in ((0, 1), (1, 0)):
+        if places[place] and not places[other]:
+            return rounds_to(trees[other], rational(trees[place]) or Fraction(0), places[place])
+    return False
+
+
+def _places(text: str) -> int:
+    """How many decimals a number is written with, two more if it is a percentage; 0 for whatever else."""
+    text = squeezed(text)
+    match = _DECIMAL.fullmatch(text.removesuffix("\\%"))
+    return (len(match[1]) + 2 * text.endswith("\\%")) if match else 0
