@@ -29,7 +29,6 @@ _MINUS_ONE = ("neg", ("num", Fraction(1)))
 _MOST_WHOLE = 400
 _WHOLE_POINTS = 240
 WHOLE_AND_FAR = 60
-_LARGEST_POLE = 12
 
 
 def _switches(tree: Tree) -> Iterator[tuple[str, Tree]]:
@@ -167,34 +166,3 @@ def _whole_names(tree: Tree) -> set[str]:
     if tree[0] == "^" and tree[1] == _MINUS_ONE:
         return symbols(tree[2])
     return set().union(*map(_whole_names, parts(tree)), set())
-
-
-def poles(a: Tree, b: Tree) -> Iterator[Point]:
-    """Rational zeros of the denominators that only one of two functions of one variable has."""
-    denominators = [set(_denominators(tree)) for tree in (a, b)]
-    different = denominators[0] ^ denominators[1]
-    if not different:
-        return
-    [name] = symbols(a) | symbols(b)
-    known = {Fraction(0), *(Fraction(value) for value in range(1, _LARGEST_POLE + 1)), *_constants(a, b)}
-    known |= {x / y for x, y in itertools.permutations(_constants(a, b), 2)}
-    places = known if name in WHOLE_NAMES else known | {-value for value in known}
-    for place in sorted(places):
-        if any(_is_zero(tree, {name: place}) for tree in different):
-            yield {name: place}
-
-
-def _denominators(tree: Tree) -> Iterator[Tree]:
-    if tree[0] == "/" and symbols(tree[2]):
-        yield tree[2]
-    elif tree[0] == "^" and tree[2][0] == "neg" and symbols(tree[1]):
-        yield tree[1]
-    for part in parts(tree):
-        yield from _denominators(part)
-
-
-def _is_zero(tree: Tree, point: Point) -> bool:
-    try:
-        return exact(tree, point) == 0
-    except (Undefined, NotRational):
-        return False
