@@ -76,6 +76,26 @@ def test_a_lease_of_a_process_that_was_killed_here_costs_no_wait(tmp_path, monke
     holder.release()
 
 
+def test_what_a_kill_left_of_a_lease_is_cleared_away(tmp_path):
+    left, other = tmp_path / f".{LEASE}.0123456789ab.tmp", tmp_path / ".config.json.0123456789ab.tmp"
+    left.write_text("{")
+    other.write_text("{")  # of the run folder, which clears it
+    FolderLock(tmp_path).release()
+    assert not left.exists() and other.exists()
+
+
+def test_a_finalizer_that_is_cut_short_lets_the_lock_go(tmp_path, monkeypatch):
+    def interrupted(_path):
+        raise KeyboardInterrupt
+
+    holder = FolderLock(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(lock, "_lease", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            holder.release()
+    FolderLock(tmp_path).release()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_without_flock_the_lease_alone_keeps_others_out(tmp_path, number):
     def flock(*_):
