@@ -130,8 +130,8 @@ def _written(text: str) -> str:
     inner = _LATEX.fullmatch(plain_text)
     word = re.sub(r"[\s_\-]+", "", plain_text).casefold()
     unmistakable = re.sub(r"[\s_\-]+", "", _DECORATION.sub("", inner[1])).casefold() if inner else word
-    sodium = unmistakable == "na" and "Na" in text
     unmistakable = _SAYS.sub("", unmistakable) or unmistakable
+    sodium = unmistakable == "na" and "Na" in text
     if (
         _MARKS.fullmatch(text.strip("$ ") or text)
         or _EMPTY.fullmatch(text)

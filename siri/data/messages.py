@@ -19,10 +19,12 @@ _LISTS = ("messages", "conversations", "conversation")
 _KEYS = "|".join(("role", "content", "from", "value", *_LISTS))
 _LOOKS_LIKE_MESSAGES = re.compile(rf"(?:\[\s*)?\{{\s*(['\"])(?:{_KEYS})\1\s*:")
 _ENCODED = re.compile(rf'"[\s\\"]*(?:\[\s*)?\{{\s*\\+"(?:{_KEYS})\\+"\s*:')
-_LOOKS_LIKE_PARTS = re.compile(r"\s*\[\s*\{\s*\"(?:type|text)\"\s*:")
+_LOOKS_LIKE_PARTS = re.compile(r"\s*\[\s*\{\s*\"\w+\"\s*:")
 _MOST_ENCODED = 4
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_KINDS_OF_PARTS = (*_TEXT_PARTS, "image", "image_url", "input_image", "audio", "input_audio", "video", "file")
+_KEYS_OF_PARTS = {name: {"type", "text"} for name in _TEXT_PARTS} | {"image": {"type"}}
+_KEYS_OF_PARTS |= {name: {"type", name} for name in ("image_url", "input_audio", "file", "video_url")}
+"""Keys of a part by its type: JSON text of anything else is text that happens to be JSON."""
 
 
 def read_prompt(value: Any) -> str | Messages:
@@ -103,7 +105,7 @@ def _parts(text: str) -> Any:
         parts = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    plain = all(isinstance(part, dict) and (part.get("type") or "text") in _KINDS_OF_PARTS for part in parts)
+    plain = all(isinstance(part, dict) and set(part) == _KEYS_OF_PARTS.get(str(part.get("type"))) for part in parts)
     return parts if plain else text
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siri.data.gold import Single
-from siri.data.parquet_footer import chunks
+from siri.data.parquet_footer import Chunk, chunks
 from siri.data.table import Table, Unread, listed, refuse_pointer
 from siri.errors import InputError, first_line
 
@@ -48,9 +49,16 @@ def read_parquet(path: Path) -> Table:
     if twice:
         raise InputError(f"{path}: has two columns {twice[0]!r}; leave one of them out")
 
+    @cache
+    def sizes() -> list[Chunk]:
+        try:
+            return chunks(path)
+        except ValueError as error:
+            raise unreadable(error) from None
+
     def rows(wanted: Sequence[str]) -> Iterator[Any]:
         leaves = _leaves(about, wanted)
-        _check_expansion(path, about.num_rows, leaves)
+        _check_expansion(path, about.num_rows, [chunk for chunk in sizes() if chunk.path in leaves])
         texts = [name for name, physical in leaves.items() if physical == "BYTE_ARRAY"]
         flat, done = [name for name in texts if "." not in name], 0
         # Arrow cannot give a nested column's texts as a dictionary where the writer gave that up within a row group
@@ -99,14 +107,10 @@ def _leaves(about: Any, wanted: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _check_expansion(path: Path, rows: int, leaves: dict[str, str]) -> None:
+def _check_expansion(path: Path, rows: int, columns: Sequence[Chunk]) -> None:
     """Refuse a file that is made to fill the memory."""
-    try:
-        read = [chunk for chunk in chunks(path) if chunk.path in leaves]
-    except ValueError as error:
-        raise InputError(f"{path}: unreadable parquet: {error}") from None
     size = rows * ROW_BYTES
-    size += sum(max(0, chunk.uncompressed) + VALUE_BYTES * max(0, chunk.values) for chunk in read)
+    size += sum(max(0, chunk.uncompressed) + VALUE_BYTES * max(0, chunk.values) for chunk in columns)
     if size > max(LEAST_REFUSED, MOST_EXPANSION * path.stat().st_size):
         raise InputError(
             f"{path}: {rows:,} rows that would take {size / 2**30:.1f} GiB in a file of "

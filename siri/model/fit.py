@@ -72,9 +72,13 @@ def _headers(held: Mapping[str, Path]) -> dict[str, tuple[tuple[int, ...], str]]
 
 def _without_weights(folder: Path) -> str:
     """What to do about a folder whose weights cannot be read."""
-    if len(list(folder.glob("*.safetensors"))):
+    if any(folder.glob("adapter_model.*")):
+        return "holds an adapter and no weights; give the folder of its base, merged with it"
+    if any(folder.glob("*-of-*.safetensors")):
         return "its weights are in several files, but model.safetensors.index.json is not there; copy it, too"
-    if len([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
+    if others := sorted(path.name for path in folder.glob("*.safetensors")):
+        return f"holds {others[0]}, which nobody reads; name it model.safetensors, if these are its weights"
+    if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         return "its weights would have to be unpickled, which runs code; save it as safetensors (save_pretrained does)"
     return "holds no weights; copy model.safetensors, or all files that model.safetensors.index.json names"
 

@@ -92,7 +92,7 @@ def load_policy(
     it never will be, so weights of the hub are not downloaded to be looked at. checkpoint: the model will be filled
     from it, so that it says whether the head is tied. ranks: those that call this together; rank 0 looks into the
     files for all. Raises InputError when there is no model, no tokenizer, an architecture that was not checked to work
-    packed, or a head that config.json promises and the files do not hold.
+    packed, or tensors that are not those of config.json (`siri.model.fit`).
     """
     from transformers import AutoTokenizer, GenerationConfig
     from transformers.utils import logging

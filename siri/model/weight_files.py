@@ -91,7 +91,7 @@ def settle_tying(config: Any, source: str, folder: str | Path, *, fetch: bool = 
     if not held:
         return ""
     if HEAD not in held:
-        if odd := next((name for name in held if name.endswith(f".{HEAD}")), ""):
+        if odd := next((name for name in (f"model.{HEAD}", f"base_model.{HEAD}") if name in held), ""):
             raise InputError(f"model {source}: its files call the head {odd}, which nobody reads; rename it to {HEAD}")
         if config.tie_word_embeddings:
             return ""

@@ -28,6 +28,16 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         (json.dumps([{"role": "user", "content": [{"type": "text", "text": "Q"}]}]), [USER]),
         ([{"role": "user", "content": json.dumps([{"type": "text", "text": "Q"}])}], [USER]),
         ([{"role": "user", "content": (other := '[{"type": 7}] is?')}], [{"role": "user", "content": other}]),
+        *(
+            ([{"role": "user", "content": text}], [{"role": "user", "content": text}])
+            for text in (
+                '[{"text": "The movie was great", "label": 1}]',
+                '[{"text": "Alice"}, {"text": "Bob"}]',
+                '[{"type": "file", "name": "a.txt"}]',
+                '[{"type": "text", "value": 3}]',
+                '[{"type": ["text"], "text": 3}]',
+            )
+        ),
         ([{"role": "user", "content": "Q", "name": "x"}], [USER]),
         (USER, [USER]),
         ({"messages": [SYSTEM, USER]}, [SYSTEM, USER]),

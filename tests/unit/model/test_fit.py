@@ -105,6 +105,8 @@ def test_a_head_by_a_name_that_nobody_reads(folder):
     for tied in (False, True):
         write_config(folder, tie_word_embeddings=tied)
         assert "call the head model.lm_head.weight" in refused(folder)
+    change(folder, **{"model.lm_head.weight": None, "mtp.lm_head.weight": held["lm_head.weight"]})
+    assert "mtp.lm_head.weight in its files is no part" in load_policy(str(folder), CPU).notes[-1]
 
 
 def test_a_folder_without_weights_is_no_model_to_train_and_one_to_plan(folder, capsys):
@@ -113,6 +115,10 @@ def test_a_folder_without_weights_is_no_model_to_train_and_one_to_plan(folder, c
     assert "holds no weights; copy model.safetensors" in refused(folder)
     torch.save(held, folder / "pytorch_model.bin")
     assert "save it as safetensors" in refused(folder)
+    for name, told in (("consolidated", "holds consolidated.safetensors"), ("adapter_model", "holds an adapter")):
+        save_file(held, folder / f"{name}.safetensors", {"format": "pt"})
+        assert told in refused(folder)
+        (folder / f"{name}.safetensors").unlink()
     save_file(held, folder / "model-00001-of-00002.safetensors", {"format": "pt"})
     assert "model.safetensors.index.json is not there" in refused(folder)
     assert random_policy(str(folder), CPU).model is not None
