@@ -3,7 +3,7 @@
 #   make test   run all tests          make lint   ruff check and format, types
 #   make test-vllm   the tests with a real vLLM, on the CPU, in .venv-vllm (3.5 GB)
 #   make torture   what breaks a run, at length: kills, full disks, hostile answers and files; what has not begun after
-#                  an hour is left out and named (MINUTES=...); SHARE=10: a tenth of each
+#                  two hours is left out and named (MINUTES=...); SHARE=10: a tenth of each
 #   make docs   the documentation site, in build/site
 #   make bench  microbenchmarks        make clean  remove .venv* and caches (runs/ stays)
 #   make newest, make oldest   the tests with the newest and the oldest versions that pyproject.toml admits (TESTS=...)
@@ -36,7 +36,7 @@ test-vllm: .venv-vllm
 # -m torture also takes the quick tests beside the long ones, so that the table at the end is whole
 torture: .venv
 	@$(FOUND) -S .ci/environment.py .venv torture
-	.venv/bin/python -m pytest --torture --minutes $(or $(MINUTES),60) --share $(or $(SHARE),100) -m torture -n $(or $(JOBS),logical) --maxprocesses 4 \
+	.venv/bin/python -m pytest --torture --minutes $(or $(MINUTES),120) --share $(or $(SHARE),100) -m torture -n $(or $(JOBS),logical) --maxprocesses 4 \
 		--dist loadfile --no-loadscope-reorder
 
 lint: .venv

@@ -12,7 +12,7 @@ Long = Callable[[int, int], int]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="run the long forms, and print the table of faults")
     parser.addoption("--share", type=float, default=100.0, help="with --torture: percent of each long form to try")
-    parser.addoption("--minutes", type=float, default=60.0, help="with --torture: what has not begun then is left out")
+    parser.addoption("--minutes", type=float, default=120.0, help="with --torture: what has not begun then is left out")
     parser.addoption("--hours", action="store_true", help="with --torture: also what takes hours")
 
 
