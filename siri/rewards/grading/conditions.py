@@ -24,7 +24,7 @@ _DECLARED = re.compile(
     r"\s*\)?\s*\.?$"
 )
 # What an equation is called, as in "l: y = 2x".
-_LABEL = re.compile(r"\s*([a-zA-Z](?:_\d)?) ?: ?(?=[^:=]*=[^:=]*$)")
+_LABEL = re.compile(r"^\s*([a-zA-Z](?:_\d)?) ?: ?(?=[^:=]*=[^:=]*$)")
 Conditioned = tuple[str, str]
 
 

@@ -25,7 +25,7 @@ _CONGRUENCE = re.compile(
     r"(?:\\[pb]?mod(?![a-zA-Z])|\(\s*\\?[pb]?mod\b|\bmod(?:ulo)?\b)\s*\{?\s*(?P<modulus>[^{}()]+?)\s*\}?\s*\)?"
 )
 # A name of what there are many of; S = n^2 is a formula, in which n is known.
-_SOLUTION = re.compile(r"\s*(?:[xzt]|\\(?:theta|alpha|beta|phi|omega))(?:_\{?\w\}?)?\s*")
+_SOLUTION = re.compile(r"\s*(?:[xzt]|\\(?:theta|alpha|beta|phi|omega))(?:_\{?\d\}?)?\s*")
 # As often as a family is written from another of its members on, up or down.
 _SHIFTS = ("{X}+1", "{X}-1", "-{X}", "1-{X}", "-1-{X}", "{X}+2", "{X}-2", "{X}+3", "{X}-3")
 

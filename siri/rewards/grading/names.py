@@ -149,14 +149,14 @@ def _is_general(text: str, constants: list[str]) -> bool:
 
 def _is_factor(tree: Tree, name: str, variable: str, *, times_variable: bool = False) -> bool:
     """Whether this symbol stands in `tree` once, in a term that it is a factor of and that has the variable."""
-    if tree == ("sym", name):
-        return times_variable
     kind = tree[0]
+    if kind == "sym":
+        return times_variable and tree[1] == name
     if kind == "neg":
         return _is_factor(tree[1], name, variable, times_variable=times_variable)
-    parts = tree[1:] if kind == "/" else tree[1] if kind in ("+", "*") else ()
+    parts: tuple[Tree, ...] = tree[1:] if kind == "/" else tree[1] if kind in ("+", "*") else ()
     holding = [part for part in parts if name in symbols(part)]
-    if len(holding) != 1 or (kind == "/" and holding[0] is not parts[0]):
+    if len(holding) != 1 or (kind == "/" and holding[0] is not tree[1]):
         return False
     others = [part for part in parts if part is not holding[0]]
     times_variable |= kind != "+" and any(variable in symbols(part) for part in others)
