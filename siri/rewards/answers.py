@@ -378,8 +378,9 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
             return _same(golds[1], answers[1])
         function, other = applied(golds[0]), applied(answers[0])
         if function and other:  # f(2) = 5 is nothing of f(5)
-            (gold_name, gold_point), (name, point) = function, other
-            return gold_name == name and _same(gold_point, point) and _same(golds[1], answers[1])
+            (gold_name, at), (name, point) = function, other
+            places = (split(text, ",;|") for text in (at, point))
+            return gold_name == name and _same_in_order(*places) and _same(golds[1], answers[1])
         if all(map(is_derivative, names)):
             return False
     if bool(chained("=".join(golds))) != bool(chained("=".join(answers))):

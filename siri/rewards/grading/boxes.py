@@ -15,7 +15,8 @@ _TOKEN = re.compile(
 # What goes on with the value of a box without braces: $\boxed 2\sqrt3$ is not 2.
 _GOES_ON = re.compile(
     r"(?:\s*(?:[\^_](?=[\w{\\])|!(?=\S)|[-+*/]\s*(?!\\f?box)[\d\\(]|[-+*/](?=[a-zA-Z])|[+*/]\s*[a-zA-Z](?![a-zA-Z])|"
-    r"\\(?:sqrt|pi|[dt]?frac|cdot|times|div|pm|ln|log|sin|cos|tan|circ|binom|text)(?![a-zA-Z]))|[a-zA-Z\d{(])[^$\n]{0,200}"
+    r"\\(?:sqrt|pi|[dt]?frac|cdot|times|div|pm|ln|log|sin|cos|tan|circ|binom|text)(?![a-zA-Z]))|[a-zA-Z\d{(])"
+    r"[^$\n]{0,200}"
 )
 # What only dresses the boxes and the words between them: marks of markdown, HTML and LaTeX, quotation marks, brackets.
 _DRESS = re.compile(
@@ -23,24 +24,38 @@ _DRESS = re.compile(
     r"|(?<![a-zA-Z\d])_+|_+(?![a-zA-Z\d{])|(?<=\n)[ \t]*>"
     r"|\\(?:(?:text|math)?colou?r|[hv]space\*?)\s*\{[^{}]{0,20}\}"
     r"|\\(?:begin|end)\{(?:center|itemize|enumerate|align\*?|gather\*?|equation\*?)\}|\\item(?![a-zA-Z])"
-    r"|\\(?:emph|underline|uline|bold|boldsymbol|bm|mathbf|mathrm|mbox|hbox|text(?:bf|it|rm|sf|tt|up|md|normal)|bf|it|rm|sf|tt|em"
-    r"|bfseries|itshape|tiny|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle|color|left|right"
-    r"|[bB]igg?[lr]?|hfill|par|newline|smallskip|medskip|bigskip|noindent|centering)(?![a-zA-Z])"
+    r"|\\(?:emph|underline|uline|bold|boldsymbol|bm|mathbf|mathrm|mbox|hbox|text(?:bf|it|rm|sf|tt|up|md|normal)"
+    r"|bf|it|rm|sf|tt|em|bfseries|itshape|tiny|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle"
+    r"|color|left|right|[bB]igg?[lr]?|hfill|par|newline|smallskip|medskip|bigskip|noindent|centering)(?![a-zA-Z])"
 )
 # What may stand between boxes that are one answer together: "\boxed{3} and \boxed{4}", "$x = \boxed{3}$ or ...", or the
 # items of a list; behind a box its unit, before the next a name.
 _BETWEEN = re.compile(
-    r"(?:[\s$]*(?:\^\s*\{?\s*\\circ\s*\}?|\u00b0|\\?%|(?:\\text\{\s*)?\b(?:[cmk]?m|[mk]?g|s|sec|h|min|ft|in|units?)\b\s*\}?))?"
-    r"(?:\(\s*(?:if|when|for)\b[^()]{0,30}\)|\n\s*[-+\u2022](?=\s)|\(?\b(?:\d|[a-h]|i{1,3})[.)]|[\s$,;&.|/()\[\]{}\u2013\u2014\uff0c\uff1b\u3002\u3001]|\\\\"
-    r"|\\[()\[\],;!&{}\s]|\\q?quad|\\(?:lor|land|vee|wedge|cup|text|textrm)(?![a-zA-Z])"
+    r"(?:[\s$]*(?:\^\s*\{?\s*\\circ\s*\}?|\u00b0|\\?%"
+    r"|(?:\\text\{\s*)?\b(?:[cmk]?m|[mk]?g|s|sec|h|min|ft|in|units?)\b\s*\}?))?"
+    r"(?:\(\s*(?:if|when|for)\b[^()]{0,30}\)|\(\s*(?:first|second|1st|2nd)\s[^()]{0,20}\)|\n\s*[-+\u2022](?=\s)"
+    r"|\(?\b(?:\d|[a-h]|i{1,3})[.)]|[\s$,;&.|/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
+    r"|\\\\"
+    r"|\\[()\[\],;!&{}\s]|\\q?quad|\\(?:lor|land|vee|wedge|cup|text|textrm|approx|to|[lc]?dots)(?![a-zA-Z])"
     r"|\u6216\u8005?|\u4ee5\u53ca|\u5e76\u4e14|[\u548c\u4e0e\u53ca\u4e14]"
-    r"|\b(?:and|or|maybe|possibly|perhaps|also|either|else|even|both|alternatively|respectively|as\s+well\s+as)\b)*+"
+    r"|\b(?:and|or|maybe|possibly|perhaps|also|either|else|even|both|alternatively|respectively|then"
+    r"|as\s+well\s+as|o|ou)\b)*+"
     r"(?:(?:\\angle\s*)?(?:[a-zA-Z](?:_(?:\w|\{\w+\}))?|[A-Z]{2,3}|\\[a-z]+(?:_(?:\w|\{\w+\}))?)(?:'|\([^()=]{1,9}\))?"
     r"\s*[=:]\s*)?[\s${]*"
 )
+# What announces an answer; where both boxes are announced, and nothing is taken back, these are two answers.
+_ANNOUNCED = re.compile(r"\b(?:the\s+)?(?:final\s+)?answer\b(?:\s+[A-H1-9]\b)?(?:\s*:|\s+is\b:?)\s*", re.IGNORECASE)
+# A choice between two boxes, whatever nouns stand beside it in the sentence: "\\boxed{3} apples or \\boxed{4} apples".
+_EITHER = re.compile(
+    r"(?!.*[.!?](?:\s|$)(?!\s*(?i:or)\b))(?=.*(?:\b(?i:or|otherwise|versus|vs|oder|ou)\b"
+    r"|\u6216|\u8fd8\u662f|\u307e\u305f\u306f|\b\u0438\u043b\u0438\b)).*",
+    re.DOTALL,
+)
+_OR = re.compile(r"\bor\b", re.IGNORECASE)
 _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\right)?[)]")
 _MAX_GAP = 160
 _MAX_BETWEEN = 40
+_MAX_CHOICE = 80
 _ANSWER = re.compile(
     r"[\s*_#>`]*(?:[-+]\s+)?(?:<(?:b|strong)>\s*|\\text(?:bf)?\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?"
     r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:\uff1a](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
@@ -86,7 +101,11 @@ def final_boxes(text: str) -> list[str]:
     for box in reversed(boxes[:-1]):
         gap = text[box.end : last[0].start]
         plain = _DRESS.sub("", gap) if len(gap) <= _MAX_GAP else gap
-        if len(plain) > _MAX_BETWEEN or not _BETWEEN.fullmatch(plain):
+        if _ANNOUNCED.search(text, max(0, box.start - _MAX_BETWEEN), box.start):
+            plain = _ANNOUNCED.sub("", plain, count=1)
+        if not (len(plain) <= _MAX_BETWEEN and _BETWEEN.fullmatch(plain)) and not (
+            len(plain) <= _MAX_CHOICE and _EITHER.fullmatch(plain)
+        ):
             break
         last.insert(0, box)
         apart |= ")" in re.sub(r"\\\)|[a-zA-Z\d]\)", "", plain)
@@ -116,6 +135,9 @@ def _boxes(text: str) -> list[_Box]:
             opened = open_braces.pop() if open_braces else None
             if opened is not None and not (boxes and boxes[-1].start > opened[0]):
                 boxes.append(_Box(opened[0], token.end(), text[opened[1] : token.start()].strip()))
+            elif opened is not None and _OR.search(text, opened[1], min(boxes[-1].start, opened[1] + _MAX_GAP)):
+                content = re.sub(r"\\f?box(?:ed)?(?![a-zA-Z])", "", text[opened[1] : token.start()][:_MAX_LINE])
+                boxes[-1] = _Box(opened[0], token.end(), content.strip())  # 3 or \boxed{4} is no 4
         elif token["open"] or token["box"]:  # the fourth kind is an escaped character, braces among them
             open_braces.append((token.start(), token.end()) if token["box"] else None)
     return boxes

@@ -19,9 +19,12 @@ _FUNCTION = re.compile(r"\s*[a-zA-Z]\(([a-z])\)\s*=.*", re.DOTALL)
 _DECLARED = re.compile(
     r"\s*[,;(]?\s*(?:(?:for|where|with|and)\s+)?(?P<words>(?:(?:all|any|every|some|each|an?|arbitrary|real|constants?|"
     r"numbers?|the)\s+)*)(?<=[\s,;(])(?P<names>[a-zA-Z](?:\s*(?:,|and)\s*[a-zA-Z])*)"
-    r"(?P<set>\s*\\in\s*\\mathbb\s*\{?R\}?|\s+(?:is|are)\s+(?:an?\s+|any\s+|arbitrary\s+|real\s+)*(?:constants?|numbers?|reals?))?"
+    r"(?P<set>\s*\\in\s*\\mathbb\s*\{?R\}?|"
+    r"\s+(?:is|are)\s+(?:an?\s+|any\s+|arbitrary\s+|real\s+)*(?:constants?|numbers?|reals?))?"
     r"\s*\)?\s*\.?$"
 )
+# What an equation is called, as in "l: y = 2x".
+_LABEL = re.compile(r"^\s*([a-zA-Z](?:_\d)?) ?: ?(?=[^:=]*=[^:=]*$)")
 Conditioned = tuple[str, str]
 
 
@@ -68,10 +71,13 @@ def declared(text: str) -> tuple[str, set[str]]:
 
 def without_declarations(gold: str, answer: str) -> tuple[str, str]:
     """Both without what goes without saying, where one of them says it: that a function is for all x, what an index
-    or a parameter runs through, that a letter is a constant."""
-    (gold, constants), (answer, others) = declared(gold), declared(answer)
-    if constants or others:
-        answer = with_declared(gold, answer, constants | others)
+    or a parameter runs through, that a letter is a constant; and a label, unless both have one, and not the same."""
+    labels = [_LABEL.match(text) for text in (gold, answer)]
+    if (labels[0] and labels[1] and labels[0][1] == labels[1][1]) or not all(labels):
+        gold, answer = (_LABEL.sub("", text) for text in (gold, answer))
+    (gold, constants), (answer, _) = declared(gold), declared(answer)
+    if constants:
+        answer = with_declared(gold, answer, constants)
     gold, answer = without_range(gold), without_range(answer)
     if "\\mathbb" in gold + answer and not (family(gold) and family(answer)):
         gold, answer = parameter_only(gold), parameter_only(answer)

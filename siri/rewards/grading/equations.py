@@ -5,6 +5,7 @@ from fractions import Fraction
 
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
+from siri.rewards.grading.polynomials import Polynomial, common_divisor, polynomial
 from siri.rewards.grading.structure import RELATION, enclosed, split, squeezed
 from siri.rewards.grading.values import drawn_points, rational, same_value, same_zeros
 
@@ -21,6 +22,8 @@ _POINTS = re.compile(r"\s*(?:[a-zA-Z]|\\[a-z]+)(?:\s*,\s*(?:[a-zA-Z]|\\[a-z]+))*
 # What a sum may be of that is one number: f(2), a_1, a letter.
 _TERM = re.compile(r"[a-zA-Z]'*\([-\d./]+\)|[a-zA-Z]_\{?\d+\}?|[a-zA-Z]")
 _ROUNDING = 0.02
+# Of the other variables, where polynomials in one of them are compared: no roots of what anybody writes.
+_VALUES = ((1009, 97), (1013, 89), (1019, 83), (1021, 79))
 _BITS = 64
 
 
@@ -42,7 +45,30 @@ def same_curves(gold: Tree, answer: Tree) -> bool:
     (over, under), (other_over, other_under) = _fraction(gold), _fraction(answer)
     if len(symbols(gold)) < 2 or not (symbols(under) or symbols(other_under)):
         return False
-    return same_zeros(over, other_over) and not any(_meets(other_over, part) for part in _factors(other_under))
+    if not same_zeros(over, other_over) or any(_meets(other_over, part) for part in _factors(other_under)):
+        return False
+    if symbols(under) and ("num", Fraction(0)) in (gold[1][0], gold[1][1][1]):
+        return False  # xy/(x + y) = 0 has no origin
+    return all(not _meets(over, part) or _has_no_divisor(over, part) for part in _factors(under))
+
+
+def _has_no_divisor(tree: Tree, factor: Tree) -> bool:
+    """Whether a polynomial is without common divisors with a factor of the denominator, which multiplying would make
+    another line: x^2 - y^2 = 2(x - y) holds for x = y, too. False where they are no polynomials."""
+    for name in symbols(factor):
+        point = {
+            other: Fraction(*pair) for other, pair in zip(sorted({*symbols(tree)} - {name}), _VALUES, strict=False)
+        }
+        if len(point) < len({*symbols(tree)} - {name}):
+            return False
+        over, under = (_along(part, name, point) for part in (tree, factor))
+        if not over or not under or len(common_divisor(over, under)) > 1:
+            return False
+    return True
+
+
+def _along(tree: Tree, name: str, point: dict[str, Fraction]) -> Polynomial | None:
+    return polynomial(lambda value: rational(tree, point | {name: value}))
 
 
 def _factors(tree: Tree) -> list[Tree]:
@@ -103,7 +129,7 @@ def event(text: str) -> list[str] | None:
 
 def is_graph(name: str, other: str) -> bool:
     """Whether one is y and the other a function of x: both say what is drawn over x."""
-    return "y" in (name, other) and bool(re.fullmatch(r"[fghy](?:\^\{?-1\}?)?\(x\)", other if name == "y" else name))
+    return "y" in (name, other) and bool(re.fullmatch(r"[fghy]\(x\)", other if name == "y" else name))
 
 
 def is_derivative(side: str) -> bool:
@@ -143,8 +169,9 @@ def names_a_value(sides: list[str], *, as_answer: bool) -> bool:
     letters = set(re.findall(r"[a-zA-Z]", re.sub(r"[a-zA-Z]\s*\([^()]*\)", "f", plain)))
     if not letters:
         return _both_closed_and_equal(sides)
-    terms = [squeezed(term) for term in re.split(r"(?<=[\w)}])\s*[-+]", sides[0])]
-    if not as_answer or max(len(letters), len(set(terms)) if all(map(_TERM.fullmatch, terms)) else 0) < 2:
+    terms = [squeezed(term) for term in re.split(r"(?<=[\w)}])\s*\+", sides[0])]
+    values = {re.sub(r"\.0*(?=\))", "", term) for term in terms}
+    if not as_answer or max(len(letters), len(values) if all(map(_TERM.fullmatch, terms)) else 0) < 2:
         return False
     try:
         return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1])) and _close_together(sides[1:])

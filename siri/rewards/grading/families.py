@@ -24,6 +24,8 @@ _CONGRUENCE = re.compile(
     r"(?:(?P<name>[a-zA-Z])\s*\\equiv(?![a-zA-Z])\s*)?(?P<residues>[^=]+?)\s*"
     r"(?:\\[pb]?mod(?![a-zA-Z])|\(\s*\\?[pb]?mod\b|\bmod(?:ulo)?\b)\s*\{?\s*(?P<modulus>[^{}()]+?)\s*\}?\s*\)?"
 )
+# A name of what there are many of; S = n^2 is a formula, in which n is known.
+_SOLUTION = re.compile(r"\s*(?:[xzt]|\\(?:theta|alpha|beta|phi|omega))(?:_\{?\d\}?)?\s*")
 # As often as a family is written from another of its members on, up or down.
 _SHIFTS = ("{X}+1", "{X}-1", "-{X}", "1-{X}", "-1-{X}", "{X}+2", "{X}-2", "{X}+3", "{X}-3")
 
@@ -86,7 +88,7 @@ def same_family(golds: Family, answers: Family, same: Same) -> bool:
     if same(gold, answer):
         return True
     named = split(answer, "=")[:-1]  # a_k = ... says something of each k
-    shifted = numbers == "Z" and not any(map(_alone(gold_letter).search, named))
+    shifted = numbers == "Z" and gold_letter != "x" and all(map(_SOLUTION.fullmatch, named))
     return shifted and any(
         same(gold, _alone(gold_letter).sub(f"{{({shift.format(X=gold_letter)})}}", answer)) for shift in _SHIFTS
     )

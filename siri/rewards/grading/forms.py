@@ -14,7 +14,8 @@ from siri.rewards.grading.structure import split, without_text
 Same = Callable[[str, str], bool]
 
 _CASES = re.compile(
-    r"(?:[a-zA-Z](?:\([a-zA-Z]\)|_\{?[a-zA-Z]\}?)?\s*=\s*)?(?:\\\{)?\s*\\begin\s*\{cases\}(?P<rows>.*)\\end\s*\{cases\}",
+    r"(?:[a-zA-Z](?:\([a-zA-Z]\)|_\{?[a-zA-Z]\}?)?\s*=\s*)?(?:\\\{)?"
+    r"\s*\\begin\s*\{cases\}(?P<rows>.*)\\end\s*\{cases\}",
     re.DOTALL,
 )
 _CONDITION = re.compile(r"^\s*(?:(?:if|for|when|where)\b)?\s*|[\s.,;]*$")
@@ -24,7 +25,8 @@ _PARITY = re.compile(
 _IF = re.compile(r"\b(?:if|when|even|odd)\b")
 _CASE = re.compile(
     r"\s*(?P<value>[^;,()]*(?:\([^()]*\)[^;,()]*)*?)\s*,?\s*(?:\b(?:if|when|for|where)\b\s*(?P<condition>[^;,()]+?)|"
-    r"\((?:if|when|for)?\s*(?P<bracket>[^;()]+)\))\s*(?:[;,]\s*(?:(?:and|or)\s+)?|\s(?:and|or)\s(?=[^;]*\b(?:if|when)\b)|$)"
+    r"\((?:if|when|for)?\s*(?P<bracket>[^;()]+)\))\s*(?:[;,]\s*(?:(?:and|or)\s+)?|"
+    r"\s(?:and|or)\s(?=[^;]*\b(?:if|when)\b)|$)"
 )
 _AMOUNT = re.compile(
     r"\s*(?:(?:,|and\b|\\text\{\s*and\s*\})\s*)?(\d+(?:\.\d+)?)\s*(?:\\text\{\s*([a-zA-Z]+)\.?\s*(?:,|and)?\s*\}|"

@@ -19,6 +19,7 @@ _BUILDER = re.compile(
 )
 _MEMBER = re.compile(rf"\s*(?:[a-zA-Z]\s*)?\\in\s*{_WHOLE}\s*")
 _CUT = re.compile(rf"(?P<set>.+?)\s*\\cap\s*{_WHOLE}")
+_SET = re.compile(r"[(\[<>]|\\\{|\\[lgn]e |\\mathbb")
 _INTEGER = re.compile(r"\s*-?\d{1,9}\s*")
 _MOST = 2000
 
@@ -38,6 +39,8 @@ def same_whole_sets(gold: str, answer: str) -> bool | None:
 
 def _by_condition(text: str) -> list[Range] | None:
     if cut := _CUT.fullmatch(text.strip()):
+        if not _SET.search(cut["set"]):
+            return None  # a number is no set
         return _whole(cut["set"], "", cut)
     match = _BUILDER.fullmatch(text.strip())
     if match is None:

@@ -105,6 +105,9 @@ weber:
 lumen:
 candela:
 knot:
+barrel: bbl
+gigawatthour: gwh
+terawatthour: twh
 gigahertz: ghz
 angstrom:
 steradian: sr
@@ -142,6 +145,9 @@ COMPOUNDS = tuple(
         ("fl(?:uid)?[- ]?(?:ounces?|oz)", "fluidounce"),
         ("kilowatt[- ]?hours?|kw[- ]h", "kilowatthour"),
         ("watt[- ]?hours?", "watthour"),
+        ("kbps", "kilobit per second"),
+        ("mbps", "megabit per second"),
+        ("gbps", "gigabit per second"),
         ("mph", "mile per hour"),
         ("k(?:m|p|mp)h", "kilometer per hour"),
         ("rpm", "revolutions per minute"),
@@ -150,6 +156,50 @@ COMPOUNDS = tuple(
         ("degrees? (?=celsius|fahrenheit|centigrade|[CF]$)", ""),
     )
 )
+_PREFIXES = {
+    "T": "tera",
+    "G": "giga",
+    "M": "mega",
+    "k": "kilo",
+    "h": "hecto",
+    "d": "deci",
+    "c": "centi",
+    "m": "milli",
+    "u": "micro",
+    "n": "nano",
+    "p": "pico",
+}
+_SYMBOLS = {
+    "eV": "electronvolt",
+    "mol": "mole",
+    "bar": "bar",
+    "Pa": "pascal",
+    "Hz": "hertz",
+    "Wh": "watthour",
+    "ohm": "ohm",
+    "rad": "radian",
+    "cal": "calorie",
+    "V": "volt",
+    "A": "ampere",
+    "W": "watt",
+    "N": "newton",
+    "J": "joule",
+    "C": "coulomb",
+    "F": "farad",
+    "T": "tesla",
+    "K": "kelvin",
+    "L": "liter",
+    "l": "liter",
+    "g": "gram",
+    "m": "meter",
+    "s": "second",
+    "B": "byte",
+}
+_SYMBOL = re.compile(
+    r"([MkGmunp])(eV|mol|bar|Pa|Hz|Wh|ohm|rad|cal|[VAWNJCFTK])|([Mkmun])([Lgms])|([mu])(l)|([cdh])([Llgm])|(h)(Pa)|"
+    r"(T)(eV|Hz|Wh|W|J|B)|([MkG])(B)"
+)
+_NAME = re.compile(r"(tera|peta|giga|mega|kilo|hecto|de[ck]a|deci|centi|milli|micro|nano|pico|femto)(\w{3,})")
 _MODIFIERS = frozenset(("square", "cubic", "per", "nautical"))
 _WITH_A_DEGREE = frozenset(("celsius", "fahrenheit"))
 # Words as well, where others stand beside them.
@@ -162,8 +212,30 @@ def measure(word: str) -> str | None:
         return None
     if re.fullmatch("[kKMG]b", word):
         return {"k": "kilobit", "m": "megabit", "g": "gigabit"}[word[0].lower()]
+    if word == "M":  # of molarity, or millions; never a meter
+        return None
+    if unit := _with_prefix(word):
+        return unit
     word = word.casefold()
     return NAMES.get(word, NAMES.get(word.removesuffix("s")))
+
+
+def _with_prefix(word: str) -> str | None:
+    """The unit of a symbol with a prefix, by case (mPa and MPa), or of a name with one; None for whatever else."""
+    if match := _SYMBOL.fullmatch(word):
+        prefix, symbol = filter(None, match.groups())
+        unit = _PREFIXES[prefix] + _SYMBOLS[symbol]
+        return NAMES.get(unit, unit)
+    match = _NAME.fullmatch(word.casefold())
+    if match is None or match[0] in NAMES or match[0].removesuffix("s") in NAMES:
+        return None
+    unit = NAMES.get(match[2], NAMES.get(match[2].removesuffix("s")))
+    return match[1].replace("deka", "deca") + unit if unit else None
+
+
+def is_symbol(word: str) -> bool:
+    r"""Whether it is a symbol with a prefix that is a unit in \text only: elsewhere mV is a product."""
+    return bool(_SYMBOL.fullmatch(word)) and word.casefold() not in NAMES
 
 
 def unit_of(words: list[str], power: str | None) -> tuple[str, ...] | None:

@@ -4,6 +4,9 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
+from siri.rewards.grading.structure import RELATION, split
+
 _DEFINED = re.compile(r"\s*(?:([a-zA-Z])\(([a-df-hj-zA-Z])\)|([a-zA-Z])_\{?([a-zA-Z])\}?)\s*=[^=]*")
 _POINT = re.compile(r"[A-Z]\s*(?=\([^()]*,[^()]*\)$)")
 _CONSTANT = re.compile(r"(?<=\+)\s*[CcK]$")
@@ -11,8 +14,18 @@ _SUMMED = re.compile(r"\\(?:sum|prod)\s*_\s*\{?\s*([a-z])\s*=")
 _TURNED = re.compile(r"\\(?:sin|cos)\s*\(?\s*(\\(?:theta|phi|varphi|alpha)|[tu])(?![a-zA-Z])")
 _CURVE = re.compile(r"\s*x\s*=[^=]*,\s*y\s*=")
 _SOLUTION = re.compile(r"\s*(?:[yuxf](?:\([a-z]\))?)\s*=")
-_NUMBERED = re.compile(r"(?<![\\a-zA-Z])C_\{?(\d)\}?")
+_NUMBERED = re.compile(r"(?<![\\a-zA-Z])C_(?:\{(\d)\}|(\d))")
+_LETTERED = re.compile(r"(?<![\\a-zA-Z])[ABD](?![a-zA-Z_])|(?<![\\a-zA-Z])[AB](?=[ex])")
 _MOST_CONSTANTS = 3
+# What a general solution may be a function of, and what it may be called.
+_VARIABLES = frozenset(("x", "t", "n", "\\theta"))
+_GENERAL = re.compile(r"\s*(?:[yuxfg](?:\([a-z]\))?|a_\{?n\}?)\s*")
+# The variables of an antiderivative, and the letters that are one constant there: c beside K may be a given number.
+_INTEGRATED = frozenset(("x", "t", "u", "y", "z", "\\theta"))
+_SAME_CONSTANTS = ({"C", "c"}, {"C", "K"})
+# No constants by anybody's habit, or known by these letters.
+_NEVER_CONSTANTS = frozenset("eixyztn")
+_USUAL_CONSTANTS = frozenset("abckmCK")
 
 
 def letter_alone(name: str) -> re.Pattern:
@@ -70,9 +83,11 @@ def _with_constants(gold: str, answer: str) -> str:
     for small, large in (("c", "C"), ("C", "c")):  # constants of a differential equation
         if f"{large}_" in gold and f"{small}_" in answer and f"{small}_" not in gold and f"{large}_" not in answer:
             answer = re.sub(rf"(?<![\\a-zA-Z]){small}(?=_\{{?\d)", large, answer)
-    constants = [match[0] for match in map(_CONSTANT.search, (gold, answer)) if match]
-    if len(constants) == 2:
-        return answer[:-1] + constants[0]
+    mine, other = _integrated(gold), _integrated(answer)
+    if {mine, other} in _SAME_CONSTANTS and not any(
+        letter_alone(name).search(text[:-1]) for name in (mine, other) for text in (gold, answer)
+    ):
+        return answer[:-1] + mine
     mine, other = (_only_constant(text) for text in (gold, answer))
     if mine and other and mine != other and not letter_alone(other).search(gold):
         return re.sub(rf"(?<![\\a-zA-Z]){other}(?![a-df-zA-Z_(])", mine, answer)
@@ -88,23 +103,64 @@ def _only_constant(text: str) -> str:
     return letters[0] if len(set(letters)) == 1 and _SOLUTION.match(text) and "e^" in text else ""
 
 
+def _integrated(text: str) -> str:
+    """The constant of an antiderivative: what is added to a function of one variable that has no other letters."""
+    match = _CONSTANT.search(text)
+    if match is None or RELATION.search(text) or len(split(text, ",;")) > 1:
+        return ""
+    body = split(text[: match.start()].rstrip(" +"), "=")[-1]
+    try:
+        names = symbols(read(body))
+    except NotRead:
+        return ""
+    return match[0] if len(names) == 1 and set(names) <= _INTEGRATED else ""
+
+
 def other_constants(gold: str, answer: str) -> Iterator[str]:
-    """`answer` with its constants C_1, C_2 in another order, or with these names for A and B."""
-    numbers = sorted(set(_NUMBERED.findall(gold)))
-    if not 2 <= len(numbers) <= _MOST_CONSTANTS:
+    """`answer` with its constants C_1, C_2 in another order, or with these names for A and B; only where both are
+    general solutions: elsewhere these are circles, capacities, or values that were asked for."""
+    numbers = sorted({match[1] or match[2] for match in _NUMBERED.finditer(gold)})
+    if not 2 <= len(numbers) <= _MOST_CONSTANTS or not _is_general(gold, [f"C_{number}" for number in numbers]):
         return
-    letters = re.findall(r"(?<![\\a-zA-Z])[ABD](?![a-zA-Z_])|(?<![\\a-zA-Z])[AB](?=[ex])", answer)
-    names = sorted(set(letters))
-    if sorted(set(_NUMBERED.findall(answer))) == numbers:
-        for order in itertools.permutations(numbers):
-            yield _NUMBERED.sub(lambda match, order=order: f"C_{order[numbers.index(match[1])]}", answer)
-    elif len(names) == len(numbers) and not any(letter_alone(name).search(gold) for name in names):
-        for order in itertools.permutations(numbers):
-            yield re.sub(
-                r"(?<![\\a-zA-Z])[ABD](?![a-zA-Z_])|(?<![\\a-zA-Z])[AB](?=[ex])",
-                lambda match, order=order: f"C_{order[names.index(match[0])]} ",
-                answer,
-            )
+    pattern = _NUMBERED if _NUMBERED.search(answer) else _LETTERED
+    names = sorted({match[0] for match in pattern.finditer(answer)})
+    if len(names) != len(numbers) or not _is_general(answer, [re.sub("[{}]", "", name) for name in names]):
+        return
+    for order in itertools.permutations(numbers):
+        yield pattern.sub(lambda match, order=order: f"C_{order[names.index(match[0])]} ", answer)
+
+
+def _is_general(text: str, constants: list[str]) -> bool:
+    """Whether it is a general solution: each constant stands in it once, times something with the only variable."""
+    sides = split(text, "=")
+    if len(sides) > 2 or (len(sides) == 2 and not _GENERAL.fullmatch(sides[0])) or ":" in text or RELATION.search(text):
+        return False
+    try:
+        tree = read(sides[-1])
+    except NotRead:
+        return False
+    variables = set(symbols(tree)) - set(constants)
+    return (
+        len(variables) == 1
+        and variables <= _VARIABLES
+        and all(_is_factor(tree, name, *variables) for name in constants)
+    )
+
+
+def _is_factor(tree: Tree, name: str, variable: str, *, times_variable: bool = False) -> bool:
+    """Whether this symbol stands in `tree` once, in a term that it is a factor of and that has the variable."""
+    kind = tree[0]
+    if kind == "sym":
+        return times_variable and tree[1] == name
+    if kind == "neg":
+        return _is_factor(tree[1], name, variable, times_variable=times_variable)
+    parts: tuple[Tree, ...] = tree[1:] if kind == "/" else tree[1] if kind in ("+", "*") else ()
+    holding = [part for part in parts if name in symbols(part)]
+    if len(holding) != 1 or (kind == "/" and holding[0] is not tree[1]):
+        return False
+    others = [part for part in parts if part is not holding[0]]
+    times_variable |= kind != "+" and any(variable in symbols(part) for part in others)
+    return _is_factor(holding[0], name, variable, times_variable=times_variable)
 
 
 def letters_of(text: str) -> set[str]:
@@ -113,10 +169,16 @@ def letters_of(text: str) -> set[str]:
 
 
 def with_declared(gold: str, answer: str, constants: set[str]) -> str:
-    """`answer` with the letters of `gold` for constants of which one of both says that they may be any."""
-    golds, answers = (letters_of(text.partition("=")[2]) for text in (gold, answer))
+    """`answer` with the letters of `gold` for constants of which the gold answer says that they may be any, and that
+    are the only ones there: other letters may be given in the question."""
+    (name, _, formula), (_, _, other_formula) = gold.partition("="), answer.partition("=")
+    golds, answers = letters_of(formula), letters_of(other_formula)
     mine, other = golds - answers, answers - golds
-    if len(mine) != 1 or len(other) != 1 or not constants & (mine | other):
+    if len(mine) != 1 or len(other) != 1 or not mine <= constants or not other <= _USUAL_CONSTANTS:
+        return answer
+    if mine & (_NEVER_CONSTANTS | letters_of(name)) or other & letters_of(name):
+        return answer
+    if golds - mine - letters_of(name) - {"e"}:
         return answer
     [old], [new] = other, mine
     return re.sub(rf"\\[a-zA-Z]+|{old}", lambda match: new if match[0] == old else match[0], answer)

@@ -108,7 +108,6 @@ _REPLACEMENTS = [
         (":=", r":=", "="),
         ("\\mapsto", r"^([a-zA-Z])\s*:\s*([a-zA-Z])\s*\\mapsto(?![a-zA-Z])", r"\1(\2)="),
         ("\\equiv", r"(?<![\\a-zA-Z])([fgh]) ?(?:\(x\))? ?\\equiv(?![a-zA-Z])(?!.*mod)", r"\1(x)="),
-        (":", r"^[a-zA-Z](?:_\d)? ?: ?(?=[^:=]*=[^:=]*$)", ""),
         ("//", r"(?<=[A-Z]) ?// ?(?=[A-Z])", r" \\parallel "),
         ("\\mathbf", r"\\mathbf\s*\{\s*([ZQ])\s*\}", r"\\mathbb{\1}"),
         ("\\text", r"\\text\{\s*[.,;:]\s*\}$", ""),

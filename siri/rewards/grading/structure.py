@@ -92,8 +92,8 @@ def components(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
         if not tuple_ or not match or tuple_[0][:2] != ("(", ")") or not (match["j"] or match["k"]):
             continue
         parts = [_coefficient(match[letter]) for letter in "ijk"[: len(tuple_[1])]]
-        if len(parts) < len(tuple_[1]) or (match["k"] and len(parts) < 3):
-            continue
+        if len(parts) != (3 if match["k"] else 2) or len(tuple_[1]) != len(parts):
+            continue  # (1, 2, 0) is no vector of the plane
         return (parts, tuple_[1]) if turned else (tuple_[1], parts)
     return None
 

@@ -6,7 +6,7 @@ more", "5 tenths"), are no nouns, and what holds them is not the number alone.
 
 import re
 
-from siri.rewards.grading.measures import COMPOUNDS, measure, unit_of
+from siri.rewards.grading.measures import COMPOUNDS, is_symbol, measure, unit_of
 from siri.rewards.grading.vocabulary import GREEK, PLAIN
 
 # Without \text these are rather products: 2mg, 2ma.
@@ -103,7 +103,7 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
         apart = in_text or match.start(2) > match.end(1)
         dropped = apart and all(_is_a_noun(word, in_text=in_text) for word in others)
         return (quantity, unit_of(words, power)) if dropped else (text, None)
-    if not in_text and any(word.casefold() in _PRODUCTS for word in words):
+    if not in_text and any(word.casefold() in _PRODUCTS or is_symbol(word) for word in words):
         return text, None
     return quantity, unit_of(words, power) or ((*words, power) if words else None)
 
