@@ -2,6 +2,7 @@
 place of a model a matrix whose every step follows from the one before."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,11 +47,15 @@ class Outcome:
 def run(path: Path, *, resume: Any = "auto", config: Config = CONFIG) -> Outcome:
     """Start or continue the run in `path`."""
     notes: list[str] = []
+    # pytest keeps what is logged with the frames of its errors, and with them the run that holds the folder
+    logging.disable()
     try:
         folder = RunFolder(path, config, "demo", resume)
         return Outcome(True, "", _steps(folder, notes))
     except InputError as error:
         return Outcome(False, str(error), notes)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _steps(folder: RunFolder, notes: list[str]) -> list[str]:

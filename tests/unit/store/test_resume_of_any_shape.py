@@ -78,7 +78,7 @@ def outcome(begun: Path, folder: Path, kind: str, structure: Any) -> str:
     finally:
         kept = [each for each in (path / "checkpoints").glob("step_000002*") if each.is_dir()]
         names = [{each.name for each in folder.iterdir()} for folder in kept]
-        gc.collect()  # a run that ended in an error holds its folder, and renews its lease, as long as its frames live
+        gc.collect()  # a run that ended in an error renews its lease as long as its frames live
         shutil.rmtree(path)
     assert "\n" not in told.line and (told.done or told.line)
     assert before in names or (told.done and not damaged), f"deleted, {damaged}: {told}"
