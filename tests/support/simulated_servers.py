@@ -27,6 +27,8 @@ from tests.support.fake_server import CONFIG
 from tests.support.virtual_time import VirtualLoop
 
 TIMEOUT_S = 60.0
+SLOWEST_S = 50.0
+"""Between tokens of a server that is well: in longer than the time-out less a look at it, it counts as lost."""
 VOCABULARY = 1 << 20
 BASE = 7
 """The first token of what a server samples before it is given weights."""
@@ -149,7 +151,7 @@ class SimulatedServer:
         self.begun += 1
         count, version = body["max_tokens"], self.holds
         for _ in range(2):  # tokens are seen to come in between
-            await self.pause(self.draw.expovariate(2.0 / count))
+            await self.pause(min(self.draw.expovariate(2.0 / count), SLOWEST_S))
             self.made += count / 2
         tokens = response(body["seed"], count, version if version == self.holds else "a mixture")
         odd = self.oddities.pop() if self.oddities else ""

@@ -26,7 +26,7 @@ from tests.support.simulated_servers import (
 from tests.support.virtual_time import VirtualLoop
 
 pytestmark = pytest.mark.torture
-SEEDS: list[int] = [351, 795004020]
+SEEDS: list[int] = [351, 795004020, 981468182]
 """Schedules that have failed."""
 QUICK_S, LONG_S = 8, 240
 """Seconds for drawn schedules in the suite, and in make torture."""
