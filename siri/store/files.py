@@ -7,6 +7,7 @@ an OSError is the caller's to tell in one line.
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import time
@@ -17,6 +18,8 @@ from typing import TypeVar
 from siri.errors import InputError
 
 T = TypeVar("T")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp")
+"""Names of what `write_atomic` has not finished."""
 
 PAUSES_S = (0.05, 0.5)
 """Waits before storage is asked again."""

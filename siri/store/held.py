@@ -1,7 +1,6 @@
 """What a folder holds that may be a run's: whose it is, what it was begun with, and how far it came."""
 
 import os
-import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +21,6 @@ LOGGERS = ("logger_id", "tensorboard", "wandb", "mlflow", "mlflow.db")
 FOLDERS = ("checkpoints", "postmortem", "responses", "rollout-weights")
 BEGUN = {LOCK, LEASE, DATA, MODEL, "checkpoints", *LOGGERS}
 """What may be there of a run before its config.json is."""
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
 def refuse_links(folder: Path) -> None:
@@ -42,7 +40,7 @@ def check_vacant(folder: Path) -> None:
         return
     left = set()
     if folder.is_dir():
-        left = {name for name in files.patient(lambda: os.listdir(folder)) if not TEMPORARY.fullmatch(name)}
+        left = {name for name in files.patient(lambda: os.listdir(folder)) if not files.TEMPORARY.fullmatch(name)}
         empty = "checkpoints" not in left or not os.listdir(folder / "checkpoints")
         if empty and (left <= BEGUN if LOCK in left else left <= set(LOGGERS)):
             return

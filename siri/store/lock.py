@@ -117,7 +117,7 @@ def _clear(folder: Path) -> None:
     """Remove what a kill left half-written of a lease, in a folder that is locked."""
     with contextlib.suppress(OSError):  # the next start may succeed
         for name in os.listdir(folder):
-            if name.startswith(f".{LEASE}.") and name.endswith(".tmp"):
+            if name.startswith(f".{LEASE}.") and files.TEMPORARY.fullmatch(name):
                 os.unlink(folder / name)
 
 

@@ -26,7 +26,6 @@ from siri.store.held import (
     LOGS,
     MODEL,
     SAVED,
-    TEMPORARY,
     check_vacant,
     differences,
     interval,
@@ -324,7 +323,7 @@ class RunFolder:
 
     def _write(self) -> None:
         for path in self.path.iterdir():
-            if TEMPORARY.fullmatch(path.name) and not path.name.startswith(f".{LEASE}."):
+            if files.TEMPORARY.fullmatch(path.name) and not path.name.startswith(f".{LEASE}."):
                 remove(path)  # what a kill left half-written
         files.make_folder(self.checkpoints)
         if self._content is not None:
