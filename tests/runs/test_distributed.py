@@ -349,7 +349,7 @@ def test_bad_input_is_one_line_under_torchrun_too(tmp_path, fault):
     if fault == "no weights":
         folder = save_tiny(tmp_path / "model", hidden_size=16, vocab_size=600)
         (folder / "model.safetensors").unlink()
-        given, said = ("--model", str(folder)), "no file named model.safetensors"
+        given, said = ("--model", str(folder)), "holds no weights; copy model.safetensors"
     result = torchrun(2, "train", "demo", "--run-dir", str(tmp_path / "run"), *given)
     assert result.returncode != 0
     assert result.stderr.count("siri: ") == 1 and said in result.stderr and "siri (" not in result.stderr
