@@ -94,6 +94,9 @@ def ensure(name: str) -> None:
         return
     if name in RESOLUTIONS:
         ensure(".venv-tools")
+    if folder.is_symlink():  # its target would be emptied, and venv makes none through a link
+        target = os.path.realpath(folder)
+        raise NotMade(f"{name} is a link to {target}, made for another place; remove the link, then call make again")
     begin = time.monotonic()
     say(f"{name}: {reason(folder)}, Python {version()}{size(name)}")
     environment = Environment(folder)

@@ -305,6 +305,19 @@ def test_an_extra_comes_from_the_lock(checkout, made):
         assert done.returncode == 0 and done.stderr == "" and installed(checkout)["fuzzer"] == "1.0"
 
 
+def test_a_link_to_another_environment_does_not_cost_that_its_files(script, tmp_path):
+    """venv empties what the name leads to, and then makes nothing through a link."""
+    (tmp_path / "file").touch()
+    place = tmp_path / "checkout"
+    place.mkdir()
+    (place / ".venv").symlink_to(tmp_path)
+    script.ROOT = place
+    script.key = lambda name: "another place's"
+    with pytest.raises(script.NotMade, match=r"^\.venv is a link to .*; remove the link, then call make again$"):
+        script.ensure(".venv")
+    assert (tmp_path / "file").exists()
+
+
 def test_a_python_that_does_not_do_is_one_line(checkout, tmp_path):
     (tmp_path / "python3.6").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "python3.6").chmod(0o755)

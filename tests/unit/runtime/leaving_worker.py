@@ -146,6 +146,6 @@ if __name__ == "__main__":
         codes, text = one_round(way, place / str(number), size)
         print(f"{way} {codes} {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
         codes_by_way[way].update(map(str, codes))
-        if "left behind" in text or any(code < 0 for code in codes):
+        if "left behind" in text or codes != [WAYS[way]] * size:
             said.append(f"{way} {codes}: {text[-2000:]}")
     print(json.dumps({"codes": codes_by_way, "said": said}))
