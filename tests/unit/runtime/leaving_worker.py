@@ -6,6 +6,7 @@ so that they are still busy with the last collective when their rank leaves it, 
 """
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -33,14 +34,18 @@ PATIENCE_S = 420
 """For one round, on a machine that others use."""
 
 
-def threads() -> list[str]:
-    """Names of this process's threads."""
-    return [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
+def threads() -> dict[int, str]:
+    """This process's threads and their names, without what ends while they are read, as a saver's may."""
+    names = {}
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names[int(task)] = Path(f"/proc/self/task/{task}/comm").read_text().strip()
+    return names
 
 
 def tell() -> None:
     """The last that the interpreter does before it ends."""
-    if any("gloo" in name for name in threads()):
+    if any("gloo" in name for name in threads().values()):
         print(f"left behind: {threads()}", file=sys.stderr, flush=True)
 
 
@@ -64,9 +69,9 @@ def command(arguments: list[str]) -> int:
         saver.wait()
         if way == "stop":
             os.kill(os.getpid(), signal.SIGTERM)
-        for task in os.listdir("/proc/self/task"):
-            if "gloo_run" in Path(f"/proc/self/task/{task}/comm").read_text():
-                os.setpriority(os.PRIO_PROCESS, int(task), 19)
+        for task, name in threads().items():
+            if "gloo_run" in name:
+                os.setpriority(os.PRIO_PROCESS, task, 19)
         stopped = any(ranks.gather(bool(stop)))
     if way == "input":
         raise InputError("refused by all ranks")
