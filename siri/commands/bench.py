@@ -320,7 +320,7 @@ def plot(source: str | Path, target: str | Path = "") -> Path:
     from siri.store.jsonl import write_atomic
 
     record = read_record(source)
-    picture = draw(ratio_chart, record)
+    picture = draw(ratio_chart, record, kinds=["png"])
     if not picture:
         raise InputError(f"{source} holds no ratios to draw; run bench/gpu.sh kernels")
     path = Path(target) if target else Path(source).with_suffix(".png")

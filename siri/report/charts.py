@@ -7,7 +7,7 @@ The two hues stay apart for every common colour blindness. matplotlib is importe
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from siri.report.effects import effects, is_milestone
 from siri.report.format import percent, tokens
@@ -46,6 +46,8 @@ PARTS = (
 )
 for theme, colours in zip((LIGHT, DARK), PARTS, strict=True):
     theme |= {f"part{index}": colour for index, colour in enumerate(colours.split())}
+UNDATED = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+"""Metadata of a picture, without what differs from day to day."""
 FONTS = ("Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
 
 
@@ -86,9 +88,15 @@ def rc_style() -> "dict[RcKeyType, Any]":
     }
 
 
-def draw(chart: Callable[..., "Figure | None"], run: object, *, narrow: bool = False) -> dict[str, bytes]:
+def draw(
+    chart: Callable[..., "Figure | None"],
+    run: object,
+    *,
+    narrow: bool = False,
+    kinds: Sequence[Literal["png", "svg"]] = ("png", "svg"),
+) -> dict[str, bytes]:
     """One of the charts below, or of what else the chart takes (the runs of a study, a benchmark), as {"png": ...,
-    "svg": ...}; empty if there is nothing to draw. narrow: for phones.
+    "svg": ...}, of which `kinds` names those wanted; empty if there is nothing to draw. narrow: for phones.
 
     The SVG names its colours as CSS variables and follows the reader's light or dark setting.
     """
@@ -101,11 +109,12 @@ def draw(chart: Callable[..., "Figure | None"], run: object, *, narrow: bool = F
         if figure is None:
             return {}
         files = {}
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        for kind in kinds:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+            figure.savefig(buffer, format=kind, dpi=200, metadata=UNDATED[kind])
             files[kind] = buffer.getvalue()
-    files["svg"] = _themed(files["svg"].decode()).encode()
+    if "svg" in files:
+        files["svg"] = _themed(files["svg"].decode()).encode()
     return files
 
 

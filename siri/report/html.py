@@ -44,7 +44,7 @@ def write_report(run_dir: str | Path, beside: str | Path | None = None) -> Path:
         wide = draw(chart, run)
         if wide:
             write_atomic(run_dir / f"{name}.png", wide["png"])
-            pictures[name] = (wide["svg"], draw(chart, run, narrow=True)["svg"])
+            pictures[name] = (wide["svg"], draw(chart, run, narrow=True, kinds=["svg"])["svg"])
     path = run_dir / "report.html"
     title = str(run.config.get("recipe") or run_dir.resolve().name)
     samples = write_samples(run_dir, title=title)

@@ -45,7 +45,7 @@ def write_comparison(curves: Sequence[Curve], folder: Path | None, *, reference:
         folder.mkdir(exist_ok=True)
         write_atomic(folder / "table.md", encoded((f"{head}\n\n" if head else "") + text))
         for name, chart in zip(PICTURES, (pareto_chart, steps_chart, training_tokens_chart), strict=True):
-            write_atomic(folder / f"{name}.png", _small(draw(chart, curves)["png"]))
+            write_atomic(folder / f"{name}.png", _small(draw(chart, curves, kinds=["png"])["png"]))
     return text
 
 
@@ -69,7 +69,7 @@ def write_tasks(studies: Sequence[Study]) -> list[Sheet]:
     parts = [head + "\n", *(sheet.markdown() for sheet in task_tables), *missing_runs(tasks)]
     write_atomic(folder / "table.md", encoded("\n".join(parts)))
     for name, chart in (("lengths", lengths_chart), ("regret", regret_chart)):
-        write_atomic(folder / f"{name}.png", _small(draw(chart, tasks)["png"]))
+        write_atomic(folder / f"{name}.png", _small(draw(chart, tasks, kinds=["png"])["png"]))
     return task_tables
 
 
