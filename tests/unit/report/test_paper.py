@@ -146,6 +146,8 @@ def test_a_result_without_the_papers_benchmarks_is_refused(tmp_path):
 # --- the whole way, small
 
 
+SMALLEST = {"max_position_embeddings": 2048, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+SMALLEST |= {"num_key_value_heads": 1}
 TINY = ["--l-max", "12", "--l-min", "8", "--cycle", "2", "--steps", "2", "--prompts-per-step", "3", "--group-size", "2"]
 TINY += ["--mini-batch-prompts", "2", "--device", "cpu", "--checkpointing", "none", "--reward-workers", "1", "--quiet"]
 
@@ -157,7 +159,7 @@ def test_the_papers_pipeline_on_a_tiny_model_and_the_real_problems(tmp_path, dat
 
     monkeypatch.setenv("COLUMNS", "160")
     questions = [row["problem"] for row in json.loads((data_dir / "math500.json").read_text())]
-    model = str(save_tiny(tmp_path / "tiny", bpe_tokenizer(questions), max_position_embeddings=2048, hidden_size=16))
+    model = str(save_tiny(tmp_path / "tiny", bpe_tokenizer(questions, 4000), **SMALLEST))
     run = tmp_path / "run"
     train = ["train", "siri-1.5b", "--model", model, "--data", str(data_dir / "deepscaler_part.parquet")]
     assert main([*train, *TINY, "--run-dir", str(run)]) == 0
