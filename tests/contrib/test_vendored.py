@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support import warm
 from tests.support.vendored_worker import definitions, load
 
 ROOT = Path(__file__).parents[2]
@@ -242,7 +243,7 @@ def test_over_two_shards_of_the_vocabulary(bundle, tmp_path):
     files += [str(skyrl_sources)] if skyrl_sources.exists() else []
     command = [sys.executable, "-m", "tests.support.vendored_worker"]
     ranks = [
-        subprocess.Popen(
+        warm.Popen(
             [*command, str(rank), str(tmp_path / "store"), *files],
             cwd=ROOT,
             stdout=subprocess.PIPE,

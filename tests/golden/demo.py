@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 
+from tests.support import warm
 from tests.support.processes import UNREPORTED, command, lasting
 
 GOLDEN = Path(__file__).parent / "demo.json"
@@ -43,7 +44,7 @@ def environment() -> dict[str, Any]:
 def run(folder: Path, ranks: int) -> None:
     """Train the short demo in `folder`, with one thread a rank."""
     threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
+    warm.run(
         command(folder, OPTIONS, ranks=ranks, module=UNREPORTED), env=threads, check=True, stdout=subprocess.DEVNULL
     )
 

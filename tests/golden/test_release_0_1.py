@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden.demo import GOLDEN, environment
+from tests.support import warm
 from tests.support.processes import lasting
 
 RUN = Path(__file__).parent / "run_0.1.0"
@@ -29,7 +30,7 @@ def run(tmp_path) -> Path:
 
 def siri(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "siri", *arguments]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    return warm.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
 
 def test_it_resumes_as_if_it_had_never_stopped(run):

@@ -8,15 +8,14 @@ import torch
 from siri_kernels import linear_grpo_loss
 from siri_kernels.sharding import plan_columns
 
+from tests.support import warm
 from tests.support.kernel_cases import make_case
 
 
 def test_two_processes(tmp_path):
     command = [sys.executable, "-m", "tests.support.vocabulary_shards_worker"]
     ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        warm.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for rank in range(2)
     ]
     outputs = [rank.communicate(timeout=900)[0].decode() for rank in ranks]

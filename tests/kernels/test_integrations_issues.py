@@ -12,6 +12,7 @@ from siri_kernels import linear_grpo_loss, linear_logprob
 from siri_kernels.integrations.padded import padded_logprob
 
 from tests.kernels.test_no_sync import Synchronisations, bare  # noqa: F401
+from tests.support import warm
 from tests.support.integration_cases import leaves, padded_batch
 from tests.support.kernel_cases import relative
 
@@ -176,8 +177,6 @@ def test_fsdp2_lm_head(tmp_path):
     (tests/support/fsdp_heads_worker.py).
     """
     command = [sys.executable, "-m", "tests.support.fsdp_heads_worker", str(tmp_path / "store")]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)
-    ]
+    ranks = [warm.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
     outputs = [rank.communicate(timeout=900)[0].decode() for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(o[-3000:] for o in outputs)

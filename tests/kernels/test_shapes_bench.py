@@ -2,12 +2,13 @@
 
 import json
 import math
-import subprocess
 import sys
 
 import pytest
 import siri_kernels
 from siri_kernels import bench
+
+from tests.support import warm
 
 SHAPE = ("--tokens", "37", "--hidden", "12", "--vocab", "301", "--device", "cpu", "--rounds", "1")
 
@@ -15,7 +16,7 @@ SHAPE = ("--tokens", "37", "--hidden", "12", "--vocab", "301", "--device", "cpu"
 def test_it_measures_the_shapes_it_was_given_from_anywhere(tmp_path):
     out = tmp_path / "rows.json"
     command = [sys.executable, "-m", "siri_kernels.bench", *SHAPE, "--json", str(out)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert (record["size"], record["dtype"], record["siri_kernels"]) == (

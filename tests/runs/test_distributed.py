@@ -23,6 +23,7 @@ from siri.model.policy import checkpoint_activations
 from siri.runtime.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from siri.runtime.stopwatch import Stopwatch
 from siri.store.checkpoint import whole_moments
+from tests.support import warm
 from tests.support.processes import UNREPORTED
 from tests.support.tiny import save_tiny, tiny_policy
 from tests.support.update import update_policy
@@ -310,7 +311,7 @@ def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
     options = ["--standalone", "--nproc-per-node", str(ranks)]
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", UNREPORTED, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    return warm.run(command, capture_output=True, text=True, timeout=900, env=environment)
 
 
 def test_torchrun_trains_and_resumes_with_another_number_of_ranks(tmp_path):

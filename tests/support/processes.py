@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tests.support import warm
 from tests.support.saving import tensors
 
 UNREPORTED = "tests.support.unreported"
@@ -27,13 +28,15 @@ def start(run: Path, options: list[str], *, ranks: int = 1, module: str = "siri"
     # one thread: how many work on a sum decides its last bit
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = command(run, options, ranks=ranks, module=module)
-    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    return warm.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def family(pid: int) -> list[int]:
     """A process and all that it has started, and they."""
     pids = [pid]
     with contextlib.suppress(OSError):
+        if Path(f"/proc/{pid}/comm").read_text().strip() == warm.NURSERY:  # no part of the run
+            return []
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 pids += family(int(child))

@@ -1,9 +1,12 @@
-"""`make torture`: the long forms of the tests that break things, and the table of what was tried and what happened."""
+"""`make torture`: the long forms of the tests that break things, and the table of what was tried and what happened.
+Every process is started afresh there (see warm.py)."""
 
 import time
 from collections.abc import Callable
 
 import pytest
+
+from tests.support import warm
 
 Record = Callable[[str, str, str], None]
 Long = Callable[[int, int], int]
@@ -20,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not 0 < config.getoption("--share") <= 100:
         raise pytest.UsageError("--share is a percentage")
     config.stash[BEGAN] = time.monotonic()
+    warm.cold |= config.getoption("--torture")
 
 
 BEGAN = pytest.StashKey[float]()

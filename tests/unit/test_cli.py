@@ -12,6 +12,7 @@ import pytest
 
 import siri
 from siri.cli import ALIKE_S, COMMANDS, main
+from tests.support import warm
 from tests.support.tiny import save_tiny
 
 ROOT = Path(siri.__file__).parent.parent
@@ -33,7 +34,7 @@ def siri_process(*arguments: str, **options) -> subprocess.CompletedProcess:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *options.pop("python", ()), "-m", "siri", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+    return warm.run(command, capture_output=True, text=True, env=environment, **options)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from siri.store.loggers import TensorBoardLogger
 from siri.study.compare import curves_of_runs
 from siri.study.report import write_comparison
 from siri.text import encoded, printable
+from tests.support import warm
 from tests.support.synthetic_run import make_run
 
 HALF = "\ud800"
@@ -79,7 +79,7 @@ def test_the_terminal_gets_text_it_can_show_in_any_locale(nasty_run, tmp_path, l
         "compare": ["compare", nasty_run, make_run(tmp_path / "other", upto=40), "--out", tmp_path],
         "unknown": ["report", os.fsencode(nasty_run) + b"/none"],
     }[command]
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "siri", *map(os.fsencode, arguments)],
         capture_output=True,
         check=False,

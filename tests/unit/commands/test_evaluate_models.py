@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from siri.cli import main
 from siri.store.about import ABOUT, read_about
 from siri.store.checkpoint import read_state
 from siri.store.export import good_checkpoint
+from tests.support import warm
 from tests.support.training import train
 
 HELD_OUT = ["--data", "siri:demo/heldout.jsonl", "--problems", "8", "--samples", "2"]
@@ -135,7 +135,7 @@ def test_ranks_share_the_problems(run, tmp_path):
     checkpoint = str(run / "checkpoints" / "siri-high-1")
     siri = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "siri"]
     command = [*siri, "eval", checkpoint, *HELD_OUT, "--temperature", "0", "--out", str(tmp_path / "two.json")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    ran = warm.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("measured with another temperature") == 1, "rank 0 alone speaks"
     assert main([*command[len(siri) :][:-1], str(tmp_path / "one.json")]) == 0

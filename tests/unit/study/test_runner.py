@@ -17,6 +17,7 @@ from siri.study.study import find, finished, swept_values
 from siri.study.study_file import read_studies, read_study
 from siri.study.tasks import task_runs
 from siri.train.run import STOPPED
+from tests.support import warm
 from tests.support.studies import SMALL, TASKS_OF_TWO, write
 
 ROOT = Path(__file__).parents[3]
@@ -64,7 +65,7 @@ def test_runs_are_made_skipped_and_drawn(tmp_path, capsys, monkeypatch):
 def test_a_stopped_study_saves_its_run_and_continues(tmp_path):
     path = write(tmp_path, SMALL.replace("\nsteps = 2", "\nsteps = 400").replace("eval_every = 1", "eval_every = 400"))
     command = [sys.executable, "-m", "siri", "study", str(path), "--limit", "1", "--runs", str(tmp_path / "runs")]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    process = warm.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
     deadline = time.time() + 600
     while not list(tmp_path.glob("runs/*/metrics.jsonl")):
         assert time.time() < deadline and process.poll() is None
@@ -83,7 +84,7 @@ def test_the_parent_sleeps_while_its_workers_work(tmp_path):
         tmp_path, SMALL.replace("\nsteps = 2", "\nsteps = 4000").replace("eval_every = 1", "eval_every = 4000")
     )
     command = [sys.executable, "-m", "siri", "study", str(path), "--limit", "1", "--runs", str(tmp_path / "runs")]
-    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    parent = warm.Popen(command, stderr=subprocess.DEVNULL)
 
     def spent() -> tuple[int, float]:
         """How often its threads went to sleep, and the seconds that they ran."""

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -19,6 +18,7 @@ from siri.model.liger import Applied
 from siri.store.checkpoint import newest_good
 from siri.train import learner as update
 from siri.train.run import DONE
+from tests.support import warm
 from tests.support.training import SMALL, reproducible, rows
 
 pytestmark = pytest.mark.torture
@@ -165,7 +165,7 @@ def test_a_bundle_replays_bit_for_bit(tmp_path, monkeypatch, capsys, fault):
         port = server.getsockname()[1]
     meeting = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     again = [sys.executable, "-m", "siri", "replay", str(bundle)]
-    sharded = subprocess.run(again, env={**os.environ, **meeting}, capture_output=True, text=True, timeout=900)
+    sharded = warm.run(again, env={**os.environ, **meeting}, capture_output=True, text=True, timeout=900)
     assert sharded.returncode == 0 and "the same, bit for bit" in sharded.stdout, sharded.stderr
     changed = json.loads((bundle / "state.json").read_text())
     changed["bundle"]["samples"][0]["response_ids"][0] += 1

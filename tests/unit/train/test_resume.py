@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import siri
+from tests.support import warm
 from tests.support.saving import file_of
 from tests.support.training import SMALL, reproducible, rows, same_run, train, weights
 
@@ -61,7 +62,7 @@ def test_a_signal_stops_the_run_with_its_state_saved(number, straight, tmp_path)
     arguments = ["train", "demo", *SMALL, "--steps", "6", "--save-every", "3", "--run-dir", str(folder)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(
+    with warm.Popen(
         [sys.executable, "-m", "siri", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
