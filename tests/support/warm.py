@@ -38,9 +38,14 @@ IMPORTS = ["pyarrow.parquet", "pandas", "rich.live", "rich.progress", "torch._dy
 IMPORTS += [f"transformers.models.{name}" for name in ("auto.modeling_auto", "auto.tokenization_auto")]
 IMPORTS += ["transformers.models.qwen2.modeling_qwen2", "siri.commands.train", "siri.report.view", "siri.train.loop"]
 """What a run imports. pandas: pyarrow looks for it."""
+forked = False
+"""Whether this process came from a nursery."""
 cold = sys.platform != "linux"
 """Whether all processes are of the usual kind."""
-_nursery: "Nursery | None" = None
+MOST = 2
+"""So many nurseries are kept: of a process, and of a test that changes the environment for a while."""
+_nurseries: "list[Nursery]" = []
+"""Each for its environment; the last is the one last used."""
 _asking = threading.Lock()
 
 
@@ -51,9 +56,8 @@ class Nursery:
         self.channel, self.process, self.environment = channel, process, early(environment)
 
     @classmethod
-    def start(cls) -> "Nursery":
+    def start(cls, environment: Mapping[str, str]) -> "Nursery":
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with other, open(os.devnull, "r+b") as nothing:
             command = [sys.executable, "-m", "tests.support.warm", str(other.fileno())]
             streams = {"stdin": nothing, "stdout": nothing, "stderr": subprocess.PIPE}
@@ -138,14 +142,23 @@ def as_job(words: list[str]) -> dict[str, Any] | None:
 
 
 def hired(environment: Mapping[str, str]) -> Nursery | None:
-    """The nursery, if a process with this environment may come from it."""
-    global _nursery
+    """The nursery whose imports have read this environment; None if there is none, and it is not this process's."""
     if cold:
         return None
     with _asking:
-        if _nursery is None or not _nursery.lives:
-            _nursery = Nursery.start()
-    return _nursery if early(environment) == _nursery.environment else None
+        wanted = early(environment)
+        here = {**os.environ, "OMP_NUM_THREADS": "1"}
+        nursery = next((each for each in _nurseries if each.lives and each.environment == wanted), None)
+        if nursery is None and (forked or wanted != early(here)):
+            return None
+        _nurseries[:] = [each for each in _nurseries if each.lives and each is not nursery]
+        for oldest in _nurseries[: 1 - MOST]:
+            oldest.channel.close()  # nobody asks it any more
+            oldest.process.wait()
+            _nurseries.remove(oldest)
+        nursery = nursery or Nursery.start(here)
+        _nurseries.append(nursery)
+        return nursery
 
 
 def serve(channel: socket.socket) -> dict[str, Any] | None:
@@ -199,7 +212,7 @@ def settle(job: dict[str, Any], streams: list[int]) -> None:
 def reopen(name: str, fd: int, mode: str, **how: bool) -> None:
     """A stream of `sys` anew: the one of the nursery takes its file for what it was."""
     before = getattr(sys, name)
-    stream = open(fd, mode, encoding=before.encoding, errors=before.errors, closefd=False)
+    stream = open(fd, mode, encoding=before.encoding, errors=before.errors, closefd=False)  # noqa: SIM115 it stays
     stream.reconfigure(**how)
     setattr(sys, name, stream)
     setattr(sys, f"__{name}__", stream)
@@ -214,7 +227,6 @@ def work(job: dict[str, Any]) -> None:
 def ranks_are_forks() -> dict[str, Any] | None:
     """For torchrun, in a process that has no threads yet: what it starts comes from a nursery of its own. In a fork of
     that its job."""
-    global _nursery
     mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if not os.fork():
         mine.close()
@@ -225,7 +237,8 @@ def ranks_are_forks() -> dict[str, Any] | None:
     other.close()
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    _nursery, subprocess_handler.Popen = Nursery(mine, None, {**os.environ, "OMP_NUM_THREADS": "1"}), Popen
+    subprocess_handler.Popen = Popen
+    _nurseries.append(Nursery(mine, None, {**os.environ, "OMP_NUM_THREADS": "1"}))
     return None
 
 
@@ -237,6 +250,7 @@ if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as asking:
         asking.send(b"ready")
         work_to_do = serve(asking)
+    forked = True
     if work_to_do and work_to_do["module"] == "torch.distributed.run":
         work_to_do = ranks_are_forks() or work_to_do
     if work_to_do:

@@ -18,8 +18,8 @@ ABOUT = """
 import json, os, signal, sys, threading
 print(json.dumps({
     "argv": sys.argv[1:], "name": __name__, "file": os.path.basename(__file__), "parent": os.getppid(),
-    "cwd": os.getcwd(), "place": sys.path[0], "session": os.getsid(0) == os.getpid(), "variable": os.environ.get("RANK"),
-    "main": sys.modules["__main__"].__dict__ is globals(), "threads": threading.active_count(),
+    "cwd": os.getcwd(), "place": sys.path[0], "session": os.getsid(0) == os.getpid(),
+    "variable": os.environ.get("RANK"), "main": sys.modules["__main__"].__dict__ is globals(), "threads": threading.active_count(),
     "signals": [signal.getsignal(n) is h for n, h in ((2, signal.default_int_handler), (15, signal.SIG_DFL))],
     "comm": open("/proc/self/comm").read().strip(), "fds": sorted(map(int, os.listdir("/proc/self/fd")))[:-1],
     "read": sys.stdin.read(), "torch": "torch" in sys.modules, "unbuffered": sys.stdout.write_through,
@@ -80,6 +80,19 @@ def test_other_commands_and_environments_are_no_forks(place):
         assert not json.loads(done.stdout)["torch"], command
     done = warm.run(python("-m", "about"), **usual)
     assert json.loads(done.stdout)["torch"]
+
+
+def test_a_changed_environment_has_a_nursery_of_its_own(place, monkeypatch):
+    usual = {"capture_output": True, "text": True, "cwd": place, "stdin": subprocess.DEVNULL}
+    warm.run(python("-m", "about"), **usual)
+    before = list(warm._nurseries)
+    for value in ("a", "b"):
+        monkeypatch.setenv("READ_BY_AN_IMPORT", value)
+        assert json.loads(warm.run(python("-m", "about"), **usual).stdout)["torch"]
+        assert warm._nurseries[-1] not in before and len(warm._nurseries) <= warm.MOST
+    monkeypatch.delenv("READ_BY_AN_IMPORT")
+    assert json.loads(warm.run(python("-m", "about"), **usual).stdout)["torch"]
+    assert all(nursery.lives for nursery in warm._nurseries)
 
 
 def test_ranks_of_torchrun_are_forks_and_children_of_it(place):
