@@ -19,7 +19,8 @@ import json, os, signal, sys, threading
 print(json.dumps({
     "argv": sys.argv[1:], "name": __name__, "file": os.path.basename(__file__), "parent": os.getppid(),
     "cwd": os.getcwd(), "place": sys.path[0], "session": os.getsid(0) == os.getpid(),
-    "variable": os.environ.get("RANK"), "main": sys.modules["__main__"].__dict__ is globals(), "threads": threading.active_count(),
+    "variable": os.environ.get("RANK"), "main": sys.modules["__main__"].__dict__ is globals(),
+    "threads": threading.active_count(),
     "signals": [signal.getsignal(n) is h for n, h in ((2, signal.default_int_handler), (15, signal.SIG_DFL))],
     "comm": open("/proc/self/comm").read().strip(), "fds": sorted(map(int, os.listdir("/proc/self/fd")))[:-1],
     "read": sys.stdin.read(), "torch": "torch" in sys.modules, "unbuffered": sys.stdout.write_through,
