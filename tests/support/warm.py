@@ -30,7 +30,7 @@ PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 NURSERY = "siri-nursery"
 """Name of the process in /proc/PID/comm, by which it is told from what a run has started."""
 LATE = {"COLUMNS", "MASTER_ADDR", "MASTER_PORT", "PYTEST_CURRENT_TEST", "PYTHONPATH", "RANK", "WORLD_SIZE"}
-LATE |= {"TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+LATE |= {"TORCHINDUCTOR_CACHE_DIR", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
 LATE_PREFIXES = ("GROUP_", "LOCAL_", "ROLE_", "TORCHELASTIC_")
 """Variables that are read when a run begins, and not when a module is imported; what PYTHONPATH adds is put in front of
 where further modules are looked for."""
