@@ -14,14 +14,13 @@ from fractions import Fraction
 from siri.rewards.grading import library, sets
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.conditions import without_declarations
+from siri.rewards.grading.equalities import condensed, names_a_value
 from siri.rewards.grading.equations import (
     applied,
-    condensed,
     difference,
     event,
     is_derivative,
     is_graph,
-    names_a_value,
     same_curves,
 )
 from siri.rewards.grading.forms import same_form
@@ -36,9 +35,10 @@ from siri.rewards.grading.labels import (
     without_index,
     without_label,
 )
-from siri.rewards.grading.money import same_money
+from siri.rewards.grading.money import same_currency
 from siri.rewards.grading.names import other_constants, with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
+from siri.rewards.grading.quantities import same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.scalars import same_scalar
 from siri.rewards.grading.spelling import clean
@@ -56,7 +56,6 @@ from siri.rewards.grading.structure import (
     split,
     without_text,
 )
-from siri.rewards.grading.units import currencies, measures_other
 from siri.rewards.grading.values import same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
@@ -94,15 +93,12 @@ def same_answer(gold: str, answer: str) -> bool:
     if len(answer) > len(gold) + MAX_EXTRA_CHARS:
         return False
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
-    money, other_money = currencies(gold), currencies(answer)
-    if money and other_money and not money & other_money:
-        return {*money, *other_money} == {"dollar", "cent"} and same_money(gold, answer)
-    if (money or other_money) and not (money and other_money) and measures_other(gold if other_money else answer):
-        return False
     if gold.strip() == answer.strip():
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
+    if (verdict := same_currency(gold, answer)) is not None:
+        return verdict
     undecided = False
     for reading in readings(clean(gold)):
         others = [text for other in readings(clean(answer)) for text in (other, *other_constants(reading, other))]
@@ -365,8 +361,10 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
     """Compares what is between equals signs, where one side or both have some."""
     if len(golds) > 1 and len(answers) > 1:
         return _same_equations(golds, answers)
-    named = golds if len(golds) > 1 else answers
-    return names_a_value(named, as_answer=named is answers) and _same(golds[-1], answers[-1])
+    named, value = (golds, answers[0]) if len(golds) > 1 else (answers, golds[0])
+    if (converted := same_amount(named, value, _same)) is not None:
+        return converted
+    return names_a_value(named, as_answer=named is answers, same=_same) and _same(golds[-1], answers[-1])
 
 
 def _same_equations(golds: list[str], answers: list[str]) -> bool:
@@ -385,7 +383,7 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
             return False
     if bool(chained("=".join(golds))) != bool(chained("=".join(answers))):
         return False  # x = 1 is half of x = y = 1
-    golds, answers = condensed(golds), condensed(answers)
+    golds, answers = condensed(golds, _same), condensed(answers, _same)
     if len(golds) != len(answers):
         return False  # a = c is half of a = b = c
     if len(golds) > 2:

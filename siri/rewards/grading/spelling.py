@@ -3,7 +3,10 @@
 import functools
 import re
 
+from siri.rewards.grading.approximations import without_approximations
 from siri.rewards.grading.characters import in_ascii
+from siri.rewards.grading.margins import trimmed, without_text_signs
+from siri.rewards.grading.statements import listed_statements
 from siri.rewards.grading.words import without_words
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
@@ -207,6 +210,7 @@ _REPLACEMENTS = [
     )
 ]
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_THOUSANDS = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*", re.ASCII)
 
 
 @functools.lru_cache(2048)
@@ -214,7 +218,8 @@ def clean(text: str) -> str:
     """`text` in plain spelling: ASCII, no decoration, one name for each command."""
     if _NUMBER.fullmatch(text):
         return text
-    text = without_words(_undecorated(in_ascii(text)))
+    text = listed_statements(trimmed(_undecorated(in_ascii(without_text_signs(trimmed(text))))))
+    text = without_words(text)
     for needle, pattern, replacement in _REPLACEMENTS:
         if needle in text:
             text = pattern.sub(replacement, text)
@@ -227,13 +232,9 @@ def clean(text: str) -> str:
     text = text if text.endswith("..") else text.rstrip(" .,;:")
     text = "\\cup".join(map(_open_ended, text.split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
-        text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z. ]*)?\}", r"\1\\text{\2}", text)
+        text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
-    if "\\approx" in text:  # "\frac23 \approx 0.67": the first is the answer, the second a service
-        sides = [side.strip() for side in text.split("\\approx") if side.strip()]
-        named = len(sides) > 1 and re.fullmatch(r"[a-zA-Z](?:_\w)?", sides[0])
-        text = "".join(sides[1:2] if named else sides[:1]).removesuffix("(").rstrip()
-    return text
+    return without_approximations(text) if "\\approx" in text else text
 
 
 def _chosen(match: re.Match) -> str:
@@ -291,7 +292,7 @@ def _unmarked(text: str) -> str:
 def _unbraced(text: str) -> str:
     """Without braces around the whole of it, unless they make it a set."""
     while text.startswith("{") and text.endswith("}") and _closes_at_the_end(text):
-        if _has_members(text[1:-1].rstrip(" ,;")):
+        if _has_members(text[1:-1].rstrip(" ,;")) and not _THOUSANDS.fullmatch(text[1:-1]):
             break
         text = text[1:-1].strip()
     return text

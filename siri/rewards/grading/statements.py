@@ -1,0 +1,45 @@
+r"""Equations side by side, with nothing between them but space, a line break or a sign of logic: they are a list.
+
+As one chain of equals signs "x = 3 \quad y = 5" would say that 3y is something.
+"""
+
+import re
+
+_TOKEN = re.compile(
+    r"\\(?P<begin>begin|end)\s*\{\w+\*?\}|(?P<break>\\(?:q?quad|land|wedge|lor|vee)(?![a-zA-Z])|\\\\(?:\[[^\[\]]*\])?"
+    r"|\\text\w*\{[\s~,]*(?:AND|OR|&)[\s~,]*\}|\b(?:AND|OR)\b|(?<=\n)\n+)|(?P<open>[({\[])|(?P<close>[)}\]])|\\."
+)
+# An equation, from its name on.
+_EQUATION = re.compile(r"[^=<>]*[^=<>\s\\][^=<>]*=[^=]+", re.DOTALL)
+_NAMED = re.compile(r"\s*(?:[a-zA-Z]|\\(?![a-z]*text)[a-zA-Z]+|[(|\d\[+-])")
+_OR = re.compile(r"\\(?:lor|vee)|OR")
+
+
+def listed_statements(text: str) -> str:
+    """`text` with commas between equations that have none."""
+    if text.count("=") < 2:
+        return text
+    parts, breaks, depth, start = [], [], 0, 0
+    for token in _TOKEN.finditer(text):
+        if token["begin"]:
+            depth += 1 if token["begin"] == "begin" else -1
+        elif token["open"] or token["close"]:
+            depth += 1 if token["open"] else -1
+        elif token["break"] and depth == 0:
+            parts.append(text[start : token.start()])
+            breaks.append(token[0])
+            start = token.end()
+    parts.append(text[start:])
+    if not breaks:
+        return text
+    listed = parts[0]
+    for between, before, after in zip(breaks, parts, parts[1:], strict=False):
+        both = _is_equation(before.rstrip(" ,;")) and _is_equation(after)
+        comma = both and not before.rstrip().endswith((",", ";")) and not before.rstrip().endswith("\\text{,}")
+        said = " \\text{ or } " if _OR.search(between) else ", "
+        listed = listed.rstrip() + said + after.lstrip() if comma else listed + between + after
+    return listed
+
+
+def _is_equation(text: str) -> bool:
+    return bool(_EQUATION.fullmatch(text.strip()) and _NAMED.match(text))
