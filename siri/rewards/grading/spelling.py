@@ -103,6 +103,11 @@ _REPLACEMENTS = [
         ),
         ("\\overrightarrow", r"\\overrightarrow(?![a-zA-Z])", r"\\vec"),
         ("\\vec", r"\\vec\s*(?:\{\s*([a-zA-Z])\s*\}|\s([a-zA-Z]))(?![a-zA-Z])", r"\\vec{\1\2}"),
+        (
+            "prime",
+            r"\^ ?(?:\{ ?((?:\\prime *)+)\}|(\\prime)(?![a-zA-Z]))",
+            lambda match: "'" * match[0].count("\\prime"),
+        ),
         ("\\var", r"\\var(epsilon|phi|theta)(?![a-zA-Z])", r"\\\1"),
         ("\\uppi", r"\\uppi(?![a-zA-Z])", r"\\pi "),
         (" to ", r"^\\text\{\s*(\d+)\s+to\s+(\d+)\s*\}$", r"\1:\2"),
@@ -151,6 +156,8 @@ _REPLACEMENTS = [
             r"\\(?:text(?:normal|rm|bf|it|sf|tt|up|md)?|emph|mbox|hbox|mathrm|mathsf|mathtt|mathit)\s*\{",
             r"\\text{",
         ),
+        ("\\circ", r"\(? *\b([a-zA-Z]) *\\circ *([a-zA-Z]) *\)? ?\( *([a-z]|-?\d+) *\)", r"\1(\2(\3))"),
+        ("\\circ", r"(?<=[a-zA-Z)'}]) *(?<!\^)(?<!\^\{)\\circ *(?=[a-zA-Z(])", r"\\composed "),
         (
             "",
             r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\circ\b|(?<=\d)\^\s*\{?\s*(?:\\text\{\s*)?o\s*\}{0,2}(?![a-zA-Z])",
