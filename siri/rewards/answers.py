@@ -204,6 +204,9 @@ def _same_events(gold: str, answer: str) -> bool | None:
 def _same_sets(gold: str, answer: str) -> bool | None:
     """Whether two sets of real numbers are the same; None where one of them is not read as such a set or a number."""
     gold_set, answer_set = _set_or_none(gold), _set_or_none(answer)
+    (name, bare), (other_name, other) = without_label(gold), without_label(answer)
+    if (gold_set is None and name) or (answer_set is None and other_name):
+        return False if name and other_name and name != other_name else _same_sets(bare, other)
     if gold_set is None or answer_set is None:
         if gold_set is answer_set:
             return None
@@ -228,7 +231,7 @@ def _same_relations(gold: str, answer: str) -> bool:
     if len(golds) > 1 or len(answers) > 1:
         both = all(RELATION.search(text) for text in (gold, answer))
         return both and _same_in_any_order(golds, answers)
-    if (links := chains(gold, answer)) is not None:
+    if (links := chains(*(without_label(text)[1] for text in (gold, answer)))) is not None:
         return all(map(_same, *links))
     if not (RELATION.search(gold) and RELATION.search(answer)):
         other = answer if RELATION.search(gold) else gold

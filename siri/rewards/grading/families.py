@@ -19,6 +19,11 @@ _FAMILY = re.compile(
     r"(?P<part>(?:[_^]?\s*\{?\s*[+*]\s*\}?)?)|"
     r"(?:is\s+)?(?:an?\s+|any\s+)*(?P<which>(?:positive|non-?negative)\s+)?integer))\s*\)?\s*\.?"
 )
+# \{x | x = ..., a < x < b, x \ne ...\}
+_BUILT = re.compile(
+    r"^([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:|\\mid(?![a-zA-Z]))\s*"
+    r"(?=\1\s*(?:=|\\ne |<|>|\\[lg]e |\\in(?![a-zA-Z]))|[^,|]*(?:<|\\le )\s*\1\s*(?:<|\\le ))"
+)
 _SEQUENCE = re.compile(r"\s*[a-zA-Z]_\{?([a-z])\}?\s*=[^=]*")
 _CONGRUENCE = re.compile(
     r"(?:(?P<name>[a-zA-Z])\s*\\equiv(?![a-zA-Z])\s*)?(?P<residues>[^=]+?)\s*"
@@ -39,7 +44,7 @@ def family(text: str) -> Family | None:
         return None
     plain = without_text(text)
     if plain.startswith("\\{") and plain.endswith("\\}"):
-        plain = re.sub(r"^([a-zA-Z])\s*(?:\||:|\\mid(?![a-zA-Z]))\s*(?=\1\s*=)", "", plain[2:-2].strip())
+        plain = _BUILT.sub("", plain[2:-2].strip())
     match = _FAMILY.fullmatch(plain)
     if match is None:
         return None

@@ -13,6 +13,10 @@ from siri.rewards.grading.units import counted
 Same = Callable[[str, str], bool]
 
 _NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
+# What several things may be the same by: letters, segments, angles.
+_MEASURED = re.compile(
+    rf"{_NAME.pattern}|\|?[A-Z]{{2}}\|?|\\overline\s*\{{\s*[A-Z]{{2}}\s*\}}|m?\s*\\angle\s*\{{?\s*(?:[A-Z]{{1,3}}|\d)\s*\}}?"
+)
 _INDEXED = re.compile(r"\s*([a-zA-Z]|\\lambda\s*)_\{?(\d)\}?\s*=([^=]+)")
 _COORDINATES = re.compile(r"([xyz])(?:_\{?\d\}?)?")
 _ROOT = re.compile(r"x_[12]")
@@ -21,7 +25,9 @@ _SET_OF = re.compile(
     r"\s*((?:[A-Z]|\\(?:complement|overline)\s*(?:_\w\s*)?\{?\s*[A-Z]\s*\}?)(?:\s*\\(?:cap|cup|setminus)\s*[A-Z])*)\s*=\s*"
     r"(?=\\\{|\\emptyset|[(\[].*[)\]]$)"
 )
-_MEMBER = re.compile(r"\s*([a-zA-Z]|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*")
+_MEMBER = re.compile(
+    r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega)|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*"
+)
 _CARRIED = re.compile(r"[-+\d\s./^{}a-z]*\d[-+\d\s./^{}a-z]*|-?\\frac\{\d+\}\{\d+\}")
 
 
@@ -85,9 +91,9 @@ def named_members(text: str) -> list[str]:
 def chained(text: str) -> list[str]:
     """`x = 1` and `y = 1` of `x = y = 1`; empty for whatever else."""
     *names, value = split(text, "=")
-    if len({name.strip() for name in names}) < max(len(names), 2) or _NAME.fullmatch(value.strip()):
+    if len({name.strip() for name in names}) < max(len(names), 2) or _MEASURED.fullmatch(value.strip()):
         return []
-    return [f"{name}={value}" for name in names] if all(_NAME.fullmatch(name.strip()) for name in names) else []
+    return [f"{name}={value}" for name in names] if all(_MEASURED.fullmatch(name.strip()) for name in names) else []
 
 
 def without_index(parts: list[str], others: list[str]) -> list[str]:

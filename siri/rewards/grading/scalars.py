@@ -13,6 +13,8 @@ from siri.rewards.grading.values import rational, rounds_to, same_value
 
 # How many times is asked for by a number, and answered by one.
 _TIMES = re.compile(r"(?<=[\d}])\s*(?:\\text\{\s*times\s*\}|\btimes)$")
+# A product with an inverse or transpose is one of matrices, which has an order.
+_MATRICES = re.compile(r"(?:\s*[A-Z](?:\s*\^\s*\{?\s*(?:-1|T)\s*\}?)?){2,}")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 
 
@@ -26,6 +28,8 @@ def same_scalar(gold: str, answer: str) -> bool:
     if number_for_percent and same_scalar(gold.removesuffix("\\%").strip(), answer):
         return True
     answer = bare
+    if all(_MATRICES.fullmatch(text.strip()) and "^" in text for text in (gold, answer)):
+        return squeezed(gold) == squeezed(answer)
     based = in_base(gold), in_base(answer)
     if any(based):
         return based[0] == based[1]

@@ -77,7 +77,7 @@ def key(text: str) -> str:
 
 
 def _is_spoken(text: str) -> bool:
-    """Whether it is a word, whose case means nothing, and no product of letters: AB is not ab, and neither is XYZ xyz."""
+    """Whether it is a word, whose case means nothing, and no product of letters: AB is not ab."""
     if not re.fullmatch(r"[A-Za-z]{2,}", text):
         return False
     word = text.casefold()
