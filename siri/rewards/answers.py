@@ -15,7 +15,7 @@ from siri.rewards.grading import library, sets
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.choices import same_choice, same_letters
 from siri.rewards.grading.conditions import without_declarations
-from siri.rewards.grading.equalities import condensed, names_a_value
+from siri.rewards.grading.equalities import condensed, names_a_value, turned
 from siri.rewards.grading.equations import (
     applied,
     difference,
@@ -66,6 +66,7 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 
 
@@ -294,7 +295,7 @@ def _same_lists(gold: str, answer: str) -> bool:
 
 
 def _is_a_word(text: str) -> bool:
-    if not _WORD.fullmatch(text) or text == "\\text{degree}":
+    if not _WORD.fullmatch(text) or text == "\\text{degree}" or _PRODUCT.fullmatch(text):
         return False
     try:
         return text.isupper() or read(text)[0] not in ("const", "sym", "call", "log", "root")
@@ -341,7 +342,10 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
     named, value = (golds, answers[0]) if len(golds) > 1 else (answers, golds[0])
     if (converted := same_amount(named, value, _same)) is not None:
         return converted
-    return names_a_value(named, as_answer=named is answers, same=_same) and _same(golds[-1], answers[-1])
+    named = turned(named)
+    return names_a_value(named, as_answer=len(answers) > 1, same=_same) and (
+        _same(named[-1], value) if len(golds) > 1 else _same(value, named[-1])
+    )
 
 
 def _same_equations(golds: list[str], answers: list[str]) -> bool:

@@ -97,6 +97,12 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
         return False
 
 
+def turned(sides: list[str]) -> list[str]:
+    """`5 = x` with its name first."""
+    is_turned = len(sides) == 2 and re.fullmatch(r"\s*[a-zA-Z]\s*", sides[1]) and _is_closed(sides[0])
+    return sides[::-1] if is_turned and sides[1].strip() not in ("e", "i") else sides
+
+
 def _is_about_both(left: str, right: str) -> bool:
     """Whether it says of two letters that they are the same. A function, or an unknown by a letter of another kind, is
     a value with its name: y = x, x = a."""

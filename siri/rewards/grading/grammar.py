@@ -311,7 +311,7 @@ class _Reader:
             return ("sym", name + self.subscript())
         if name in FUNCTIONS or name in LOGARITHMS:
             return self.function(name)
-        if name in ("gcd", "lcm", "max", "min", "cis"):
+        if name in ("gcd", "lcm", "max", "min", "cis", "floor", "ceil"):
             return self.called(name)
         if text in _ROUNDED:
             tree = self.sum()

@@ -33,7 +33,8 @@ _CARRIED = re.compile(r"[-+\d\s./^{}a-z]*\d[-+\d\s./^{}a-z]*|-?\\frac\{\d+\}\{\d
 
 def name_key(text: str) -> str:
     """A name without what may be left out of it: spaces, braces of an index, the sign of an angle."""
-    text = re.sub(r"\\angle(?![a-zA-Z])|\s+|\\text|\\(?=Pr(?![a-zA-Z]))", "", text)
+    text = re.sub(r"\\angle(?![a-zA-Z])|\s+|\\text|\\(?=(?:Pr|max|min)(?![a-zA-Z]))", "", text)
+    text = re.sub(r"^\{?(max|min)(?:imum)?\}?$", r"\1", text)
     text = re.sub(r"^\\frac\{d([a-z])\}\{dx\}$|^d([a-z])/dx$", r"\1\2'", text)
     return re.sub(r"_\{(\w+)\}|\{(\w)\}", r"_\1\2" if "_{" in text else r"\1\2", text)
 

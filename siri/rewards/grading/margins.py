@@ -50,4 +50,4 @@ def _without_spaces(text: str) -> str:
 
 def without_text_signs(text: str) -> str:
     r"""`text` with the sign alone for one that stands in \text."""
-    return _SIGN.sub(lambda match: match[1], text) if "{" in text else text
+    return _SIGN.sub(lambda match: "\\&" if match[1] == "&" else match[1], text) if "{" in text else text

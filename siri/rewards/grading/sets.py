@@ -46,7 +46,7 @@ _MEMBER = re.compile(
 )
 _SET_SIGNS = re.compile(
     r"\\(?:notin|cup|cap|setminus|backslash|emptyset|varnothing|mathbb|R)(?![a-zA-Z])|\\le |\\ge |\\ne |[<>]|"
-    r"[Rr]eal|[Ee]mpty|[Nn]o sol|^\\?\{\s*\\?\}$"
+    r"\\\{\s*[a-zA-Z]\s*(?:\\mid|\||:)\s*[a-zA-Z]\s*\\in(?![a-zA-Z])|[Rr]eal|[Ee]mpty|[Nn]o sol|^\\?\{\s*\\?\}$"
 )
 _AND = re.compile(r"\s*(?:\\text\{\s*,?\s*and\s*\}|\band\b|\\(?:wedge|land)(?![a-zA-Z])|\\?&|\bAND\b)\s*")
 _OR = re.compile(r"\s*(?:\\text\{\s*,?\s*or\s*\}|\bor\b|\\(?:vee|lor)(?![a-zA-Z])|\bOR\b)\s*")

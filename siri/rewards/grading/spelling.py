@@ -7,7 +7,7 @@ from siri.rewards.grading.approximations import without_approximations
 from siri.rewards.grading.characters import in_ascii
 from siri.rewards.grading.margins import trimmed, without_text_signs
 from siri.rewards.grading.notation import REPLACEMENTS
-from siri.rewards.grading.statements import listed_statements
+from siri.rewards.grading.statements import listed_statements, named_values
 from siri.rewards.grading.words import without_words
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
@@ -21,7 +21,7 @@ _WRAPPERS = re.compile(
     r"|\\(?:mathbf|boldsymbol|bm|mathbb|mathcal)(?=\s*\d)|\\(?:mathbf|boldsymbol|bm)(?=\s+[a-zA-QS-Z](?![a-zA-Z]))|\\mathbb(?=\s*\{\d+\})"
     r"|\\(?:checkmark|blacksquare|square|Box|qed|therefore|because)(?![a-zA-Z])|^\s*\\(?:Rightarrow|implies|to)(?![a-zA-Z])"
     r"|\\(?:[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\}"
-    r"|\\(?:nonumber|notag)(?![a-zA-Z])|\\m?kern\s*-?\d*\.?\d+\s*(?:pt|mu|em|ex|mm)|\\math(?:it|normal)\s*(?=\{[^{}]*[\d\\])"
+    r"|\\(?:nonumber|notag)(?![a-zA-Z])|\\m?kern\s*-?\d*\.?\d+\s*(?:pt|mu|em|ex|mm)|\\math(?:it|normal)\s*(?=\{[^{}]*[\d\\])|\\mathrm\s*(?=\{\s*-?\\[dt]?(?:frac|sqrt))"
 )
 _NAMED = re.compile(
     r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|csc|sec(?=\s*\}\s*[\w\\({^])|"
@@ -34,7 +34,8 @@ _STARRED = re.compile(r"\*([^*]+)\*")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 # An amount, and the same in another unit in brackets.
 _BOTH_UNITS = re.compile(
-    r"^(-?\d[\d.]*) *\\text\{ *([a-z]+) *(?:\( *=? *|\} *\( *=? *)(\d[\d.]*) *(?:\\text\{ *)?([a-z]+) *(?:\) *\}|\} *\))$"
+    r"^(-?\d[\d.]*) *\\text\{ *([a-z]+) *(?:\( *=? *|\} *\( *=? *)"
+    r"(\d[\d.]*) *(?:\\text\{ *)?([a-z]+) *(?:\) *\}|\} *\))$"
 )
 _THOUSANDS = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*", re.ASCII)
 
@@ -45,7 +46,7 @@ def clean(text: str) -> str:
     if _NUMBER.fullmatch(text):
         return text
     text = listed_statements(trimmed(_undecorated(in_ascii(without_text_signs(trimmed(text))))))
-    text = without_words(text)
+    text = named_values(without_words(text))
     for needle, pattern, replacement in REPLACEMENTS:
         if needle in text:
             text = pattern.sub(replacement, text)

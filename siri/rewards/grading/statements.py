@@ -43,3 +43,21 @@ def listed_statements(text: str) -> str:
 
 def _is_equation(text: str) -> bool:
     return bool(_EQUATION.fullmatch(text.strip()) and _NAMED.match(text))
+
+
+_WORDED = re.compile(
+    r"\s*\\text\{\s*([A-Za-z]{3,}(?: [a-z]+)?)\s*(?::\s*\}|\}\s*:?)\s*(-?(?:\d|\\frac|\\sqrt).*)", re.DOTALL
+)
+_NO_NAMES = frozenset(
+    re.findall(r"\w+", "and or not but about approximately maybe either except minus negative less more")
+)
+
+
+def named_values(text: str) -> str:
+    r"""Equations for "\text{length: }5, \text{width: }3", values with words for names."""
+    parts = text.split(",") if text.count("\\text") > 1 else []
+    matches = [_WORDED.fullmatch(part) for part in parts]
+    names = [match[1].casefold() for match in matches if match]
+    if len(parts) < 2 or len(set(names)) < len(parts) or any(not _NO_NAMES.isdisjoint(name.split()) for name in names):
+        return text
+    return ", ".join(f"\\text{{{match[1]}}}={match[2]}" for match in matches if match)

@@ -25,8 +25,12 @@ _LETTER = re.compile("[a-zA-Z]")
 _SHORT_WORDS = frozenset(re.findall(r"\w+", "yes no true false odd even all none dne not never always"))
 _TIME = re.compile(r"(\d{1,2}(?::\d\d)?)([ap])\.?m\.?", re.IGNORECASE)
 _NUMBER_SET = re.compile(
-    r"\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
-    r"(integers|naturalnumbers|rationalnumbers))"
+    r"(?:[nmk]\\in)?\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
+    r"(integers|naturalnumbers|rationalnumbers))[nmk]?"
+)
+_KIND_OF_NUMBERS = re.compile(
+    r"(?i:(?:theset\s?of)?(?:all)?(?:the)?(?:(even|odd|prime|composite)(?:integers|numbers|naturalnumbers)|(prime)s))[nmk]?"
+    r"|[nmk](?:is)(even|odd|prime)"
 )
 _TOGETHER = re.compile(r"[A-Z](?:\\(cup|cap)[A-Z])(?:\\\1[A-Z])*")
 _TURNED = re.compile(r"\\(angle|triangle)([A-Z])([A-Z])([A-Z])")
@@ -59,6 +63,8 @@ def key(text: str) -> str:
         return day
     if time := _TIME.fullmatch(plain):
         return f"{time[1]} {time[2].lower()}m"
+    if kind := _KIND_OF_NUMBERS.fullmatch(plain):
+        return f"numbers {next(filter(None, kind.groups())).lower()}"
     if numbers := _NUMBER_SET.fullmatch(plain):
         return _number_set(numbers)
     if together := _TOGETHER.fullmatch(plain):
