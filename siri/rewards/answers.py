@@ -56,6 +56,7 @@ from siri.rewards.grading.structure import (
     ratio,
     split,
 )
+from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.values import same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
@@ -343,6 +344,10 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
     if (converted := same_amount(named, value, _same)) is not None:
         return converted
     named = turned(named)
+    if any(
+        without_unit(side)[1] and not _same(*((side, value) if len(golds) > 1 else (value, side))) for side in named
+    ):
+        return False  # 5 g = 5 is no 5 kg
     return names_a_value(named, as_answer=len(answers) > 1, same=_same) and (
         _same(named[-1], value) if len(golds) > 1 else _same(value, named[-1])
     )

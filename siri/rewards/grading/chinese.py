@@ -29,7 +29,7 @@ def _value(text: str) -> int:
     numeral = _NUMERAL.fullmatch(text)
     if numeral is None:
         return int(text) if text.isdigit() and text.isascii() else 0
-    _, tens, ten, ones, digit = numeral.groups()
+    _, tens, _ten, ones, digit = numeral.groups()
     return _DIGITS[digit] if digit else 10 * _DIGITS.get(tens, 1) + _DIGITS.get(ones, 0)
 
 

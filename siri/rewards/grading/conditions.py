@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 from siri.rewards.grading.families import family, parameter_only, without_range
+from siri.rewards.grading.labels import without_label
 from siri.rewards.grading.names import letters_of, with_declared
 from siri.rewards.grading.structure import RELATION, split, without_text
 
@@ -94,6 +95,9 @@ def without_declarations(gold: str, answer: str) -> tuple[str, str]:
     """Both without what goes without saying, where one of them says it: that a function is for all x, what an index
     or a parameter runs through, that a letter is a constant; and a label, unless both have one, and not the same."""
     labels = [_labelled(text) for text in (gold, answer)]
+    named = [without_label(text)[0] for text in (gold, answer)]
+    if any(name and said for (said, _), name in zip(labels, reversed(named), strict=True)):
+        return gold, answer  # a domain and a set with a name
     if labels[0][0] == labels[1][0] or not all(name for name, _ in labels):
         gold, answer = (text for _, text in labels)
     (gold, constants), (answer, _) = declared(gold), declared(answer)

@@ -3,6 +3,7 @@
 import re
 
 from siri.rewards.grading.structure import split
+from siri.rewards.grading.units import counted
 
 JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
 AND_OR = re.compile(
@@ -38,9 +39,13 @@ def joined_otherwise(gold: str, answer: str) -> bool:
 
 
 def _names(text: str) -> list[str]:
-    """The left sides of equations in a list; empty where a part is none."""
-    sides = [split(part, "=") for part in split(listed(text), ",;") if part.strip()]
-    return ["".join(each[0].split()) for each in sides] if all(len(each) == 2 for each in sides) else []
+    """The left sides of equations in a list, or the nouns of counts; empty where a part has none."""
+    parts = [part for part in split(listed(text), ",;") if part.strip()]
+    names = [
+        "".join(sides[0].split()) if len(sides) == 2 else counted(part)
+        for part, sides in ((part, split(part, "=")) for part in parts)
+    ]
+    return names if all(names) else []
 
 
 def without_respectively(text: str) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from siri.rewards.grading.structure import RELATION, bracketed, split
-from siri.rewards.grading.units import counted
+from siri.rewards.grading.units import counted, without_unit
 
 Same = Callable[[str, str], bool]
 
@@ -153,6 +153,12 @@ def same_labelled(golds: list[str], answers: list[str], same: Same) -> bool | No
         if all(labels[place]) and len(set(labels[place])) > 1 and not any(labels[other]):
             if len(golds) == 2 and all(map(_ROOT.fullmatch, labels[place])):
                 return None  # the two roots of an equation
+            things = [counted(part) for part in (answers, golds)[place]]
+            words = [name.strip("{}").casefold() for name in labels[place]]
+            if all(things) and any(len(word) > 2 for word in words):  # boys: 3 for 3 boys
+                return sorted(word.removesuffix("s") for word in words) == sorted(things) and _same_worded(
+                    *((golds, answers) if place == 0 else (answers, golds)), same, turned=place == 1
+                )
             values = named_values((golds, answers)[place]) or (golds, answers)[place]
             pair = (values, answers) if place == 0 else (golds, values)
             return len(golds) == len(answers) and all(map(same, *pair))
@@ -160,6 +166,16 @@ def same_labelled(golds: list[str], answers: list[str], same: Same) -> bool | No
     if any(all(each) and len(set(each)) > 1 for each in nouns):
         return _same_counts(golds, answers, nouns[0], nouns[1], same)
     return None
+
+
+def _same_worded(worded: list[str], counts: list[str], same: Same, *, turned: bool) -> bool:
+    """Values under words, and the same numbers of things with these names."""
+    values = {name.strip("{}").casefold().removesuffix("s"): value for name, value in map(label, worded)}
+    for count in counts:
+        pair = values.get(counted(count), ""), without_unit(count)[0]
+        if not same(*(pair[::-1] if turned else pair)):
+            return False
+    return True
 
 
 def _same_solutions(
