@@ -38,6 +38,8 @@ _NAME = re.compile(
 _OF_VALUES = re.compile(
     r"\\(?:frac|sqrt|pi|cdot|times|left|right|pm|infty|%|binom)(?![a-zA-Z])|(?<![a-zA-Z])[ei](?![a-zA-Z])"
 )
+_NEXT = re.compile(r"[\d})]\s+([a-zA-Z])(?:_\w)?\s*$")
+_FORMULA_LETTERS = frozenset("rhlswabdRH")
 _INDEX = re.compile(r"_(?:\w|\{[^{}]*\})")
 # Words that join statements, or take one back: no part of a name.
 _JOINING = frozenset(
@@ -70,6 +72,8 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     """
     if _is_about_both(sides[0].strip(), sides[-1].strip()):
         return False
+    if any(_repeats(sides[0], side) for side in sides[1:-1]):
+        return False  # x = 3 x = 5
     if _is_closed(sides[0]):
         return _agrees(sides[0], sides[-1], same, exactly=True) and _agree(sides, same)
     name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?(?:\\prime|\*)\}?", "", sides[0]).strip()
@@ -84,7 +88,7 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     plain = re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:ln|lg|log|exp|e)(?![a-zA-Z])", "", name)
     letters = set(re.findall(r"[a-zA-Z]", re.sub(r"[a-zA-Z]\s*\([^()]*\)", "f", plain)))
     if not letters:
-        return _agree(sides, same)
+        return _agree(sides[1:] if "\\angle" in name else sides, same)
     terms = [squeezed(term) for term in re.split(r"(?<=[\w)}])\s*\+", sides[0])]
     values = {re.sub(r"\.0*(?=\))", "", term) for term in terms}
     if not as_answer or max(len(letters), len(values) if all(map(_TERM.fullmatch, terms)) else 0) < 2:
@@ -113,6 +117,17 @@ def _is_about_both(left: str, right: str) -> bool:
     return bool(letter) and not (unknown and (right not in "xyz" or (left, right) == ("y", "x")))
 
 
+def _repeats(name: str, side: str) -> bool:
+    """Whether an unknown stands in what is said of it, or the next letter behind a number."""
+    name = name.strip()
+    if not re.fullmatch("[a-zA-Z]", name) or side.strip() == name:
+        return False
+    match = _NEXT.search(side)
+    following = match is not None and ord(match[1]) == ord(name) + 1
+    tree = _tree(side)
+    return following or (tree is not None and name in symbols(tree))
+
+
 def _is_closed(side: str) -> bool:
     r"""Whether it is a value without a name in it: 1/2, "3 apples", (2, 1), "seven". An angle by its number is none."""
     side = side.strip()
@@ -126,7 +141,20 @@ def _is_closed(side: str) -> bool:
 
 def _agree(sides: list[str], same: Same) -> bool:
     """Whether every side is the last one, but for rounding of decimals, or a name or formula of it."""
+    if any(map(_begins_another, sides[:-1])):
+        return False
     return all(_agrees(side, sides[-1], same) for side in sides[:-1])
+
+
+def _begins_another(side: str) -> bool:
+    """Whether a number is followed by space and the name of another unknown, as in `x = 3 y = 5`; the letters of usual
+    formulas, as in `d = 2 r = 10`, are none."""
+    match = _NEXT.search(side)
+    return (
+        match is not None
+        and match[1] not in _FORMULA_LETTERS
+        and not re.search(r"[a-zA-Z]", _OF_VALUES.sub("", side[: match.start(1)]))
+    )
 
 
 def _agrees(side: str, last: str, same: Same, *, exactly: bool = False) -> bool:

@@ -45,7 +45,7 @@ def clean(text: str) -> str:
     """`text` in plain spelling: ASCII, no decoration, one name for each command."""
     if _NUMBER.fullmatch(text):
         return text
-    text = listed_statements(trimmed(_undecorated(in_ascii(without_text_signs(trimmed(text))))))
+    text = trimmed(_undecorated(listed_statements(in_ascii(without_text_signs(trimmed(text))))))
     text = named_values(without_words(text))
     for needle, pattern, replacement in REPLACEMENTS:
         if needle in text:

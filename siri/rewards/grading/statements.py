@@ -7,6 +7,8 @@ import re
 
 _TOKEN = re.compile(
     r"\\(?P<begin>begin|end)\s*\{\w+\*?\}|(?P<break>\\(?:q?quad|land|wedge|lor|vee)(?![a-zA-Z])|\\\\(?:\[[^\[\]]*\])?"
+    r"|\\hspace\*?\{[^{}]*\}|\\(?:newline|par|hfill)(?![a-zA-Z])"
+    r"|(?:\\[;: ]|(?:\\,|~)\s*(?:\\[,;: ]|~))(?:\s|\\[,;: ]|~)*"
     r"|\\text\w*\{[\s~,]*(?:AND|OR|&)[\s~,]*\}|\b(?:AND|OR)\b|(?<=\n)\n+)|(?P<open>[({\[])|(?P<close>[)}\]])|\\."
 )
 # An equation, from its name on.
