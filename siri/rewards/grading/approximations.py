@@ -2,12 +2,17 @@ r"""Values given beside an approximation: of "\frac23 \approx 0.67" the first is
 
 import re
 
+from siri.rewards.grading.units import without_unit
+
 _BOUNDARY = re.compile(
     r"[;]|,(?!\d{3}(?!\d))|,?\s*\\text\{[\s,]*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|\\l(?:or|and)(?![a-zA-Z])"
 )
 _NAME = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_(?:\w|\{\w+\}))?'*\s*(?:\([a-zA-Z\d, ]+\))?")
 # 1,41 as some countries have it: a list has a space, or is known by its other members.
 _DECIMAL_COMMA = re.compile(r"(\\approx\s*-?\d+),(?=\d{1,2}(?:\s*$|\s*[;)]))")
+_NUMBER = re.compile(
+    r"(?:[-+\d\s.,(){}^*/!]|\\(?:times|cdot|%|[lc]?dots|sqrt|frac|pi|circ)(?![a-zA-Z])|\\text\{(?:degree)?\})+|\s*"
+)
 _ALONE = re.compile(r"\\approx\s*[-+]?\d+(?:\.\d+)?(?:\s*\\(?:%|text\{degree\}))?(?=\s*[,;)\]](?!\d))")
 
 
@@ -31,7 +36,10 @@ def _exact(piece: str) -> str:
     if "\\approx" not in piece:
         return piece
     sides = [side.strip() for side in piece.split("\\approx") if side.strip()]
-    if len(sides) > 1 and _NAME.fullmatch(sides[0]):
+    named = len(sides) > 1 and bool(_NAME.fullmatch(sides[0]))
+    if not all(_NUMBER.fullmatch(without_unit(side)[0]) for side in sides[1 + named :]):
+        return piece  # something else stands behind it
+    if named:
         return f"{sides[0]}={sides[1]}"
     before, exact = piece[: len(piece) - len(piece.lstrip())], "".join(sides[:1])
     return before + exact.removesuffix("(").removesuffix("\\text{(").rstrip()

@@ -34,7 +34,7 @@ _BETWEEN = re.compile(
     r"(?:[\s$]*(?:\^\s*\{?\s*\\circ\s*\}?|\u00b0|\\?%"
     r"|(?:\\text\{\s*)?\b(?:[cmk]?m|[mk]?g|s|sec|h|min|ft|in|units?)\b\s*\}?))?"
     r"(?:\(\s*(?:if|when|for)\b[^()]{0,30}\)|\(\s*(?:first|second|1st|2nd)\s[^()]{0,20}\)|\n\s*[-+\u2022](?=\s)"
-    r"|\b[Pp]art\s+(?=\(?(?:\d|[a-hA-H]|i{1,3})\b)|\(?\b(?:\d|[a-h]|[A-H](?=\))|i{1,3})[.):]{1,2}|[\s$,;&.|/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
+    r"|\b(?i:part|option|case|guess|answer|solution|interpretation|attempt)\s+(?=\(?(?:\d|[a-hA-H]|i{1,3})\b)|\(?\b(?:\d|[a-h]|[A-H](?=\))|i{1,3})[.):]{1,2}|[\s$,;&.|/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
     r"|\\\\"
     r"|\\[()\[\],;!&{}\s]|\\q?quad|\\(?:lor|land|vee|wedge|cup|text|textrm|approx|to|[lc]?dots)(?![a-zA-Z])"
     r"|\u6216\u8005?|\u4ee5\u53ca|\u5e76\u4e14|[\u548c\u4e0e\u53ca\u4e14]"
@@ -52,7 +52,9 @@ _EITHER = re.compile(
     re.DOTALL,
 )
 # What is said of guesses: that there is another, or in which case each of them holds.
-_ALTERNATIVE = re.compile(r"\b(?:another|alternatively|alternative|versus|vs)\b", re.IGNORECASE)
+_ALTERNATIVE = re.compile(
+    r"\b(?:another|alternatively|alternative|versus|vs|might|maybe|perhaps|possibly|also\s+possible)\b", re.IGNORECASE
+)
 _GUESS = re.compile(r"\([^()]*\b(?:guess|attempt|candidate|possibility|option|choice)\b[^()]*\)", re.IGNORECASE)
 _CASE = re.compile(r"\b(?:if|when|under|assuming|provided|unless|in\s+case)\b", re.IGNORECASE)
 _CONCLUDED = re.compile(r"\b(?:so|thus|hence|therefore|then|total|sum|finally|giv\w+|get|leav\w+)\b", re.IGNORECASE)

@@ -160,7 +160,7 @@ COMPOUNDS = tuple(
     )
 )
 # Symbols of one or two letters that mean something else in small ones; C and F are degrees, or charge and capacity.
-_CAPITALS = {"T": "tesla", "H": "henry", "Wb": "weber", "lm": "lumen", "C": "C", "F": "F"}
+_CAPITALS = {"T": "tesla", "H": "henry", "Wb": "weber", "S": "siemens", "G": "gauss", "lm": "lumen", "C": "C", "F": "F"}
 _MEANINGS = {"C": {"celsius", "coulomb"}, "F": {"fahrenheit", "farad"}}
 _PREFIXES = {
     "T": "tera",
@@ -193,6 +193,7 @@ _SYMBOLS = {
     "C": "coulomb",
     "F": "farad",
     "T": "tesla",
+    "S": "siemens",
     "K": "kelvin",
     "L": "liter",
     "l": "liter",
@@ -202,7 +203,7 @@ _SYMBOLS = {
     "B": "byte",
 }
 _SYMBOL = re.compile(
-    r"([MkGmunp])(eV|mol|bar|Pa|Hz|Wh|ohm|rad|cal|[VAWNJCFTK])|([Mkmun])([Lgms])|([mu])(l)|([cdh])([Llgm])|(h)(Pa)|"
+    r"([MkGmunp])(eV|mol|bar|Pa|Hz|Wh|ohm|rad|cal|[VAWNJCFTKS])|([Mkmun])([Lgms])|([mu])(l)|([cdh])([Llgm])|(h)(Pa)|"
     r"(T)(eV|Hz|Wh|W|J|B)|([MkG])(B)"
 )
 _NAME = re.compile(r"(tera|peta|giga|mega|kilo|hecto|de[ck]a|deci|centi|milli|micro|nano|pico|femto)(\w{3,})")

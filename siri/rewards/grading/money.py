@@ -91,6 +91,9 @@ _DOLLAR = re.compile(r"(?P<of>\b(?:C|CA|A|AU|NZ|HK|S|R|NT|Mex)\s*)?(?:\\\$|\\(?:
 # A sign without a backslash before a number, where no other closes it.
 _OPEN = re.compile(r"\s*-?\$\s*-?[\d.]")
 _LAYOUT = re.compile(r"\\(?:[,;:! ]|q?quad(?![a-zA-Z])|(?:text|math|m|h)[a-z]*\s*\{)|[{}~]")
+_ELSEWHERE = re.compile(
+    r"\b(Canadian|Australian|Singapore|Hong Kong|New Zealand|Taiwan|Jamaican|Fijian)\s+dollars?\b", re.IGNORECASE
+)
 _WORD = re.compile(r"[a-zA-Z]+")
 
 
@@ -103,6 +106,8 @@ def currencies(text: str) -> set[str]:
         plain = trimmed(without_text_signs(text))
         if plain.replace("\\$", "").count("$") == 1 and _OPEN.match(plain):
             known.add("dollar")
+    if elsewhere := _ELSEWHERE.search(_LAYOUT.sub(" ", text)):
+        return known - {"dollar"} | {f"dollar of {elsewhere[1].casefold()}"}
     if "\\pounds" in text:
         known.add("pound")
     if not re.search(r"\d", text):

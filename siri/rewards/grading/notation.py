@@ -192,7 +192,12 @@ REPLACEMENTS = [
             r"\\text{",
         ),
         ("\\circ", r"\(? *\b([a-zA-Z]) *\\circ *([a-zA-Z]) *\)? ?\( *([a-z]|-?\d+) *\)", r"\1(\2(\3))"),
-        ("\\circ", r"(?<=[a-zA-Z)'}]) *(?<!\^)(?<!\^\{)\\circ *(?=[a-zA-Z(])", r"\\composed "),
+        (
+            "\\circ",
+            r"(?<=[a-zA-Z)'}]) *(?<!\^)(?<!\^\{)\\circ *(?=[a-zA-Z(]|"
+            r"\\(?:sin|cos|tan|exp|ln|sigma|tau|pi|phi|varphi|psi|alpha|beta|rho)(?![a-zA-Z]))",
+            r"\\composed ",
+        ),
         (
             "",
             r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\circ\b|(?<=\d)\^\s*\{?\s*(?:\\text\{\s*)?o\s*\}{0,2}(?![a-zA-Z])",

@@ -12,14 +12,14 @@ _TOKEN = re.compile(
     r"|\\text\w*\{[\s~,]*(?:AND|OR|&)[\s~,]*\}|\b(?:AND|OR)\b|(?<=\n)\n+)|(?P<open>[({\[])|(?P<close>[)}\]])|\\."
 )
 # An equation, from its name on.
-_EQUATION = re.compile(r"[^=<>]*[^=<>\s\\][^=<>]*=[^=]+", re.DOTALL)
+_EQUATION = re.compile(r"[^=<>]*[^=<>\s\\][^=<>]*(?:=[^=]+|\\approx(?![a-zA-Z]).+)", re.DOTALL)
 _NAMED = re.compile(r"\s*(?:[a-zA-Z]|\\(?![a-z]*text)[a-zA-Z]+|[(|\d\[+-])")
 _OR = re.compile(r"\\(?:lor|vee)|OR")
 
 
 def listed_statements(text: str) -> str:
     """`text` with commas between equations that have none."""
-    if text.count("=") < 2:
+    if text.count("=") + text.count("\\approx") < 2:
         return text
     parts, breaks, depth, start = [], [], 0, 0
     for token in _TOKEN.finditer(text):

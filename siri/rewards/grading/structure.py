@@ -16,6 +16,7 @@ _NO_SUCH = re.compile(
 )
 _MONTHS = "january february march april may june july august september october november december"
 _MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS.split())
+_MONTH = _MONTH.replace("sep(?:tember)", "sep(?:t(?:ember)?)")
 _DATE = re.compile(
     rf"(?:({_MONTH})\.?\s*(\d{{1,2}})|(\d{{1,2}})\s*(?:of)?\s*({_MONTH})\.?)(?:,?\s*(\d{{4}}))?", re.IGNORECASE
 )
