@@ -7,7 +7,9 @@ from siri.rewards.grading.units import without_unit
 _BOUNDARY = re.compile(
     r"[;]|,(?!\d{3}(?!\d))|,?\s*\\text\{[\s,]*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|\\l(?:or|and)(?![a-zA-Z])"
 )
-_NAME = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_(?:\w|\{\w+\}))?'*\s*(?:\([a-zA-Z\d, ]+\))?")
+_NAME = re.compile(
+    r"(?:[a-df-zA-Z]|e(?=[_(])|\\(?!pi(?![a-zA-Z]))[a-z]+)(?:_(?:\w|\{\w+\}))?'*\s*(?:\([a-zA-Z\d, ]+\))?"
+)
 # 1,41 as some countries have it: a list has a space, or is known by its other members.
 _DECIMAL_COMMA = re.compile(r"(\\approx\s*-?\d+),(?=\d{1,2}(?:\s*$|\s*[;)]))")
 _NUMBER = re.compile(

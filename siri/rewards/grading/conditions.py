@@ -7,6 +7,7 @@ from siri.rewards.grading.families import family, parameter_only, without_range
 from siri.rewards.grading.labels import without_label
 from siri.rewards.grading.names import letters_of, with_declared
 from siri.rewards.grading.structure import RELATION, split, without_text
+from siri.rewards.grading.units import without_unit
 
 Same = Callable[[str, str], bool]
 
@@ -87,8 +88,11 @@ def _labelled(text: str) -> tuple[str, str]:
     match = _SAID.match(text) if ":" in text else None
     if match is None or len(split(text, ",;")) > 1 or ":" in text[match.end() :]:
         return "", text
+    rest = text[match.end() :]
+    if "\\text{" in rest and not without_unit(rest)[1]:
+        return "", text  # "Total: 12 boys" is a number of boys
     words = (match[1] or match[2]).casefold().split()
-    return ("", text) if _TAKING_BACK.intersection(words) else (" ".join(words), text[match.end() :])
+    return ("", text) if _TAKING_BACK.intersection(words) else (" ".join(words), rest)
 
 
 def without_declarations(gold: str, answer: str) -> tuple[str, str]:
