@@ -21,11 +21,8 @@ def same_letters(gold: str, answer: str) -> bool | None:
     for single, several in ((golds, answers), (answers, golds)):
         if len(single) == 1 < len(several) and all(re.fullmatch("[A-H]", letter) for letter in several):
             together = (gold if single is golds else answer).strip()
-            return (
-                re.fullmatch("[A-H]{2,}", together) is not None
-                and list(together) == sorted(set(several))
-                and not says_or(gold + answer)
-            )
+            if re.fullmatch("[A-H]{2,}", together):
+                return list(together) == sorted(set(several)) and not says_or(gold + answer)
     if all(re.fullmatch("[A-H]{2,}", text.strip()) for text in (gold, answer)):
         return gold.strip() == answer.strip() or None
     letter = key(gold) if "(" in gold else gold
