@@ -344,9 +344,8 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
     if (converted := same_amount(named, value, _same)) is not None:
         return converted
     named = turned(named)
-    if any(
-        without_unit(side)[1] and not _same(*((side, value) if len(golds) > 1 else (value, side))) for side in named
-    ):
+    measured = [side for side in named if (parts := without_unit(side))[1] and "\\text" not in parts[0]]
+    if not all(_same(*((side, value) if len(golds) > 1 else (value, side))) for side in measured):
         return False  # 5 g = 5 is no 5 kg
     return names_a_value(named, as_answer=len(answers) > 1, same=_same) and (
         _same(named[-1], value) if len(golds) > 1 else _same(value, named[-1])

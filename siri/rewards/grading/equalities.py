@@ -40,13 +40,16 @@ _OF_VALUES = re.compile(
 )
 _NEXT = re.compile(r"[\d})]\s+([a-zA-Z])(?:_\w)?\s*$")
 _FORMULA_LETTERS = frozenset("rhlswabdRH")
+_REMAINDER = re.compile(r"\s*(\d{1,18})\s*\\bmod\s*\{?\s*([1-9]\d{0,17})\s*\}?\s*")
+# A function with a name of several letters.
+_CALLED = re.compile(r"\\(?:text|operatorname)\s*\{\s*[A-Za-z ]+\}\s*\(")
 _INDEX = re.compile(r"_(?:\w|\{[^{}]*\})")
 # Words that join statements, or take one back: no part of a name.
 _JOINING = frozenset(
     re.findall(
         r"\w+",
-        "or and maybe perhaps possibly else no not nope if with while whereas alternatively but then so wait otherwise "
-        "unless when where hence thus therefore versus vs none undefined infinity instead actually rather however also "
+        "yes true or and maybe perhaps possibly else no not nope if with while whereas alternatively but then so wait "
+        "otherwise unless when where hence thus therefore versus vs none undefined infinity instead actually rather however also "
         "later first second correction corrected sorry false wrong nonexistent empty to implies gives gave means",
     )
 )
@@ -131,6 +134,8 @@ def _repeats(name: str, side: str) -> bool:
 def _is_closed(side: str) -> bool:
     r"""Whether it is a value without a name in it: 1/2, "3 apples", (2, 1), "seven". An angle by its number is none."""
     side = side.strip()
+    if _CALLED.match(side):
+        return False
     if re.search("[a-z]{3}", side) and len(side) <= _MOST_WORDS:
         side = clean(side)
     side = re.sub(r"\\text\{[^{}]*\}", " ", without_unit(side)[0])
@@ -169,7 +174,11 @@ def _agrees(side: str, last: str, same: Same, *, exactly: bool = False) -> bool:
             return same_value(last_tree, tree)  # a = 2b = 3c
         if tree is not None and symbols(tree):
             return True
-        if tree is not None and last_tree is not None and not exactly and _is_rounded(side, last, tree, last_tree):
+        if (
+            tree is not None
+            and last_tree is not None
+            and (same_value(tree, last_tree) or (not exactly and _is_rounded(side, last, tree, last_tree)))
+        ):
             return True
         if same(side, last) or same_quantity(side, last):
             return True
@@ -179,6 +188,11 @@ def _agrees(side: str, last: str, same: Same, *, exactly: bool = False) -> bool:
 
 
 def _tree(text: str) -> Tree | None:
+    """The value of a side; without the nouns of a fraction of counts, and with the remainder for a division's."""
+    if match := _REMAINDER.fullmatch(text):
+        return ("num", Fraction(int(match[1]) % int(match[2])))
+    if text.startswith("\\frac") and "\\text{" in text:
+        text = re.sub(r"\\text\{[a-zA-Z ]*\}", "", text)
     try:
         return read(text)
     except NotRead:

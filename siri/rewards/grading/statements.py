@@ -12,7 +12,7 @@ _TOKEN = re.compile(
     r"|\\text\w*\{[\s~,]*(?:AND|OR|&)[\s~,]*\}|\b(?:AND|OR)\b|(?<=\n)\n+)|(?P<open>[({\[])|(?P<close>[)}\]])|\\."
 )
 # An equation, from its name on.
-_EQUATION = re.compile(r"[^=<>]*[^=<>\s\\][^=<>]*(?:=[^=]+|\\approx(?![a-zA-Z]).+)", re.DOTALL)
+_SIGN = re.compile(r"=|\\approx(?![a-zA-Z])")
 _NAMED = re.compile(r"\s*(?:[a-zA-Z]|\\(?![a-z]*text)[a-zA-Z]+|[(|\d\[+-])")
 _OR = re.compile(r"\\(?:lor|vee)|OR")
 
@@ -44,7 +44,11 @@ def listed_statements(text: str) -> str:
 
 
 def _is_equation(text: str) -> bool:
-    return bool(_EQUATION.fullmatch(text.strip()) and _NAMED.match(text))
+    sign = _SIGN.search(text)
+    if sign is None or not _NAMED.match(text):
+        return False
+    before, after = text[: sign.start()], text[sign.end() :]
+    return bool(before.strip(" \\") and after.strip()) and not re.search("[<>]", before)
 
 
 _WORDED = re.compile(
