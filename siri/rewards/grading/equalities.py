@@ -50,8 +50,8 @@ _JOINING = frozenset(
         r"\w+",
         "yes true or and maybe perhaps possibly else no not nope if with while whereas alternatively but then so wait "
         "otherwise unless when where hence thus therefore versus vs none undefined infinity instead actually rather "
-        "however also later first second correction corrected sorry false wrong nonexistent empty to implies gives gave "
-        "means",
+        "however also later first second correction corrected sorry false wrong nonexistent empty to implies "
+        "gives gave means",
     )
 )
 _AMID = re.compile(r"[\w)}\]']\s*\\text\{[^{}]*\}\s*[\w\\(\[]")
