@@ -13,20 +13,21 @@ from fractions import Fraction
 
 from siri.rewards.grading import library, sets
 from siri.rewards.grading.boxes import final_boxes, last_boxed
+from siri.rewards.grading.choices import same_choice, same_letters
 from siri.rewards.grading.conditions import without_declarations
+from siri.rewards.grading.equalities import condensed, names_a_value, turned
 from siri.rewards.grading.equations import (
     applied,
-    condensed,
     difference,
     event,
     is_derivative,
     is_graph,
-    names_a_value,
     same_curves,
 )
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.integers import same_whole_sets
+from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, without_respectively
 from siri.rewards.grading.labels import (
     chained,
     name_key,
@@ -36,9 +37,10 @@ from siri.rewards.grading.labels import (
     without_index,
     without_label,
 )
-from siri.rewards.grading.money import same_money
+from siri.rewards.grading.money import same_currency
 from siri.rewards.grading.names import other_constants, with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
+from siri.rewards.grading.quantities import same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.scalars import same_scalar
 from siri.rewards.grading.spelling import clean
@@ -46,17 +48,15 @@ from siri.rewards.grading.structure import (
     RELATION,
     bracketed,
     chains,
-    choice,
     components,
-    has_other_choices,
+    date,
     key,
     matrix,
     members,
     ratio,
     split,
-    without_text,
 )
-from siri.rewards.grading.units import currencies, measures_other
+from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.values import same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
@@ -67,13 +67,8 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
-_CHOICES = re.compile(r"\\text\{\s*\(?[A-J]\)?(?:\s*(?:,|and|&)\s*\(?[A-J]\)?)+\s*\}")
-_JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
-_AND_OR = re.compile(
-    r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\&\s*|,?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
-)
-_OR = re.compile(r"\s*\\(?:lor|vee)(?![a-zA-Z])")
 
 
 @dataclass(slots=True)
@@ -94,15 +89,12 @@ def same_answer(gold: str, answer: str) -> bool:
     if len(answer) > len(gold) + MAX_EXTRA_CHARS:
         return False
     gold, answer = (last_boxed(text) or text for text in (gold, answer))
-    money, other_money = currencies(gold), currencies(answer)
-    if money and other_money and not money & other_money:
-        return {*money, *other_money} == {"dollar", "cent"} and same_money(gold, answer)
-    if (money or other_money) and not (money and other_money) and measures_other(gold if other_money else answer):
-        return False
     if gold.strip() == answer.strip():
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
+    if (verdict := same_currency(gold, answer)) is not None:
+        return verdict
     undecided = False
     for reading in readings(clean(gold)):
         others = [text for other in readings(clean(answer)) for text in (other, *other_constants(reading, other))]
@@ -122,12 +114,16 @@ def _same(gold: str, answer: str) -> bool:
     gold, answer = gold.strip(), answer.strip()
     if not gold or not answer:
         return False
-    if key(gold) == key(answer) or _same_letters(gold, answer):
+    if "espectively" in gold + answer:
+        return _same_respective(gold, answer)
+    if key(gold) == key(answer) or same_letters(gold, answer):
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
     if _NUMBER.fullmatch(gold) and _NUMBER.fullmatch(answer):
         return Fraction(gold) == Fraction(answer)
+    if (dates := (date(gold), date(answer))) != ("", ""):
+        return dates[0] == dates[1]
     renamed = without_declarations(gold, with_names_of(gold, answer))
     if renamed != (gold, answer):
         gold, answer = renamed
@@ -138,8 +134,9 @@ def _same(gold: str, answer: str) -> bool:
         return verdict
     if (verdict := _same_events(gold, answer)) is not None:
         return verdict
-    chosen = _same_choice(gold, answer)
-    if chosen is not None:
+    if same_letters(gold, answer) is False or joined_otherwise(gold, answer):
+        return False
+    if (chosen := same_choice(gold, answer, _same)) is not None:
         return chosen
     if (verdict := same_whole_sets(gold, answer)) is not None:
         return verdict
@@ -156,14 +153,24 @@ def _same(gold: str, answer: str) -> bool:
     (name, bare), (other_name, other) = without_label(gold), without_label(answer)
     if name and other_name:
         return name == other_name and _same(bare, other)
-    return _same_lists(*(_listed(text) for text in (bare, other)))
+    return _same_lists(*(listed(text) for text in (bare, other)))
+
+
+def _same_respective(gold: str, answer: str) -> bool:
+    """Values that the gold answer gives in an order, for what the question named in it."""
+    golds, answers = (
+        [part for part in split(listed(without_respectively(text)), ",;") if part.strip()] for text in (gold, answer)
+    )
+    if "espectively" not in gold:
+        return _same(gold, without_respectively(answer))
+    return len(golds) > 1 and _same_in_order(golds, answers)
 
 
 def _same_union(gold: str, answer: str) -> bool | None:
     """Curves joined by "or" and the product of their equations; None for whatever else."""
     if "or" not in gold + answer:
         return None
-    parts = [[split(part, "=") for part in _JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
+    parts = [[split(part, "=") for part in JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
     if min(map(len, parts)) != 1 or max(map(len, parts)) < 2 or any(len(sides) != 2 for sides in parts[0] + parts[1]):
         return None
     try:
@@ -176,48 +183,13 @@ def _same_union(gold: str, answer: str) -> bool | None:
 
 def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
     """ "1/2 or 0.5" is one answer, twice: each part has to be it."""
-    parts = [[part for part in _JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
+    parts = [[part for part in JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
     if sorted(map(len, parts)) != [1, 2] or sets.may_be_a_set(gold) or sets.may_be_a_set(answer):
         return None
     short, long = sorted(parts, key=len)
     if len(members(short[0])) > 1 or not _same(long[0].strip(" ,"), long[1].strip(" ,")):
         return None
     return short * 2, [part.strip(" ,") for part in long]
-
-
-def _listed(text: str) -> str:
-    """With commas for "and" and "or". A sign of logic joins solutions only, and no statements."""
-    text = _AND_OR.sub(",", text)
-    return _OR.sub(",", text) if "=" in text else text
-
-
-def _same_letters(gold: str, answer: str) -> bool:
-    """A choice in a small letter, and several of them written together, in order: "b" for B, "AC" for "A, C"."""
-    texts = (without_text(text) if _CHOICES.fullmatch(text) else text for text in (gold, answer))
-    golds, answers = ([key(part) for part in split(_listed(text), ",;&")] for text in texts)
-    if min(len(golds), len(answers)) > 1 and all(re.fullmatch("[A-J]", letter) for letter in golds + answers):
-        return sorted(golds) == sorted(answers)
-    for single, several in ((golds, answers), (answers, golds)):
-        if len(single) == 1 < len(several) and all(re.fullmatch("[A-H]", letter) for letter in several):
-            return re.fullmatch("[A-H]{2,}", gold.strip() if single is golds else answer.strip()) is not None and (
-                list(gold.strip() if single is golds else answer.strip()) == sorted(set(several))
-            )
-    letter = key(gold) if "(" in gold else gold
-    return len(answer) == 1 and letter in tuple("ABCDE") and answer.upper() == letter
-
-
-def _same_choice(gold: str, answer: str) -> bool | None:
-    """A choice of a test, with its text or without; None where neither is one."""
-    (gold_letter, gold_text), (letter, text) = choice(gold), choice(answer)
-    if has_other_choices(text) or has_other_choices(gold_text):
-        return False
-    if gold_letter and letter:
-        return gold_letter == letter and (not gold_text or not text or _same(gold_text, text))
-    if gold_text and gold_letter:
-        return _same(gold_text, answer)
-    if text and letter:
-        return _same(gold, text)
-    return None
 
 
 def _same_events(gold: str, answer: str) -> bool | None:
@@ -234,6 +206,9 @@ def _same_events(gold: str, answer: str) -> bool | None:
 def _same_sets(gold: str, answer: str) -> bool | None:
     """Whether two sets of real numbers are the same; None where one of them is not read as such a set or a number."""
     gold_set, answer_set = _set_or_none(gold), _set_or_none(answer)
+    (name, bare), (other_name, other) = without_label(gold), without_label(answer)
+    if (gold_set is None and name) or (answer_set is None and other_name):
+        return False if name and other_name and name != other_name else _same_sets(bare, other)
     if gold_set is None or answer_set is None:
         if gold_set is answer_set:
             return None
@@ -254,11 +229,11 @@ def _set_or_none(text: str) -> tuple[sets.Pieces, str] | None:
 
 
 def _same_relations(gold: str, answer: str) -> bool:
-    golds, answers = (split(_AND_OR.sub(",", text), ",;") for text in (gold, answer))
+    golds, answers = (split(AND_OR.sub(",", text), ",;") for text in (gold, answer))
     if len(golds) > 1 or len(answers) > 1:
         both = all(RELATION.search(text) for text in (gold, answer))
         return both and _same_in_any_order(golds, answers)
-    if (links := chains(gold, answer)) is not None:
+    if (links := chains(*(without_label(text)[1] for text in (gold, answer)))) is not None:
         return all(map(_same, *links))
     if not (RELATION.search(gold) and RELATION.search(answer)):
         other = answer if RELATION.search(gold) else gold
@@ -321,7 +296,7 @@ def _same_lists(gold: str, answer: str) -> bool:
 
 
 def _is_a_word(text: str) -> bool:
-    if not _WORD.fullmatch(text) or text == "\\text{degree}":
+    if not _WORD.fullmatch(text) or text == "\\text{degree}" or _PRODUCT.fullmatch(text):
         return False
     try:
         return text.isupper() or read(text)[0] not in ("const", "sym", "call", "log", "root")
@@ -365,8 +340,16 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
     """Compares what is between equals signs, where one side or both have some."""
     if len(golds) > 1 and len(answers) > 1:
         return _same_equations(golds, answers)
-    named = golds if len(golds) > 1 else answers
-    return names_a_value(named, as_answer=named is answers) and _same(golds[-1], answers[-1])
+    named, value = (golds, answers[0]) if len(golds) > 1 else (answers, golds[0])
+    if (converted := same_amount(named, value, _same)) is not None:
+        return converted
+    named = turned(named)
+    measured = [side for side in named if (parts := without_unit(side))[1] and "\\text" not in parts[0]]
+    if not all(_same(*((side, value) if len(golds) > 1 else (value, side))) for side in measured):
+        return False  # 5 g = 5 is no 5 kg
+    return names_a_value(named, as_answer=len(answers) > 1, same=_same) and (
+        _same(named[-1], value) if len(golds) > 1 else _same(value, named[-1])
+    )
 
 
 def _same_equations(golds: list[str], answers: list[str]) -> bool:
@@ -385,7 +368,7 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
             return False
     if bool(chained("=".join(golds))) != bool(chained("=".join(answers))):
         return False  # x = 1 is half of x = y = 1
-    golds, answers = condensed(golds), condensed(answers)
+    golds, answers = condensed(golds, _same), condensed(answers, _same)
     if len(golds) != len(answers):
         return False  # a = c is half of a = b = c
     if len(golds) > 2:

@@ -34,7 +34,7 @@ _BETWEEN = re.compile(
     r"(?:[\s$]*(?:\^\s*\{?\s*\\circ\s*\}?|\u00b0|\\?%"
     r"|(?:\\text\{\s*)?\b(?:[cmk]?m|[mk]?g|s|sec|h|min|ft|in|units?)\b\s*\}?))?"
     r"(?:\(\s*(?:if|when|for)\b[^()]{0,30}\)|\(\s*(?:first|second|1st|2nd)\s[^()]{0,20}\)|\n\s*[-+\u2022](?=\s)"
-    r"|\(?\b(?:\d|[a-h]|i{1,3})[.)]|[\s$,;&.|/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
+    r"|\b(?i:part|option|case|guess|answer|solution|interpretation|attempt)\s+(?=\(?(?:\d|[a-hA-H]|i{1,3})\b)|\(?\b(?:\d|[a-h]|[A-H](?=\))|i{1,3})[.):]{1,2}|[\s$,;&.|/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
     r"|\\\\"
     r"|\\[()\[\],;!&{}\s]|\\q?quad|\\(?:lor|land|vee|wedge|cup|text|textrm|approx|to|[lc]?dots)(?![a-zA-Z])"
     r"|\u6216\u8005?|\u4ee5\u53ca|\u5e76\u4e14|[\u548c\u4e0e\u53ca\u4e14]"
@@ -51,6 +51,14 @@ _EITHER = re.compile(
     r"|\u6216|\u8fd8\u662f|\u307e\u305f\u306f|\b\u0438\u043b\u0438\b)).*",
     re.DOTALL,
 )
+# What is said of guesses: that there is another, or in which case each of them holds.
+_ALTERNATIVE = re.compile(
+    r"\b(?:another|alternatively|alternative|versus|vs|might|maybe|perhaps|possibly|also\s+possible)\b", re.IGNORECASE
+)
+_GUESS = re.compile(r"\([^()]*\b(?:guess|attempt|candidate|possibility|option|choice)\b[^()]*\)", re.IGNORECASE)
+_CASE = re.compile(r"\b(?:if|when|under|assuming|provided|unless|in\s+case)\b", re.IGNORECASE)
+_CONCLUDED = re.compile(r"\b(?:so|thus|hence|therefore|then|total|sum|finally|giv\w+|get|leav\w+)\b", re.IGNORECASE)
+_STOP = re.compile(r"[.!?]\s|\n")
 _OR = re.compile(r"\bor\b", re.IGNORECASE)
 _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\right)?[)]")
 _MAX_GAP = 160
@@ -104,7 +112,8 @@ def final_boxes(text: str) -> list[str]:
         if _ANNOUNCED.search(text, max(0, box.start - _MAX_BETWEEN), box.start):
             plain = _ANNOUNCED.sub("", plain, count=1)
         if not (len(plain) <= _MAX_BETWEEN and _BETWEEN.fullmatch(plain)) and not (
-            len(plain) <= _MAX_CHOICE and _EITHER.fullmatch(plain)
+            len(plain) <= _MAX_CHOICE
+            and (_EITHER.fullmatch(plain) or _is_guessed(text[max(0, box.start - _MAX_CHOICE) : box.start], plain))
         ):
             break
         last.insert(0, box)
@@ -119,6 +128,21 @@ def final_boxes(text: str) -> list[str]:
     if opened and closed and not apart and text[opened.start() - 1 : opened.start()] != "\\":
         return [f"({','.join(box.content for box in last)})"]
     return contents
+
+
+def _is_guessed(before: str, between: str) -> bool:
+    """Whether the words between two boxes say that either may be the answer."""
+    between = re.sub(r"\bvs\.", "vs", between)
+    if _CONCLUDED.search(between):
+        return False
+    ends = _STOP.search(between) is not None
+    if _GUESS.search(between) or (not ends and _ALTERNATIVE.search(between)):
+        return True
+    case = _CASE.search(between)
+    if case is None:
+        return False
+    behind = not ends and not re.search(r"\w", between[: case.start()])
+    return behind or _CASE.search(_STOP.split(before)[-1]) is not None
 
 
 def _boxes(text: str) -> list[_Box]:

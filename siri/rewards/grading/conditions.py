@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 
 from siri.rewards.grading.families import family, parameter_only, without_range
+from siri.rewards.grading.labels import without_label
 from siri.rewards.grading.names import letters_of, with_declared
 from siri.rewards.grading.structure import RELATION, split, without_text
+from siri.rewards.grading.units import without_unit
 
 Same = Callable[[str, str], bool]
 
@@ -25,6 +27,16 @@ _DECLARED = re.compile(
 )
 # What an equation is called, as in "l: y = 2x".
 _LABEL = re.compile(r"^\s*([a-zA-Z](?:_\d)?) ?: ?(?=[^:=]*=[^:=]*$)")
+_SAID = re.compile(
+    r"^\s*(?:\\text\{\s*([A-Za-z]{2}[A-Za-z ]*?)\s*(?::\s*\}|\}\s*:)|([A-Z][a-z]{2,}(?: [a-z]+){0,3})\s*:)\s*(?=\S)"
+)
+_TAKING_BACK = frozenset(
+    re.findall(
+        r"\w+",
+        "no not never wrong false incorrect except excluded rejected or less more than at about approximately roughly "
+        "nearly maybe perhaps possibly guess between minus negative under over above below almost around other ratio",
+    )
+)
 Conditioned = tuple[str, str]
 
 
@@ -69,12 +81,29 @@ def declared(text: str) -> tuple[str, set[str]]:
     return (body, constants) if body != without_text(text) and used and not RELATION.search(body) else (text, set())
 
 
+def _labelled(text: str) -> tuple[str, str]:
+    """What an equation or a value is called, "" for nothing, and the text without that."""
+    if match := _LABEL.match(text):
+        return match[1], text[match.end() :]
+    match = _SAID.match(text) if ":" in text else None
+    if match is None or len(split(text, ",;")) > 1 or ":" in text[match.end() :]:
+        return "", text
+    rest = text[match.end() :]
+    if "\\text{" in rest and not without_unit(rest)[1]:
+        return "", text  # "Total: 12 boys" is a number of boys
+    words = (match[1] or match[2]).casefold().split()
+    return ("", text) if _TAKING_BACK.intersection(words) else (" ".join(words), rest)
+
+
 def without_declarations(gold: str, answer: str) -> tuple[str, str]:
     """Both without what goes without saying, where one of them says it: that a function is for all x, what an index
     or a parameter runs through, that a letter is a constant; and a label, unless both have one, and not the same."""
-    labels = [_LABEL.match(text) for text in (gold, answer)]
-    if (labels[0] and labels[1] and labels[0][1] == labels[1][1]) or not all(labels):
-        gold, answer = (_LABEL.sub("", text) for text in (gold, answer))
+    labels = [_labelled(text) for text in (gold, answer)]
+    named = [without_label(text)[0] for text in (gold, answer)]
+    if any(name and said for (said, _), name in zip(labels, reversed(named), strict=True)):
+        return gold, answer  # a domain and a set with a name
+    if labels[0][0] == labels[1][0] or not all(name for name, _ in labels):
+        gold, answer = (text for _, text in labels)
     (gold, constants), (answer, _) = declared(gold), declared(answer)
     if constants:
         answer = with_declared(gold, answer, constants)

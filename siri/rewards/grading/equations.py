@@ -1,30 +1,18 @@
-"""What an equation says: a value by its name, or something to be solved."""
+"""Equations as curves, and what stands on their left: functions, events, derivatives."""
 
 import re
 from fractions import Fraction
 
-from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
-from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
+from siri.rewards.grading.grammar import Tree, symbols
 from siri.rewards.grading.polynomials import Polynomial, common_divisor, polynomial
 from siri.rewards.grading.structure import RELATION, enclosed, split, squeezed
-from siri.rewards.grading.values import drawn_points, rational, same_value, same_zeros
+from siri.rewards.grading.values import drawn_points, rational, same_zeros
 
-# What is between equals signs and is more than a name: operations, a logarithm, the amount of one unknown.
-_TO_BE_SOLVED = re.compile(
-    r"[-+*/^\d!%]|\\(?:sqrt|cdot|times|pm|l?dots|ln|lg|log|exp|[lr]floor|[lr]ceil|binom)(?![a-zA-Z])|"
-    r"\b(?:ln|lg|log|exp)\b|^\|\s*[a-vxy]\s*\|$|\\lvert\s*[a-vxy]\s*\\rvert"
-)
 _APPLIED = re.compile(
     r"\s*((?:[a-zA-Z]|\\?Pr)(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?)\s*(?=[(\[])[(\[](.*)[)\]]\s*", re.DOTALL
 )
-_LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])|\\(?:theta|alpha|beta|omega|phi|lambda)(?![a-zA-Z])")
-_POINTS = re.compile(r"\s*(?:[a-zA-Z]|\\[a-z]+)(?:\s*,\s*(?:[a-zA-Z]|\\[a-z]+))*\s*")
-# What a sum may be of that is one number: f(2), a_1, a letter.
-_TERM = re.compile(r"[a-zA-Z]'*\([-\d./]+\)|[a-zA-Z]_\{?\d+\}?|[a-zA-Z]")
-_ROUNDING = 0.02
 # Of the other variables, where polynomials in one of them are compared: no roots of what anybody writes.
 _VALUES = ((1009, 97), (1013, 89), (1019, 83), (1021, 79))
-_BITS = 64
 
 
 def applied(side: str) -> tuple[str, str] | None:
@@ -137,82 +125,3 @@ def is_derivative(side: str) -> bool:
     return bool(
         re.fullmatch(r"\\frac\{d\^?2?[a-zA-Z]\}\{d[a-zA-Z](?:\^2)?\}|d[a-zA-Z]/d[a-zA-Z]|[a-zA-Z]'+", squeezed(side))
     )
-
-
-def condensed(sides: list[str]) -> list[str]:
-    """The first and the last side of a chain of equations where what is between says the same as the last, or is the
-    formula of a number; all of them where it says more, as in `a = b = c`."""
-    if len(sides) < 3 or _close_together(sides[1:]):
-        return [sides[0], sides[-1]]
-    return sides
-
-
-def names_a_value(sides: list[str], *, as_answer: bool) -> bool:
-    r"""Whether an equation only says what its right side is: `x = 5` is 5, and so is `f(2) = 5`; `1/2 = 0.5` is 0.5.
-
-    As an answer, `a + b = 17` is 17, too: two unknowns say nothing else than what the question asked for. `2x = 17`,
-    `\ln x = 17` and `|x| = 17` are equations to be solved, `x + y = 0` is the equation of a line, and a gold answer of
-    that kind wants the equation. Of `x = 6 = 5` nobody knows what it says, and `a = b` speaks of both.
-    """
-    if _is_about_both(sides[0].strip(), sides[-1].strip()):
-        return False
-    name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?\\prime\}?", "", sides[0]).strip()
-    if function := applied(name):
-        if _LETTER.search(function[1]) and not _POINTS.fullmatch(function[1]) and _LETTER.search(sides[-1]):
-            return False  # f(-x) = 2x + 1
-        name = function[0].removesuffix("^{-1}")
-    if ("|" in name or "vert" in name) and _LETTER.search(sides[-1]):
-        return False  # |f(x)| = 2x + 1
-    if not _TO_BE_SOLVED.search(name):
-        return _close_together(sides[1:])
-    plain = re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:ln|lg|log|exp|e)(?![a-zA-Z])", "", name)
-    letters = set(re.findall(r"[a-zA-Z]", re.sub(r"[a-zA-Z]\s*\([^()]*\)", "f", plain)))
-    if not letters:
-        return _both_closed_and_equal(sides)
-    terms = [squeezed(term) for term in re.split(r"(?<=[\w)}])\s*\+", sides[0])]
-    values = {re.sub(r"\.0*(?=\))", "", term) for term in terms}
-    if not as_answer or max(len(letters), len(values) if all(map(_TERM.fullmatch, terms)) else 0) < 2:
-        return False
-    try:
-        return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1])) and _close_together(sides[1:])
-    except NotRead:
-        return False
-
-
-def _is_about_both(left: str, right: str) -> bool:
-    """Whether it says of two letters that they are the same. A function, or an unknown by a letter of another kind, is
-    a value with its name: y = x, x = a."""
-    if not re.fullmatch(r"[a-zA-Z]|\\[a-z]+", right) or right in ("e", "i", "\\pi", "\\infty"):
-        return False
-    unknown = re.fullmatch(r"([xyzST])(?:_\{?\w\}?)?", left)
-    letter = re.fullmatch(r"[a-zA-Z]|\\[a-z]+", left)
-    return bool(letter) and not (unknown and (right not in "xyz" or (left, right) == ("y", "x")))
-
-
-def _close_together(sides: list[str]) -> bool:
-    """Whether the numbers in a chain of equations are one, but for rounding."""
-    values, last = [], None
-    for side in reversed(sides[:-1] and sides):
-        try:
-            tree = read(side)
-            value = rational(tree)
-            last = tree if last is None else last
-            if symbols(last) and not same_value(last, tree):
-                return False  # a = 2b = 3c
-            values += [] if symbols(tree) else [number(tree, Setting(), _BITS) if value is None else value]
-        except (NotRead, Undefined, Undecided):
-            pass
-    try:
-        numbers = [complex(value) for value in reversed(values)]
-    except OverflowError:
-        return False
-    return all(abs(value - numbers[-1]) <= _ROUNDING * abs(numbers[-1]) for value in numbers)
-
-
-def _both_closed_and_equal(sides: list[str]) -> bool:
-    """1/2 = 0.5 is a value, 2 + 2 = 5 is none. What is not read is let through, as it always was."""
-    try:
-        trees = [read(re.sub(r"\\text\{[^{}]*\}", "", side)) for side in sides]
-    except NotRead:
-        return True
-    return all(same_value(trees[0], tree) for tree in trees[1:])

@@ -19,6 +19,11 @@ _FAMILY = re.compile(
     r"(?P<part>(?:[_^]?\s*\{?\s*[+*]\s*\}?)?)|"
     r"(?:is\s+)?(?:an?\s+|any\s+)*(?P<which>(?:positive|non-?negative)\s+)?integer))\s*\)?\s*\.?"
 )
+# \{x | x = ..., a < x < b, x \ne ...\}
+_BUILT = re.compile(
+    r"^([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:|\\mid(?![a-zA-Z]))\s*"
+    r"(?=\1\s*(?:=|\\ne |<|>|\\[lg]e |\\in(?![a-zA-Z]))|[^,|]*(?:<|\\le )\s*\1\s*(?:<|\\le ))"
+)
 _SEQUENCE = re.compile(r"\s*[a-zA-Z]_\{?([a-z])\}?\s*=[^=]*")
 _CONGRUENCE = re.compile(
     r"(?:(?P<name>[a-zA-Z])\s*\\equiv(?![a-zA-Z])\s*)?(?P<residues>[^=]+?)\s*"
@@ -28,6 +33,8 @@ _CONGRUENCE = re.compile(
 _SOLUTION = re.compile(r"\s*(?:[xzt]|\\(?:theta|alpha|beta|phi|omega))(?:_\{?\d\}?)?\s*")
 # As often as a family is written from another of its members on, up or down.
 _SHIFTS = ("{X}+1", "{X}-1", "-{X}", "1-{X}", "-1-{X}", "{X}+2", "{X}-2", "{X}+3", "{X}-3")
+
+_MOST_FAMILIES = 4
 
 Family = tuple[str, str, str]
 Congruence = tuple[str, list[str], str]
@@ -39,7 +46,7 @@ def family(text: str) -> Family | None:
         return None
     plain = without_text(text)
     if plain.startswith("\\{") and plain.endswith("\\}"):
-        plain = re.sub(r"^([a-zA-Z])\s*(?:\||:|\\mid(?![a-zA-Z]))\s*(?=\1\s*=)", "", plain[2:-2].strip())
+        plain = _BUILT.sub("", plain[2:-2].strip())
     match = _FAMILY.fullmatch(plain)
     if match is None:
         return None
@@ -87,11 +94,24 @@ def same_family(golds: Family, answers: Family, same: Same) -> bool:
         return False
     if same(gold, answer):
         return True
-    named = split(answer, "=")[:-1]  # a_k = ... says something of each k
-    shifted = numbers == "Z" and gold_letter != "x" and all(map(_SOLUTION.fullmatch, named))
-    return shifted and any(
-        same(gold, _alone(gold_letter).sub(f"{{({shift.format(X=gold_letter)})}}", answer)) for shift in _SHIFTS
-    )
+    parts = [members(re.sub(r",?\s+or\s+", ",", body)) for body in (gold, answer)]
+    if numbers != "Z" or gold_letter == "x" or len(parts[0]) != len(parts[1]) or len(parts[0]) > _MOST_FAMILIES:
+        return False
+    left = list(parts[1])
+    for part in parts[0]:
+        place = next((at for at, other in enumerate(left) if _same_shifted(part, other, gold_letter, same)), None)
+        if place is None:
+            return False
+        del left[place]
+    return True
+
+
+def _same_shifted(gold: str, answer: str, letter: str, same: Same) -> bool:
+    """Whether they are the same numbers, from one or another of them on."""
+    if not all(_SOLUTION.fullmatch(name) for name in split(answer, "=")[:-1]):
+        return False  # a_k = ... says something of each k
+    shifted = (_alone(letter).sub(f"{{({shift.format(X=letter)})}}", answer) for shift in _SHIFTS)
+    return same(gold, answer) or any(same(gold, other) for other in shifted)
 
 
 def congruence(text: str) -> Congruence | None:

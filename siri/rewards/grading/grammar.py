@@ -311,7 +311,7 @@ class _Reader:
             return ("sym", name + self.subscript())
         if name in FUNCTIONS or name in LOGARITHMS:
             return self.function(name)
-        if name in ("gcd", "lcm", "max", "min", "cis"):
+        if name in ("gcd", "lcm", "max", "min", "cis", "floor", "ceil"):
             return self.called(name)
         if text in _ROUNDED:
             tree = self.sum()
@@ -322,6 +322,12 @@ class _Reader:
     def accented(self, accent: str) -> Tree:
         r"""\bar x and the like are names of their own. Vectors are not multiplied: their products do not commute."""
         argument = self.argument()
+        if (
+            accent == "vec"
+            and argument[0] == "*"
+            and all(part[0] == "sym" and part[1].isupper() for part in argument[1])
+        ):
+            argument = ("sym", "".join(part[1] for part in argument[1]))  # from A to B
         if argument[0] != "sym" or (accent == "vec" and any(text in _TIMES for _, text in self.tokens)):
             raise NotRead(accent)
         return ("sym", f"{accent} {argument[1]}{self.subscript()}")

@@ -18,6 +18,8 @@ _BUILDER = re.compile(
     r"\\\{\s*(?P<letter>[a-zA-Z])\s*(?P<in>\\in[^|:]*?)?(?:\\mid(?![a-zA-Z])|\||:)(?P<conditions>.*)\\\}"
 )
 _MEMBER = re.compile(rf"\s*(?:[a-zA-Z]\s*)?\\in\s*{_WHOLE}\s*")
+# n stands for whole numbers, where the other side says so.
+_BARE = re.compile(r"^\s*(n\s*(?:\\[lg]e |[<>])\s*-?\d+)\s*$")
 _CUT = re.compile(rf"(?P<set>.+?)\s*\\cap\s*{_WHOLE}")
 _SET = re.compile(r"[(\[<>]|\\\{|\\[lgn]e |\\mathbb")
 _INTEGER = re.compile(r"\s*-?\d{1,9}\s*")
@@ -28,6 +30,7 @@ def same_whole_sets(gold: str, answer: str) -> bool | None:
     """Whether two sets of whole numbers are the same, one of them given by a condition; None for whatever else."""
     if "\\mathbb" not in gold + answer:
         return None
+    gold, answer = (_BARE.sub(r"\\{n\\in\\mathbb{Z}\\mid \1\\}", text) for text in (gold, answer))
     conditions = _by_condition(gold), _by_condition(answer)
     if conditions == (None, None):
         return None

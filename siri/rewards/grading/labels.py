@@ -8,11 +8,15 @@ import re
 from collections.abc import Callable
 
 from siri.rewards.grading.structure import RELATION, bracketed, split
-from siri.rewards.grading.units import counted
+from siri.rewards.grading.units import counted, without_unit
 
 Same = Callable[[str, str], bool]
 
 _NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
+# What several things may be the same by: letters, segments, angles.
+_MEASURED = re.compile(
+    rf"{_NAME.pattern}|\|?[A-Z]{{2}}\|?|\\overline\s*\{{\s*[A-Z]{{2}}\s*\}}|m?\s*\\angle\s*\{{?\s*(?:[A-Z]{{1,3}}|\d)\s*\}}?"
+)
 _INDEXED = re.compile(r"\s*([a-zA-Z]|\\lambda\s*)_\{?(\d)\}?\s*=([^=]+)")
 _COORDINATES = re.compile(r"([xyz])(?:_\{?\d\}?)?")
 _ROOT = re.compile(r"x_[12]")
@@ -21,13 +25,16 @@ _SET_OF = re.compile(
     r"\s*((?:[A-Z]|\\(?:complement|overline)\s*(?:_\w\s*)?\{?\s*[A-Z]\s*\}?)(?:\s*\\(?:cap|cup|setminus)\s*[A-Z])*)\s*=\s*"
     r"(?=\\\{|\\emptyset|[(\[].*[)\]]$)"
 )
-_MEMBER = re.compile(r"\s*([a-zA-Z]|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*")
+_MEMBER = re.compile(
+    r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega)|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*"
+)
 _CARRIED = re.compile(r"[-+\d\s./^{}a-z]*\d[-+\d\s./^{}a-z]*|-?\\frac\{\d+\}\{\d+\}")
 
 
 def name_key(text: str) -> str:
     """A name without what may be left out of it: spaces, braces of an index, the sign of an angle."""
-    text = re.sub(r"\\angle(?![a-zA-Z])|\s+|\\text|\\(?=Pr(?![a-zA-Z]))", "", text)
+    text = re.sub(r"\\angle(?![a-zA-Z])|\s+|\\text|\\(?=(?:Pr|max|min)(?![a-zA-Z]))", "", text)
+    text = re.sub(r"^\{?(max|min)(?:imum)?\}?$", r"\1", text)
     text = re.sub(r"^\\frac\{d([a-z])\}\{dx\}$|^d([a-z])/dx$", r"\1\2'", text)
     return re.sub(r"_\{(\w+)\}|\{(\w)\}", r"_\1\2" if "_{" in text else r"\1\2", text)
 
@@ -85,9 +92,9 @@ def named_members(text: str) -> list[str]:
 def chained(text: str) -> list[str]:
     """`x = 1` and `y = 1` of `x = y = 1`; empty for whatever else."""
     *names, value = split(text, "=")
-    if len({name.strip() for name in names}) < max(len(names), 2) or _NAME.fullmatch(value.strip()):
+    if len({name.strip() for name in names}) < max(len(names), 2) or _MEASURED.fullmatch(value.strip()):
         return []
-    return [f"{name}={value}" for name in names] if all(_NAME.fullmatch(name.strip()) for name in names) else []
+    return [f"{name}={value}" for name in names] if all(_MEASURED.fullmatch(name.strip()) for name in names) else []
 
 
 def without_index(parts: list[str], others: list[str]) -> list[str]:
@@ -146,6 +153,12 @@ def same_labelled(golds: list[str], answers: list[str], same: Same) -> bool | No
         if all(labels[place]) and len(set(labels[place])) > 1 and not any(labels[other]):
             if len(golds) == 2 and all(map(_ROOT.fullmatch, labels[place])):
                 return None  # the two roots of an equation
+            things = [counted(part) for part in (answers, golds)[place]]
+            words = [name.strip("{}").casefold() for name in labels[place]]
+            if all(things) and any(len(word) > 2 for word in words):  # boys: 3 for 3 boys
+                return sorted(word.removesuffix("s") for word in words) == sorted(things) and _same_worded(
+                    *((golds, answers) if place == 0 else (answers, golds)), same, turned=place == 1
+                )
             values = named_values((golds, answers)[place]) or (golds, answers)[place]
             pair = (values, answers) if place == 0 else (golds, values)
             return len(golds) == len(answers) and all(map(same, *pair))
@@ -153,6 +166,16 @@ def same_labelled(golds: list[str], answers: list[str], same: Same) -> bool | No
     if any(all(each) and len(set(each)) > 1 for each in nouns):
         return _same_counts(golds, answers, nouns[0], nouns[1], same)
     return None
+
+
+def _same_worded(worded: list[str], counts: list[str], same: Same, *, turned: bool) -> bool:
+    """Values under words, and the same numbers of things with these names."""
+    values = {name.strip("{}").casefold().removesuffix("s"): value for name, value in map(label, worded)}
+    for count in counts:
+        pair = values.get(counted(count), ""), without_unit(count)[0]
+        if not same(*(pair[::-1] if turned else pair)):
+            return False
+    return True
 
 
 def _same_solutions(

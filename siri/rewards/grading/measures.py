@@ -102,6 +102,8 @@ coulomb:
 farad:
 tesla:
 weber:
+henry: henries
+lux: lx
 lumen:
 candela:
 knot:
@@ -153,9 +155,13 @@ COMPOUNDS = tuple(
         ("rpm", "revolutions per minute"),
         ("rps", "revolutions per second"),
         ("bpm", "beats per minute"),
+        ("cc", "cubic centimeter"),
         ("degrees? (?=celsius|fahrenheit|centigrade|[CF]$)", ""),
     )
 )
+# Symbols of one or two letters that mean something else in small ones; C and F are degrees, or charge and capacity.
+_CAPITALS = {"T": "tesla", "H": "henry", "Wb": "weber", "S": "siemens", "G": "gauss", "lm": "lumen", "C": "C", "F": "F"}
+_MEANINGS = {"C": {"celsius", "coulomb"}, "F": {"fahrenheit", "farad"}}
 _PREFIXES = {
     "T": "tera",
     "G": "giga",
@@ -187,6 +193,7 @@ _SYMBOLS = {
     "C": "coulomb",
     "F": "farad",
     "T": "tesla",
+    "S": "siemens",
     "K": "kelvin",
     "L": "liter",
     "l": "liter",
@@ -196,12 +203,12 @@ _SYMBOLS = {
     "B": "byte",
 }
 _SYMBOL = re.compile(
-    r"([MkGmunp])(eV|mol|bar|Pa|Hz|Wh|ohm|rad|cal|[VAWNJCFTK])|([Mkmun])([Lgms])|([mu])(l)|([cdh])([Llgm])|(h)(Pa)|"
+    r"([MkGmunp])(eV|mol|bar|Pa|Hz|Wh|ohm|rad|cal|[VAWNJCFTKS])|([Mkmun])([Lgms])|([mu])(l)|([cdh])([Llgm])|(h)(Pa)|"
     r"(T)(eV|Hz|Wh|W|J|B)|([MkG])(B)"
 )
 _NAME = re.compile(r"(tera|peta|giga|mega|kilo|hecto|de[ck]a|deci|centi|milli|micro|nano|pico|femto)(\w{3,})")
 _MODIFIERS = frozenset(("square", "cubic", "per", "nautical"))
-_WITH_A_DEGREE = frozenset(("celsius", "fahrenheit"))
+_WITH_A_DEGREE = frozenset(("celsius", "fahrenheit", "C", "F"))
 # Words as well, where others stand beside them.
 _WORDS = frozenset(("in", "a", "am", "pm", "are"))
 
@@ -212,6 +219,8 @@ def measure(word: str) -> str | None:
         return None
     if re.fullmatch("[kKMG]b", word):
         return {"k": "kilobit", "m": "megabit", "g": "gigabit"}[word[0].lower()]
+    if word in _CAPITALS:
+        return _CAPITALS[word]
     if word == "M":  # of molarity, or millions; never a meter
         return None
     if unit := _with_prefix(word):
@@ -260,6 +269,10 @@ def same_unit(unit: tuple[str, ...] | None, other: tuple[str, ...] | None) -> bo
     """Whether two units, the first the gold answer's, do not contradict each other: none says nothing, nor does what is
     left out before "per"."""
     if unit is None or other is None or unit == other:
+        return True
+    if len(unit) == len(other) and all(
+        a == b or a in _MEANINGS.get(b, ()) or b in _MEANINGS.get(a, ()) for a, b in zip(unit, other, strict=True)
+    ):
         return True
     if other == ("degree",) and unit[0] in _WITH_A_DEGREE:
         return len(unit) == 1

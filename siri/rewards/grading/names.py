@@ -10,6 +10,11 @@ from siri.rewards.grading.structure import RELATION, split
 _DEFINED = re.compile(r"\s*(?:([a-zA-Z])\(([a-df-hj-zA-Z])\)|([a-zA-Z])_\{?([a-zA-Z])\}?)\s*=[^=]*")
 _POINT = re.compile(r"[A-Z]\s*(?=\([^()]*,[^()]*\)$)")
 _CONSTANT = re.compile(r"(?<=\+)\s*[CcK]$")
+_LEADING = re.compile(r"^\s*([CcK])\s*\+\s*([^,;=]+)$")
+# The parameter of a line: a point and a direction.
+_LINE = re.compile(
+    r"(?:\\end\{[pb]?matrix\}|\))\s*[-+]\s*([tsruk]|\\lambda|\\mu)\s*(?=\\begin\{[pb]?matrix\}|\([^()]*,)"
+)
 _SUMMED = re.compile(r"\\(?:sum|prod)\s*_\s*\{?\s*([a-z])\s*=")
 _TURNED = re.compile(r"\\(?:sin|cos)\s*\(?\s*(\\(?:theta|phi|varphi|alpha)|[tu])(?![a-zA-Z])")
 _CURVE = re.compile(r"\s*x\s*=[^=]*,\s*y\s*=")
@@ -45,6 +50,8 @@ def with_names_of(gold: str, answer: str) -> str:
         answer = "\\rho" + answer[1:]
     if "\\theta" in gold and "\\theta" in answer and answer.startswith("\\rho") and re.match(r"r\s*=", gold):
         answer = "r" + answer.removeprefix("\\rho")
+    if _LINE.search(gold) and _LINE.search(answer):
+        answer = _with_letter(_LINE, gold, answer)
     return _with_constants(gold, answer)
 
 
@@ -83,6 +90,7 @@ def _with_constants(gold: str, answer: str) -> str:
     for small, large in (("c", "C"), ("C", "c")):  # constants of a differential equation
         if f"{large}_" in gold and f"{small}_" in answer and f"{small}_" not in gold and f"{large}_" not in answer:
             answer = re.sub(rf"(?<![\\a-zA-Z]){small}(?=_\{{?\d)", large, answer)
+    gold, answer = (_LEADING.sub(r"\2+\1", text) for text in (gold, answer))
     mine, other = _integrated(gold), _integrated(answer)
     if {mine, other} in _SAME_CONSTANTS and not any(
         letter_alone(name).search(text[:-1]) for name in (mine, other) for text in (gold, answer)
@@ -113,7 +121,7 @@ def _integrated(text: str) -> str:
         names = symbols(read(body))
     except NotRead:
         return ""
-    return match[0] if len(names) == 1 and set(names) <= _INTEGRATED else ""
+    return match[0].strip() if len(names) == 1 and set(names) <= _INTEGRATED else ""
 
 
 def other_constants(gold: str, answer: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ A few points drawn at random see neither that |x + 5| is x + 5 only above -5, no
 whole: here are points for each pattern of these that is met, and whole numbers for what is about whole numbers.
 """
 
+import contextlib
 import hashlib
 import itertools
 import math
@@ -102,8 +103,9 @@ def _constants(*trees: Tree) -> list[Fraction]:
     waiting = list(trees)
     while waiting:
         tree = waiting.pop()
-        if tree[0] == "num":
-            numbers[abs(tree[1])] = None
+        if tree[0] in ("num", "^") and not symbols(tree):  # 10^9 as well
+            with contextlib.suppress(NotRational, Undefined):
+                numbers[abs(exact(tree, {}))] = None
         waiting += parts(tree)
     return [value for value in numbers if value][:_MAX_CONSTANTS]
 

@@ -13,6 +13,9 @@ from siri.rewards.grading.values import rational, rounds_to, same_value
 
 # How many times is asked for by a number, and answered by one.
 _TIMES = re.compile(r"(?<=[\d}])\s*(?:\\text\{\s*times\s*\}|\btimes)$")
+# A product with an inverse or transpose is one of matrices, which has an order.
+_MATRICES = re.compile(r"(?:\s*[A-Z](?:\s*\^\s*\{?\s*(?:-1|T)\s*\}?)?){2,}")
+_INVERSE = re.compile(r"\(([A-Z]{2,})\)\^\{?(-1|T)\}?|(?<=[A-Z])\^T")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 
 
@@ -26,6 +29,9 @@ def same_scalar(gold: str, answer: str) -> bool:
     if number_for_percent and same_scalar(gold.removesuffix("\\%").strip(), answer):
         return True
     answer = bare
+    products = [_INVERSE.sub(_turned, squeezed(text)) for text in (gold, answer)]
+    if all(_MATRICES.fullmatch(text) and "^" in text for text in products):
+        return products[0] == products[1]
     based = in_base(gold), in_base(answer)
     if any(based):
         return based[0] == based[1]
@@ -35,6 +41,13 @@ def same_scalar(gold: str, answer: str) -> bool:
         return library.verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
     # a decimal that is near may be too near for a comparison of values to tell
     return _rounded(trees, (gold, answer)) or same_value(*trees)
+
+
+def _turned(match: re.Match) -> str:
+    """The inverse or transpose of a product: those of its factors in the other order."""
+    if match[1] is None:
+        return "^{T}"
+    return "".join(f"{factor}^{{{match[2]}}}" for factor in reversed(match[1]))
 
 
 def _rounded(trees: tuple[Tree, Tree], texts: tuple[str, str]) -> bool:

@@ -37,14 +37,16 @@ _EMPTY = re.compile(
 )
 _RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _FLIPPED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le ", "\\ne ": "\\ne "}
-_BUILDER = re.compile(r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(.*?)\\?\}")
+_BUILDER = re.compile(r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(.*?)\\?\}")
 _BOUND = re.compile(r"\|\s*([a-zA-Z])\s*\|\s*(<|>|\\le |\\ge )(.*)")
 _BETWEEN = re.compile(r"([^<>|]*?)\s*(<|\\le )\s*(\|\s*[a-zA-Z]\s*\|)\s*(<|\\le )([^<>|]*)")
 _IN_BRACES = re.compile(r"\\?\{[^{}]*\}")
-_MEMBER = re.compile(r"\s*([a-zA-Z])\s*\\(not)?\s*\\?in(?![a-zA-Z])\s*(.*)")
+_MEMBER = re.compile(
+    r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega))\s*\\(not)?\s*\\?in(?![a-zA-Z])\s*(.*)"
+)
 _SET_SIGNS = re.compile(
     r"\\(?:notin|cup|cap|setminus|backslash|emptyset|varnothing|mathbb|R)(?![a-zA-Z])|\\le |\\ge |\\ne |[<>]|"
-    r"[Rr]eal|[Ee]mpty|[Nn]o sol|^\\?\{\s*\\?\}$"
+    r"\\\{\s*[a-zA-Z]\s*(?:\\mid|\||:)\s*[a-zA-Z]\s*\\in(?![a-zA-Z])|[Rr]eal|[Ee]mpty|[Nn]o sol|^\\?\{\s*\\?\}$"
 )
 _AND = re.compile(r"\s*(?:\\text\{\s*,?\s*and\s*\}|\band\b|\\(?:wedge|land)(?![a-zA-Z])|\\?&|\bAND\b)\s*")
 _OR = re.compile(r"\s*(?:\\text\{\s*,?\s*or\s*\}|\bor\b|\\(?:vee|lor)(?![a-zA-Z])|\bOR\b)\s*")
@@ -213,7 +215,10 @@ def _single_set(text: str, names: set[str], depth: int) -> Pieces:
     if len(text) > 2 and text[0] in "([" and text[-1] in ")]":
         ends = _top_level(text[1:-1], ",;")
         if len(ends) == 2:
-            return _between(_end(ends[0]), text[0] == "[", _end(ends[1]), text[-1] == "]")
+            inside = _between(_end(ends[0]), text[0] == "[", _end(ends[1]), text[-1] == "]")
+            if not inside:
+                raise NotASet  # (1, 1) and (3, 2) are points
+            return inside
         if len(ends) == 1 and text[0] == "(" and _enclosed(text):
             return _either(text[1:-1], names, depth + 1)
     raise NotASet

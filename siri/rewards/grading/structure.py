@@ -16,16 +16,22 @@ _NO_SUCH = re.compile(
 )
 _MONTHS = "january february march april may june july august september october november december"
 _MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS.split())
+_MONTH = _MONTH.replace("sep(?:tember)", "sep(?:t(?:ember)?)")
 _DATE = re.compile(
     rf"(?:({_MONTH})\.?\s*(\d{{1,2}})|(\d{{1,2}})\s*(?:of)?\s*({_MONTH})\.?)(?:,?\s*(\d{{4}}))?", re.IGNORECASE
 )
 _DAY = re.compile(r"(?:(mon|fri|sun)|(tue)s?|(wed)(?:nes)?|(thu)(?:rs?)?|(sat)(?:ur)?)(?:day)?\.?", re.IGNORECASE)
 _SIGNED_TUPLE = re.compile(r"\s*\\pm\s*\(([^()]*,[^()]*)\)\s*")
 _LETTER = re.compile("[a-zA-Z]")
+_SHORT_WORDS = frozenset(re.findall(r"\w+", "yes no true false odd even all none dne not never always"))
 _TIME = re.compile(r"(\d{1,2}(?::\d\d)?)([ap])\.?m\.?", re.IGNORECASE)
 _NUMBER_SET = re.compile(
-    r"\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
-    r"(integers|naturalnumbers|rationalnumbers))"
+    r"(?:[nmk]\\in)?\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
+    r"(integers|naturalnumbers|rationalnumbers))[nmk]?"
+)
+_KIND_OF_NUMBERS = re.compile(
+    r"(?i:(?:theset\s?of)?(?:all)?(?:the)?(?:(even|odd|prime|composite)(?:integers|numbers|naturalnumbers)|(prime)s))[nmk]?"
+    r"|[nmk](?:is)(even|odd|prime)"
 )
 _TOGETHER = re.compile(r"[A-Z](?:\\(cup|cap)[A-Z])(?:\\\1[A-Z])*")
 _TURNED = re.compile(r"\\(angle|triangle)([A-Z])([A-Z])([A-Z])")
@@ -54,10 +60,12 @@ def key(text: str) -> str:
         return plain
     if _NO_SUCH.fullmatch(plain):
         return "dne"
-    if date := _DATE.fullmatch(plain):
-        return " ".join(((date[1] or date[4])[:3].lower(), date[2] or date[3], date[5] or ""))
+    if day := date(plain):
+        return day
     if time := _TIME.fullmatch(plain):
         return f"{time[1]} {time[2].lower()}m"
+    if kind := _KIND_OF_NUMBERS.fullmatch(plain):
+        return f"numbers {next(filter(None, kind.groups())).lower()}"
     if numbers := _NUMBER_SET.fullmatch(plain):
         return _number_set(numbers)
     if together := _TOGETHER.fullmatch(plain):
@@ -72,7 +80,26 @@ def key(text: str) -> str:
     letter = re.fullmatch(r"\(([A-Za-z])\)", plain)
     if letter:
         return letter[1].upper()
-    return plain.casefold() if re.fullmatch(r"[A-Za-z]{2,}", plain) else plain
+    return plain.casefold() if _is_spoken(plain) else plain
+
+
+def _is_spoken(text: str) -> bool:
+    """Whether it is a word, whose case means nothing, and no product of letters: AB is not ab."""
+    if not re.fullmatch(r"[A-Za-z]{2,}", text):
+        return False
+    word = text.casefold()
+    if word in _SHORT_WORDS:
+        return True
+    if len(word) == 3:  # a name, such as Bob
+        return bool(re.fullmatch("[A-Z]?[a-z]+", text) and re.fullmatch("[^aeiou][aeiou][^aeiou]", word))
+    vowel = re.search("[aeiouy]", word[1:])
+    return len(word) > 3 and bool(vowel) and list(word) != sorted(word) and not re.fullmatch("[A-F]+", text.upper())
+
+
+def date(text: str) -> str:
+    """A day of a month, and its year, in one spelling; "" for whatever else."""
+    match = _DATE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()) if _LETTER.search(text) else None
+    return " ".join(((match[1] or match[4])[:3].lower(), match[2] or match[3], match[5] or "")) if match else ""
 
 
 def _number_set(match: re.Match) -> str:

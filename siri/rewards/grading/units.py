@@ -48,39 +48,9 @@ _PLAIN_UNIT = re.compile(
     r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*|(?<=\s)[a-zA-Z]{1,6}/[a-zA-Z]{1,6})"
     r"(?:\^\s*\{?([23])\}?)?"
 )
+_POWER_IN_WORDS = re.compile(r"(.*[a-zA-Z])\s+(squared|cubed)\s*")
 _ANGLE = re.compile(r"cis|sin|cos|tan|cot|sec|csc|tg")
 _FUNCTION = re.compile(r"sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|exp|arc|abs|theta|alpha|beta|gamma")
-_WRITTEN_UNIT = re.compile(r"\d\s*(?:\\[,; ~]\s*|~)*\\(?:text|mathrm|mbox|textrm)\{[\s~]*([a-zA-Z]{1,15})[\s~.]*\}")
-_MONEY = frozenset(
-    re.findall(
-        r"\w+",
-        "cent dollar euro pound yen rupee pence nickel dime penny yuan jiao fen ruble peso franc shilling centime "
-        "kopeck",
-    )
-)
-_CURRENCIES = {
-    currency: re.compile(pattern, re.IGNORECASE)
-    for currency, pattern in (
-        ("dollar", r"\\\$|\\textdollar|\bdollars?\b|\bUSD\b"),
-        ("cent", r"\d\s*(?:\\\w+\{)?\s*(?:cents?\b|¢)"),
-        ("euro", r"€|\beuros?\b|\bEUR\b"),
-        ("pound", r"£|\\pounds|\bpounds?\b|\bGBP\b"),
-        ("yen", r"[¥￥元]|\byen\b|\byuan\b|\bRMB\b|\bCNY\b"),
-        ("rupee", r"₹|\brupees?\b|\bINR\b"),
-    )
-}
-
-
-def currencies(text: str) -> set[str]:
-    """The currencies that `text`, as it was written, names by sign or word."""
-    return {currency for currency, pattern in _CURRENCIES.items() if pattern.search(text)}
-
-
-def measures_other(text: str) -> bool:
-    """Whether a quantity, as it was written, has a unit that is no amount of money: 5 km is not $5."""
-    match = _WRITTEN_UNIT.search(text)
-    unit = unit_of([match[1]], None) if match else None
-    return unit is not None and not set(unit) & _MONEY
 
 
 def without_unit(text: str) -> tuple[str, tuple | None]:
@@ -94,7 +64,9 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     quantity, words, power = match.groups()
     if words == "degree" and _ANGLE.search(quantity):
         return text, None  # the sine of an angle is not one
-    words = words.replace(".", "").replace("/", " per ")
+    words = words.replace(".", "").replace("/", " per ").replace("\\cdot", " ")
+    if said := _POWER_IN_WORDS.fullmatch(words):  # centimeters squared, meters per second squared
+        words, power = said[1], {"squared": "2", "cubed": "3"}[said[2]]
     for pattern, unit in COMPOUNDS:
         words = pattern.sub(unit, words)
     words = words.split()

@@ -166,6 +166,8 @@ def rounds_to(tree: Tree, decimal: Fraction, places: int) -> bool:
         value = _fraction(digits.real)
     elif _finite(value):
         return value == decimal
+    if abs(decimal) * 10**places < 10 ** (ROUNDED_PLACES - 2):  # 0.066667 has five digits
+        return False
     error, half = abs(value - decimal), Fraction(1, 2 * 10**places)
     if abs(decimal) * 10**places >= 10 ** (DOUBLE.full - 1):
         half = max(half, DOUBLE.tolerance * abs(value))

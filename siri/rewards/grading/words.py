@@ -55,6 +55,8 @@ _IN_WORDS = re.compile(
     r"\s*(\\(?:text\w*|mbox|mathrm|emph)\s*\{)?\s*([a-zA-Z]+(?:[- ,]+[a-zA-Z]+){0,15})\s*\.?\s*(?(1)\})\s*\.?\s*"
 )
 _ANNOUNCED = re.compile("nswer|NSWER|\\{\\s*(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\\b")
+_THERE_ARE = re.compile(r"^\s*(?:\\text\{\s*)?There are (?:exactly )?(\d[\d,]*) ([a-z]+)\s*\}?\s*$")
+_VALUE_OF = re.compile(r"^\s*\\text\{\s*[Tt]he value of\s*\}\s*[^\s{}=]{1,12}\s*\\text\{\s*is:?\s*\}")
 _EDGE = re.compile(r"^(?:[\s$~]|\\[][,;:!() ])+|(?:[\s$~]|\\[][,;:!() ])+$")
 _PHRASE = re.compile(
     r"^\s*(\\text\w*\{\s*)?(?:(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s*"
@@ -70,6 +72,8 @@ def without_words(text: str) -> str:
         text = _ROWS.sub(_listed, text)
     if _ANNOUNCED.search(text):
         text = _PHRASE.sub(lambda match: "" if not match[1] or match[2] else match[1], text, count=1)
+    if "here are" in text or "value of" in text:
+        text = _VALUE_OF.sub("", _THERE_ARE.sub(r"\1\\text{ \2}", text))
     if "inus" in text or "egative" in text:
         text = _SIGN.sub(lambda match: "-" + (match[1] or ""), text)
     if "illion" in text or "hundred" in text or "thousand" in text:

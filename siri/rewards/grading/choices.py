@@ -1,0 +1,43 @@
+"""Choices of a test: a letter, several of them, a letter with its text."""
+
+import re
+from collections.abc import Callable
+
+from siri.rewards.grading.joins import listed, says_or
+from siri.rewards.grading.structure import choice, has_other_choices, key, split, without_text
+
+Same = Callable[[str, str], bool]
+
+_LETTERS = re.compile(r"\\text\{\s*(?:\(?[A-J]\)?(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)+|[A-H]{2,})\s*\}")
+
+
+def same_letters(gold: str, answer: str) -> bool | None:
+    """A choice in a small letter, and several of them written together, in order: "b" for B, "AC" for "A, C". None
+    where these are no letters of choices; "B or C" chooses nothing, and is not "B, C"."""
+    gold, answer = (without_text(text) if _LETTERS.fullmatch(text) else text for text in (gold, answer))
+    golds, answers = ([key(part) for part in split(listed(text), ",;&")] for text in (gold, answer))
+    if min(len(golds), len(answers)) > 1 and all(re.fullmatch("[A-J]", letter) for letter in golds + answers):
+        return sorted(golds) == sorted(answers) and says_or(gold) == says_or(answer)
+    for single, several in ((golds, answers), (answers, golds)):
+        if len(single) == 1 < len(several) and all(re.fullmatch("[A-H]", letter) for letter in several):
+            together = (gold if single is golds else answer).strip()
+            if re.fullmatch("[A-H]{2,}", together):
+                return list(together) == sorted(set(several)) and not says_or(gold + answer)
+    if all(re.fullmatch("[A-H]{2,}", text.strip()) for text in (gold, answer)):
+        return gold.strip() == answer.strip() or None
+    letter = key(gold) if "(" in gold else gold
+    return (len(answer) == 1 and letter in tuple("ABCDE") and answer.upper() == letter) or None
+
+
+def same_choice(gold: str, answer: str, same: Same) -> bool | None:
+    """A choice of a test, with its text or without; None where neither is one."""
+    (gold_letter, gold_text), (letter, text) = choice(gold), choice(answer)
+    if has_other_choices(text) or has_other_choices(gold_text):
+        return False
+    if gold_letter and letter:
+        return gold_letter == letter and (not gold_text or not text or same(gold_text, text))
+    if gold_text and gold_letter:
+        return same(gold_text, answer)
+    if text and letter:
+        return same(gold, text)
+    return None

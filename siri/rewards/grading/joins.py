@@ -1,0 +1,53 @@
+"""Words and signs that join answers: "and", "or", "respectively"."""
+
+import re
+
+from siri.rewards.grading.structure import split
+from siri.rewards.grading.units import counted
+
+JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
+AND_OR = re.compile(
+    r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\&\s*|,?\s*\\text\{\s*,?\s*(?:and|or|AND|OR)\s*\}|"
+    r",?\s+(?:and|or|AND|OR)\s+"
+)
+_LOGIC = re.compile(r"\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])")
+_OR = re.compile(r"(?<![a-zA-Z\\])(?:or|OR)(?![a-zA-Z])|\\(?:lor|vee)(?![a-zA-Z])")
+_RESPECTIVELY = re.compile(r"[\s,;(]*(?:\\text\{[\s,;(]*)?(?<![a-zA-Z])respectively[\s.)]*\}?", re.IGNORECASE)
+
+
+def listed(text: str) -> str:
+    """With commas for "and" and "or". A sign of logic joins solutions only, and no statements."""
+    text = AND_OR.sub(",", text)
+    return _LOGIC.sub(",", text) if "=" in text else text
+
+
+def says_or(text: str) -> bool:
+    """Whether it leaves a choice."""
+    return bool(_OR.search(text))
+
+
+def joined_otherwise(gold: str, answer: str) -> bool:
+    """Whether one says that all of several statements hold, and the other that some of them does. Of one unknown "x = 2
+    and x = 3" and "x = 2 or x = 3" are the same solutions."""
+    texts = gold, answer
+    if says_or(gold) == says_or(answer):
+        return False
+    if all(text.count("\\equiv") > 1 for text in texts):
+        return all(re.search(r"(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])", text) for text in texts)
+    names = [_names(text) for text in texts]
+    return all(1 < len(each) == len(set(each)) for each in names)
+
+
+def _names(text: str) -> list[str]:
+    """The left sides of equations in a list, or the nouns of counts; empty where a part has none."""
+    parts = [part for part in split(listed(text), ",;") if part.strip()]
+    names = [
+        "".join(sides[0].split()) if len(sides) == 2 else counted(part)
+        for part, sides in ((part, split(part, "=")) for part in parts)
+    ]
+    return names if all(names) else []
+
+
+def without_respectively(text: str) -> str:
+    """`text` without that word, which says that its values have an order."""
+    return _RESPECTIVELY.sub("", text) if "espectively" in text else text
