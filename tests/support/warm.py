@@ -164,8 +164,8 @@ def hired(environment: Mapping[str, str]) -> Nursery | None:
 def serve(channel: socket.socket) -> dict[str, Any] | None:
     """Fork whenever `channel` asks, until nobody does: None. In a fork its job."""
     prctl(PR_SET_NAME, NURSERY.encode())
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are meant for a run in the same process group
-        signal.signal(number, signal.SIG_IGN)
+    # those are meant for a run in the same process group
+    usual = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     while True:
         message, streams, *_ = socket.recv_fds(channel, 1 << 20, 3)
         if not message:
@@ -180,6 +180,8 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
             while os.getppid() == parent:
                 time.sleep(1e-4)
             job = json.loads(message.decode("utf-8", "surrogateescape"))
+            for number, handler in usual.items():
+                signal.signal(number, handler)
             settle(job, streams)
             return job
         os.waitpid(between, 0)
@@ -191,8 +193,6 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
 def settle(job: dict[str, Any], streams: list[int]) -> None:
     """Make this fork what a fresh process is."""
     prctl(PR_SET_NAME, b"python")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if job["session"]:
         os.setsid()
     for fd, stream in enumerate(streams):
