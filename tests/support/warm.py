@@ -34,7 +34,8 @@ LATE |= {"TORCHINDUCTOR_CACHE_DIR", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
 LATE_PREFIXES = ("GROUP_", "LOCAL_", "ROLE_", "TORCHELASTIC_")
 """Variables that are read when a run begins, and not when a module is imported; what PYTHONPATH adds is put in front of
 where further modules are looked for."""
-IMPORTS = ["pyarrow.parquet", "pandas", "rich.live", "rich.progress", "torch._dynamo", "torch.distributed.run", "tyro"]
+TORCHRUN = "torch.distributed.run"
+IMPORTS = ["pyarrow.parquet", "pandas", "rich.live", "rich.progress", "torch._dynamo", TORCHRUN, "tyro"]
 IMPORTS += [f"transformers.models.{name}" for name in ("auto.modeling_auto", "auto.tokenization_auto")]
 IMPORTS += ["transformers.models.qwen2.modeling_qwen2", "siri.commands.train", "siri.report.view", "siri.train.loop"]
 """What a run imports. pandas: pyarrow looks for it."""
@@ -221,6 +222,8 @@ def reopen(name: str, fd: int, mode: str, **how: bool) -> None:
 def work(job: dict[str, Any]) -> None:
     """Run the module as `python -m` does."""
     sys.argv = ["-m", *job["arguments"]]
+    if job["module"] == TORCHRUN:
+        del sys.modules[TORCHRUN]  # runpy warns of a module that is there already
     runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
 
 
@@ -251,7 +254,7 @@ if __name__ == "__main__":
         asking.send(b"ready")
         work_to_do = serve(asking)
     forked = True
-    if work_to_do and work_to_do["module"] == "torch.distributed.run":
+    if work_to_do and work_to_do["module"] == TORCHRUN:
         work_to_do = ranks_are_forks() or work_to_do
     if work_to_do:
         work(work_to_do)
