@@ -24,8 +24,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 NURSERY = "siri-nursery"
 """Name of the process in /proc/PID/comm, by which it is told from what a run has started."""
@@ -61,7 +63,7 @@ class Nursery:
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other, open(os.devnull, "r+b") as nothing:
             command = [sys.executable, "-m", "tests.support.warm", str(other.fileno())]
-            streams = {"stdin": nothing, "stdout": nothing, "stderr": subprocess.PIPE}
+            streams = {"stdin": nothing, "stdout": nothing, "stderr": subprocess.PIPE, "cwd": ROOT}
             process = subprocess.Popen(command, env=environment, pass_fds=[other.fileno()], **streams)
         if mine.recv(16) != b"ready":
             raise RuntimeError(f"the nursery has ended:\n{process.stderr.read().decode()}")

@@ -85,6 +85,7 @@ def test_other_commands_and_environments_are_no_forks(place):
 
 def test_a_changed_environment_has_a_nursery_of_its_own(place, monkeypatch):
     usual = {"capture_output": True, "text": True, "cwd": place, "stdin": subprocess.DEVNULL}
+    monkeypatch.chdir(place)  # where there is no package of tests
     warm.run(python("-m", "about"), **usual)
     before = list(warm._nurseries)
     for value in ("a", "b"):
