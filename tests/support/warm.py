@@ -103,7 +103,7 @@ class Popen(subprocess.Popen):
         usual = super()._execute_child
         given = inspect.signature(usual).bind(*arguments).arguments
         environment = os.environ if given["env"] is None else given["env"]
-        job = as_job([os.fspath(word) for word in given["args"]]) if isinstance(given["args"], list | tuple) else None
+        job = as_job([os.fsdecode(word) for word in given["args"]]) if isinstance(given["args"], list | tuple) else None
         plain = not any(given[name] for name in ("shell", "preexec_fn", "pass_fds", "executable"))
         nursery = hired(environment) if job and plain else None
         if nursery is None:

@@ -48,7 +48,9 @@ def test_a_fork_is_like_a_fresh_process(place, monkeypatch):
     for cold in (False, True):
         monkeypatch.setattr(warm, "cold", cold)
         how = {"cwd": place, "env": {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "3"}, "start_new_session": True}
-        done = warm.run(python("-u", "-m", "about", "a", "é"), input="in", capture_output=True, text=True, **how)
+        done = warm.run(
+            [*python("-u", "-m", "about", "a", "é"), b"\xff"], input="in", capture_output=True, text=True, **how
+        )
         assert done.returncode == 0 and done.stderr == "said\n", done.stderr
         both.append(json.loads(done.stdout))
     forked, fresh = both
