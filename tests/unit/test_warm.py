@@ -105,7 +105,8 @@ def test_ranks_of_torchrun_are_forks_and_children_of_it(place):
     with warm.Popen(command, cwd=place, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in family(process.pid)]
         assert warm.NURSERY not in names
-        assert process.communicate(timeout=120)[1] == "said\nsaid\n"
+        said = process.communicate(timeout=120)[1]
+        assert said.count("said\n") == 2 and "RuntimeWarning" not in said
         assert process.returncode == 0
     ranks = [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
     assert [(rank["torch"], rank["parent"], rank["session"]) for rank in ranks] == [(True, process.pid, True)] * 2
