@@ -1,6 +1,7 @@
 """`make torture`: the long forms of the tests that break things, and the table of what was tried and what happened.
 Every process is started afresh there (see warm.py)."""
 
+import os
 import time
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not 0 < config.getoption("--share") <= 100:
         raise pytest.UsageError("--share is a percentage")
     config.stash[BEGAN] = time.monotonic()
-    warm.cold |= config.getoption("--torture")
+    warm.cold |= config.getoption("--torture") or os.environ.get("SIRI_TEST_VLLM") == "1"
 
 
 BEGAN = pytest.StashKey[float]()
