@@ -290,7 +290,7 @@ def _is_ours(impl: str) -> bool:
 
 
 def _light(name: str) -> str:
-    from siri.report.charts import LIGHT
+    from siri.report.style import LIGHT
 
     return LIGHT[name]
 
@@ -316,7 +316,7 @@ def plot(source: str | Path, target: str | Path = "") -> Path:
     Raises:
         InputError: no such record, nothing in it to draw, or a folder that cannot be written.
     """
-    from siri.report.charts import draw
+    from siri.report.style import draw
     from siri.store.jsonl import write_atomic
 
     record = read_record(source)

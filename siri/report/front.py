@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from siri.report.charts import LIGHT
 from siri.report.effects import Effect, effects
+from siri.report.style import LIGHT
 from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:

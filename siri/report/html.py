@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from siri.report.charts import DARK, LIGHT, draw, pareto_chart, training_chart
+from siri.report.charts import pareto_chart, training_chart
 from siri.report.front import front_chart
 from siri.report.page import Page, page_of
 from siri.report.samples import write_samples
 from siri.report.step_charts import plan_chart, time_chart
+from siri.report.style import DARK, LIGHT, draw
 from siri.report.timeline import timeline_chart
 from siri.report.update_chart import update_chart
 from siri.store.files import write_atomic

@@ -19,10 +19,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from zlib import crc32
 
 from siri.errors import InputError
-from siri.report.charts import DARK, LIGHT
 from siri.report.page import subtitle
 from siri.report.progress import LOG
 from siri.report.samples import shortened
+from siri.report.style import DARK, LIGHT
 from siri.store import files
 from siri.store.jsonl import RunRecord, plain, read_run
 from siri.store.responses import read_responses, response_files

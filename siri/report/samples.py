@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from siri.report.charts import DARK, LIGHT
+from siri.report.style import DARK, LIGHT
 from siri.store.files import write_atomic
 from siri.store.responses import Response, read_responses, response_files
 from siri.text import encoded

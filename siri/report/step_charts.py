@@ -9,8 +9,8 @@ from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from siri.report.charts import LIGHT
 from siri.report.format import percent
+from siri.report.style import LIGHT
 from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:

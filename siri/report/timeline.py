@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from siri.report.charts import LIGHT
 from siri.report.format import duration, percent
+from siri.report.style import LIGHT
 from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:

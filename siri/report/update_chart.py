@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from siri.report.charts import LIGHT, shade, smoothed, step_ticks
+from siri.report.charts import shade, smoothed, step_ticks
+from siri.report.style import LIGHT
 from siri.store.jsonl import RunRecord
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from siri.report.charts import LIGHT
 from siri.report.labels import place_labels
+from siri.report.style import LIGHT
 from siri.study.compare import Curve, Estimate, by_arm, estimate
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ def write_comparison(curves: Sequence[Curve], folder: Path | None, *, reference:
     """The tables as Markdown; with a folder, also table.md and the pictures in it."""
     text = tables(curves, reference)
     if folder:
-        from siri.report.charts import draw
+        from siri.report.style import draw
         from siri.study.charts import pareto_chart, steps_chart, training_tokens_chart
 
         folder.mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ def write_comparison(curves: Sequence[Curve], folder: Path | None, *, reference:
 def write_tasks(studies: Sequence[Study]) -> list[Sheet]:
     """table.md and the pictures of a study of several tasks beside its file; returns the tables. InputError where no
     run is finished."""
-    from siri.report.charts import draw
+    from siri.report.style import draw
     from siri.study.task_charts import lengths_chart, regret_chart
     from siri.study.tasks import missing_runs, task_runs, task_sheets
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from siri.report.charts import LIGHT
+from siri.report.style import LIGHT
 from siri.study.compare import estimate
 from siri.study.tasks import TaskRuns, accuracy_at, overall, regrets
 

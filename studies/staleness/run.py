@@ -100,7 +100,7 @@ def draw(rows: list[dict], path: Path) -> None:
     """k against accuracy, with intervals."""
     import matplotlib.pyplot as plt
 
-    from siri.report.charts import LIGHT, rc_style
+    from siri.report.style import LIGHT, rc_style
 
     with plt.rc_context(rc_style()):
         figure, axes = plt.subplots(figsize=(5.4, 3.0))

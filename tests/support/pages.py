@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-from siri.report import charts
+from siri.report import style
 from siri.report.html import write_report
 
 PICTURES = ("report.html", "training.png", "pareto.png", "front.png", "updates.png", "time.png", "packing.png")
@@ -52,7 +52,7 @@ def figure(chart, run, narrow):
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with matplotlib.rc_context(charts.rc_style()):
+    with matplotlib.rc_context(style.rc_style()):
         drawn = chart(run, narrow=narrow)
         FigureCanvasAgg(drawn).draw()
     return drawn

@@ -1,9 +1,9 @@
 """Processes that have no imports to wait for: forked off one that holds torch, transformers and siri.
 
 `Popen` and `run` are subprocess's. A command `[sys.executable, "-m", module, ...]` becomes a fork, in which the module
-is run as `python -m` runs it, up to the interpreter's own end; torchrun's ranks are forks, too. So a short run takes a
-second of processor time and not six. Whatever else is asked for (other flags of Python, another environment than this
-process had) is a process of the usual kind, and so is everything with --torture and beside a real vLLM.
+is run as `python -m` runs it, up to the interpreter's own end; torchrun's ranks are forks, too. The imports are most
+of what a short run costs. Whatever else is asked for (other flags of Python, another environment than this process
+had) is a process of the usual kind, and so is everything with --torture and beside a real vLLM.
 
 A fork is a child of the process that asked for it. The nursery lets go of it by a second fork, and a child subreaper is
 who then becomes its parent (man 2 prctl): it can be waited for, and /proc shows whose it is.

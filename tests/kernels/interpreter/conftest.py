@@ -25,7 +25,7 @@ def builtins_of(package: Any) -> list[str]:
 
 
 def patch_builtins(package: Any, *scope: Any) -> None:
-    """What the interpreter does at each call of a function, without the search for the names, a fifth of its time."""
+    """What the interpreter does at each call of a function, without the search for the names."""
     for name in builtins_of(package):
         member = getattr(package, name)
         if is_builtin(member):  # and not replaced by a function that has called this one

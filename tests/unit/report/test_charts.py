@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 from PIL import Image
 
-from siri.report import charts
+from siri.report import charts, style
 from siri.report.effects import effects
 from siri.store.jsonl import read_run
 from tests.support.pages import figure
@@ -26,7 +26,7 @@ def contrast(colour, other):
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("theme", [charts.LIGHT, charts.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK], ids=["light", "dark"])
 def test_text_colours_are_readable(theme):
     assert contrast(theme["ink"], theme["paper"]) > 12
     assert contrast(theme["muted"], theme["paper"]) >= 4.5
@@ -69,7 +69,7 @@ def shared(a, b):
 )
 def test_labels_of_the_pareto_chart_never_overlap(tmp_path, monkeypatch, options, font, narrow):
     if font != "first":  # what matplotlib brings along, wider than the others
-        monkeypatch.setattr(charts, "FONTS", (font,))
+        monkeypatch.setattr(style, "FONTS", (font,))
     run = read_run(make_run(tmp_path / "run", **options))
     drawn = figure(charts.pareto_chart, run, narrow)
     axes = drawn.axes[0]
@@ -97,7 +97,7 @@ def test_labels_of_the_pareto_chart_never_overlap(tmp_path, monkeypatch, options
 )
 def test_names_of_the_curves_never_overlap(tmp_path, monkeypatch, options, font, narrow):
     if font != "first":  # what matplotlib brings along, wider than the others
-        monkeypatch.setattr(charts, "FONTS", (font,))
+        monkeypatch.setattr(style, "FONTS", (font,))
     drawn = figure(charts.training_chart, read_run(make_run(tmp_path / "run", **options)), narrow)
     for axes in drawn.axes:
         for (label, a), (other_label, b) in combinations(boxes(axes).items(), 2):
@@ -138,7 +138,7 @@ def test_draw_leaves_matplotlib_as_it_was(demo):
 
     before = dict(matplotlib.rcParams)
     backend = matplotlib.get_backend(auto_select=False)
-    files = charts.draw(charts.pareto_chart, read_run(demo))
+    files = style.draw(charts.pareto_chart, read_run(demo))
     assert dict(matplotlib.rcParams) == before and matplotlib.get_backend(auto_select=False) == backend
     assert Image.open(io.BytesIO(files["png"])).format == "PNG"
 

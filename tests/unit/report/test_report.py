@@ -12,7 +12,7 @@ from PIL import Image
 
 from siri.cli import main
 from siri.errors import InputError
-from siri.report import charts
+from siri.report import charts, style
 from siri.report.effects import effect_cells, effects
 from siri.report.html import write_report
 from siri.store.jsonl import MetricsLog, read_run
@@ -38,7 +38,7 @@ def test_pictures_follow_light_and_dark(demo, page):
         drawing = svg.split("</style>", 1)[1]
         colours = set(re.findall(r"#[0-9a-f]{6}\b", drawing))
         assert not colours, f"{colours} would not change in the dark"
-        assert set(re.findall(r"var\(--(\w+)\)", drawing)) <= set(charts.DARK)
+        assert set(re.findall(r"var\(--(\w+)\)", drawing)) <= set(style.DARK)
     assert "color-scheme:light dark" in (demo / "report.html").read_text()
 
 
@@ -203,7 +203,7 @@ def test_another_run_stands_beside_it(tmp_path, capsys):
     assert sum(cells[0] == "base" for cells in page.cells) == 2 and sorted(other.iterdir()) == before
     alone = read_run(folder)
     both = replace(alone, beside=("other", read_run(other)))
-    charts_of = [charts.draw(charts.training_chart, run)["png"] for run in (alone, both)]
+    charts_of = [style.draw(charts.training_chart, run)["png"] for run in (alone, both)]
     assert charts_of[0] != charts_of[1]
     capsys.readouterr()
     for arguments, line in (

@@ -7,7 +7,7 @@ import matplotlib
 import pytest
 from matplotlib.colors import to_hex
 
-from siri.report import charts
+from siri.report import style
 from siri.report.step_charts import PARTS, chosen_plans, parts_of, plan_chart, time_chart
 from siri.store.jsonl import MetricsLog, read_run
 from tests.support.synthetic_run import make_run
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 def drawn(chart, run, narrow=False):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with matplotlib.rc_context(charts.rc_style()):
+    with matplotlib.rc_context(style.rc_style()):
         figure = chart(run, narrow=narrow)
         FigureCanvasAgg(figure).draw()
     return figure
@@ -62,7 +62,7 @@ def test_the_areas_are_the_seconds(tmp_path):
     top = areas["other"].get_paths()[0].vertices
     assert max(y for _, y in top) == pytest.approx(2 * 12.0), "step and save"
     colours = [to_hex(shape.get_facecolor()[0]) for shape in areas.values()]
-    assert len(set(colours)) == len(colours) and set(colours) <= set(charts.LIGHT.values())
+    assert len(set(colours)) == len(colours) and set(colours) <= set(style.LIGHT.values())
     assert figure.legends[0].get_texts()[0].get_text() == "rollout 29.2%"
 
 

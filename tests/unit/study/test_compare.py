@@ -10,7 +10,7 @@ from rich.console import Console
 
 from siri.cli import main
 from siri.errors import InputError
-from siri.report.charts import rc_style
+from siri.report.style import rc_style
 from siri.store.jsonl import read_run
 from siri.study.compare import (
     Curve,
