@@ -12,6 +12,7 @@ Lengths, block masks and gather indices are made on the host, once for each pack
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -115,6 +116,16 @@ def varlen_attention(
     return run(query, key, value, layout, scale).to(query_NHd.dtype)
 
 
+def any_shape(device: torch.device) -> AbstractContextManager[None]:
+    """torch's dense attention without cuDNN's, which torch prefers on an H100 and which builds a plan for every new
+    shape: a shape with every token that is sampled, and with every pack."""
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 def _sdpa(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> torch.Tensor:
     """Blocks of like length, right-padded: under a causal mask no real query sees the padding on its right, so the
     numbers are those of one-by-one attention, and memory stays linear in the pack."""
@@ -126,7 +137,8 @@ def _sdpa(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> 
             tensor.index_select(0, rows_SL.flatten()).unflatten(0, rows_SL.shape).transpose(1, 2)
             for tensor in (query_NHd, key_NKd, value_NKd)
         )
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        with any_shape(query.device):
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     assert layout.place_N is not None  # as in every layout of this backend
     return torch.cat(outputs).index_select(0, layout.place_N)

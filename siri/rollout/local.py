@@ -8,6 +8,7 @@ import torch
 
 from siri.config.sections import RolloutSettings
 from siri.errors import InputError
+from siri.model import attention
 from siri.model.adapters import MergeCheck, merged_parameters
 from siri.model.policy import Policy, allocate, hollow_copy
 from siri.planning.formulas import embedded_cache_tokens
@@ -51,9 +52,10 @@ class LocalRollout:
         was_training = self.policy.model.training
         self.policy.model.eval()
         try:
-            while len(finished) < len(rows):
-                wave = self._wave(requests, rows[len(finished) :])
-                finished += self._sample(requests, wave, temperature, generator, progress)
+            with attention.any_shape(self.policy.device):
+                while len(finished) < len(rows):
+                    wave = self._wave(requests, rows[len(finished) :])
+                    finished += self._sample(requests, wave, temperature, generator, progress)
         finally:
             self.policy.model.train(was_training)
         answers: list[list[Completion]] = [[] for _ in requests]
