@@ -16,24 +16,31 @@ from tests.support.kernel_cases import exact_problem, make_case, relative, run
 
 BF16 = torch.bfloat16
 STEP = 16
-"""depth of one instruction: products of a step are added exactly, the sum is cut off to fp32 towards 0"""
+"""depth of one instruction: its products and the sum so far are cut off towards 0 two bits below the last of the
+largest of them, and what they come to is cut off to fp32 (bench/truncation.py has what GPUs showed of that)"""
 D, V, N = 1536, 256, 24
 OFFSET = 30.0
 
 
-def towards_zero(x: np.ndarray) -> np.ndarray:
-    """fp64 as fp32, cut off."""
-    near = x.astype(np.float32)
-    return np.where(np.abs(near) > np.abs(x), np.nextafter(near, np.float32(0)), near)
+def last_bit(x: np.ndarray) -> np.ndarray:
+    """what the last bit of fp32 is worth"""
+    return np.exp2(np.frexp(x)[1] - 24.0)
+
+
+def add_step(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """total [n, m] and the products of left [n, k] and right [k, m], in fp64"""
+    products = left[:, :, None] * right[None]
+    unit = last_bit(np.maximum(np.abs(products).max(1), np.abs(total))) / 4
+    total = (np.trunc(products / unit[:, None]).sum(1) + np.trunc(total / unit)) * unit
+    return np.trunc(total / last_bit(total)) * last_bit(total)
 
 
 def truncating_dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
-    acc = d.data
+    acc = d.data.astype(np.float64)
     for start in range(0, a.data.shape[-1], STEP):
         part = slice(start, start + STEP)
-        products = a.data[:, part].astype(np.float64) @ b.data[part].astype(np.float64)
-        acc = towards_zero(acc + products)
-    return TensorHandle(acc, d.dtype.scalar)
+        acc = add_step(acc, a.data[:, part].astype(np.float64), b.data[part].astype(np.float64))
+    return TensorHandle(acc.astype(np.float32), d.dtype.scalar)
 
 
 @pytest.fixture
@@ -59,11 +66,11 @@ def hard_problem(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def model_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """[N, V] fp64: what the truncating model makes of the product."""
-    acc = np.zeros((len(hidden), len(weight)), np.float32)
+    acc = np.zeros((len(hidden), len(weight)))
     x, w = hidden.double().numpy(), weight.double().numpy()
     for start in range(0, x.shape[1], STEP):
-        acc = towards_zero(acc + x[:, start : start + STEP] @ w[:, start : start + STEP].T)
-    return torch.from_numpy(acc).double()
+        acc = add_step(acc, x[:, start : start + STEP], w[:, start : start + STEP].T)
+    return torch.from_numpy(acc)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["anchor", "offset"])
@@ -126,7 +133,7 @@ def test_the_factor_of_a_device(monkeypatch):
     device = torch.device("cuda", 0)
     assert tiles.compensation(device, 1536) == 1.0
     monkeypatch.setattr(tiles, "INTERPRETED", False)
-    for arch, expected in ((80, 1.0), (90, 1 + 1.98e-6), (100, 1.0)):
+    for arch, expected in ((80, 1.0), (90, 1 + 1.61e-6), (100, 1.0)):
         monkeypatch.setattr(tiles, "capability", lambda _, arch=arch: arch)
         assert tiles.compensation(device, 1536) == pytest.approx(expected, abs=1e-8)
 

@@ -368,6 +368,18 @@ def test_a_backend_gets_every_layer_of_a_model_and_of_an_update(monkeypatch):
         torch.testing.assert_close(value, value_of_sdpa, rtol=1e-9, atol=1e-9)
 
 
+def test_shapes_that_change_do_without_cudnn():
+    """It plans anew for every shape, and torch prefers it on an H100: the rest of torch's dense attention stays."""
+    cuda = torch.backends.cuda
+    kinds = (cuda.cudnn_sdp_enabled, cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled)
+    before = [enabled() for enabled in kinds]
+    with attention.any_shape(torch.device("cuda", 0)):
+        assert [enabled() for enabled in kinds] == [False, True, True, True]
+    assert [enabled() for enabled in kinds] == before
+    with attention.any_shape(CPU):
+        assert [enabled() for enabled in kinds] == before
+
+
 @pytest.mark.parametrize(
     "option, said",
     [

@@ -1,5 +1,6 @@
 """The embedded engine: what it returns is what the trainer will score."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import siri.train.run
 from siri.cli import main
 from siri.errors import InputError
+from siri.model import attention
 from siri.model.attention import PackedLayout
 from siri.model.policy import packed_hidden
 from siri.rollout import Request, engines
@@ -132,3 +134,26 @@ def test_an_engine_is_closed_when_a_command_fails(command, tmp_path, monkeypatch
     }
     assert main(arguments[command]) == 2
     assert closed and "no weights today" in capsys.readouterr().err
+
+
+def test_every_token_is_sampled_with_kernels_for_any_shape(monkeypatch):
+    """A plan for each length of the cache took 80 ms a token on a GPU."""
+    inside, shapes = [], []
+
+    @contextlib.contextmanager
+    def any_shape(device):
+        inside.append(device)
+        yield
+        inside.pop()
+
+    dense = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query, key, *args, **options):
+        shapes.append((key.shape[2], len(inside)))
+        return dense(query, key, *args, **options)
+
+    monkeypatch.setattr(attention, "any_shape", any_shape)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    engine().generate([Request([1, 2, 3], n=2, max_tokens=6)], temperature=1.0, seed=0)
+    assert len({length for length, _ in shapes}) > 2, "the cache grows"
+    assert all(depth == 1 for _, depth in shapes) and not inside
