@@ -9,6 +9,7 @@ A fork is a child of the process that asked for it. The nursery lets go of it by
 who then becomes its parent (man 2 prctl): it can be waited for, and /proc shows whose it is.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -41,6 +42,8 @@ IMPORTS = ["pyarrow.parquet", "pandas", "rich.live", "rich.progress", "torch._dy
 IMPORTS += [f"transformers.models.{name}" for name in ("auto.modeling_auto", "auto.tokenization_auto")]
 IMPORTS += ["transformers.models.qwen2.modeling_qwen2", "siri.commands.train", "siri.report.view", "siri.train.loop"]
 """What a run imports. pandas: pyarrow looks for it."""
+SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+"""Those that are sent to runs, with what Python does on them."""
 forked = False
 """Whether this process came from a nursery."""
 cold = sys.platform != "linux"
@@ -113,6 +116,7 @@ class Popen(subprocess.Popen):
         streams = [given[name] if given[name] != -1 else fd for fd, name in ends.items()]
         job |= {"env": dict(environment), "cwd": os.path.abspath(given["cwd"] or ".")}
         job["session"] = bool(given["start_new_session"])
+        job["ignored"] = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
         with _asking:
             self.pid = nursery.fork(job, streams)
         self._child_created = True
@@ -167,8 +171,8 @@ def hired(environment: Mapping[str, str]) -> Nursery | None:
 def serve(channel: socket.socket) -> dict[str, Any] | None:
     """Fork whenever `channel` asks, until nobody does: None. In a fork its job."""
     prctl(PR_SET_NAME, NURSERY.encode())
-    # those are meant for a run in the same process group
-    usual = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in SIGNALS:  # which are meant for a run in the same process group
+        signal.signal(number, signal.SIG_IGN)
     while True:
         message, streams, *_ = socket.recv_fds(channel, 1 << 20, 3)
         if not message:
@@ -183,8 +187,9 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
             while os.getppid() == parent:
                 time.sleep(1e-4)
             job = json.loads(message.decode("utf-8", "surrogateescape"))
-            for number, handler in usual.items():
-                signal.signal(number, handler)
+            # what a process that starts makes of those that its parent ignores, and of the others
+            for number, usual in SIGNALS.items():
+                signal.signal(number, signal.SIG_IGN if number in job["ignored"] else usual)
             settle(job, streams)
             return job
         os.waitpid(between, 0)
@@ -252,6 +257,9 @@ if __name__ == "__main__":
         importlib.import_module(imported)
     gc.collect()
     gc.freeze()
+    atexit.register(
+        gc.unfreeze
+    )  # at the end libraries look whether their objects are gone, and none goes that is frozen
     with socket.socket(fileno=int(sys.argv[1])) as asking:
         asking.send(b"ready")
         work_to_do = serve(asking)

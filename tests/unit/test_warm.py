@@ -1,5 +1,6 @@
 """Forks in the place of fresh processes (tests/support/warm.py) are what those are, to all who look."""
 
+import functools
 import json
 import os
 import signal
@@ -43,7 +44,10 @@ def python(*words: str) -> list[str]:
     return [sys.executable, *words]
 
 
-def test_a_fork_is_like_a_fresh_process(place, monkeypatch):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["heeds", "ignores"])
+def test_a_fork_is_like_a_fresh_process(place, monkeypatch, request, handler):
+    """Of a process that heeds SIGINT, and of one that ignores it, as those in the background of a shell do."""
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handler)))
     both = []
     for cold in (False, True):
         monkeypatch.setattr(warm, "cold", cold)
@@ -57,6 +61,7 @@ def test_a_fork_is_like_a_fresh_process(place, monkeypatch):
     assert forked.pop("torch") and not fresh.pop("torch")
     assert forked == fresh
     assert fresh["parent"] == os.getpid() and fresh["session"] and fresh["variable"] == "3"
+    assert fresh["signals"] == [handler != signal.SIG_IGN, True]
 
 
 def test_how_it_ends_is_seen(place):
