@@ -22,7 +22,9 @@ from siri.rewards.grading.equations import (
     event,
     is_derivative,
     is_graph,
+    is_solved,
     same_curves,
+    same_sides,
 )
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
@@ -57,7 +59,7 @@ from siri.rewards.grading.structure import (
     split,
 )
 from siri.rewards.grading.units import without_unit
-from siri.rewards.grading.values import same_zeros
+from siri.rewards.grading.values import same_value, same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
 
@@ -67,6 +69,7 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_RISING = {">": "<", "\\ge ": "\\le "}
 _PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 
@@ -235,25 +238,24 @@ def _same_relations(gold: str, answer: str) -> bool:
         return both and _same_in_any_order(golds, answers)
     if (links := chains(*(without_label(text)[1] for text in (gold, answer)))) is not None:
         return all(map(_same, *links))
-    if not (RELATION.search(gold) and RELATION.search(answer)):
-        other = answer if RELATION.search(gold) else gold
-        return ("\\cup" in other or bracketed(other) is not None) and library.verify(gold, answer)
     try:
-        (sign, tree), (other_sign, other_tree) = _below_zero(gold), _below_zero(answer)
+        (sign, *sides), (other_sign, *others) = _ascending(gold), _ascending(answer)
     except NotRead:
-        return library.verify(gold, answer)
-    return sign == other_sign and same_zeros(tree, other_tree, signed=sign != "\\ne ")
+        return False  # an inequality to be solved is not its solution
+    if sign != other_sign or is_solved(*sides) > is_solved(*others):
+        return False
+    if all(map(same_value, sides, others)):
+        return True
+    return same_zeros(difference(*sides), difference(*others), signed=sign != "\\ne ")
 
 
-def _below_zero(text: str) -> tuple[str, Tree]:
-    """An inequality as its sign and what is less than zero by it."""
+def _ascending(text: str) -> tuple[str, Tree, Tree]:
+    """An inequality as its sign and its sides, the smaller one first."""
     sides, signs = RELATION.split(text), RELATION.findall(text)
     if len(signs) != 1:
-        raise NotRead("more than one sign")
+        raise NotRead("no sign, or more than one")
     left, right = map(read, sides)
-    if signs[0] in (">", "\\ge "):
-        return ("<" if signs[0] == ">" else "\\le "), difference(right, left)
-    return signs[0], difference(left, right)
+    return (_RISING[signs[0]], right, left) if signs[0] in _RISING else (signs[0], left, right)
 
 
 def _same_lists(gold: str, answer: str) -> bool:
@@ -374,6 +376,9 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
     if len(golds) > 2:
         return _same_in_any_order(golds, answers)
     try:
-        return same_curves(*(difference(read(sides[0]), read(sides[-1])) for sides in (golds, answers)))
+        trees = [[read(sides[0]), read(sides[-1])] for sides in (golds, answers)]
+        if is_solved(*trees[0]) > is_solved(*trees[1]):
+            return False  # 2x = 4 is to be solved
+        return same_sides(*trees) or same_curves(*(difference(*sides) for sides in trees))
     except NotRead:
         return library.verify("=".join(golds), "=".join(answers))

@@ -78,6 +78,7 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
         ("⊂", "\\subset "),
         ("⊆", "\\subseteq "),
         ("⊥", "\\perp "),
+        ("∂", "\\partial "),
         ("∥", "\\parallel "),
         ("ı", "i"),
         ("✓✔✅☑■□∎▪", " "),

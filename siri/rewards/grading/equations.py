@@ -6,7 +6,7 @@ from fractions import Fraction
 from siri.rewards.grading.grammar import Tree, symbols
 from siri.rewards.grading.polynomials import Polynomial, common_divisor, polynomial
 from siri.rewards.grading.structure import RELATION, enclosed, split, squeezed
-from siri.rewards.grading.values import drawn_points, rational, same_zeros
+from siri.rewards.grading.values import drawn_points, rational, same_value, same_zeros
 
 _APPLIED = re.compile(
     r"\s*((?:[a-zA-Z]|\\?Pr)(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?)\s*(?=[(\[])[(\[](.*)[)\]]\s*", re.DOTALL
@@ -23,6 +23,17 @@ def applied(side: str) -> tuple[str, str] | None:
 
 def difference(left: Tree, right: Tree) -> Tree:
     return ("+", (left, ("neg", right)))
+
+
+def is_solved(left: Tree, right: Tree) -> bool:
+    """Whether an equation or inequality of one unknown says what it is: x = 2, but not 2x = 4 or x = 4 - x."""
+    name = next((side for side in (left, right) if side[0] == "sym"), None)
+    return name is not None and {*symbols(left), *symbols(right)} == {name[1]} and not (symbols(left) and symbols(right))
+
+
+def same_sides(gold: list[Tree], answer: list[Tree]) -> bool:
+    """Whether two equations have the same sides, in either order."""
+    return any(all(map(same_value, gold, sides)) for sides in (answer, answer[::-1]))
 
 
 def same_curves(gold: Tree, answer: Tree) -> bool:

@@ -2,6 +2,8 @@
 
 import re
 
+from siri.rewards.grading.derivatives import as_fractions
+
 _SCRIPT = r"(?:\{([^{}]+)\}|([a-z\d]))"
 
 
@@ -88,6 +90,7 @@ REPLACEMENTS = [
         ("\u201c", "^\u201c([^\u201c\u201d]*)\u201d$", r"\1"),
         ("^", r"\\(?:mathrm|text)\s*\{\s*(\^\s*\{?\s*\\circ\s*\}?)\s*\}", r"\1"),
         ("\\", r"\\(?:nice|s|x)frac(?![a-zA-Z])", r"\\frac"),
+        ("/", r"^.*(?:d|\\partial).*$", lambda match: as_fractions(match[0])),
         ("\\over", r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}|^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", lambda m: _over(m)),
         # ^1/_2, as slanted fractions are made
         ("_", r"(?<![a-zA-Z_.})])(?:\{ *\})?\^\{?(\d+)\}?(?:\\!)? ?/ ?(?:\\!)?_\{?(\d+)\}?", r"\\frac{\1}{\2}"),

@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+from siri.rewards.grading.derivatives import QUOTIENT
 from siri.rewards.grading.vocabulary import CALLED, LONGEST_PLAIN, PLAIN
 
 _TOKEN = re.compile(
@@ -10,6 +11,7 @@ _TOKEN = re.compile(
     r"(?P<recurring>\d*\.(?:\d*\\(?:overline|bar)\s*(?:\{\s*\d+\s*\}|\d)|\d*\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))?))"
     r"|(?P<number>\d+(?:\.\d*)?|\.\d+)"
     r"|(?P<degree>\\text\{degree\})"
+    rf"|(?P<derivative>{QUOTIENT})"
     r"|(?P<command>\\[a-zA-Z]+|\\[{}%|])"
     r"|(?P<word>[a-zA-Z]+)"
     r"|(?P<sign>[-+*/^_!'(){}\[\]|,])"
