@@ -221,6 +221,8 @@ def _same_sets(gold: str, answer: str) -> bool | None:
             return None
         return False  # a number is no set
     (golds, gold_name), (answers, name) = gold_set, answer_set
+    if sets.is_and_for_or(answer) and not sets.is_and_for_or(gold):
+        return False
     return (not gold_name or not name or gold_name == name) and sets.same_pieces(golds, answers)
 
 

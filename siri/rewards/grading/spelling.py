@@ -28,7 +28,8 @@ _NAMED = re.compile(
     r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis|floor|ceil)(?=\s*\}\s*(?:\\,\s*)?(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
-_BOLD = re.compile(r"(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1")
+# What is raised to a power stands right before two stars, and its exponent right behind them.
+_BOLD = re.compile(r"(?<![\w)\]}])(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1(?![\w(\\{])")
 _STARRED = re.compile(r"\*([^*]+)\*")
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
@@ -90,14 +91,14 @@ def _undecorated(text: str) -> str:
 
 
 def _unmarked(text: str) -> str:
-    text = text.strip()
+    text = _BOLD.sub(r" \2 ", text.strip()).strip()
     inner = re.sub(r"(?<![\\.,;:])(?<!\\right)[.,;:]+$", "", text)  # but no thin space
     for _ in range(3):
         for mark in ("***", "**", "__", "```", "``", "`", "*", "_"):
             if len(inner) > 2 * len(mark) and inner.startswith(mark) and inner.endswith(mark):
                 inner = inner[len(mark) : -len(mark)].strip()
                 break
-    return _BOLD.sub(r" \2 ", inner) if "`" in inner or re.search(r"\*\*\s*[^*]*\D\s*\*\*", inner) else inner
+    return inner
 
 
 def _unbraced(text: str) -> str:
