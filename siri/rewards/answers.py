@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from siri.rewards.grading import library, sets
 from siri.rewards.grading.boxes import final_boxes, last_boxed
-from siri.rewards.grading.choices import same_choice, same_letters
+from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
 from siri.rewards.grading.conditions import without_declarations
 from siri.rewards.grading.equalities import condensed, names_a_value, turned
 from siri.rewards.grading.equations import (
@@ -29,7 +29,7 @@ from siri.rewards.grading.equations import (
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.integers import same_whole_sets
-from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, without_respectively
+from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, says_or, without_respectively
 from siri.rewards.grading.labels import (
     chained,
     name_key,
@@ -69,6 +69,8 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_DECIMAL = re.compile(r"\.\d")
+_APPROXIMATE = re.compile(r"approx|\\(?:simeq|cong|doteq)|[≈≒≃≊≅]")
 _RISING = {">": "<", "\\ge ": "\\le "}
 _PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
@@ -99,8 +101,16 @@ def same_answer(gold: str, answer: str) -> bool:
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
     undecided = False
+    spellings = [clean(answer)]
+    if _DECIMAL.search(gold) and _APPROXIMATE.search(answer):
+        spellings.append(clean(answer, decimals=True))
     for reading in readings(clean(gold)):
-        others = [text for other in readings(clean(answer)) for text in (other, *other_constants(reading, other))]
+        others = [
+            text
+            for spelling in dict.fromkeys(spellings)
+            for other in readings(spelling)
+            for text in (other, *other_constants(reading, other))
+        ]
         for other in others:
             try:
                 if _same(reading, other):
@@ -138,6 +148,8 @@ def _same(gold: str, answer: str) -> bool:
     if (verdict := _same_events(gold, answer)) is not None:
         return verdict
     if same_letters(gold, answer) is False or joined_otherwise(gold, answer):
+        return False
+    if is_thousands(gold) and says_or(answer):
         return False
     if (chosen := same_choice(gold, answer, _same)) is not None:
         return chosen
@@ -345,6 +357,8 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
     if len(golds) > 1 and len(answers) > 1:
         return _same_equations(golds, answers)
     named, value = (golds, answers[0]) if len(golds) > 1 else (answers, golds[0])
+    if len(answers) > 1 and is_letter_of_choice(value) and answers[-1].strip().islower():
+        return False  # z = c is no choice
     if (converted := same_amount(named, value, _same)) is not None:
         return converted
     named = turned(named)

@@ -4,6 +4,11 @@ import re
 
 from siri.rewards.grading.derivatives import as_fractions
 
+# Codes and signs of currencies in letters, before an amount or behind it; money.py knows which is which.
+CODES = (
+    "USD|EUR|GBP|JPY|CNY|RMB|INR|Rs|KRW|CHF|MXN|PHP|RUB|BRL|PLN|SEK|NOK|DKK|TRY|THB|CAD|AUD|HKD|SGD|NZD|RM|MYR|IDR|ZAR|"
+    "AED|SAR|PKR|BDT|NGN|KES|VND|HUF|CZK|ILS|UAH"
+)
 _SCRIPT = r"(?:\{([^{}]+)\}|([a-z\d]))"
 
 
@@ -128,6 +133,8 @@ REPLACEMENTS = [
             r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu|\\mu *\\(?:text|mathrm)\{) *([mgs]) *\}",
             r"\\text{ micro\1}",
         ),
+        ("\\forall", r"(?<=\S)\s*,?\s*(?:\\text\{\s*,?\s*\}\s*)?\\forall(?![a-zA-Z])\s*", r" \\text{ for all } "),
+        ("\\{", r"^\s*([a-z])\s*=\s*(?=\\\{[^{}=]*(?:\{[^{}]*\}[^{}=]*)*\\\}$)", r"\1 \\in "),
         ("\\smallsetminus", r"\\smallsetminus(?![a-zA-Z])", r"\\setminus"),
         ("\\colon", r"\\colon(?![a-zA-Z])", ":"),
         ("dollar", r"\\(?:text|math)dollar(?![a-zA-Z])", " "),
@@ -146,10 +153,16 @@ REPLACEMENTS = [
             lambda match: "'" * match[0].count("\\prime"),
         ),
         ("\\var", r"\\var(epsilon|phi|theta)(?![a-zA-Z])", r"\\\1"),
+        ("\\", r"\\(?:thickapprox|approxeq|(?:simeq|cong|doteq)(?=\s*-?[\d.]))(?![a-zA-Z])", r"\\approx "),
         ("\\uppi", r"\\uppi(?![a-zA-Z])", r"\\pi "),
         (" to ", r"^\\text\{\s*(\d+)\s+to\s+(\d+)\s*\}$", r"\1:\2"),
         ("US", r"^US\s*\\?\$?\s*(?=[\d.])", ""),
-        ("USD", r"^USD\s*(?=[\d.])", ""),
+        (
+            "",
+            rf"^(?:\\text\{{\s*)?(?:{CODES})\.?\s*(?:\}}\s*)?(?:\\[,;: ]\s*)?(?=[\d.])(?!\.\D)",
+            "",
+        ),
+        ("", rf"(?<=\d)\s*(?:\\text\{{\s*)?(?<![a-zA-Z])(?:{CODES})\.?\s*\}}?$", ""),
         (":=", r":=", "="),
         ("\\mapsto", r"^([a-zA-Z])\s*:\s*([a-zA-Z])\s*\\mapsto(?![a-zA-Z])", r"\1(\2)="),
         ("\\equiv", r"(?<![\\a-zA-Z])([fgh]) ?(?:\(x\))? ?\\equiv(?![a-zA-Z])(?!.*mod)", r"\1(x)="),
@@ -158,6 +171,7 @@ REPLACEMENTS = [
         ("\\text", r"\\text\{\s*[.,;:]\s*\}$", ""),
         ("\\equiv", r"^([a-zA-Z]\([a-zA-Z]\))\s*\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
         (",", r",\s*(?:\.\.\.|\\[lc]?dots(?:c(?![a-zA-Z]))?)\s*,", r",\\ldots ,"),
+        ("", r"([,+<=*-]|\\(?:cdot|times|le) ?)\s*(?:\.{3,}|\\(?:[lc]?dots[cbmio]?)(?![a-zA-Z]))", r"\1\\ldots "),
         ("&", r"&nbsp;", " "),
         ("&lt", r"&lt;", "<"),
         ("&gt", r"&gt;", ">"),

@@ -30,7 +30,11 @@ _NAMED = re.compile(
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
 # What is raised to a power stands right before two stars, and its exponent right behind them.
 _BOLD = re.compile(r"(?<![\w)\]}])(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1(?![\w(\\{])")
-_STARRED = re.compile(r"\*([^*]+)\*")
+# (A) as competitions print it.
+_BOLD_CHOICE = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|mathrm|mathsf)\s*\{\s*\(\s*([A-J])\s*\)\s*\}"
+    r"|^\s*\(\s*\\(?:mathbf|boldsymbol|bm|mathrm|mathsf)\s*\{\s*([A-J])\s*\}\s*\)"
+)
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 # An amount, and the same in another unit in brackets.
@@ -42,8 +46,9 @@ _THOUSANDS = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*", re.ASCII)
 
 
 @functools.lru_cache(2048)
-def clean(text: str) -> str:
-    """`text` in plain spelling: ASCII, no decoration, one name for each command."""
+def clean(text: str, *, decimals: bool = False) -> str:
+    """`text` in plain spelling: ASCII, no decoration, one name for each command. Of a value and its approximation the
+    first stays, or the decimal, if `decimals`."""
     if _NUMBER.fullmatch(text):
         return text
     text = trimmed(_undecorated(listed_statements(in_ascii(without_text_signs(trimmed(text))))))
@@ -60,10 +65,10 @@ def clean(text: str) -> str:
     text = text if text.endswith("..") else text.rstrip(" .,;:")
     text = "\\cup".join(map(_open_ended, text.split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
-        text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
+        text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*|\d{1,2}:\d\d)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
         text = _BOTH_UNITS.sub(r"\1\\text{ \2}=\3\\text{ \4}", text)
-    return without_approximations(text) if "\\approx" in text else text
+    return without_approximations(text, decimals=decimals) if "\\approx" in text else text
 
 
 def _open_ended(text: str) -> str:
@@ -86,6 +91,7 @@ def _undecorated(text: str) -> str:
     if "\\" in text:
         text = re.sub(r"\\text\w*\{\s*(?:\$([^$]*)\$|\\\(([^$]*?)\\\))\s*\}", r"{\1\2}", text)  # a formula after all
         text = re.sub(r"\{\\rm(?![a-zA-Z])\s*(?:\\\s)?\s*([a-zA-Z ]+)\}", r"\\text{ \1}", text)
+        text = _BOLD_CHOICE.sub(r"\\text{(\1\2)} ", text)
         text = _NAMED.sub(r"\\\1 ", _WRAPPERS.sub(" ", text))
     return _unbraced(text.strip())
 

@@ -46,8 +46,8 @@ _PARTS |= {
 _INFINITIES = {"infinity": "\\infty ", "positive infinity": "\\infty ", "negative infinity": "-\\infty "}
 _INFINITIES |= {"infinitely many": "\\infty "}
 _SIGN = re.compile(
-    r"^\s*(?:\\text\w*\s*\{)?\s*(?:minus|negative)(?:\s*\}\s*|\s+|~|\\ )(?=[\d.(\\])|"
-    r"^\s*\\text\w*\s*\{\s*(?:minus|negative)\s+(\d[\d.,/]*)\s*\}",
+    r"^\s*\\text\w*\s*\{\s*(?:minus|negative)\s+(\d[\d.,/]*)\s*\}|"
+    r"^\s*(?:\\text\w*\s*\{)?\s*(?:minus|negative)(?:\s*\}\s*|\s+|~|\\ )(?=[\d.(\\])",
     re.IGNORECASE,
 )
 _MOST_NOUNS = 2
