@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from siri.rewards.grading import library, sets
+from siri.rewards.grading.bases import same_number
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
 from siri.rewards.grading.conditions import without_declarations
@@ -24,10 +25,11 @@ from siri.rewards.grading.equations import (
     is_graph,
     is_solved,
     same_curves,
+    same_inequality,
     same_sides,
 )
 from siri.rewards.grading.forms import same_form
-from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
+from siri.rewards.grading.grammar import NotRead, read, symbols
 from siri.rewards.grading.integers import same_whole_sets
 from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, says_or, without_respectively
 from siri.rewards.grading.labels import (
@@ -59,7 +61,7 @@ from siri.rewards.grading.structure import (
     split,
 )
 from siri.rewards.grading.units import without_unit
-from siri.rewards.grading.values import same_value, same_zeros
+from siri.rewards.grading.values import same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
 
@@ -71,7 +73,6 @@ MAX_EXTRA_CHARS = 200_000
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _DECIMAL = re.compile(r"\.\d")
 _APPROXIMATE = re.compile(r"approx|\\(?:simeq|cong|doteq)|[≈≒≃≊≅]")
-_RISING = {">": "<", "\\ge ": "\\le "}
 _PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 
@@ -252,24 +253,7 @@ def _same_relations(gold: str, answer: str) -> bool:
         return both and _same_in_any_order(golds, answers)
     if (links := chains(*(without_label(text)[1] for text in (gold, answer)))) is not None:
         return all(map(_same, *links))
-    try:
-        (sign, *sides), (other_sign, *others) = _ascending(gold), _ascending(answer)
-    except NotRead:
-        return False  # an inequality to be solved is not its solution
-    if sign != other_sign or is_solved(*sides) > is_solved(*others):
-        return False
-    if all(map(same_value, sides, others)):
-        return True
-    return same_zeros(difference(*sides), difference(*others), signed=sign != "\\ne ")
-
-
-def _ascending(text: str) -> tuple[str, Tree, Tree]:
-    """An inequality as its sign and its sides, the smaller one first."""
-    sides, signs = RELATION.split(text), RELATION.findall(text)
-    if len(signs) != 1:
-        raise NotRead("no sign, or more than one")
-    left, right = map(read, sides)
-    return (_RISING[signs[0]], right, left) if signs[0] in _RISING else (signs[0], left, right)
+    return same_inequality(gold, answer)
 
 
 def _same_lists(gold: str, answer: str) -> bool:
@@ -354,6 +338,8 @@ def _same_named_tuple(golds: list[str], answers: list[str]) -> bool:
 
 def _same_equation(golds: list[str], answers: list[str]) -> bool:
     """Compares what is between equals signs, where one side or both have some."""
+    if (verdict := same_number(golds, answers)) is not None:
+        return verdict
     if len(golds) > 1 and len(answers) > 1:
         return _same_equations(golds, answers)
     named, value = (golds, answers[0]) if len(golds) > 1 else (answers, golds[0])

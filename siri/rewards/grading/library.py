@@ -46,6 +46,8 @@ def verify(gold: str, answer: str) -> bool:
     """Whether math-verify calls two scalars, equations or inequalities the same, and no digit speaks against it."""
     if any(_UNSAFE.search(text) or _NO_VALUE.search(text) for text in map(_without_limits, (gold, answer))):
         return False
+    if any(map(_holds_an_equation, (gold, answer))):
+        return False
     if any(map(OPERATION.search, (gold, answer))) or any(map(_speaks_of_terms, (gold, answer))):
         return False
     if not any(map(_WORTH_ASKING.search, (gold, answer))) or not (_is_balanced(gold) and _is_balanced(answer)):
@@ -73,6 +75,16 @@ def _without_limits(text: str) -> str:
     return _LIMITS.sub("", _OF_AN_INDEX.sub("", text) if "\\sum" in text else text)
 
 
+def _holds_an_equation(text: str) -> bool:
+    """Whether an equals sign stands inside of brackets: math-verify does not see what is done to the equation."""
+    text, depth = re.sub(r"_\s*\{[^{}]*\}|\\begin.*\\end", "", text, flags=re.DOTALL), 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "=" and depth > 0 and "\\{" not in text:
+            return True
+    return False
+
+
 def _speaks_of_terms(text: str) -> bool:
     """Whether a letter in an integral, a sum or a limit may depend on what runs in it: math-verify takes the x_i of a
     sum, and the v of an integral over t, for constants, and f(x) for a product."""
@@ -80,7 +92,11 @@ def _speaks_of_terms(text: str) -> bool:
         return False
     bound = _BOUND.findall(text)
     runs = "".join(letter for pair in bound for letter in pair)
-    if _APPLIED.search(text) or not runs or re.search(rf"_\s*(?:[{runs}]|\{{[^{{}}=]*[{runs}][^{{}}=]*\}})", _LIMITS.sub("", text)):
+    if (
+        _APPLIED.search(text)
+        or not runs
+        or re.search(rf"_\s*(?:[{runs}]|\{{[^{{}}=]*[{runs}][^{{}}=]*\}})", _LIMITS.sub("", text))
+    ):
         return True
     if "\\int" not in text:
         return False

@@ -114,6 +114,8 @@ REPLACEMENTS = [
             r"\\det\s*\(?\s*\\begin\{[pb]matrix\}(.*?)\\end\{[pb]matrix\}\s*\)?$",
             r"\\begin{vmatrix}\1\\end{vmatrix}",
         ),
+        ("out", r"^\s*(\d+)\s*(?:\\text\{\s*out\s+of\s*\}|\s+out\s+of\s)\s*(\d+)\s*$", r"\\frac{\1}{\2}"),
+        ("out", r"^\\text\{\s*(\d+)\s+out\s+of\s+(\d+)\s*\}$", r"\\frac{\1}{\2}"),
         ("\\surd", r"\\surd(?![a-zA-Z])", r"\\sqrt"),
         ("paren", r"\\([lr])paren(?![a-zA-Z])", lambda match: "(" if match[1] == "l" else ")"),
         ("brack", r"\\([lr])brack(?![a-zA-Z])", lambda match: "[" if match[1] == "l" else "]"),

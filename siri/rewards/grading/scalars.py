@@ -8,7 +8,7 @@ from siri.rewards.grading.bases import in_base
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.measures import same_unit
 from siri.rewards.grading.structure import squeezed
-from siri.rewards.grading.units import without_unit
+from siri.rewards.grading.units import opposed, without_unit
 from siri.rewards.grading.values import rational, rounds_to, same_value
 
 # How many times is asked for by a number, and answered by one.
@@ -23,8 +23,9 @@ def same_scalar(gold: str, answer: str) -> bool:
     gold = _TIMES.sub("", gold)
     if (verdict := _same_angles(gold, answer)) is not None:
         return verdict
+    given = gold
     (gold, gold_unit), (bare, answer_unit) = without_unit(gold), without_unit(answer)
-    if not same_unit(gold_unit, answer_unit):
+    if not same_unit(gold_unit, answer_unit) or opposed(given, answer):
         return False
     # "what percent ...?" is answered by the number; the other way round 5% is not 5
     number_for_percent = gold.endswith("\\%") and bare == answer.strip() and "%" not in answer

@@ -28,6 +28,8 @@ _NAMED = re.compile(
     r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis|floor|ceil)(?=\s*\}\s*(?:\\,\s*)?(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
+# a<b>c are two inequalities.
+_CLOSED = re.compile(r"</|<(?:br|p|center|div)\b|<[a-z]+ [a-z]+=", re.IGNORECASE)
 # What is raised to a power stands right before two stars, and its exponent right behind them.
 _BOLD = re.compile(r"(?<![\w)\]}])(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1(?![\w(\\{])")
 # (A) as competitions print it.
@@ -85,7 +87,7 @@ def _undecorated(text: str) -> str:
     """Without bold, colour, underline, size and boxes, in markdown, HTML and LaTeX; the content stays."""
     if "<" in text:
         text = re.sub(r"<sup>([^<>]*)</sup>", r"^{\1}", re.sub(r"<sub>([^<>]*)</sub>", r"_{\1}", text))
-        text = _MARKUP.sub(" ", text)
+        text = _MARKUP.sub(" ", text) if _CLOSED.search(text) else text
     if "*" in text or "_" in text or "`" in text:
         text = _unmarked(text)
     if "\\" in text:
