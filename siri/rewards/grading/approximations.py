@@ -79,8 +79,8 @@ def _chosen(piece: str, *, decimals: bool) -> str:
 
 def _is_near(exact: str, rounded: str, *, strictly: bool = False) -> bool:
     """Whether a value and what stands behind the sign of approximation can be the same. What the grammar does not read
-    (an integral, a formula with letters) has nothing to be compared by. If `strictly`, a decimal is not rounded up where
-    it ought to be rounded down."""
+    (an integral, a formula with letters) has nothing to be compared by. If `strictly`, nothing is rounded up that ought
+    to be rounded down."""
     values = bracketed(exact.strip()), bracketed(rounded.strip())
     if all(values):
         (shape, parts), (other, others) = (value for value in values if value)

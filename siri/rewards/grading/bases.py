@@ -29,10 +29,10 @@ def in_base(text: str) -> tuple[str, str] | None:
 def same_number(sides: list[str], others: list[str]) -> bool | None:
     """Whether a chain of numbers in bases, as 51_{10} = 201_5, is one number, and the other chain or number is among
     what it says; None where neither is such a chain."""
-    chains = [[in_base(side) or _decimal(side) for side in each] for each in (sides, others)]
+    texts = sides, others
+    chains = [[in_base(side) or _decimal(side) for side in each] for each in texts]
     if not any(
-        len(each) > 1 and all(each) and any(map(in_base, texts))
-        for each, texts in zip(chains, (sides, others), strict=True)
+        len(each) > 1 and all(each) and any(map(in_base, given)) for each, given in zip(chains, texts, strict=True)
     ):
         return None
     numbers = {int(number[0], int(number[1])) for each in chains for number in each if number}

@@ -93,7 +93,10 @@ def is_and_for_or(text: str) -> bool:
     """Whether inequalities that nothing meets are joined by "and": where a gold answer says so, "or" is meant."""
     if not _RELATION.search(text) or not _SAID_AND.search(text):
         return False
-    return same_pieces(read_set(text)[0], read_set(_SAID_AND.sub(" or ", text))[0])
+    try:
+        return same_pieces(read_set(text)[0], read_set(_SAID_AND.sub(" or ", text))[0])
+    except NotASet:
+        return False
 
 
 def same_pieces(a: Pieces, b: Pieces) -> bool:

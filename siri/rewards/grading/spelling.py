@@ -8,6 +8,7 @@ from siri.rewards.grading.characters import in_ascii
 from siri.rewards.grading.margins import trimmed, without_text_signs
 from siri.rewards.grading.notation import REPLACEMENTS
 from siri.rewards.grading.statements import listed_statements, named_values
+from siri.rewards.grading.structure import enclosed, split
 from siri.rewards.grading.words import without_words
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
@@ -64,13 +65,21 @@ def clean(text: str, *, decimals: bool = False) -> str:
             text = text.removesuffix("\\").rstrip()
         text = re.sub(r"^(?:\\\\\s*)+", "", text)
         text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", text)
-    text = text if text.endswith("..") else text.rstrip(" .,;:")
+    text = _bare_equation(text if text.endswith("..") else text.rstrip(" .,;:"))
     text = "\\cup".join(map(_open_ended, text.split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
         text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*|\d{1,2}:\d\d)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
         text = _BOTH_UNITS.sub(r"\1\\text{ \2}=\3\\text{ \4}", text)
     return without_approximations(text, decimals=decimals) if "\\approx" in text else text
+
+
+def _bare_equation(text: str) -> str:
+    """`text` without brackets around a whole equation, which are those of a remark."""
+    if text.startswith("(") and text.endswith(")") and "=" in text and enclosed(text):
+        inner = text[1:-1].strip()
+        return inner if len(split(inner, "=")) > 1 and not _has_members(inner) else text
+    return text
 
 
 def _open_ended(text: str) -> str:
