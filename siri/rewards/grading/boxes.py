@@ -20,7 +20,7 @@ _GOES_ON = re.compile(
 )
 # What only dresses the boxes and the words between them: marks of markdown, HTML and LaTeX, quotation marks, brackets.
 _DRESS = re.compile(
-    r"</?[a-zA-Z][^<>\n]{0,80}>|<!--[^<>]{0,80}-->|(?<=\n)[ \t]*(?:[-=][ \t]*){3,}(?=\n)|(?<!\\)%[^\n]{0,80}\n"
+    r"</?[a-zA-Z][^<>\n]{0,80}>|<!--[^<>]{0,80}-->|(?<=\n)[ \t]*(?:[-=][ \t]*){3,}(?=\n)|(?<=\s)%[^\n]{0,80}\n"
     r"|[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+|&(?:nbsp|ensp|emsp|thinsp);|[*`~\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u300c-\u300f]+"
     r"|(?<![a-zA-Z\d])_+|_+(?![a-zA-Z\d{])|(?<=\n)[ \t]*>"
     r"|\\(?:(?:text|math)?colou?r|[hv]space\*?)\s*\{[^{}]{0,20}\}"
