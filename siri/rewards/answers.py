@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from siri.rewards.grading import library, sets
+from siri.rewards.grading.bases import same_number
 from siri.rewards.grading.boxes import final_boxes, last_boxed
-from siri.rewards.grading.choices import same_choice, same_letters
+from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
 from siri.rewards.grading.conditions import without_declarations
 from siri.rewards.grading.equalities import condensed, names_a_value, turned
 from siri.rewards.grading.equations import (
@@ -22,12 +23,15 @@ from siri.rewards.grading.equations import (
     event,
     is_derivative,
     is_graph,
+    is_solved,
     same_curves,
+    same_inequality,
+    same_sides,
 )
 from siri.rewards.grading.forms import same_form
-from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
+from siri.rewards.grading.grammar import NotRead, read, symbols
 from siri.rewards.grading.integers import same_whole_sets
-from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, without_respectively
+from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, says_or, without_respectively
 from siri.rewards.grading.labels import (
     chained,
     name_key,
@@ -67,6 +71,8 @@ MAX_CLEANED_CHARS = 8192
 MAX_EXTRA_CHARS = 200_000
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_DECIMAL = re.compile(r"\.\d")
+_APPROXIMATE = re.compile(r"approx|\\(?:simeq|cong|doteq)|[≈≒≃≊≅]")
 _PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
 _WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
 
@@ -96,8 +102,16 @@ def same_answer(gold: str, answer: str) -> bool:
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
     undecided = False
+    spellings = [clean(answer)]
+    if _DECIMAL.search(gold) and _APPROXIMATE.search(answer):
+        spellings.append(clean(answer, decimals=True))
     for reading in readings(clean(gold)):
-        others = [text for other in readings(clean(answer)) for text in (other, *other_constants(reading, other))]
+        others = [
+            text
+            for spelling in dict.fromkeys(spellings)
+            for other in readings(spelling)
+            for text in (other, *other_constants(reading, other))
+        ]
         for other in others:
             try:
                 if _same(reading, other):
@@ -135,6 +149,8 @@ def _same(gold: str, answer: str) -> bool:
     if (verdict := _same_events(gold, answer)) is not None:
         return verdict
     if same_letters(gold, answer) is False or joined_otherwise(gold, answer):
+        return False
+    if is_thousands(gold) and says_or(answer):
         return False
     if (chosen := same_choice(gold, answer, _same)) is not None:
         return chosen
@@ -218,6 +234,8 @@ def _same_sets(gold: str, answer: str) -> bool | None:
             return None
         return False  # a number is no set
     (golds, gold_name), (answers, name) = gold_set, answer_set
+    if sets.is_and_for_or(answer) and not sets.is_and_for_or(gold):
+        return False
     return (not gold_name or not name or gold_name == name) and sets.same_pieces(golds, answers)
 
 
@@ -235,25 +253,7 @@ def _same_relations(gold: str, answer: str) -> bool:
         return both and _same_in_any_order(golds, answers)
     if (links := chains(*(without_label(text)[1] for text in (gold, answer)))) is not None:
         return all(map(_same, *links))
-    if not (RELATION.search(gold) and RELATION.search(answer)):
-        other = answer if RELATION.search(gold) else gold
-        return ("\\cup" in other or bracketed(other) is not None) and library.verify(gold, answer)
-    try:
-        (sign, tree), (other_sign, other_tree) = _below_zero(gold), _below_zero(answer)
-    except NotRead:
-        return library.verify(gold, answer)
-    return sign == other_sign and same_zeros(tree, other_tree, signed=sign != "\\ne ")
-
-
-def _below_zero(text: str) -> tuple[str, Tree]:
-    """An inequality as its sign and what is less than zero by it."""
-    sides, signs = RELATION.split(text), RELATION.findall(text)
-    if len(signs) != 1:
-        raise NotRead("more than one sign")
-    left, right = map(read, sides)
-    if signs[0] in (">", "\\ge "):
-        return ("<" if signs[0] == ">" else "\\le "), difference(right, left)
-    return signs[0], difference(left, right)
+    return same_inequality(gold, answer)
 
 
 def _same_lists(gold: str, answer: str) -> bool:
@@ -338,9 +338,13 @@ def _same_named_tuple(golds: list[str], answers: list[str]) -> bool:
 
 def _same_equation(golds: list[str], answers: list[str]) -> bool:
     """Compares what is between equals signs, where one side or both have some."""
+    if (verdict := same_number(golds, answers)) is not None:
+        return verdict
     if len(golds) > 1 and len(answers) > 1:
         return _same_equations(golds, answers)
     named, value = (golds, answers[0]) if len(golds) > 1 else (answers, golds[0])
+    if len(answers) > 1 and is_letter_of_choice(value) and answers[-1].strip().islower():
+        return False  # z = c is no choice
     if (converted := same_amount(named, value, _same)) is not None:
         return converted
     named = turned(named)
@@ -374,6 +378,9 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
     if len(golds) > 2:
         return _same_in_any_order(golds, answers)
     try:
-        return same_curves(*(difference(read(sides[0]), read(sides[-1])) for sides in (golds, answers)))
+        trees = [[read(sides[0]), read(sides[-1])] for sides in (golds, answers)]
+        if is_solved(*trees[0]) > is_solved(*trees[1]):
+            return False  # 2x = 4 is to be solved
+        return same_sides(*trees) or same_curves(*(difference(*sides) for sides in trees))
     except NotRead:
         return library.verify("=".join(golds), "=".join(answers))

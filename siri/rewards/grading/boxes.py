@@ -20,7 +20,8 @@ _GOES_ON = re.compile(
 )
 # What only dresses the boxes and the words between them: marks of markdown, HTML and LaTeX, quotation marks, brackets.
 _DRESS = re.compile(
-    r"</?[a-zA-Z][^<>\n]{0,80}>|&(?:nbsp|ensp|emsp|thinsp);|[*`~\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u300c-\u300f]+"
+    r"</?[a-zA-Z][^<>\n]{0,80}>|<!--[^<>]{0,80}-->|(?<=\n)[ \t]*(?:[-=][ \t]*){3,}(?=\n)|(?<=\s)%[^\n]{0,80}\n"
+    r"|[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+|&(?:nbsp|ensp|emsp|thinsp);|[*`~\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u300c-\u300f]+"
     r"|(?<![a-zA-Z\d])_+|_+(?![a-zA-Z\d{])|(?<=\n)[ \t]*>"
     r"|\\(?:(?:text|math)?colou?r|[hv]space\*?)\s*\{[^{}]{0,20}\}"
     r"|\\(?:begin|end)\{(?:center|itemize|enumerate|align\*?|gather\*?|equation\*?)\}|\\item(?![a-zA-Z])"
@@ -59,7 +60,17 @@ _GUESS = re.compile(r"\([^()]*\b(?:guess|attempt|candidate|possibility|option|ch
 _CASE = re.compile(r"\b(?:if|when|under|assuming|provided|unless|in\s+case)\b", re.IGNORECASE)
 _CONCLUDED = re.compile(r"\b(?:so|thus|hence|therefore|then|total|sum|finally|giv\w+|get|leav\w+)\b", re.IGNORECASE)
 _STOP = re.compile(r"[.!?]\s|\n")
-_OR = re.compile(r"\bor\b", re.IGNORECASE)
+# What makes a box inside of another something else than the answer.
+_OR_NOT = re.compile(
+    r"\b(?:or|not|never|no|except|neither|cannot|isn't|than|but)\b|n't\b|\\(?:neq?|not|lor|vee|neg)(?![a-zA-Z])|[\u2260\u6216]",
+    re.IGNORECASE,
+)
+# A sentence that begins another guess.
+_ANOTHER = re.compile(
+    r"[.!?;\n]\s*(?:or\s+)?(?:alternatively|maybe|perhaps|possibly|(?:yet\s+)?another\s+(?:possibility|option|answer|solution|guess|"
+    r"candidate|possible\s+\w+)|(?:it|the\s+answer)\s+(?:might|may|could)\s+(?:also\s+)?be)\b",
+    re.IGNORECASE,
+)
 _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\right)?[)]")
 _MAX_GAP = 160
 _MAX_BETWEEN = 40
@@ -69,6 +80,8 @@ _ANSWER = re.compile(
     r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:\uff1a](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
     re.IGNORECASE,
 )
+# How Minerva's four examples end.
+_HOPE = re.compile(r"[\s.$]*\bI hope (?:it|this|that) is correct[\s.!]*$", re.IGNORECASE)
 _HEADING = re.compile(r"[\s*_#>`]*(?:the\s+)?(?:final\s+)?answer[\s*_`]*[:\uff1a]?[\s*_`]*", re.IGNORECASE)
 # Signs that a model ends its turn with.
 _END = re.compile(r"(?:\s|<\|[a-z_]{1,20}\|>|</?s>|<(?:eos|pad|end_of_turn)>)+$")
@@ -100,7 +113,7 @@ def final_boxes(text: str) -> list[str]:
     """
     boxes = _boxes(text)
     if not boxes:
-        text = _END.sub("", text[-_MAX_LINE:])
+        text = _hopeless(_END.sub("", text[-_MAX_LINE:]))
         heading, _, line = text.rstrip().rpartition("\n")
         if match := _ANSWER.fullmatch(line):
             return [match["answer"]]
@@ -130,12 +143,20 @@ def final_boxes(text: str) -> list[str]:
     return contents
 
 
+def _hopeless(text: str) -> str:
+    """Without the hope that it is correct, and with the delimiter that was cut off with it."""
+    hope = _HOPE.search(text)
+    return text if hope is None else text[: hope.start()] + ("$" if "$" in hope[0] else "")
+
+
 def _is_guessed(before: str, between: str) -> bool:
     """Whether the words between two boxes say that either may be the answer."""
     between = re.sub(r"\bvs\.", "vs", between)
     if _CONCLUDED.search(between):
         return False
     ends = _STOP.search(between) is not None
+    if _ANOTHER.search(between):
+        return True
     if _GUESS.search(between) or (not ends and _ALTERNATIVE.search(between)):
         return True
     case = _CASE.search(between)
@@ -159,7 +180,7 @@ def _boxes(text: str) -> list[_Box]:
             opened = open_braces.pop() if open_braces else None
             if opened is not None and not (boxes and boxes[-1].start > opened[0]):
                 boxes.append(_Box(opened[0], token.end(), text[opened[1] : token.start()].strip()))
-            elif opened is not None and _OR.search(text, opened[1], min(boxes[-1].start, opened[1] + _MAX_GAP)):
+            elif opened is not None and _OR_NOT.search(text, opened[1], min(boxes[-1].start, opened[1] + _MAX_GAP)):
                 content = re.sub(r"\\f?box(?:ed)?(?![a-zA-Z])", "", text[opened[1] : token.start()][:_MAX_LINE])
                 boxes[-1] = _Box(opened[0], token.end(), content.strip())  # 3 or \boxed{4} is no 4
         elif token["open"] or token["box"]:  # the fourth kind is an escaped character, braces among them

@@ -6,9 +6,22 @@ from collections.abc import Callable
 from siri.rewards.grading.joins import listed, says_or
 from siri.rewards.grading.structure import choice, has_other_choices, key, split, without_text
 
+# What is said of a choice that is not chosen; at the beginning of its text, for the text may deny something else.
+_TAKEN_BACK = re.compile(
+    r"\W*(?:(?:is|was|are|seems|looks)\s+(?:definitely\s+|clearly\s+|certainly\s+)?(?:not|n't|never|wrong|incorrect|false|"
+    r"excluded|eliminated|impossible|unlikely|ruled)\b|(?:isn't|wasn't|aren't|cannot|can't|won't)\b|not\s+(?:correct|right|"
+    r"true|the|it|this|possible)\b|not\W*$|(?:or|and|rather|but|instead|nor|wrong|incorrect|excluded|eliminated|rejected|"
+    r"maybe|perhaps|possibly|probably|versus|vs)\b)",
+    re.IGNORECASE,
+)
+
 Same = Callable[[str, str], bool]
 
 _LETTERS = re.compile(r"\\text\{\s*(?:\(?[A-J]\)?(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)+|[A-H]{2,})\s*\}")
+
+
+def is_letter_of_choice(text: str) -> bool:
+    return bool(re.fullmatch(r"\(?[A-J]\)?", without_text(text)))
 
 
 def same_letters(gold: str, answer: str) -> bool | None:
@@ -32,7 +45,7 @@ def same_letters(gold: str, answer: str) -> bool | None:
 def same_choice(gold: str, answer: str, same: Same) -> bool | None:
     """A choice of a test, with its text or without; None where neither is one."""
     (gold_letter, gold_text), (letter, text) = choice(gold), choice(answer)
-    if has_other_choices(text) or has_other_choices(gold_text):
+    if any(has_other_choices(said) or _TAKEN_BACK.match(said) for said in (text, gold_text)):
         return False
     if gold_letter and letter:
         return gold_letter == letter and (not gold_text or not text or same(gold_text, text))

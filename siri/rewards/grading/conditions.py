@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 from siri.rewards.grading.families import family, parameter_only, without_range
+from siri.rewards.grading.grammar import WHOLE_NAMES
 from siri.rewards.grading.labels import without_label
 from siri.rewards.grading.names import letters_of, with_declared
 from siri.rewards.grading.structure import RELATION, split, without_text
@@ -20,8 +21,8 @@ _FUNCTION = re.compile(r"\s*[a-zA-Z]\(([a-z])\)\s*=.*", re.DOTALL)
 # That a function is meant for all numbers, and that a letter in it is any constant.
 _DECLARED = re.compile(
     r"\s*[,;(]?\s*(?:(?:for|where|with|and)\s+)?(?P<words>(?:(?:all|any|every|some|each|an?|arbitrary|real|constants?|"
-    r"numbers?|the)\s+)*)(?<=[\s,;(])(?P<names>[a-zA-Z](?:\s*(?:,|and)\s*[a-zA-Z])*)"
-    r"(?P<set>\s*\\in\s*\\mathbb\s*\{?R\}?|"
+    r"numbers?|the|(?P<whole>positive|non-?negative|natural|integers?))\s+)*)(?<=[\s,;(])(?P<names>[a-zA-Z](?:\s*(?:,|and)\s*[a-zA-Z])*)"
+    r"(?P<set>\s*\\in\s*\\mathbb\s*\{?(?:R|(?P<integers>[NZ]))\}?(?(integers)(?:[_^]\s*\{?\s*[+*]\s*\}?)?)|"
     r"\s+(?:is|are)\s+(?:an?\s+|any\s+|arbitrary\s+|real\s+)*(?:constants?|numbers?|reals?))?"
     r"\s*\)?\s*\.?$"
 )
@@ -75,6 +76,8 @@ def declared(text: str) -> tuple[str, set[str]]:
         )
         if match[1] in names and "some" in said["words"]:
             break  # for some x is less than for all
+        if (said["whole"] or said["integers"]) and not (names <= {match[1]} <= WHOLE_NAMES):
+            break  # for whole x is less than for all
         constants |= names - {match[1]}
         body = body[: said.start()].rstrip(" ,;")
     used = constants <= letters_of(body.partition("=")[2])

@@ -106,9 +106,14 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
 
 
 def turned(sides: list[str]) -> list[str]:
-    """`5 = x` with its name first."""
-    is_turned = len(sides) == 2 and re.fullmatch(r"\s*[a-zA-Z]\s*", sides[1]) and _is_closed(sides[0])
-    return sides[::-1] if is_turned and sides[1].strip() not in ("e", "i") else sides
+    """`5 = x`, `5 = m + n` and `2a + b = x` with what has the name first."""
+    if len(sides) != 2 or not (tree := _tree(sides[1])) or not symbols(tree):
+        return sides
+    if _is_closed(sides[0]):
+        return sides[::-1]
+    other = _tree(sides[0]) if tree[0] == "sym" and tree[1] in "xyz" else None
+    formula = other and other[0] != "sym" and symbols(other) and tree[1] not in symbols(other)
+    return sides[::-1] if formula else sides
 
 
 def _is_about_both(left: str, right: str) -> bool:

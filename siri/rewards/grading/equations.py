@@ -3,14 +3,15 @@
 import re
 from fractions import Fraction
 
-from siri.rewards.grading.grammar import Tree, symbols
+from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.polynomials import Polynomial, common_divisor, polynomial
 from siri.rewards.grading.structure import RELATION, enclosed, split, squeezed
-from siri.rewards.grading.values import drawn_points, rational, same_zeros
+from siri.rewards.grading.values import drawn_points, rational, same_value, same_zeros
 
 _APPLIED = re.compile(
     r"\s*((?:[a-zA-Z]|\\?Pr)(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?)\s*(?=[(\[])[(\[](.*)[)\]]\s*", re.DOTALL
 )
+_RISING = {">": "<", "\\ge ": "\\le "}
 # Of the other variables, where polynomials in one of them are compared: no roots of what anybody writes.
 _VALUES = ((1009, 97), (1013, 89), (1019, 83), (1021, 79))
 
@@ -23,6 +24,41 @@ def applied(side: str) -> tuple[str, str] | None:
 
 def difference(left: Tree, right: Tree) -> Tree:
     return ("+", (left, ("neg", right)))
+
+
+def is_solved(left: Tree, right: Tree) -> bool:
+    """Whether an equation or inequality of one unknown says what it is: x = 2, but not 2x = 4 or x = 4 - x."""
+    name = next((side for side in (left, right) if side[0] == "sym"), None)
+    return (
+        name is not None and {*symbols(left), *symbols(right)} == {name[1]} and not (symbols(left) and symbols(right))
+    )
+
+
+def same_sides(gold: list[Tree], answer: list[Tree]) -> bool:
+    """Whether two equations have the same sides, in either order."""
+    return any(all(map(same_value, gold, sides)) for sides in (answer, answer[::-1]))
+
+
+def same_inequality(gold: str, answer: str) -> bool:
+    """Whether two inequalities say the same; one that is to be solved is not its solution."""
+    try:
+        (sign, *sides), (other_sign, *others) = _ascending(gold), _ascending(answer)
+    except NotRead:
+        return False
+    if sign != other_sign or is_solved(*sides) > is_solved(*others):
+        return False
+    if all(map(same_value, sides, others)):
+        return True
+    return same_zeros(difference(*sides), difference(*others), signed=sign != "\\ne ")
+
+
+def _ascending(text: str) -> tuple[str, Tree, Tree]:
+    """An inequality as its sign and its sides, the smaller one first."""
+    sides, signs = RELATION.split(text), RELATION.findall(text)
+    if len(signs) != 1:
+        raise NotRead("no sign, or more than one")
+    left, right = map(read, sides)
+    return (_RISING[signs[0]], right, left) if signs[0] in _RISING else (signs[0], left, right)
 
 
 def same_curves(gold: Tree, answer: Tree) -> bool:

@@ -8,6 +8,7 @@ function without brackets runs to the next sum, product sign or function.
 
 from fractions import Fraction
 
+from siri.rewards.grading.derivatives import name_of
 from siri.rewards.grading.tokens import NotRead, recurring, tokens
 from siri.rewards.grading.vocabulary import (
     ACCENTS,
@@ -135,7 +136,7 @@ class _Reader:
 
     def starts_a_factor(self) -> bool:
         text, kind = self.peek(), self.kind()
-        if kind in ("number", "recurring", "letter", "name"):
+        if kind in ("number", "recurring", "letter", "name", "derivative"):
             return True
         if kind == "command":
             return text not in (*_TIMES, *_OVER, "\\%", "\\}", "\\|", "\\rfloor", "\\rceil", "\\rvert", "\\degree")
@@ -214,6 +215,8 @@ class _Reader:
             return self.letter(self.take())
         if kind == "name":
             return self.named(self.take())
+        if kind == "derivative":
+            return ("sym", name_of(self.take()))
         if kind == "command":
             return self.command(self.take())
         if text == "[":

@@ -2,10 +2,10 @@
 
 import re
 
-from siri.rewards.grading.structure import split
+from siri.rewards.grading.structure import bracketed, split
 from siri.rewards.grading.units import counted
 
-JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*or\s*\}|,?\s+or\s+")
+JUST_OR = re.compile(r",?\s*\\text\{\s*,?\s*(?:or|OR)\s*\}|,?\s+(?:or|OR)\s+")
 AND_OR = re.compile(
     r"(?<=[)\]}\d])(?:or|and)(?=[-(\[{\\A-Z\d])|,?\s*\\&\s*|,?\s*\\text\{\s*,?\s*(?:and|or|AND|OR)\s*\}|"
     r",?\s+(?:and|or|AND|OR)\s+"
@@ -35,7 +35,11 @@ def joined_otherwise(gold: str, answer: str) -> bool:
     if all(text.count("\\equiv") > 1 for text in texts):
         return all(re.search(r"(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])", text) for text in texts)
     names = [_names(text) for text in texts]
-    return all(1 < len(each) == len(set(each)) for each in names)
+    several = [1 < len(each) == len(set(each)) for each in names]
+    return all(several) or any(
+        each and text is texts[says_or(answer)] and bracketed(other) is not None
+        for each, text, other in zip(several, texts, texts[::-1], strict=True)
+    )
 
 
 def _names(text: str) -> list[str]:

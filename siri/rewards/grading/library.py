@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from siri.rewards.grading.derivatives import OPERATION
+
 _FRACTION = re.compile(r"(\d{1,3})/(\d{1,3})", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 # math-verify rounds to six decimals, absolutely, so it is not asked about what that could confuse.
@@ -30,6 +32,12 @@ _LIMITS = re.compile(
 )
 # Factorials of a series' index, as 1/n! or 1/(2n+1)!, which go as the series is brought to a closed form.
 _OF_AN_INDEX = re.compile(r"(?<![\w)!])(?:[a-z]|\(\d?[a-z](?:[-+]\d)?\))!(?!!)")
+# What runs in an integral, a sum or a limit.
+_BOUND = re.compile(
+    r"\\(?:sum|prod)\s*_\s*\{?\s*([a-zA-Z])\s*=|\\lim\s*_\s*\{?\s*([a-zA-Z])|(?<!\\)d\s*([a-zA-Z])(?![a-zA-Z])"
+)
+_BINDING = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
+_APPLIED = re.compile(r"(?<![a-zA-Z\\])[fghFGPuv]'*\s*\(")
 _MAX_NESTING = 12
 _DIGITS = 40
 
@@ -37,6 +45,10 @@ _DIGITS = 40
 def verify(gold: str, answer: str) -> bool:
     """Whether math-verify calls two scalars, equations or inequalities the same, and no digit speaks against it."""
     if any(_UNSAFE.search(text) or _NO_VALUE.search(text) for text in map(_without_limits, (gold, answer))):
+        return False
+    if any(map(_holds_an_equation, (gold, answer))):
+        return False
+    if any(map(OPERATION.search, (gold, answer))) or any(map(_speaks_of_terms, (gold, answer))):
         return False
     if not any(map(_WORTH_ASKING.search, (gold, answer))) or not (_is_balanced(gold) and _is_balanced(answer)):
         return False
@@ -61,6 +73,36 @@ def _without_limits(text: str) -> str:
     if len(_LIMITS.findall(text)) != 1:
         return text
     return _LIMITS.sub("", _OF_AN_INDEX.sub("", text) if "\\sum" in text else text)
+
+
+def _holds_an_equation(text: str) -> bool:
+    """Whether an equals sign stands inside of brackets: math-verify does not see what is done to the equation."""
+    text, depth = re.sub(r"_\s*\{[^{}]*\}|\\begin.*\\end", "", text, flags=re.DOTALL), 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "=" and depth > 0 and "\\{" not in text:
+            return True
+    return False
+
+
+def _speaks_of_terms(text: str) -> bool:
+    """Whether a letter in an integral, a sum or a limit may depend on what runs in it: math-verify takes the x_i of a
+    sum, and the v of an integral over t, for constants, and f(x) for a product."""
+    if not _BINDING.search(text):
+        return False
+    bound = _BOUND.findall(text)
+    runs = "".join(letter for pair in bound for letter in pair)
+    if (
+        _APPLIED.search(text)
+        or not runs
+        or re.search(rf"_\s*(?:[{runs}]|\{{[^{{}}=]*[{runs}][^{{}}=]*\}})", _LIMITS.sub("", text))
+    ):
+        return True
+    if "\\int" not in text:
+        return False
+    words = re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:ln|log|exp|sin|cos|tan)", " ", _LIMITS.sub("", text))
+    letters = set(re.findall("[a-zA-Z]", re.sub(r"d\s*[a-zA-Z](?![a-zA-Z])", "", words)))
+    return not letters <= {*runs, "e", "i"}
 
 
 def _is_balanced(text: str) -> bool:

@@ -136,6 +136,33 @@ square: sq
 cubic: cu
 nautical:
 unit:
+erg:
+dyne: dyn
+gauss:
+maxwell:
+oersted:
+siemens:
+becquerel:
+sievert:
+curie:
+decibel:
+dalton:
+horsepower: hp
+btu:
+parsec: pc
+kiloparsec: kpc
+megaparsec: mpc
+carat:
+bushel:
+peck:
+fathom:
+hogshead: hogsheads
+league:
+chain:
+stone:
+grain:
+slug:
+astronomicalunit:
 """
 NAMES = {variant: unit for unit, variants in re.findall(r"(\w+):(.*)", _TABLE) for variant in (unit, *variants.split())}
 """Each spelling, in small letters, and the unit."""
@@ -144,6 +171,7 @@ COMPOUNDS = tuple(
     (re.compile(rf"\b{pattern}\b", re.IGNORECASE), unit)
     for pattern, unit in (
         ("light[- ]?years?", "lightyear"),
+        ("astronomical[- ]units?", "astronomicalunit"),
         ("fl(?:uid)?[- ]?(?:ounces?|oz)", "fluidounce"),
         ("kilowatt[- ]?hours?|kw[- ]h", "kilowatthour"),
         ("watt[- ]?hours?", "watthour"),

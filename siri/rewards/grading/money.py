@@ -67,6 +67,21 @@ pound: GBP
 yen: JPY
 yuan: CNY RMB
 rupee: INR Rs
+ringgit: RM MYR
+rupiah: IDR
+rand: ZAR
+dirham: AED
+riyal: SAR
+taka: BDT
+naira: NGN
+dong: VND
+forint: HUF
+koruna: CZK
+shekel: ILS
+hryvnia: UAH
+pakistani: PKR
+kenyan: KES
+newzealand: NZD
 won: KRW
 franc: CHF
 peso: MXN PHP

@@ -2,6 +2,13 @@
 
 import re
 
+from siri.rewards.grading.derivatives import as_fractions
+
+# Codes and signs of currencies in letters, before an amount or behind it; money.py knows which is which.
+CODES = (
+    "USD|EUR|GBP|JPY|CNY|RMB|INR|Rs|KRW|CHF|MXN|PHP|RUB|BRL|PLN|SEK|NOK|DKK|TRY|THB|CAD|AUD|HKD|SGD|NZD|RM|MYR|IDR|ZAR|"
+    "AED|SAR|PKR|BDT|NGN|KES|VND|HUF|CZK|ILS|UAH"
+)
 _SCRIPT = r"(?:\{([^{}]+)\}|([a-z\d]))"
 
 
@@ -88,6 +95,7 @@ REPLACEMENTS = [
         ("\u201c", "^\u201c([^\u201c\u201d]*)\u201d$", r"\1"),
         ("^", r"\\(?:mathrm|text)\s*\{\s*(\^\s*\{?\s*\\circ\s*\}?)\s*\}", r"\1"),
         ("\\", r"\\(?:nice|s|x)frac(?![a-zA-Z])", r"\\frac"),
+        ("/", r"^.*(?:d|\\partial).*$", lambda match: as_fractions(match[0])),
         ("\\over", r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}|^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", lambda m: _over(m)),
         # ^1/_2, as slanted fractions are made
         ("_", r"(?<![a-zA-Z_.})])(?:\{ *\})?\^\{?(\d+)\}?(?:\\!)? ?/ ?(?:\\!)?_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
@@ -106,6 +114,8 @@ REPLACEMENTS = [
             r"\\det\s*\(?\s*\\begin\{[pb]matrix\}(.*?)\\end\{[pb]matrix\}\s*\)?$",
             r"\\begin{vmatrix}\1\\end{vmatrix}",
         ),
+        ("out", r"^\s*(\d+)\s*(?:\\text\{\s*out\s+of\s*\}|\s+out\s+of\s)\s*(\d+)\s*$", r"\\frac{\1}{\2}"),
+        ("out", r"^\\text\{\s*(\d+)\s+out\s+of\s+(\d+)\s*\}$", r"\\frac{\1}{\2}"),
         ("\\surd", r"\\surd(?![a-zA-Z])", r"\\sqrt"),
         ("paren", r"\\([lr])paren(?![a-zA-Z])", lambda match: "(" if match[1] == "l" else ")"),
         ("brack", r"\\([lr])brack(?![a-zA-Z])", lambda match: "[" if match[1] == "l" else "]"),
@@ -125,6 +135,8 @@ REPLACEMENTS = [
             r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu|\\mu *\\(?:text|mathrm)\{) *([mgs]) *\}",
             r"\\text{ micro\1}",
         ),
+        ("\\forall", r"(?<=\S)\s*,?\s*(?:\\text\{\s*,?\s*\}\s*)?\\forall(?![a-zA-Z])\s*", r" \\text{ for all } "),
+        ("\\{", r"^\s*([a-z])\s*=\s*(?=\\\{[^{}=]*(?:\{[^{}]*\}[^{}=]*)*\\\}$)", r"\1 \\in "),
         ("\\smallsetminus", r"\\smallsetminus(?![a-zA-Z])", r"\\setminus"),
         ("\\colon", r"\\colon(?![a-zA-Z])", ":"),
         ("dollar", r"\\(?:text|math)dollar(?![a-zA-Z])", " "),
@@ -143,10 +155,16 @@ REPLACEMENTS = [
             lambda match: "'" * match[0].count("\\prime"),
         ),
         ("\\var", r"\\var(epsilon|phi|theta)(?![a-zA-Z])", r"\\\1"),
+        ("\\", r"\\(?:thickapprox|approxeq|(?:simeq|cong|doteq)(?=\s*-?[\d.]))(?![a-zA-Z])", r"\\approx "),
         ("\\uppi", r"\\uppi(?![a-zA-Z])", r"\\pi "),
         (" to ", r"^\\text\{\s*(\d+)\s+to\s+(\d+)\s*\}$", r"\1:\2"),
         ("US", r"^US\s*\\?\$?\s*(?=[\d.])", ""),
-        ("USD", r"^USD\s*(?=[\d.])", ""),
+        (
+            "",
+            rf"^(?:\\text\{{\s*)?(?:{CODES})\.?\s*(?:\}}\s*)?(?:\\[,;: ]\s*)?(?=[\d.])(?!\.\D)",
+            "",
+        ),
+        ("", rf"(?<=\d)\s*(?:\\text\{{\s*)?(?<![a-zA-Z])(?:{CODES})\.?\s*\}}?$", ""),
         (":=", r":=", "="),
         ("\\mapsto", r"^([a-zA-Z])\s*:\s*([a-zA-Z])\s*\\mapsto(?![a-zA-Z])", r"\1(\2)="),
         ("\\equiv", r"(?<![\\a-zA-Z])([fgh]) ?(?:\(x\))? ?\\equiv(?![a-zA-Z])(?!.*mod)", r"\1(x)="),
@@ -155,6 +173,7 @@ REPLACEMENTS = [
         ("\\text", r"\\text\{\s*[.,;:]\s*\}$", ""),
         ("\\equiv", r"^([a-zA-Z]\([a-zA-Z]\))\s*\\equiv(?![a-zA-Z])(?!.*mod)", r"\1="),
         (",", r",\s*(?:\.\.\.|\\[lc]?dots(?:c(?![a-zA-Z]))?)\s*,", r",\\ldots ,"),
+        ("", r"([,+<=*-]|\\(?:cdot|times|le) ?)\s*(?:\.{3,}|\\(?:[lc]?dots[cbmio]?)(?![a-zA-Z]))", r"\1\\ldots "),
         ("&", r"&nbsp;", " "),
         ("&lt", r"&lt;", "<"),
         ("&gt", r"&gt;", ">"),
@@ -236,7 +255,7 @@ REPLACEMENTS = [
         ),
         ("\\text", r"(\\text\{[^{}]*\w)\s*[.!]\s*\}$", r"\1}"),
         ("\\text", r"(?<=[\d}])( *\\text\{[^{}]*[a-zA-Z]) *,? +(and|or) *\}(?= *[-\d\\(])", r"\1}\\text{ \2 }"),
-        ("=", r"^\\text\{ *([a-zA-Z] *= *-?\d[\d./]*) *\}$", r"\1"),
+        ("=", r"^\\text\{ *([a-zA-Z] *= *-?(?:[\d./ +-]|\\(?:[dt]?frac|sqrt|pi)|\{[\d+-]*\})+) *\}$", r"\1"),
         (":00", r"(?<![\d:])(\d{1,2}):00(?= *(?:\\text\{ *)?[apAP]\.? ?[mM]\b)", r"\1"),
         ("\\text", r"\\text\{\s*[\"'\u201c]+([^\"{}\u201d]*)[\"'\u201d]+\s*\}", r"\\text{\1}"),
         ("/", r"\\text\{ *(-?\d+ +\d+/\d+) *([a-zA-Z. ]*)\}", r"\1\\text{ \2}"),

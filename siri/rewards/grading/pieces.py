@@ -46,6 +46,8 @@ def _switches(tree: Tree) -> Iterator[tuple[str, Tree]]:
         yield "sign", ("+", (("num", Fraction(1)), ("neg", ("call", "abs", (tree[2][0],)))))
     elif kind in ("root", "log"):
         yield "sign", tree[2]
+        if tree[2][0] == "^":  # the root of a square is an absolute value
+            yield "sign", tree[2][1]
     elif kind == "^" and not (tree[2][0] == "num" and tree[2][1].denominator == 1):
         yield "sign", tree[1]
     for part in parts(tree):

@@ -32,6 +32,8 @@ def readings(text: str) -> list[str]:
         return [text]
     number = _THOUSANDS.match(text)
     texts = [text, number[0].replace(",", "") + text[number.end() :]] if number else [text]
+    if number and ",0" in number[0]:  # no number of a list begins with a zero
+        texts = texts[1:]
     if _LAKHS.fullmatch(text):
         texts.append(text.replace(",", ""))
     if _ELSEWHERE.fullmatch(text):

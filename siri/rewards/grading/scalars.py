@@ -5,10 +5,10 @@ from fractions import Fraction
 
 from siri.rewards.grading import library
 from siri.rewards.grading.bases import in_base
-from siri.rewards.grading.grammar import NotRead, Tree, read
+from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.measures import same_unit
 from siri.rewards.grading.structure import squeezed
-from siri.rewards.grading.units import without_unit
+from siri.rewards.grading.units import opposed, without_unit
 from siri.rewards.grading.values import rational, rounds_to, same_value
 
 # How many times is asked for by a number, and answered by one.
@@ -21,8 +21,11 @@ _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 
 def same_scalar(gold: str, answer: str) -> bool:
     gold = _TIMES.sub("", gold)
+    if (verdict := _same_angles(gold, answer)) is not None:
+        return verdict
+    given = gold
     (gold, gold_unit), (bare, answer_unit) = without_unit(gold), without_unit(answer)
-    if not same_unit(gold_unit, answer_unit):
+    if not same_unit(gold_unit, answer_unit) or opposed(given, answer):
         return False
     # "what percent ...?" is answered by the number; the other way round 5% is not 5
     number_for_percent = gold.endswith("\\%") and bare == answer.strip() and "%" not in answer
@@ -41,6 +44,18 @@ def same_scalar(gold: str, answer: str) -> bool:
         return library.verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
     # a decimal that is near may be too near for a comparison of values to tell
     return _rounded(trees, (gold, answer)) or same_value(*trees)
+
+
+def _same_angles(gold: str, answer: str) -> bool | None:
+    """Whether two formulas with letters and degrees are the same: the sign belongs to its number, wherever that stands.
+    None for whatever else."""
+    if "\\text{degree}" not in gold or "\\text{degree}" not in answer:
+        return None
+    try:
+        trees = read(gold), read(answer)
+    except NotRead:
+        return None
+    return same_value(*trees) if all(map(symbols, trees)) else None
 
 
 def _turned(match: re.Match) -> str:

@@ -49,6 +49,8 @@ _SET_SIGNS = re.compile(
     r"\\\{\s*[a-zA-Z]\s*(?:\\mid|\||:)\s*[a-zA-Z]\s*\\in(?![a-zA-Z])|[Rr]eal|[Ee]mpty|[Nn]o sol|^\\?\{\s*\\?\}$"
 )
 _AND = re.compile(r"\s*(?:\\text\{\s*,?\s*and\s*\}|\band\b|\\(?:wedge|land)(?![a-zA-Z])|\\?&|\bAND\b)\s*")
+_SAID_AND = re.compile(r"\\text\{\s*,?\s*and\s*\}|\b(?:and|AND)\b")
+_LOGICAL = re.compile(r"\\(?:wedge|land|cap)(?![a-zA-Z])")
 _OR = re.compile(r"\s*(?:\\text\{\s*,?\s*or\s*\}|\bor\b|\\(?:vee|lor)(?![a-zA-Z])|\bOR\b)\s*")
 
 
@@ -87,6 +89,16 @@ def read_set(text: str) -> tuple[Pieces, str]:
     return _joined(pieces), next(iter(names), "")
 
 
+def is_and_for_or(text: str) -> bool:
+    """Whether inequalities that nothing meets are joined by "and": where a gold answer says so, "or" is meant."""
+    if not _RELATION.search(text) or not _SAID_AND.search(text):
+        return False
+    try:
+        return same_pieces(read_set(text)[0], read_set(_SAID_AND.sub(" or ", text))[0])
+    except NotASet:
+        return False
+
+
 def same_pieces(a: Pieces, b: Pieces) -> bool:
     """Whether two sets hold the same numbers."""
     return len(a) == len(b) and all(
@@ -113,7 +125,7 @@ def _either(text: str, names: set[str], depth: int) -> Pieces:
 
 
 def _all_of(text: str, names: set[str], depth: int) -> Pieces:
-    """Conditions joined by "and", or by commas, which mean "or" where nothing would meet them all."""
+    """Conditions joined by "and", or by commas, which mean "or" where nothing would meet them both."""
     if match := _MEMBER.fullmatch(text):
         names.add(match[1])
         pieces = _joined(_either(match[3], names, depth + 1))
@@ -133,7 +145,9 @@ def _all_of(text: str, names: set[str], depth: int) -> Pieces:
     solution = sets[0]
     for other in sets[1:]:
         solution = _common(solution, other)
-    if commas and len(sets) > 1 and not solution:
+    if len(sets) > 1 and not solution and not _LOGICAL.search(text):
+        if any(_common(a, b) for place, a in enumerate(sets) for b in sets[:place]):
+            raise NotASet  # of three some meet, and not all
         return [piece for pieces in sets for piece in pieces]
     return solution
 

@@ -8,6 +8,7 @@ from siri.rewards.grading.characters import in_ascii
 from siri.rewards.grading.margins import trimmed, without_text_signs
 from siri.rewards.grading.notation import REPLACEMENTS
 from siri.rewards.grading.statements import listed_statements, named_values
+from siri.rewards.grading.structure import enclosed, split
 from siri.rewards.grading.words import without_words
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
@@ -28,8 +29,15 @@ _NAMED = re.compile(
     r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis|floor|ceil)(?=\s*\}\s*(?:\\,\s*)?(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
-_BOLD = re.compile(r"(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1")
-_STARRED = re.compile(r"\*([^*]+)\*")
+# a<b>c are two inequalities.
+_CLOSED = re.compile(r"</|<(?:br|p|center|div)\b|<[a-z]+ [a-z]+=", re.IGNORECASE)
+# What is raised to a power stands right before two stars, and its exponent right behind them.
+_BOLD = re.compile(r"(?<![\w)\]}])(\*\*\*|\*\*|__|`{1,3})(?=\S)((?:(?!\1).)+?)(?<=\S)\1(?![\w(\\{])")
+# (A) as competitions print it.
+_BOLD_CHOICE = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|mathrm|mathsf)\s*\{\s*\(\s*([A-J])\s*\)\s*\}"
+    r"|^\s*\(\s*\\(?:mathbf|boldsymbol|bm|mathrm|mathsf)\s*\{\s*([A-J])\s*\}\s*\)"
+)
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 # An amount, and the same in another unit in brackets.
@@ -41,8 +49,9 @@ _THOUSANDS = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*", re.ASCII)
 
 
 @functools.lru_cache(2048)
-def clean(text: str) -> str:
-    """`text` in plain spelling: ASCII, no decoration, one name for each command."""
+def clean(text: str, *, decimals: bool = False) -> str:
+    """`text` in plain spelling: ASCII, no decoration, one name for each command. Of a value and its approximation the
+    first stays, or the decimal, if `decimals`."""
     if _NUMBER.fullmatch(text):
         return text
     text = trimmed(_undecorated(listed_statements(in_ascii(without_text_signs(trimmed(text))))))
@@ -56,13 +65,21 @@ def clean(text: str) -> str:
             text = text.removesuffix("\\").rstrip()
         text = re.sub(r"^(?:\\\\\s*)+", "", text)
         text = re.sub(r"(\.\d+)\s*(?:\.{3,}|\\[lc]?dots)$", r"\1\\ldots", text)
-    text = text if text.endswith("..") else text.rstrip(" .,;:")
+    text = _bare_equation(text if text.endswith("..") else text.rstrip(" .,;:"))
     text = "\\cup".join(map(_open_ended, text.split("\\cup")))
     if "\\text{" in text:  # \text{10 cm}
-        text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
+        text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*|\d{1,2}:\d\d)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
         text = _BOTH_UNITS.sub(r"\1\\text{ \2}=\3\\text{ \4}", text)
-    return without_approximations(text) if "\\approx" in text else text
+    return without_approximations(text, decimals=decimals) if "\\approx" in text else text
+
+
+def _bare_equation(text: str) -> str:
+    """`text` without brackets around a whole equation, which are those of a remark."""
+    if text.startswith("(") and text.endswith(")") and "=" in text and enclosed(text):
+        inner = text[1:-1].strip()
+        return inner if len(split(inner, "=")) > 1 and not _has_members(inner) else text
+    return text
 
 
 def _open_ended(text: str) -> str:
@@ -79,25 +96,26 @@ def _undecorated(text: str) -> str:
     """Without bold, colour, underline, size and boxes, in markdown, HTML and LaTeX; the content stays."""
     if "<" in text:
         text = re.sub(r"<sup>([^<>]*)</sup>", r"^{\1}", re.sub(r"<sub>([^<>]*)</sub>", r"_{\1}", text))
-        text = _MARKUP.sub(" ", text)
+        text = _MARKUP.sub(" ", text) if _CLOSED.search(text) else text
     if "*" in text or "_" in text or "`" in text:
         text = _unmarked(text)
     if "\\" in text:
         text = re.sub(r"\\text\w*\{\s*(?:\$([^$]*)\$|\\\(([^$]*?)\\\))\s*\}", r"{\1\2}", text)  # a formula after all
         text = re.sub(r"\{\\rm(?![a-zA-Z])\s*(?:\\\s)?\s*([a-zA-Z ]+)\}", r"\\text{ \1}", text)
+        text = _BOLD_CHOICE.sub(r"\\text{(\1\2)} ", text)
         text = _NAMED.sub(r"\\\1 ", _WRAPPERS.sub(" ", text))
     return _unbraced(text.strip())
 
 
 def _unmarked(text: str) -> str:
-    text = text.strip()
+    text = _BOLD.sub(r" \2 ", text.strip()).strip()
     inner = re.sub(r"(?<![\\.,;:])(?<!\\right)[.,;:]+$", "", text)  # but no thin space
     for _ in range(3):
         for mark in ("***", "**", "__", "```", "``", "`", "*", "_"):
             if len(inner) > 2 * len(mark) and inner.startswith(mark) and inner.endswith(mark):
                 inner = inner[len(mark) : -len(mark)].strip()
                 break
-    return _BOLD.sub(r" \2 ", inner) if "`" in inner or re.search(r"\*\*\s*[^*]*\D\s*\*\*", inner) else inner
+    return inner
 
 
 def _unbraced(text: str) -> str:

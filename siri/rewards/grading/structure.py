@@ -133,8 +133,8 @@ def _coefficient(text: str | None) -> str:
 
 
 def without_text(text: str) -> str:
-    """With words for what stands in \\text."""
-    return re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
+    """With words for what stands in \\text, but for the sign of degrees."""
+    return re.sub(r"\\text\{(?!degree\})([^{}]*)\}", r" \1 ", text).strip()
 
 
 def split(text: str, separators: str) -> list[str]:

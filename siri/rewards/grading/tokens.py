@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+from siri.rewards.grading.derivatives import QUOTIENT
 from siri.rewards.grading.vocabulary import CALLED, LONGEST_PLAIN, PLAIN
 
 _TOKEN = re.compile(
@@ -10,6 +11,7 @@ _TOKEN = re.compile(
     r"(?P<recurring>\d*\.(?:\d*\\(?:overline|bar)\s*(?:\{\s*\d+\s*\}|\d)|\d*\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))?))"
     r"|(?P<number>\d+(?:\.\d*)?|\.\d+)"
     r"|(?P<degree>\\text\{degree\})"
+    rf"|(?P<derivative>{QUOTIENT})"
     r"|(?P<command>\\[a-zA-Z]+|\\[{}%|])"
     r"|(?P<word>[a-zA-Z]+)"
     r"|(?P<sign>[-+*/^_!'(){}\[\]|,])"
@@ -19,6 +21,18 @@ _TOKEN = re.compile(
 _REPEATED = re.compile(
     r"(\d*)\.(\d*?)(?:\\(?:overline|bar)|\\dot)\s*\{?\s*(\d+)\s*\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", re.ASCII
 )
+
+
+# Words that a product of letters is not taken for: "not 0" would be zero.
+_SPOKEN = frozenset(
+    re.findall(
+        r"\w+",
+        "not nor non none no never but than all any the for are was has had can may must its one two who why how yes "
+        "nope wrong below almost out off far bad ill sub over under more less near like",
+    )
+)
+_VOWEL = re.compile("[aeiou]")
+_DENIED = re.compile(r"[a-z]n\s*'\s*t(?![a-z])")
 
 
 class NotRead(Exception):
@@ -44,11 +58,27 @@ def tokens(text: str) -> list[tuple[str, str]]:
             raise NotRead(text[place : place + 20])
         kind = match.lastgroup or ""  # every alternative has a name
         if kind == "word":
-            pairs += _names(match["word"], called=text[match.end() :].lstrip()[:1] in ("(", "["))
+            called = text[match.end() :].lstrip()[:1] in ("(", "[")
+            spoken = _is_spoken(match["word"]) and not (called and match["word"] in CALLED)
+            if spoken or _DENIED.match(text, max(match.end() - 2, 0)):
+                raise NotRead(match["word"])
+            pairs += _names(match["word"], called=called)
         elif not (kind == "command" and match["command"] in ("\\left", "\\right")):
             pairs.append((kind, match[kind]))
         place = match.end()
     return pairs
+
+
+def _is_spoken(word: str) -> bool:
+    """Whether letters in a row are a word and no product, whose letters are in order or have no vowel amid them."""
+    if word.casefold() in _SPOKEN:
+        return True
+    if len(word) < 4 or not word[1:].islower() or not _VOWEL.search(word[1:]):
+        return False
+    if list(word) in (sorted(word), sorted(word, reverse=True)):
+        return False
+    names = _names(word, called=False)
+    return all(kind == "letter" for kind, _ in names)
 
 
 def _names(word: str, *, called: bool) -> list[tuple[str, str]]:

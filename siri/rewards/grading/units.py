@@ -11,7 +11,10 @@ from siri.rewards.grading.vocabulary import GREEK, PLAIN
 
 # Without \text these are rather products: 2mg, 2ma.
 _PRODUCTS = frozenset(
-    re.findall(r"\w+", "ma pa kw kj hz ms nm dm pt qt mg ml um us ug ha ly kb mb gb tb cl dl ns ev sr gw wh mo")
+    re.findall(
+        r"\w+",
+        "ma pa kw kj hz ms nm dm pt qt mg ml um us ug ha ly kb mb gb tb cl dl ns ev sr gw wh mo pc kpc mpc hp dyn",
+    )
 )
 _NO_NOUNS = frozenset(
     re.findall(
@@ -48,6 +51,31 @@ _PLAIN_UNIT = re.compile(
     r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*|(?<=\s)[a-zA-Z]{1,6}/[a-zA-Z]{1,6})"
     r"(?:\^\s*\{?([23])\}?)?"
 )
+# Nouns of which one may be the whole question: which of both there are more of.
+_OPPOSED = tuple(
+    frozenset(pair.split())
+    for pair in (
+        "boy girl",
+        "man woman",
+        "men women",
+        "male female",
+        "head tail",
+        "win loss",
+        "win losse",
+        "son daughter",
+        "brother sister",
+        "husband wife",
+        "adult child",
+        "adult children",
+        "cat dog",
+        "apple orange",
+        "red blue",
+        "girl man",
+        "boy woman",
+        "day night",
+        "even odd",
+    )
+)
 _POWER_IN_WORDS = re.compile(r"(.*[a-zA-Z])\s+(squared|cubed)\s*")
 _ANGLE = re.compile(r"cis|sin|cos|tan|cot|sec|csc|tg")
 _FUNCTION = re.compile(r"sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|exp|arc|abs|theta|alpha|beta|gamma")
@@ -78,6 +106,12 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     if not in_text and any(word.casefold() in _PRODUCTS or is_symbol(word) for word in words):
         return text, None
     return quantity, unit_of(words, power) or ((*words, power) if words else None)
+
+
+def opposed(gold: str, answer: str) -> bool:
+    """Whether the nouns behind two numbers exclude each other: 15 girls are no 15 boys."""
+    nouns = [counted(text) for text in (gold, answer)] if "\\text" in gold and "\\text" in answer else []
+    return len(nouns) == 2 and nouns[0] != nouns[1] and any(set(nouns) <= pair for pair in _OPPOSED)
 
 
 def counted(text: str) -> str:

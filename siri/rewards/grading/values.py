@@ -26,6 +26,7 @@ from siri.rewards.grading.numbers import (
     number,
 )
 from siri.rewards.grading.pieces import WHOLE_AND_FAR, further_points, whole_points
+from siri.rewards.grading.residues import same_residues
 
 MAX_BITS = 40_000
 MAX_SYMBOLS = 12
@@ -52,11 +53,16 @@ def same_value(a: Tree, b: Tree) -> bool:
     if len(names) > MAX_SYMBOLS:
         raise Undecided
     is_complex = not names or has(a, _I) or has(b, _I)
-    if not names:
-        return _same_at(Setting({}, is_complex), a, b) is True
-    if (points := whole_points(a, b)) is not None:
-        return _same_at_whole_numbers(a, b, points, is_complex=is_complex)
-    return _same_everywhere(a, b, names, is_complex=is_complex)
+    try:
+        if not names:
+            return _same_at(Setting({}, is_complex), a, b) is True
+        if (points := whole_points(a, b)) is not None:
+            return _same_at_whole_numbers(a, b, points, is_complex=is_complex)
+        return _same_everywhere(a, b, names, is_complex=is_complex)
+    except Undecided:
+        if same_residues(a, b):
+            return True
+        raise
 
 
 def _same_everywhere(a: Tree, b: Tree, names: set[str], *, is_complex: bool) -> bool:

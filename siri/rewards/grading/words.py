@@ -17,6 +17,9 @@ _BRACED = re.compile(
     r"\s*\\right\s*\.",
     re.DOTALL,
 )
+# A system without a brace: each row is an equation.
+_ARRAY = re.compile(r"\s*\\begin\s*\{array\}(?:\s*\{[lcr|\s]*\})?(.*?)\\end\s*\{array\}\s*", re.DOTALL)
+_BREAK = re.compile(r"\\\\(?:\[[^\[\]]*\])?")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(rf"(?<![\w.,])(\d+(?:,\d{{3}})*(?:\.\d+)?)\s*(\\text\{{\s*)?({'|'.join(_SCALES)})\b\s*")
 _DOLLARS_AND_CENTS = re.compile(
@@ -46,8 +49,8 @@ _PARTS |= {
 _INFINITIES = {"infinity": "\\infty ", "positive infinity": "\\infty ", "negative infinity": "-\\infty "}
 _INFINITIES |= {"infinitely many": "\\infty "}
 _SIGN = re.compile(
-    r"^\s*(?:\\text\w*\s*\{)?\s*(?:minus|negative)(?:\s*\}\s*|\s+|~|\\ )(?=[\d.(\\])|"
-    r"^\s*\\text\w*\s*\{\s*(?:minus|negative)\s+(\d[\d.,/]*)\s*\}",
+    r"^\s*\\text\w*\s*\{\s*(?:minus|negative)\s+(\d[\d.,/]*)\s*\}|"
+    r"^\s*(?:\\text\w*\s*\{)?\s*(?:minus|negative)(?:\s*\}\s*|\s+|~|\\ )(?=[\d.(\\])",
     re.IGNORECASE,
 )
 _MOST_NOUNS = 2
@@ -70,6 +73,10 @@ def without_words(text: str) -> str:
     if "\\begin" in text:
         text = _BRACED.sub(r"\\begin{cases}\g<rows>\\end{cases}", text)
         text = _ROWS.sub(_listed, text)
+        if (rows := _ARRAY.fullmatch(text)) and all(
+            row.count("=") == 1 for row in _BREAK.split(rows[1]) if row.strip()
+        ):
+            text = ", ".join(row.replace("&", "").strip(" ,;\n") for row in _BREAK.split(rows[1]) if row.strip())
     if _ANNOUNCED.search(text):
         text = _PHRASE.sub(lambda match: "" if not match[1] or match[2] else match[1], text, count=1)
     if "here are" in text or "value of" in text:
