@@ -176,3 +176,12 @@ def test_no_bomb_takes_long_even_without_a_pool():
         began = time.perf_counter()
         assert math_reward(f"\\boxed{{{bad}}}", "5", think=False) == 0.0, bad
         assert time.perf_counter() - began < 3.0, bad[:40]
+
+
+@pytest.mark.parametrize("power", ["x^{2024}", "2^{2^n}+x"])
+def test_no_number_is_zero_where_values_are_too_large(power):
+    """Such formulas are compared modulo a prime: multiples of primes that are well known are no zero."""
+    assert math_reward(f"\\boxed{{0+{power}}}", power, think=False) == 1.0
+    for number in ((1 << 127) - 1, (1 << 61) - 1, (1 << 120) + 451, "2^{127}-1", "2^{521}-1"):
+        for other in (f"{power}+{number}", f"{power}-({number})\\cdot y", f"({power})({number}+1)"):
+            assert math_reward(f"\\boxed{{{other}}}", power, think=False) == 0.0, other
