@@ -9,8 +9,6 @@ import hashlib
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import sympy
-
 from siri.rewards.grading.grammar import Tree, parts
 
 _POINTS = 4
@@ -19,7 +17,9 @@ _MAX_EXPONENT = 1 << 20
 
 def same_residues(a: Tree, b: Tree) -> bool:
     """Whether two trees have the same parts and are the same as rational functions of these."""
-    prime = sympy.nextprime((1 << 120) + _digest(repr((a, b))))
+    from sympy import nextprime  # takes its time to import, and is rarely needed
+
+    prime = nextprime((1 << 120) + _digest(repr((a, b))))
     atoms = []
     for point in range(_POINTS):
         places = _Place(prime, point), _Place(prime, point)
