@@ -116,7 +116,7 @@ def varlen_attention(
     return run(query, key, value, layout, scale).to(query_NHd.dtype)
 
 
-def any_shape(device: torch.device) -> AbstractContextManager[None]:
+def any_shape(device: torch.device) -> AbstractContextManager[Any]:
     """torch's dense attention without cuDNN's, which torch prefers on an H100 and which builds a plan for every new
     shape: a shape with every token that is sampled, and with every pack."""
     if device.type != "cuda":

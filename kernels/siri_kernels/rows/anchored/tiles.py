@@ -91,9 +91,9 @@ def capability(device: torch.device) -> int:
 
 CUT_OFF = {90: 1.05e-9}
 """Compute capability -> by how much a logit of D products comes out too small, as a share of it for each of D: tensor
-cores cut off towards 0, a product two bits below the last of the sum, the sum at every step of 16. The share depends on
-the operands; this is the one that leaves the least of the largest errors (`bench/truncation.py --model`). bench/NOTES.md
-has what an H100 showed of it. Capabilities that are not here have not been looked at."""
+cores cut off towards 0, a product two bits below the last of the sum, the sum at every step of 16. The share depends
+on the operands; this is the one that leaves the least of the largest errors (`bench/truncation.py --model`).
+bench/NOTES.md has what GPUs showed of it. Capabilities that are not here have not been looked at."""
 
 
 def compensation(device: torch.device, d_model: int) -> float:
