@@ -23,9 +23,9 @@ TESTS ?=
 demo: .venv
 	.venv/bin/siri train demo --auto-resume
 
-# files side by side, a process more than there are cores; then what measures time, alone
+# files side by side, a process for each core; then what measures time, alone
 test: .venv
-	.venv/bin/python -m pytest --durations=20 -m "not quiet" -n auto --maxprocesses 5 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest --durations=20 -m "not quiet" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	.venv/bin/python -m pytest -m quiet
 
 # a server computes on one core, and so does a trainer: two files at a time

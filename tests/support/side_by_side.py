@@ -1,8 +1,6 @@
 """`make test` runs files side by side (pytest-xdist, `--dist loadfile`): a file's tests stay in one process, because
 what they share is made once there, and long files begin first, so that none is left alone at the end."""
 
-import os
-
 import pytest
 
 LONG = (
@@ -23,9 +21,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     longest = {file(item) for item in items if file(item) in LONG or item.get_closest_marker("slow")}
     items.sort(key=lambda item: file(item) not in longest)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """With -n auto a process more than there are cores: while a test waits for what it has started, another runs."""
-    return len(os.sched_getaffinity(0)) + 1 if config.option.numprocesses == "auto" else None
