@@ -9,7 +9,7 @@ that it cannot rot, and torch.mm alone.
 
 The model: 16 products and what has been summed so far are aligned to the largest of them, each is cut off two bits
 below fp32's last, and the sum of them is cut off to fp32 (Khattak and Mikaitis, arXiv 2512.07004, who compare bit by
-bit). It has no free parameter and met ten shifts that an H100 showed within a seventh (bench/NOTES.md).
+bit). It has no free parameter; bench/NOTES.md has how near it came to an H100 and an H200.
 
 `--model` measures nothing: it prints the model's shifts, and works out the largest errors of log-probs and entropies
 on the problems of `kernel_problems`, as the sums come and with the factor that K1 has on sm_90 (`tiles.CUT_OFF`), or

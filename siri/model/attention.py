@@ -131,15 +131,15 @@ def _sdpa(query_NHd, key_NKd, value_NKd, layout: PackedLayout, scale: float) -> 
     numbers are those of one-by-one attention, and memory stays linear in the pack."""
     grouped = query_NHd.shape[1] != key_NKd.shape[1]
     outputs = []
-    for rows_SL in layout.blocks:
-        # transposed, because torch wants [sequences, heads, length, head size]
-        query, key, value = (
-            tensor.index_select(0, rows_SL.flatten()).unflatten(0, rows_SL.shape).transpose(1, 2)
-            for tensor in (query_NHd, key_NKd, value_NKd)
-        )
-        with any_shape(query.device):
+    with any_shape(query_NHd.device):
+        for rows_SL in layout.blocks:
+            # transposed, because torch wants [sequences, heads, length, head size]
+            query, key, value = (
+                tensor.index_select(0, rows_SL.flatten()).unflatten(0, rows_SL.shape).transpose(1, 2)
+                for tensor in (query_NHd, key_NKd, value_NKd)
+            )
             out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
     assert layout.place_N is not None  # as in every layout of this backend
     return torch.cat(outputs).index_select(0, layout.place_N)
 

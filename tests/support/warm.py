@@ -257,9 +257,8 @@ if __name__ == "__main__":
         importlib.import_module(imported)
     gc.collect()
     gc.freeze()
-    atexit.register(
-        gc.unfreeze
-    )  # at the end libraries look whether their objects are gone, and none goes that is frozen
+    # libraries look at the end whether their objects are gone, and what is frozen stays
+    atexit.register(gc.unfreeze)
     with socket.socket(fileno=int(sys.argv[1])) as asking:
         asking.send(b"ready")
         work_to_do = serve(asking)

@@ -20,17 +20,15 @@ def same_residues(a: Tree, b: Tree) -> bool:
     from sympy import nextprime  # takes its time to import, and is rarely needed
 
     prime = nextprime((1 << 120) + _digest(repr((a, b))))
-    atoms = []
     for point in range(_POINTS):
         places = _Place(prime, point), _Place(prime, point)
         try:
             values = [place.residue(tree) for place, tree in zip(places, (a, b), strict=True)]
         except (ZeroDivisionError, ValueError):
             return False
-        if values[0] != values[1]:
+        if values[0] != values[1] or places[0].atoms != places[1].atoms:
             return False
-        atoms.append(places[0].atoms == places[1].atoms)
-    return all(atoms)
+    return True
 
 
 def _digest(text: str) -> int:

@@ -137,7 +137,7 @@ def test_an_engine_is_closed_when_a_command_fails(command, tmp_path, monkeypatch
 
 
 def test_every_token_is_sampled_with_kernels_for_any_shape(monkeypatch):
-    """A plan for each length of the cache took 80 ms a token on a GPU."""
+    """A plan for each length of the cache takes longer than the token."""
     inside, shapes = [], []
 
     @contextlib.contextmanager
