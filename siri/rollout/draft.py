@@ -64,9 +64,13 @@ class Draft:
     def end(self, *, truncated: bool) -> None:
         self.ended, self.truncated = True, truncated
 
+    def whole(self, stop_ids: Collection[int]) -> bool:
+        """Whether its last token is there, said to be the last or not."""
+        return bool(self.tokens) and (self.tokens[-1] in stop_ids or len(self.tokens) == self.max_tokens)
+
     def close(self, stop_ids: Collection[int]) -> None:
         """After a request that broke off: it may have given the last token, and not have come to say that it did."""
-        if self.tokens and (self.tokens[-1] in stop_ids or len(self.tokens) == self.max_tokens):
+        if self.whole(stop_ids):
             self.end(truncated=self.tokens[-1] not in stop_ids)
             self.confirm(self.confirmed)
 

@@ -379,12 +379,17 @@ class Flight(Crew):
                 self._take_back(draft, server)
 
     def _share_out(self) -> None:
-        """Hand responses of a server that is much slower than another on to that, where nothing else waits for it."""
+        """Hand responses of a server that is much slower than another on to that, where nothing else waits for it. Not
+        those whose last token is there: what is not confirmed of them yet would be sampled again."""
         advice = self._balance.compare(self.running, list(self.keepers.values()), self._share())
         if self._waiting or advice is None:
             return
         servers, most, reason = advice
-        theirs = [(self._order[draft], task) for task, (draft, server) in self.running.items() if server in servers]
+        theirs = [
+            (self._order[draft], task)
+            for task, (draft, server) in self.running.items()
+            if server in servers and not draft.whole(self.stop_ids)
+        ]
         for _, task in sorted(theirs, key=lambda item: item[0])[:most]:
             draft, server = self.running[task]
             self.retries[f"{server.url}: {reason}"] += 1

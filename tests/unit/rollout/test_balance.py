@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.unit.rollout.test_flight import Sky, check_whole
+from tests.unit.rollout.test_flight import STOP, Sky, check_whole
 
 
 @pytest.mark.parametrize("late", [None, 0, 1], ids=["both at once", "the slow one late", "the fast one late"])
@@ -32,4 +32,36 @@ def test_a_slow_server_hands_over(servers, tmp_path, monkeypatch, late):
     check_whole(drafts)
     assert time.monotonic() - began < 90, "alone the slow one would take 120 s"
     assert any(draft.requests > 1 for draft in drafts)
+    sky.rollout.close()
+
+
+@pytest.mark.parametrize("last", [5, STOP])
+def test_a_response_whose_last_token_came_is_not_handed_on(servers, tmp_path, monkeypatch, last):
+    """However slow its server is to say that it was the last: another one would sample it again."""
+    sky = Sky(servers, tmp_path)
+    flight, stream, whole, advised = sky.flight, sky.flight.engine.stream, [], []
+
+    async def silent(session, server, job, temperature, extend):
+        if whole:
+            return await stream(session, server, job, temperature, extend)
+        (draft,) = [draft for draft, _ in flight.running.values() if draft.job(()).prompt_ids == job.prompt_ids]
+        whole.append(draft)
+        extend([5] * (job.max_tokens - 1) + [last], [-1.0] * job.max_tokens)
+        while len(advised) < 2:  # to hand on all that runs, and what became of it is seen
+            await asyncio.sleep(0.01)
+        return "stop" if last == STOP else "length"
+
+    def all_are_slow(running, servers, share):
+        if not whole or flight._waiting or len(advised) == 2:
+            return None
+        advised.append(len(running))
+        return set(servers), len(running), "much slower"
+
+    monkeypatch.setattr(flight.engine, "stream", silent)
+    monkeypatch.setattr(flight._balance, "compare", all_are_slow)
+    sky.sync(0)
+    drafts = sky.add(4)
+    sky.wait(drafts)
+    check_whole(drafts)
+    assert all(advised) and whole[0].requests == 1 and whole[0].truncated == (last != STOP)
     sky.rollout.close()
