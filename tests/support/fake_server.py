@@ -34,6 +34,10 @@ CONFIG = {
     "lora_config": None,
     "weight_transfer_config": None,
 }
+Sampled = tuple[list[int], list[float], str]
+"""Tokens, log-probs and why they end."""
+HANGS_S = 60.0
+"""A start or an end that has not come by then never does: neither waits for what is sampled."""
 
 
 class FakeServer:
@@ -61,8 +65,9 @@ class FakeServer:
         """Seconds for a token of a response that is streamed,"""
         self.streamed = 2
         """and tokens that are sent at once, at most what was asked for."""
-        self.sampler: Callable[[dict], tuple[list[int], list[float], str]] | None = None
-        """What it streams, in the place of the model's: tokens, log-probs and why they end."""
+        self.sampler: Callable[[dict], Sampled] | None = None
+        """What it streams, in the place of the model's."""
+        self._turn, self._sampling = asyncio.Lock(), threading.Lock()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.port = 0
@@ -93,10 +98,10 @@ class FakeServer:
             await site.start()
             self.port = site._server.sockets[0].getsockname()[1]
 
-        asyncio.run_coroutine_threadsafe(begin(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(begin(), self.loop).result(HANGS_S)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(HANGS_S)
 
     @property
     def url(self) -> str:
@@ -155,7 +160,7 @@ class FakeServer:
         }
         state = dict(self.policy.model.named_parameters())
         if fault != "stale":
-            with torch.no_grad():
+            with self._sampling, torch.no_grad():  # a request that was broken off may be computed still
                 for name, tensor in tensors.items():
                     state[name].copy_(tensor)
         shown = tensors if fault == "stale" else state  # a stale engine that even lies about it
@@ -196,11 +201,7 @@ class FakeServer:
             self.running -= 1
 
     async def _answer(self, request, body, fault: str):
-        self.engine.policy = replace(self.policy, stop_ids=frozenset(body["stop_token_ids"]))
-        completion = self.engine.generate(
-            [Request(body["prompt"], body["max_tokens"])], temperature=body["temperature"], seed=body["seed"]
-        )[0][0]
-        tokens, logp, reason = completion.token_ids, completion.logp, "length" if completion.truncated else "stop"
+        tokens, logp, reason = await self._beside(self._by_the_model, body)
         self.made += len(tokens)
         self.served += 1
         if fault == "abort":
@@ -236,9 +237,21 @@ class FakeServer:
         self.paused = False
         return web.json_response({"status": "resumed"})
 
-    def _sampled(self, body: dict) -> tuple[list[int], list[float], str]:
-        if self.sampler is not None:
-            return self.sampler(body)
+    async def _beside(self, sample: Callable[[dict], Sampled], body: dict) -> Sampled:
+        """One response after the other, in a thread: as vLLM does, the server answers all else meanwhile, and ends when
+        it is told to, however long that takes on a busy machine."""
+
+        def work() -> Sampled:
+            with self._sampling:  # the thread of a request that was broken off goes on
+                return sample(body)
+
+        async with self._turn:
+            return await asyncio.to_thread(work)
+
+    def _sampled(self, body: dict) -> Sampled:
+        return self._by_the_model(body) if self.sampler is None else self.sampler(body)
+
+    def _by_the_model(self, body: dict) -> Sampled:
         self.engine.policy = replace(self.policy, stop_ids=frozenset(body["stop_token_ids"]))
         asked = [Request(body["prompt"], body["max_tokens"])]
         completion = self.engine.generate(asked, temperature=body["temperature"], seed=body["seed"])[0][0]
@@ -248,8 +261,8 @@ class FakeServer:
         """Faults "cut" and "die" come in the middle."""
         while self.paused:
             await asyncio.sleep(0.005)
-        tokens, logp, reason = self._sampled(body)
         pauses, sent = self.pauses, 0
+        tokens, logp, reason = await self._beside(self._sampled, body)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         each = min(self.streamed, body["stream_interval"])

@@ -105,15 +105,16 @@ def test_a_restarted_server_is_given_the_weights_again(synced, servers, undistur
 def test_what_an_unnoticed_restart_sampled_is_thrown_away(synced, servers, undisturbed):
     """Between two responses, so that no connection broke: only the weights' version tells."""
     fresh = tiny_policy(seed=99)
-    real = servers[0]._answer
+    real, sampled = servers[0]._by_the_model, []
 
-    async def restarted(request, body, fault):
-        if servers[0].served == 3 and servers[0].weights:
+    def restarted(body):
+        if len(sampled) == 3 and servers[0].weights:
             servers[0].weights = None
             servers[0].policy.model.load_state_dict(fresh.model.state_dict())
-        return await real(request, body, fault)
+        sampled.append(body)
+        return real(body)
 
-    servers[0]._answer = restarted
+    servers[0]._by_the_model = restarted
     assert tokens(again(synced)) == tokens(undisturbed)
     assert sum(server.served for server in servers) > 24
     assert any("restarted in the middle" in reason for reason in synced.backend.retries)
@@ -123,17 +124,18 @@ def test_so_is_what_it_sampled_before_another_rank_gave_it_the_weights_again(syn
     """The version is right by the end of the batch: only the process's name tells."""
     good, fresh = servers[0].policy.model.state_dict(), tiny_policy(seed=99).model.state_dict()
     good = {name: tensor.clone() for name, tensor in good.items()}
-    real = servers[0]._answer
+    real, sampled = servers[0]._by_the_model, []
 
-    async def restarted(request, body, fault):
-        if servers[0].served == 3 and servers[0].processes == 1:
+    def restarted(body):
+        if len(sampled) == 3:
             servers[0].processes += 1
             servers[0].policy.model.load_state_dict(fresh)
-        elif servers[0].served == 6 and servers[0].processes == 2:
+        elif len(sampled) == 6:
             servers[0].policy.model.load_state_dict(good)
-        return await real(request, body, fault)
+        sampled.append(body)
+        return real(body)
 
-    servers[0]._answer = restarted
+    servers[0]._by_the_model = restarted
     assert tokens(again(synced)) == tokens(undisturbed)
     assert sum(server.served for server in servers) > 24
     assert any("restarted in the middle" in reason for reason in synced.backend.retries)
