@@ -80,10 +80,10 @@ def test_alternatives_that_are_prose_go():
 
 
 def test_an_answer_of_a_megabyte_takes_no_time():
-    began = time.perf_counter()
+    began = time.thread_time()  # of this thread alone, on whatever machine
     for text in ("$", "\\(", "\\begin{a}", "see the ", "a b "):
         is_prose(text * 200_000)
-    assert time.perf_counter() - began < 5
+    assert time.thread_time() - began < 5
 
 
 def test_rows_are_left_out_with_a_count_for_the_math_reward_alone(tmp_path):

@@ -45,10 +45,10 @@ def test_boxes_side_by_side_are_no_second_guess():
 def test_boxes_are_found_in_linear_time(piece):
     def seconds(length):
         text = piece * (length // len(piece))
-        began = time.perf_counter()
+        began = time.thread_time()  # of this thread alone, on whatever machine
         last_boxed(text)
         final_boxes(text)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     seconds(1000)
     assert min(seconds(200_000) for _ in range(2)) < 20 * min(seconds(40_000) for _ in range(3)) + 0.05
@@ -173,9 +173,9 @@ def test_no_bomb_takes_long_even_without_a_pool():
     math_reward("\\boxed{\\int_0^1 x dx}", "\\frac12", think=False)  # imports all that is needed
     pieces = ("(", "[", "C(", "|", "-", "\\{", "\\\\", "{", "C_", "\\text{", "0.", "\\sin ", "°", "x^", "\\frac{")
     for bad in [*BOMBS, *(piece * (8000 // len(piece)) for piece in pieces), *(piece * 150 for piece in pieces)]:
-        began = time.perf_counter()
+        began = time.thread_time()  # of this thread alone: a machine that is busy elsewhere is no bomb
         assert math_reward(f"\\boxed{{{bad}}}", "5", think=False) == 0.0, bad
-        assert time.perf_counter() - began < 3.0, bad[:40]
+        assert time.thread_time() - began < 3.0, bad[:40]
 
 
 @pytest.mark.parametrize("power", ["x^{2024}", "2^{2^n}+x"])
