@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from siri.model.policy import load_policy
+from siri.rollout.flight import Flight
 from siri.store import checkpoint
 from siri.train.batches import from_arrays, read
 from siri.train.grading import Grading
@@ -80,13 +81,19 @@ def test_a_signal_saves_what_is_in_flight_and_it_goes_on(served, tmp_path, in_tu
     run = tmp_path / "run"
     for server in served:
         server.token_s = 0.05
+    flights, add = [], Flight.add
+    monkeypatch.setattr(Flight, "add", lambda flight, *given: flights.append(flight) or add(flight, *given))
+
+    def begun() -> bool:
+        return any(draft.confirmed and not draft.ended for draft in flights[-1]._order)
 
     def act() -> None:
-        """After the first step, and some tokens of the next ones."""
-        deadline, before = time.monotonic() + 240, 0
-        while time.monotonic() < deadline and not (before and sum(server.made for server in served) > before + 60):
-            before = before or ((run / "metrics.jsonl").exists() and sum(server.made for server in served))
+        """After the first step, and some tokens of the next ones that a checkpoint may hold."""
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not ((run / "metrics.jsonl").exists() and flights[-1].look(begun)):
             time.sleep(0.02)
+        for server in served:
+            server.token_s = 5.0  # what is begun does not end before the checkpoint, however long that takes
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=act, daemon=True).start()
