@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.unit.rollout.test_flight import STOP, Sky, check_whole
+from tests.support.sky import STOP, Sky, check_whole
 
 
 @pytest.mark.parametrize("late", [None, 0, 1], ids=["both at once", "the slow one late", "the fast one late"])

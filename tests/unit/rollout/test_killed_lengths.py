@@ -8,7 +8,7 @@ from siri.rollout.draft import Draft
 from siri.store.shards import write_arrays
 from siri.train.batches import Answer, Batch, from_arrays, read, to_arrays
 from siri.train.collect import Drawn
-from tests.unit.rollout.test_flight import Sky, chain
+from tests.support.sky import Sky, chain
 
 RESPONSES, CAP, MEAN = 400, 400, 40
 KILLS = 12

@@ -2,7 +2,7 @@
 
 import threading
 
-from tests.unit.rollout.test_flight import PATIENCE_S, Sky, check_whole
+from tests.support.sky import PATIENCE_S, Sky, check_whole
 
 
 def test_a_server_that_samples_ends_when_it_is_told_to(servers, tmp_path):
