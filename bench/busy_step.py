@@ -2,8 +2,9 @@
 
 The recipe demo trains in a process of its own, once for each way to wait and number of threads. After every step
 processes that only count are let run or stopped, so that the times with and without them come from one run, step about:
-alone, beside as many as leave one core free (one process on two cores), and beside one for each core. The ratios can be
-read on a machine that does other work, too; the seconds cannot.
+alone, beside as many as leave one core free (one process on two cores), and beside one for each core. What a step
+waited for a core is measured, too (Linux tells it of a process's main thread): without it the ratios can be read on a
+machine that does other work as well, since what is left is what the step computed, spun or slept for.
 
   chosen     what siri train takes by itself
   N passive  --threads N; threads that wait sleep, as siri sets it
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -58,16 +60,19 @@ def counting(most: int):
 
 
 def measure(arguments: list[str], variables: dict[str, str], *, rounds: int, loads: list[int]) -> dict:
-    """Median seconds of a step of `siri train demo` for each number of busy processes, and the threads it used."""
+    """Median seconds of a step of `siri train demo` for each number of busy processes, with and without what it waited
+    for a core; the threads it used; and how many cores nobody used while it was alone."""
     steps = WARM_UP + rounds * len(loads)
     with tempfile.TemporaryDirectory() as folder, counting(max(loads)) as let_run:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "siri", "train", "demo", *OPTIONS, *arguments, "--steps", str(steps)]
         training = subprocess.Popen([*command, "--run-dir", str(run), "--quiet"], env=variables)
         log, beside, seen = run / "metrics.jsonl", [0], 0
+        clocks: list[tuple[float, float, float]] = []
         try:
             while training.poll() is None:
                 done = log.read_bytes().count(b"\n") if log.exists() else 0
+                clocks += [(time.monotonic(), waited_s(training.pid), idle_s())] * (done - len(clocks))
                 if seen < done < steps:
                     beside.append(loads[max(0, done - WARM_UP) % len(loads)])
                     let_run(beside[-1])
@@ -80,9 +85,37 @@ def measure(arguments: list[str], variables: dict[str, str], *, rounds: int, loa
             raise SystemExit(f"busy_step: siri train ended with {training.returncode}, {len(beside)} of {steps} steps")
         seconds = [json.loads(line)["step_time_s"] for line in log.read_text().splitlines()]
         threads = json.loads((run / "config.json").read_text())["threads_used"]
-    counted = list(zip(beside, seconds, strict=True))[WARM_UP:]
-    medians = {load: median(time for counted_load, time in counted if counted_load == load) for load in loads}
-    return {"threads": threads, "seconds": medians, "ratios": {load: medians[load] / medians[0] for load in loads}}
+    intervals = [[after - before for before, after in zip(*pair, strict=True)] for pair in pairwise(clocks)]
+    counted = list(zip(beside[1:], seconds[1:], intervals, strict=False))[WARM_UP - 1 :]
+    medians, net = {}, {}
+    for load in loads:
+        medians[load] = median(time for other, time, _ in counted if other == load)
+        net[load] = median(wall - waited for other, _, (wall, waited, _) in counted if other == load)
+    alone = [interval for other, _, interval in counted if other == 0]
+    return {
+        "threads": threads,
+        "seconds": medians,
+        "ratios": {load: medians[load] / medians[0] for load in loads},
+        "net_ratios": {load: net[load] / net[0] for load in loads},
+        "idle_cores_alone": sum(idle for _, _, idle in alone) / sum(wall for wall, _, _ in alone),
+    }
+
+
+def waited_s(pid: int) -> float:
+    """Seconds for which the main thread of a process could have run and had no core; 0 where nothing says it."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
+def idle_s() -> float:
+    """Seconds that all cores together were idle; 0 where nothing says it."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
 
 
 def random_model(folder: Path, width: int, layers: int) -> list[str]:
@@ -117,6 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.width:
             extra += random_model(Path(folder), options.width, options.layers)
+        print("Seconds of a step; in brackets over those alone, then both without what was waited for a core.\n")
         print("| threads | " + " | ".join(f"beside {load}" if load else "alone, s" for load in loads) + " |")
         print("|---|" + "---|" * len(loads))
         for way in options.ways:
@@ -125,7 +159,9 @@ def main() -> None:
             variables = environment(waiting == "spinning")
             rows[way] = row = measure([*chosen, *extra], variables, rounds=options.rounds, loads=loads)
             alone, *others = (row["seconds"][load] for load in loads)
-            cells = [f"{alone:.2f}", *(f"{value:.2f} ({value / alone:.1f}x)" for value in others)]
+            net = [row["net_ratios"][load] for load in loads[1:]]
+            cells = [f"{value:.2f} ({value / alone:.1f}x, {own:.1f}x)" for value, own in zip(others, net, strict=True)]
+            cells.insert(0, f"{alone:.2f}")
             name = f"{way}: {row['threads']}" if way == "chosen" else way
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     if options.json:
