@@ -7,6 +7,7 @@ from siri.rewards.grading.approximations import without_approximations
 from siri.rewards.grading.characters import in_ascii
 from siri.rewards.grading.margins import trimmed, without_text_signs
 from siri.rewards.grading.notation import REPLACEMENTS
+from siri.rewards.grading.separators import MARK, joined, marked, separated
 from siri.rewards.grading.statements import listed_statements, named_values
 from siri.rewards.grading.structure import enclosed, split
 from siri.rewards.grading.words import without_words
@@ -54,7 +55,8 @@ def clean(text: str, *, decimals: bool = False) -> str:
     first stays, or the decimal, if `decimals`."""
     if _NUMBER.fullmatch(text):
         return text
-    text = trimmed(_undecorated(listed_statements(in_ascii(without_text_signs(trimmed(text))))))
+    text = marked(in_ascii(separated(without_text_signs(trimmed(text)))))
+    text = trimmed(_undecorated(listed_statements(text)))
     text = named_values(without_words(text))
     for needle, pattern, replacement in REPLACEMENTS:
         if needle in text:
@@ -71,6 +73,7 @@ def clean(text: str, *, decimals: bool = False) -> str:
         text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*|\d{1,2}:\d\d)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
         text = _BOTH_UNITS.sub(r"\1\\text{ \2}=\3\\text{ \4}", text)
+    text = joined(text) if MARK in text else text
     return without_approximations(text, decimals=decimals) if "\\approx" in text else text
 
 
