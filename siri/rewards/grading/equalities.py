@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from siri.rewards.grading.equations import applied
+from siri.rewards.grading.computed import computed, is_identity
+from siri.rewards.grading.equations import applied, is_derivative
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
 from siri.rewards.grading.quantities import same_quantity
@@ -78,8 +79,12 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
         return False
     if any(_repeats(sides[0], side) for side in sides[1:-1]):
         return False  # x = 3 x = 5
+    if (verdict := computed(sides[0], sides[-1])) is not None:
+        return verdict and _agree(sides[1:], same)
     if _is_closed(sides[0]):
         return _agrees(sides[0], sides[-1], same, exactly=True) and _agree(sides, same)
+    if is_derivative(sides[0]) or (as_answer and is_identity(sides[0], sides[-1])):
+        return _agree(sides[1:], same)
     name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?(?:\\prime|\*)\}?", "", sides[0]).strip()
     if function := applied(name):
         if _LETTER.search(function[1]) and not _POINTS.fullmatch(function[1]) and _LETTER.search(sides[-1]):
@@ -186,6 +191,8 @@ def _agrees(side: str, last: str, same: Same, *, exactly: bool = False) -> bool:
             and (same_value(tree, last_tree) or (not exactly and _is_rounded(side, last, tree, last_tree)))
         ):
             return True
+        if tree is None and (verdict := computed(side, last)) is not None:
+            return verdict
         if same(side, last) or same_quantity(side, last):
             return True
     except (Undefined, Undecided):
