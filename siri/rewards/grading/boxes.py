@@ -3,6 +3,8 @@ r"""Where a response gives its answer: in its last boxes, or else, if its last l
 import re
 from dataclasses import dataclass
 
+from siri.rewards.grading.conclusions import concludes, is_computed, is_denied, takes_back
+
 _TOKEN = re.compile(
     r"(?<!\\)\\+f?box(?:ed)?\s*(?:(?P<box>\{)|(?P<bare>"
     r"[-+\u2212]?\d+(?:[.,/:]\d+)*(?:\\?%)?"
@@ -75,6 +77,7 @@ _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\rig
 _MAX_GAP = 160
 _MAX_BETWEEN = 40
 _MAX_CHOICE = 80
+_MAX_GAP_READ = 4000
 _ANSWER = re.compile(
     r"[\s*_#>`]*(?:[-+]\s+)?(?:<(?:b|strong)>\s*|\\text(?:bf)?\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?"
     r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:\uff1a](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
@@ -116,18 +119,24 @@ def final_boxes(text: str) -> list[str]:
         text = _hopeless(_END.sub("", text[-_MAX_LINE:]))
         heading, _, line = text.rstrip().rpartition("\n")
         if match := _ANSWER.fullmatch(line):
-            return [match["answer"]]
+            return [*_answers_before(heading, line), match["answer"]]
         return [line.strip()] if _HEADING.fullmatch(heading.rstrip().rpartition("\n")[2]) else []
+    boxes = [box for box in boxes if not _is_denied(text, box, alone=len(boxes) == 1)]
+    if not boxes:
+        return []
     last, apart = [boxes[-1]], False  # whether a bracket closes between them: (4) or (5) is no pair
     for box in reversed(boxes[:-1]):
         gap = text[box.end : last[0].start]
         plain = _DRESS.sub("", gap) if len(gap) <= _MAX_GAP else gap
         if _ANNOUNCED.search(text, max(0, box.start - _MAX_BETWEEN), box.start):
             plain = _ANNOUNCED.sub("", plain, count=1)
-        if not (len(plain) <= _MAX_BETWEEN and _BETWEEN.fullmatch(plain)) and not (
-            len(plain) <= _MAX_CHOICE
-            and (_EITHER.fullmatch(plain) or _is_guessed(text[max(0, box.start - _MAX_CHOICE) : box.start], plain))
-        ):
+        if is_computed(text[max(0, box.start - _MAX_BETWEEN) : box.start], gap[:_MAX_GAP]):
+            break
+        beside = len(plain) <= _MAX_BETWEEN and _BETWEEN.fullmatch(plain)
+        before = text[max(0, box.start - _MAX_CHOICE) : box.start]
+        guessed = len(plain) <= _MAX_CHOICE and (_EITHER.fullmatch(plain) or _is_guessed(before, plain))
+        behind = text[last[0].end : last[0].end + _MAX_CHOICE]
+        if not (beside or guessed) and concludes(before, box.content, gap[-_MAX_GAP_READ:], behind):
             break
         last.insert(0, box)
         apart |= ")" in re.sub(r"\\\)|[a-zA-Z\d]\)", "", plain)
@@ -143,10 +152,28 @@ def final_boxes(text: str) -> list[str]:
     return contents
 
 
+def _answers_before(text: str, last: str) -> list[str]:
+    """What earlier lines give as the answer, which no later one takes back and the last does not call the final one
+    instead: two such lines are two answers."""
+    lines = text.split("\n")
+    final = "final" in last.casefold()
+    matches = [(place, match["answer"]) for place, line in enumerate(lines) if (match := _ANSWER.fullmatch(line))]
+    return [
+        answer
+        for place, answer in matches
+        if final <= ("final" in lines[place].casefold()) and not takes_back("\n".join(lines[place + 1 :]))
+    ]
+
+
 def _hopeless(text: str) -> str:
     """Without the hope that it is correct, and with the delimiter that was cut off with it."""
     hope = _HOPE.search(text)
     return text if hope is None else text[: hope.start()] + ("$" if "$" in hope[0] else "")
+
+
+def _is_denied(text: str, box: _Box, *, alone: bool) -> bool:
+    before = text[max(0, box.start - _MAX_CHOICE) : box.start].rpartition("\n")[2]
+    return is_denied(before, text[box.end : box.end + _MAX_CHOICE], alone=alone)
 
 
 def _is_guessed(before: str, between: str) -> bool:
