@@ -135,6 +135,14 @@ REPLACEMENTS = [
             r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu|\\mu *\\(?:text|mathrm)\{) *([mgs]) *\}",
             r"\\text{ micro\1}",
         ),
+        (
+            "\\mu",
+            r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu *\}? *(?:\\(?:text|mathrm)\{)?|\\mu *\\(?:text|mathrm)\{) *"
+            r"([CFAVWJTHLN]) *\}",
+            r"\\text{ u\1}",
+        ),
+        ("\\AA", r"(?:\\(?:text|mathrm)\{ *)?\\AA(?![a-zA-Z]) *\}?$", r"\\text{ angstrom}"),
+        ("\\mathring", r"\\mathring *\{ *(?:\\(?:text|mathrm)\{ *)?A *\}? *\}$", r"\\text{ angstrom}"),
         ("\\forall", r"(?<=\S)\s*,?\s*(?:\\text\{\s*,?\s*\}\s*)?\\forall(?![a-zA-Z])\s*", r" \\text{ for all } "),
         ("\\{", r"^\s*([a-z])\s*=\s*(?=\\\{[^{}=]*(?:\{[^{}]*\}[^{}=]*)*\\\}$)", r"\1 \\in "),
         ("\\smallsetminus", r"\\smallsetminus(?![a-zA-Z])", r"\\setminus"),

@@ -10,14 +10,15 @@ synonyms. Where the gold answer has none, those of the response have to be a nou
 import re
 
 from siri.rewards.grading.measures import COMPOUNDS, measure
+from siri.rewards.grading.products import with_product
 from siri.rewards.grading.units import without_unit
 
 # Nouns that only say that something was counted.
 _COUNTING = frozenset(
     re.findall(
         r"\w+",
-        "way arrangement possibility choice solution value integer number pair combination permutation outcome element item "
-        "case option total unit thing object triple triplet quadruple tuple sequence count answer selection",
+        "way arrangement possibility choice solution value integer number pair combination permutation outcome element "
+        "item case option total unit thing object triple triplet quadruple tuple sequence count answer selection",
     )
 )
 # Words that say nothing of what was counted.
@@ -89,8 +90,8 @@ _OPPOSITE = re.compile(r"(?:non|un|in|im|dis|anti|counter|mis)-?")
 # Units in these spellings are rather words.
 _WORDS = frozenset(("in", "a", "are", "squares"))
 _BEHIND = re.compile(
-    r"(?P<number>[^a-zA-Z]*\d.*?)\s*(?:\\text\{(?P<text>[^{}]*[a-zA-Z][^{}]*)\}|(?<=[\d}\s])(?P<plain>[a-zA-Z][a-zA-Z.()/ -]*))"
-    r"\s*(?:\^\s*\{?[23]\}?)?"
+    r"(?P<number>[^a-zA-Z]*\d.*?)\s*(?:\\text\{(?P<text>[^{}]*[a-zA-Z][^{}]*)\}|"
+    r"(?<=[\d}\s])(?P<plain>[a-zA-Z][a-zA-Z.()/ -]*))\s*(?:\^\s*\{?[23]\}?)?"
 )
 _LINKING = re.compile(r"is|ss|us|less|ness|plus|minus|times|perhaps|thus|always|sometimes|yes|versus|as|was|has")
 _SINGLE = re.compile(r"\s*(?:1|1\.0+|0?\.\d+|\d*\.\d+|\\frac.*|\d+\s*/\s*\d+)\s*")
@@ -111,6 +112,8 @@ def said_behind(text: str) -> Said | None:
 def _match(text: str) -> re.Match | None:
     match = _BEHIND.fullmatch(text.strip()) if re.search("[a-zA-Z]", text) else None
     if match is None or "\\text{" in match["number"].replace("\\text{degree}", ""):
+        return None
+    if with_product(text.strip()):  # units in every word
         return None
     return match if without_unit(text)[0] != text.strip() else None
 

@@ -7,6 +7,7 @@ more", "5 tenths"), are no nouns, and what holds them is not the number alone.
 import re
 
 from siri.rewards.grading.measures import COMPOUNDS, is_symbol, measure, unit_of
+from siri.rewards.grading.products import with_product
 from siri.rewards.grading.vocabulary import GREEK, PLAIN
 
 # Without \text these are rather products: 2mg, 2ma.
@@ -49,7 +50,7 @@ _ORDINAL = re.compile(
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
 _PLAIN_UNIT = re.compile(
-    r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*|(?<=\s)[a-zA-Z]{1,6}/[a-zA-Z]{1,6})"
+    r"(.*(?:[\d})]|\\pi(?=\s)))\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*|(?<=\s)[a-zA-Z]{1,6}/[a-zA-Z]{1,6})"
     r"(?:\^\s*\{?([23])\}?)?"
 )
 _POWER_IN_WORDS = re.compile(r"(.*[a-zA-Z])\s+(squared|cubed)\s*")
@@ -60,6 +61,8 @@ _FUNCTION = re.compile(r"sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|exp|arc|abs|theta
 def without_unit(text: str) -> tuple[str, tuple | None]:
     """The quantity, and its unit where every word of it is a known measure. Other nouns ("9 values") are dropped."""
     text = text.strip()
+    if (product := with_product(text)) and not (product[1] == ("degree",) and _ANGLE.search(product[0])):
+        return product
     match = _TEXT_UNIT.fullmatch(text)
     in_text = match is not None
     match = match or _PLAIN_UNIT.fullmatch(text)
