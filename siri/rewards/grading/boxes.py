@@ -23,7 +23,8 @@ _GOES_ON = re.compile(
 # What only dresses the boxes and the words between them: marks of markdown, HTML and LaTeX, quotation marks, brackets.
 _DRESS = re.compile(
     r"</?[a-zA-Z][^<>\n]{0,80}>|<!--[^<>]{0,80}-->|(?<=\n)[ \t]*(?:[-=][ \t]*){3,}(?=\n)|(?<=\s)%[^\n]{0,80}\n"
-    r"|[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+|&(?:nbsp|ensp|emsp|thinsp);|[*`~\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u300c-\u300f]+"
+    r"|[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+|&(?:nbsp|ensp|emsp|thinsp);|"
+    r"[*`~\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u300c-\u300f]+"
     r"|(?<![a-zA-Z\d])_+|_+(?![a-zA-Z\d{])|(?<=\n)[ \t]*>"
     r"|\\(?:(?:text|math)?colou?r|[hv]space\*?)\s*\{[^{}]{0,20}\}"
     r"|\\(?:begin|end)\{(?:center|itemize|enumerate|align\*?|gather\*?|equation\*?)\}|\\item(?![a-zA-Z])"
@@ -37,7 +38,9 @@ _BETWEEN = re.compile(
     r"(?:[\s$]*(?:\^\s*\{?\s*\\circ\s*\}?|\u00b0|\\?%"
     r"|(?:\\text\{\s*)?\b(?:[cmk]?m|[mk]?g|s|sec|h|min|ft|in|units?)\b\s*\}?))?"
     r"(?:\(\s*(?:if|when|for)\b[^()]{0,30}\)|\(\s*(?:first|second|1st|2nd)\s[^()]{0,20}\)|\n\s*[-+\u2022](?=\s)"
-    r"|\b(?i:part|option|case|guess|answer|solution|interpretation|attempt)\s+(?=\(?(?:\d|[a-hA-H]|i{1,3})\b)|\(?\b(?:\d|[a-h]|[A-H](?=\))|i{1,3})[.):]{1,2}|[\s$,;&.|/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
+    r"|\b(?i:part|option|case|guess|answer|solution|interpretation|attempt)\s+(?=\(?(?:\d|[a-hA-H]|i{1,3})\b)|"
+    r"\(?\b(?:\d|[a-h]|[A-H](?=\))|i{1,3})[.):]{1,2}|[\s$,;&.|"
+    r"/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
     r"|\\\\"
     r"|\\[()\[\],;!&{}\s]|\\q?quad|\\(?:lor|land|vee|wedge|cup|text|textrm|approx|to|[lc]?dots)(?![a-zA-Z])"
     r"|\u6216\u8005?|\u4ee5\u53ca|\u5e76\u4e14|[\u548c\u4e0e\u53ca\u4e14]"
@@ -64,12 +67,14 @@ _CONCLUDED = re.compile(r"\b(?:so|thus|hence|therefore|then|total|sum|finally|gi
 _STOP = re.compile(r"[.!?]\s|\n")
 # What makes a box inside of another something else than the answer.
 _OR_NOT = re.compile(
-    r"\b(?:or|not|never|no|except|neither|cannot|isn't|than|but)\b|n't\b|\\(?:neq?|not|lor|vee|neg)(?![a-zA-Z])|[\u2260\u6216]",
+    r"\b(?:or|not|never|no|except|neither|cannot|isn't|than|but)\b|n't\b|\\(?:neq?|not|lor|vee|neg)(?![a-zA-Z])|"
+    r"[\u2260\u6216]",
     re.IGNORECASE,
 )
 # A sentence that begins another guess.
 _ANOTHER = re.compile(
-    r"[.!?;\n]\s*(?:or\s+)?(?:alternatively|maybe|perhaps|possibly|(?:yet\s+)?another\s+(?:possibility|option|answer|solution|guess|"
+    r"[.!?;\n]\s*(?:or\s+)?(?:alternatively|maybe|perhaps|possibly|(?:yet\s+)?another\s+(?:possibility|option|"
+    r"answer|solution|guess|"
     r"candidate|possible\s+\w+)|(?:it|the\s+answer)\s+(?:might|may|could)\s+(?:also\s+)?be)\b",
     re.IGNORECASE,
 )

@@ -59,6 +59,7 @@ _KINDS = {
     "child": frozenset(("boy", "girl", "son", "daughter")),
 }
 _NAMES = {word: name for name, words in re.findall(r"(\w+): (.+)", _SYNONYMS) for word in words.split()}
+_DIRECTIONS = frozenset(("north", "south", "east", "west"))
 _IRREGULAR = {
     "children": "child",
     "men": "man",
@@ -126,9 +127,10 @@ def _spelled(words: str) -> str:
 
 
 def _stems(text: str) -> tuple[str, ...]:
-    """Words in the singular, in one order; no units, which are compared as such, and no words that say nothing."""
+    """Words in the singular, in one order but where they are directions; no units, and no words that say nothing."""
     words = [word.casefold() for word in re.findall(r"[a-zA-Z]+(?:-[a-zA-Z]+)*", text)]
-    return tuple(sorted({_stem(word) for word in words if word not in _IDLE and not _is_a_unit(word)}))
+    stems = dict.fromkeys(_stem(word) for word in words if word not in _IDLE and not _is_a_unit(word))
+    return tuple(stems) if _DIRECTIONS.intersection(stems) else tuple(sorted(stems))
 
 
 def _is_a_unit(word: str) -> bool:
@@ -158,6 +160,8 @@ def _agree(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool:
     if any(_is_opposite(a, b) or _is_opposite(b, a) for a in golds for b in answers):
         return False
     left, right = set(golds) - _COUNTING, set(answers) - _COUNTING
+    if left == right and len(left) > 1 and _DIRECTIONS.intersection(left):
+        return False  # north of east is not east of north
     for kind, names in _KINDS.items():
         if kind in left | right and (left | right) & names:
             left, right = ({kind if word in names else word for word in words} for words in (left, right))

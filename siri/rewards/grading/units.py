@@ -45,7 +45,8 @@ _NO_NOUNS = frozenset(
 )
 # twelfths, billionths: other numbers, whatever their root.
 _ORDINAL = re.compile(
-    r"(?:eleven|twelf|\w*teen|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|\w*illion|dozen)ths?|\w*fold"
+    r"(?:eleven|twelf|\w*teen|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|\w*illion|dozen)ths?|"
+    r"\w*fold"
 )
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
