@@ -5,6 +5,7 @@ import re
 
 from siri.rewards.grading.approximations import without_approximations
 from siri.rewards.grading.characters import in_ascii
+from siri.rewards.grading.layout import laid_out
 from siri.rewards.grading.margins import trimmed, without_text_signs
 from siri.rewards.grading.notation import REPLACEMENTS
 from siri.rewards.grading.statements import listed_statements, named_values
@@ -24,7 +25,7 @@ _WRAPPERS = re.compile(
     r"\\mathbb(?=\s*\{\d+\})"
     r"|\\(?:checkmark|blacksquare|square|Box|qed|therefore|because)(?![a-zA-Z])|^\s*\\(?:Rightarrow|implies|"
     r"to)(?![a-zA-Z])"
-    r"|\\(?:[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\}"
+    r"|\\(?:[hv]?phantom|[hvm]space\*?|label|tag\*?)\s*\{[^{}]*\}"
     r"|\\(?:nonumber|notag)(?![a-zA-Z])|\\m?kern\s*-?\d*\.?\d+\s*(?:pt|mu|em|ex|mm)|\\math(?:it|"
     r"normal)\s*(?=\{[^{}]*[\d\\])|\\mathrm\s*(?=\{\s*-?\\[dt]?(?:frac|sqrt))"
 )
@@ -60,6 +61,7 @@ def clean(text: str, *, decimals: bool = False) -> str:
     first stays, or the decimal, if `decimals`."""
     if _NUMBER.fullmatch(text):
         return text
+    text = trimmed(laid_out(text))
     text = trimmed(_undecorated(listed_statements(in_ascii(without_text_signs(trimmed(text))))))
     text = named_values(without_words(text))
     for needle, pattern, replacement in REPLACEMENTS:
