@@ -44,7 +44,7 @@ from siri.rewards.grading.labels import (
 from siri.rewards.grading.money import same_currency
 from siri.rewards.grading.names import other_constants, with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
-from siri.rewards.grading.quantities import same_amount
+from siri.rewards.grading.quantities import differ_in_units, same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.scalars import same_scalar
 from siri.rewards.grading.spelling import clean
@@ -130,6 +130,8 @@ def _same(gold: str, answer: str) -> bool:
         return False
     if "espectively" in gold + answer:
         return _same_respective(gold, answer)
+    if key(gold) == key(answer) and gold != answer and differ_in_units(gold, answer):
+        return False  # m s is no ms
     if key(gold) == key(answer) or same_letters(gold, answer):
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:

@@ -15,7 +15,8 @@ from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.values import rational
 
 _BOUNDARY = re.compile(
-    r"[;]|,(?!\d{3}(?!\d))|,?\s*\\text\{[\s,]*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|\\l(?:or|and)(?![a-zA-Z])"
+    r"[;]|,(?!\d{3}(?!\d))|,?\s*\\text\{[\s,]*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|\\l(?:or|"
+    r"and)(?![a-zA-Z])"
 )
 _NAME = re.compile(
     r"(?:[a-df-zA-Z]|e(?=[_(])|\\(?!pi(?![a-zA-Z]))[a-z]+)(?:_(?:\w|\{\w+\}))?'*\s*(?:\([a-zA-Z\d, ]+\))?"

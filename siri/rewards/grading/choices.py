@@ -8,9 +8,12 @@ from siri.rewards.grading.structure import choice, has_other_choices, key, split
 
 # What is said of a choice that is not chosen; at the beginning of its text, for the text may deny something else.
 _TAKEN_BACK = re.compile(
-    r"\W*(?:(?:is|was|are|seems|looks)\s+(?:definitely\s+|clearly\s+|certainly\s+)?(?:not|n't|never|wrong|incorrect|false|"
-    r"excluded|eliminated|impossible|unlikely|ruled)\b|(?:isn't|wasn't|aren't|cannot|can't|won't)\b|not\s+(?:correct|right|"
-    r"true|the|it|this|possible)\b|not\W*$|(?:or|and|rather|but|instead|nor|wrong|incorrect|excluded|eliminated|rejected|"
+    r"\W*(?:(?:is|was|are|seems|looks)\s+(?:definitely\s+|clearly\s+|certainly\s+)?(?:not|n't|never|wrong|incorrect|"
+    r"false|"
+    r"excluded|eliminated|impossible|unlikely|ruled)\b|(?:isn't|wasn't|aren't|cannot|can't|won't)\b|"
+    r"not\s+(?:correct|right|"
+    r"true|the|it|this|possible)\b|not\W*$|(?:or|and|rather|but|instead|nor|wrong|incorrect|excluded|eliminated|"
+    r"rejected|"
     r"maybe|perhaps|possibly|probably|versus|vs)\b)",
     re.IGNORECASE,
 )

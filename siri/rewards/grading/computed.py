@@ -24,26 +24,29 @@ _OPERATOR = re.compile(
 _SERIES = re.compile(r"[+*]\s*\\[lc]?dots|\\(?:cdot|times)\s*\\[lc]?dots")
 _PRIMED = re.compile(r"\s*(\(.*\)|\[.*\])\s*'\s*", re.DOTALL)
 _CONJUGATE = re.compile(r"\s*\\(?:overline|bar)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*")
+_SCRIPT = r"(?:\{((?:[^{}]|\{[^{}]*\})*)\}|(\\[a-z]+|\w))"
 # [F(x)]_0^1 and F(x)|_0^1
-_BETWEEN = re.compile(r".*[\])|]\s*_\s*(?:\{[^{}]*\}|\w)\s*\^\s*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\w|\\pi)\s*", re.DOTALL)
+_BETWEEN = re.compile(rf".*[\])|]\s*_\s*{_SCRIPT}\s*\^\s*{_SCRIPT}\s*", re.DOTALL)
 _BOUND = re.compile(
     r"\\(?:sum|prod)\s*_\s*\{?\s*([a-zA-Z])|\\lim\s*_\s*\{?\s*\(?\s*([a-zA-Z])|(?<!\\)d\s*([a-zA-Z])(?![a-zA-Z])"
 )
-# A function, a sequence, or what a sum of them is like: it is a name by itself.
-_NAMED = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]'*\s*\(\s*[a-zA-Z]|(?<![\\a-zA-Z])[a-zA-Z]_\{?[a-zA-Z]")
+# A function, a sequence, a derivative: what is made of them is a name by itself.
+_NAMED = re.compile(r"(?<![\\a-zA-Z])(?:[fghuvyFGHPE]'*\s*\(|[a-zA-Z]_\{?[a-zA-Z])|[a-zA-Z]'|\\(?:phi|psi)\s*\(")
 _WORDS = re.compile(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:ln|log|exp|sin|cos|tan)(?![a-zA-Z])")
-_SCRIPT = r"(?:\{((?:[^{}]|\{[^{}]*\})*)\}|(\\[a-z]+|\w))"
 _INTEGRAL = re.compile(
-    rf"\s*\\int\s*(?:_\s*{_SCRIPT}\s*\^\s*{_SCRIPT})?\s*(?P<inside>.+?)\s*(?:\\,)?\s*d\s*(?P<name>[a-zA-Z])\s*", re.DOTALL
+    rf"\s*\\int\s*(?:_\s*{_SCRIPT}\s*\^\s*{_SCRIPT})?\s*(?P<inside>.+?)\s*d\s*(?P<name>[a-zA-Z])\s*", re.DOTALL
 )
 _SUM = re.compile(
     rf"\s*\\(?P<kind>sum|prod)\s*_\s*\{{\s*(?P<name>[a-z])\s*=\s*(?P<first>-?\d+)\s*\}}\s*\^\s*{_SCRIPT}\s*(?P<inside>.+)",
     re.DOTALL,
 )
 _DERIVATIVE = re.compile(
-    r"\s*\\frac\s*\{\s*(?:d|\\partial)\s*\}\s*\{\s*(?:d|\\partial)\s*(?P<name>[a-zA-Z])\s*\}\s*(?P<inside>.+)", re.DOTALL
+    r"\s*\\frac\s*\{\s*(?:d|\\partial)\s*\}\s*\{\s*(?:d|\\partial)\s*(?P<name>[a-zA-Z])\s*\}\s*(?P<inside>.+)",
+    re.DOTALL,
 )
-_LIMIT = re.compile(r"\s*\\lim\s*_\s*\{\s*([a-z])\s*\\(?:to|rightarrow)\s*([^{}]*?)\s*(\^\s*\{?\s*[-+]\s*\}?)?\s*\}\s*(.+)", re.DOTALL)
+_LIMIT = re.compile(
+    r"\s*\\lim\s*_\s*\{\s*([a-z])\s*\\(?:to|rightarrow)\s*([^{}]*?)\s*(\^\s*\{?\s*[-+]\s*\}?)?\s*\}\s*(.+)", re.DOTALL
+)
 _BITS = 200
 _STEP = Fraction(1, 1 << 40)
 _NEAR = Fraction(1, 1 << 50)
@@ -60,6 +63,8 @@ def computed(side: str, last: str) -> bool | None:
         return None
     if _is_open(side, last):
         return False
+    if _NAMED.search(side) or _NAMED.search(last):
+        return True  # nobody knows what these are
     try:
         return not any(check(side, last) for check in _CHECKS)
     except (NotRead, Undefined, Undecided):
@@ -139,10 +144,10 @@ def _is_other_sum(side: str, last: str) -> bool:
         first = int(match["first"])
         if not 0 <= last_index - first < _MOST_TERMS:
             return False
-        terms = tuple(_with(inside, name, ("num", Fraction(index))) for index in range(first, last_index + 1))
+        terms = tuple(_with(inside, name, ("num", Fraction(at))) for at in range(first, last_index + 1))
         total: Tree = ("+" if match["kind"] == "sum" else "*", terms)
-        pair = [tree if end.isdigit() else _with(tree, ("sym", end), ("num", Fraction(last_index))) for tree in (total, right)]
-        if _differ(*pair):
+        index: Tree = ("num", Fraction(last_index))
+        if _differ(*(_with(tree, ("sym", end), index) for tree in (total, right))):
             return True
     return False
 

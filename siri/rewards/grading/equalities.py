@@ -9,6 +9,7 @@ from siri.rewards.grading.equations import applied, is_derivative
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
 from siri.rewards.grading.quantities import same_quantity
+from siri.rewards.grading.sentences import is_label
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import squeezed
 from siri.rewards.grading.units import without_unit
@@ -30,7 +31,8 @@ _ROUNDING = Fraction(2, 100)
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)\s*(\\%)?")
 # What a name is made of, where the grammar has no word for it: AB, P(A|B), an angle, a description in words.
 _NAME = re.compile(
-    r"(?:\\(?:angle|triangle|overline|overrightarrow|overset|frown|vec|hat|widehat|bar|tilde|dot|ddot|mathbf|text|mathrm|"
+    r"(?:\\(?:angle|triangle|overline|overrightarrow|overset|frown|vec|hat|widehat|bar|tilde|dot|ddot|mathbf|text|"
+    r"mathrm|"
     r"operatorname|mathcal|mathbb|Pr|cap|cup|mid|cdot|frac|partial|perp|square|max|min|sup|inf|det|dim|gcd|lcm|sin|cos|"
     r"tan|ell|composed|varphi|alpha|beta|gamma|delta|theta|lambda|mu|sigma|tau|phi|psi|omega|Delta|Phi|Omega|Gamma)"
     r"(?![a-zA-Z])|[a-zA-Z'()\[\]{}|,_+*/^\s:.-])+"
@@ -56,6 +58,8 @@ _JOINING = frozenset(
     )
 )
 _AMID = re.compile(r"[\w)}\]']\s*\\text\{[^{}]*\}\s*[\w\\(\[]")
+_WORDS = re.compile(r"\s*\\text\{([^{}]*)\}\s*")
+_SHORT = 3
 _BITS = 64
 _MOST_WORDS = 80
 _MOST_PLACES = 100
@@ -77,6 +81,10 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     """
     if _is_about_both(sides[0].strip(), sides[-1].strip()):
         return False
+    if sides[0].lstrip().startswith(("\\neg", "\\lnot")):
+        return False  # of the complement
+    if (words := _WORDS.fullmatch(sides[0])) and len(words[1].strip()) > _SHORT and not is_label(words[1]):
+        return False  # double = 5
     if any(_repeats(sides[0], side) for side in sides[1:-1]):
         return False  # x = 3 x = 5
     if (verdict := computed(sides[0], sides[-1])) is not None:

@@ -15,18 +15,21 @@ Same = Callable[[str, str], bool]
 _NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
 # What several things may be the same by: letters, segments, angles.
 _MEASURED = re.compile(
-    rf"{_NAME.pattern}|\|?[A-Z]{{2}}\|?|\\overline\s*\{{\s*[A-Z]{{2}}\s*\}}|m?\s*\\angle\s*\{{?\s*(?:[A-Z]{{1,3}}|\d)\s*\}}?"
+    rf"{_NAME.pattern}|\|?[A-Z]{{2}}\|?|\\overline\s*\{{\s*[A-Z]{{2}}\s*\}}|m?\s*\\angle\s*\{{?\s*(?:[A-Z]{{1,3}}|"
+    rf"\d)\s*\}}?"
 )
 _INDEXED = re.compile(r"\s*([a-zA-Z]|\\lambda\s*)_\{?(\d)\}?\s*=([^=]+)")
 _COORDINATES = re.compile(r"([xyz])(?:_\{?\d\}?)?")
 _ROOT = re.compile(r"x_[12]")
 _POINT = re.compile(r"\s*([A-Z](?:_\w|')?)\s*(?:=\s*)?(\([^=]*\))")
 _SET_OF = re.compile(
-    r"\s*((?:[A-Z]|\\(?:complement|overline)\s*(?:_\w\s*)?\{?\s*[A-Z]\s*\}?)(?:\s*\\(?:cap|cup|setminus)\s*[A-Z])*)\s*=\s*"
+    r"\s*((?:[A-Z]|\\(?:complement|overline)\s*(?:_\w\s*)?\{?\s*[A-Z]\s*\}?)(?:\s*\\(?:cap|cup|"
+    r"setminus)\s*[A-Z])*)\s*=\s*"
     r"(?=\\\{|\\emptyset|[(\[].*[)\]]$)"
 )
 _MEMBER = re.compile(
-    r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega)|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*"
+    r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega)|"
+    r"\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*"
 )
 _CARRIED = re.compile(r"[-+\d\s./^{}a-z]*\d[-+\d\s./^{}a-z]*|-?\\frac\{\d+\}\{\d+\}")
 

@@ -120,6 +120,18 @@ REPLACEMENTS = [
         ("paren", r"\\([lr])paren(?![a-zA-Z])", lambda match: "(" if match[1] == "l" else ")"),
         ("brack", r"\\([lr])brack(?![a-zA-Z])", lambda match: "[" if match[1] == "l" else "]"),
         ("\\big", r"\\big(cup|cap)(?![a-zA-Z])(?!\s*[_^])", r"\\\1"),
+        ("\\math", r"\\math(?:bb|rm|cal|sf|bf)\s*\{\s*(P|E|Pr|Var)\s*\}(?=\s*[(\[])", r"\1"),
+        (
+            "\\text",
+            r"\s*,?\s*\\text\{[\s,]*(?:which is )?(?:attained|achieved|reached) (?:at|when|for|if)\s*\}[^{}]{1,40}$",
+            "",
+        ),
+        (
+            "\\text",
+            r"(?<=[\d}])\s*\\text\{([^{}]*(?:\bof|pairs|triples|tuples|values|solutions))\s*\}\s*"
+            r"(?:[a-zA-Z]|\([a-z](?:,\s*[a-z])+\))$",
+            r"\\text{\1}",
+        ),
         ("\\Bbb", r"\\Bbb(?![a-zA-Z])", r"\\mathbb"),
         ("+/", r"\+ ?/ ?-", r"\\pm "),
         ("\\mathbb", r"\\mathbb\s*([RZNQC])(?![a-zA-Z])", r"\\mathbb{\1}"),
@@ -135,6 +147,14 @@ REPLACEMENTS = [
             r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu|\\mu *\\(?:text|mathrm)\{) *([mgs]) *\}",
             r"\\text{ micro\1}",
         ),
+        (
+            "\\mu",
+            r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu *\}? *(?:\\(?:text|mathrm)\{)?|\\mu *\\(?:text|mathrm)\{) *"
+            r"([CFAVWJTHLN]) *\}",
+            r"\\text{ u\1}",
+        ),
+        ("\\AA", r"(?:\\(?:text|mathrm)\{ *)?\\AA(?![a-zA-Z]) *\}?$", r"\\text{ angstrom}"),
+        ("\\mathring", r"\\mathring *\{ *(?:\\(?:text|mathrm)\{ *)?A *\}? *\}$", r"\\text{ angstrom}"),
         ("\\forall", r"(?<=\S)\s*,?\s*(?:\\text\{\s*,?\s*\}\s*)?\\forall(?![a-zA-Z])\s*", r" \\text{ for all } "),
         ("\\{", r"^\s*([a-z])\s*=\s*(?=\\\{[^{}=]*(?:\{[^{}]*\}[^{}=]*)*\\\}$)", r"\1 \\in "),
         ("\\smallsetminus", r"\\smallsetminus(?![a-zA-Z])", r"\\setminus"),
@@ -199,6 +219,7 @@ REPLACEMENTS = [
         ("\\rbrace", r"\\rbrace(?![a-zA-Z])", r"\\}"),
         ("<=", r"<=", r"\\le "),
         (">=", r">=", r"\\ge "),
+        ("!=", r"(?<=[\d)])!=(?=-?\d)", "! ="),
         ("!=", r"!=(?!=)", r"\\ne "),
         ("\\lt", r"\\lt(?![a-zA-Z])", "<"),
         ("\\gt", r"\\gt(?![a-zA-Z])", ">"),
@@ -224,7 +245,8 @@ REPLACEMENTS = [
         ),
         (
             "deg",
-            r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
+            r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|"
+            r"\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
         (

@@ -26,11 +26,13 @@ _LETTER = re.compile("[a-zA-Z]")
 _SHORT_WORDS = frozenset(re.findall(r"\w+", "yes no true false odd even all none dne not never always"))
 _TIME = re.compile(r"(\d{1,2}(?::\d\d)?)([ap])\.?m\.?", re.IGNORECASE)
 _NUMBER_SET = re.compile(
-    r"(?:[nmk]\\in)?\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
+    r"(?:[nmk]\\in)?\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|"
+    r"negative|non-?negative)?"
     r"(integers|naturalnumbers|rationalnumbers))[nmk]?"
 )
 _KIND_OF_NUMBERS = re.compile(
-    r"(?i:(?:theset\s?of)?(?:all)?(?:the)?(?:(even|odd|prime|composite)(?:integers|numbers|naturalnumbers)|(prime)s))[nmk]?"
+    r"(?i:(?:theset\s?of)?(?:all)?(?:the)?(?:(even|odd|prime|composite)(?:integers|numbers|naturalnumbers)|"
+    r"(prime)s))[nmk]?"
     r"|[nmk](?:is)(even|odd|prime)"
 )
 _TOGETHER = re.compile(r"[A-Z](?:\\(cup|cap)[A-Z])(?:\\\1[A-Z])*")
