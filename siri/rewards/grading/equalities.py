@@ -24,6 +24,15 @@ _TO_BE_SOLVED = re.compile(
 )
 _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])|\\(?:theta|alpha|beta|omega|phi|lambda)(?![a-zA-Z])")
 _POINTS = re.compile(r"\s*(?:[a-zA-Z]|\\[a-z]+)(?:\s*,\s*(?:[a-zA-Z]|\\[a-z]+))*\s*")
+# What a function may be applied to, as well, so that it is asked for by that name: 2x, or another function. At -x or
+# x + 1 it is what problems give that ask for f(x).
+_SCALED = re.compile(r"\s*[2-9]\s*[a-z]\s*")
+_COMBINED = re.compile(r"\s*\(\s*[a-z]\s*(?:[-+*/]|\\(?:cdot|composed)\s)?\s*[a-z]\s*\)\s*\(\s*[a-z]\s*\)\s*")
+# Matrices by what is done to them: A^2, A^{-1}B, 2A - B, (AB)^T. Of 2A alone one would look for A.
+_POWER = r"(?:\s*\^\s*\{?\s*(?:-?\d+|[nkmT*])\s*\}?)"
+_MATRIX = rf"(?:[A-Z](?:_\{{?\w\}}?)?{_POWER}?\s*)"
+_OF_MATRICES = re.compile(rf"\s*{_MATRIX}+|\s*\(\s*{_MATRIX}+\){_POWER}|\s*\d*{_MATRIX}+(?:[-+]\s*\d*{_MATRIX}+)+")
+_SIZE = re.compile(r"\s*(?:\||\\lvert\s)\s*[A-Z]\s*(?:\||\\rvert)\s*")
 # What a sum may be of that is one number: f(2), a_1, a letter.
 _TERM = re.compile(r"[a-zA-Z]'*\([-\d./]+\)|[a-zA-Z]_\{?\d+\}?|[a-zA-Z]")
 # A decimal may be rounded or cut off by less than one of its last place, and by no more than this part of the value.
@@ -91,11 +100,14 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
         return verdict and _agree(sides[1:], same)
     if _is_closed(sides[0]):
         return _agrees(sides[0], sides[-1], same, exactly=True) and _agree(sides, same)
-    if is_derivative(sides[0]) or (as_answer and is_identity(sides[0], sides[-1])):
+    named = is_derivative(sides[0]) or _COMBINED.fullmatch(sides[0]) or _SIZE.fullmatch(sides[0])
+    named = named or ("\\begin{" in sides[-1] and _OF_MATRICES.fullmatch(sides[0]))
+    if named or (as_answer and is_identity(sides[0], sides[-1])):
         return _agree(sides[1:], same)
     name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?(?:\\prime|\*)\}?", "", sides[0]).strip()
     if function := applied(name):
-        if _LETTER.search(function[1]) and not _POINTS.fullmatch(function[1]) and _LETTER.search(sides[-1]):
+        usual = _POINTS.fullmatch(function[1]) or _SCALED.fullmatch(function[1]) or applied(function[1])
+        if _LETTER.search(function[1]) and not usual and _LETTER.search(sides[-1]):
             return False  # f(-x) = 2x + 1
         name = function[0].removesuffix("^{-1}")
     if ("|" in name or "vert" in name) and _LETTER.search(sides[-1]):

@@ -39,6 +39,7 @@ def name_key(text: str) -> str:
     text = re.sub(r"\\angle(?![a-zA-Z])|\s+|\\text|\\(?=(?:Pr|max|min)(?![a-zA-Z]))", "", text)
     text = re.sub(r"^\{?(max|min)(?:imum)?\}?$", r"\1", text)
     text = re.sub(r"^\\frac\{d([a-z])\}\{dx\}$|^d([a-z])/dx$", r"\1\2'", text)
+    text = re.sub(r"^\\frac\{d\^([23])([a-z])\}\{dx\^\1\}$", lambda match: match[2] + "'" * int(match[1]), text)
     return re.sub(r"_\{(\w+)\}|\{(\w)\}", r"_\1\2" if "_{" in text else r"\1\2", text)
 
 
