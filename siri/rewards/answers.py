@@ -29,6 +29,7 @@ from siri.rewards.grading.equations import (
     same_sides,
 )
 from siri.rewards.grading.forms import same_form
+from siri.rewards.grading.golds import mended, unescaped
 from siri.rewards.grading.grammar import NotRead, read, symbols
 from siri.rewards.grading.integers import same_whole_sets
 from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, says_or, without_respectively
@@ -99,6 +100,7 @@ def same_answer(gold: str, answer: str) -> bool:
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
+    gold, answer = mended(gold), unescaped(answer)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
     undecided = False

@@ -28,18 +28,20 @@ _WORDS |= dict.fromkeys(("无解", "没有解"), "\\text{no solution}") | {"不�
 _WORDS |= {"是": "\\text{yes}", "否": "\\text{no}", "偶数": "\\text{even}", "奇数": "\\text{odd}"}
 # What a value may be called, so that it is compared as a label in English is.
 _NAMED = """
-答案 answer 结果 result 值 value 面积 area 体积 volume 周长 perimeter 半径 radius 直径 diameter
+答案 answer 答 answer 结果 result 值 value 面积 area 体积 volume 周长 perimeter 半径 radius 直径 diameter
 长度 length 长 length 宽 width 高 height 概率 probability 和 sum 差 difference 积 product 商 quotient
 距离 distance 速度 speed 时间 time 个数 number 人数 number 总数 total 斜率 slope 解 solution
 最大值 maximum 最小值 minimum
 """
 _LABELS = dict(re.findall(r"(\S+) (\w+)", _NAMED))
+# What it is the area of, say; but no half of it, and no wrong one.
+_OF = r"(?:(?:(?![错误不非无半倍另除反假伪旧次前余约])[\u4e00-\u9fff]){1,10}的|[a-zA-Z]\s*的)?"
 _LABELLED = re.compile(
-    r"^\s*(?:\\text\{\s*)?(?:(?:所以|因此|故|则|即|其|它的|所求的?)\s*)*("
+    rf"^\s*(?:\\text\{{\s*)?(?:(?:所以|因此|故|则|即|其|它的|所求的?)\s*)*{_OF}("
     + "|".join(sorted(_LABELS, key=len, reverse=True))
     + r")\s*(?:为|是|等于|[:\uff1a])\s*[:\uff1a]?\s*(?:\}\s*)?(?=[\d\\(\[$.\uff0d-])"
 )
-_TOGETHER = re.compile(r"^\s*共\s*(?=\d)")
+_TOGETHER = re.compile(r"^\s*(?:一?共有?|总共有?|共计|合计|有)\s*(?=\d)")
 
 
 _JOINING = {"或者": " or ", "或": " or ", "并且": " and ", "且": " and ", "和": " and ", "与": " and ", "及": " and "}
