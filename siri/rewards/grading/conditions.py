@@ -21,7 +21,8 @@ _PLUS_OR_MINUS = re.compile(r"\\ne \s*\\pm\s*([\w\\{}.]+)$")
 _FUNCTION = re.compile(r"\s*[a-zA-Z]\(([a-z])\)\s*=.*", re.DOTALL)
 # That a function is meant for all numbers, and that a letter in it is any constant.
 _DECLARED = re.compile(
-    r"\s*[,;(]?\s*(?:(?:for|where|with|and)\s+)?(?P<words>(?:(?:all|any|every|some|each|an?|arbitrary|real|constants?|"
+    r"\s*[,;(]?\s*(?:(?:for|where|with|and)\s+)?(?P<words>(?:(?<![a-zA-Z])(?:all|any|every|some|each|an?|arbitrary|"
+    r"real|constants?|"
     r"numbers?|the|(?P<whole>positive|non-?negative|natural|"
     r"integers?))\s+)*)(?<=[\s,;(])(?P<names>[a-zA-Z](?:\s*(?:,|and)\s*[a-zA-Z])*)"
     r"(?P<set>\s*\\in\s*\\mathbb\s*\{?(?:R|(?P<integers>[NZ]))\}?(?(integers)(?:[_^]\s*\{?\s*[+*]\s*\}?)?)|"

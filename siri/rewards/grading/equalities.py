@@ -57,6 +57,18 @@ _JOINING = frozenset(
     )
 )
 _AMID = re.compile(r"[\w)}\]']\s*\\text\{[^{}]*\}\s*[\w\\(\[]")
+# What is to be computed.
+_ASKED = re.compile(
+    r"\\(?:lim|sum|prod|i{1,3}nt|oint)(?![a-zA-Z])|"
+    r"\\frac\s*\{\s*d(?:\^\s*\{?\d\}?)?\s*[a-zA-Z]?\s*\}\s*\{\s*d\s*[a-zA-Z](?:\s*\^\s*\{?\d\}?)?\s*\}|"
+    r"\\(?:overline|bar)\s*\{[^{}]*\d[^{}]*i[^{}]*\}$"
+)
+_LIMITS = re.compile(r"_\s*(?:\{[^{}]*\}|\w)")
+_SERIES = re.compile(r"[-+]\s*(?:\\[lc]?dots(?![a-zA-Z])|\.{3})\s*[-+]")
+_OF_A_FUNCTION = re.compile(
+    r"\s*(?:[f-hFGH]\s*\(\s*[f-hFGH]\s*\(\s*[a-z]\s*\)\s*\)|\(?\s*[f-hFGH]\s*\\(?:composed|"
+    r"circ)\s*[f-hFGH]\s*\)?\s*\(\s*[a-z]\s*\))\s*"
+)
 _WORDS = re.compile(r"\s*\\text\{([^{}]*)\}\s*")
 _SHORT = 3
 _BITS = 64
@@ -86,6 +98,10 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
         return False  # double = 5
     if any(_repeats(sides[0], side) for side in sides[1:-1]):
         return False  # x = 3 x = 5
+    if _is_asked(sides[0], sides[-1]):
+        return True
+    if len(sides) == 2 and _is_an_identity(*sides):
+        return True
     if _is_closed(sides[0]):
         return _agrees(sides[0], sides[-1], same, exactly=True) and _agree(sides, same)
     name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?(?:\\prime|\*)\}?", "", sides[0]).strip()
@@ -110,6 +126,31 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     try:
         return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1])) and _agree(sides[1:], same)
     except NotRead:
+        return False
+
+
+def _is_asked(side: str, value: str) -> bool:
+    r"""Whether a side is what was to be computed, which the other side then is: a limit, a sum, an integral, a
+    derivative, a power of a matrix, a function of a function."""
+    side = side.strip()
+    if _ASKED.match(side):
+        return not re.search(r"\\text|=", _LIMITS.sub("", side))
+    if re.fullmatch(r"[A-Z]\s*\^\s*(?:\{\s*-?\w+\s*\}|\w)", side):
+        return "matrix}" in value
+    if _SERIES.search(side):
+        letters = set(_LETTER.findall(value))
+        return bool(letters) and letters <= set(_LETTER.findall(side)) and "=" not in side
+    return bool(_OF_A_FUNCTION.fullmatch(side))
+
+
+def _is_an_identity(left: str, right: str) -> bool:
+    """Whether an equation of letters holds whatever they are, so that it only writes its left side in another way."""
+    trees = _tree(left), _tree(right)
+    if trees[0] is None or trees[1] is None or not symbols(trees[0]) or trees[0][0] == "sym":
+        return False
+    try:
+        return same_value(*trees)
+    except (Undecided, Undefined):
         return False
 
 
