@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from siri.rewards.grading import library, sets
+from siri.rewards.grading.antiderivatives import same_antiderivative
+from siri.rewards.grading.approximations import with_sign
 from siri.rewards.grading.bases import same_number
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
@@ -43,11 +45,11 @@ from siri.rewards.grading.labels import (
     without_label,
 )
 from siri.rewards.grading.money import same_currency
-from siri.rewards.grading.names import other_constants, with_names_of
+from siri.rewards.grading.names import other_constants, with_names_of, with_running
 from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.quantities import differ_in_units, same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
-from siri.rewards.grading.scalars import same_scalar
+from siri.rewards.grading.scalars import is_a_word, same_scalar
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
     RELATION,
@@ -59,6 +61,7 @@ from siri.rewards.grading.structure import (
     matrix,
     members,
     ratio,
+    side_by_side,
     split,
 )
 from siri.rewards.grading.units import without_unit
@@ -74,8 +77,7 @@ MAX_EXTRA_CHARS = 200_000
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _DECIMAL = re.compile(r"\.\d")
 _APPROXIMATE = re.compile(r"approx|\\(?:simeq|cong|doteq)|[≈≒≃≊≅]")
-_PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
-_WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
+_MATCHED = re.compile(r"(?:\d\s*-?\s*[A-Z]\s*,?\s*){2,}|(?:[A-Z]\s*-?\s*\d\s*,?\s*){2,}")
 
 
 @dataclass(slots=True)
@@ -107,12 +109,12 @@ def same_answer(gold: str, answer: str) -> bool:
     spellings = [clean(answer)]
     if _DECIMAL.search(gold) and _APPROXIMATE.search(answer):
         spellings.append(clean(answer, decimals=True))
-    for reading in readings(clean(gold)):
+    for reading in readings(clean(with_sign(gold))):
         others = [
             text
             for spelling in dict.fromkeys(spellings)
             for other in readings(spelling)
-            for text in (other, *other_constants(reading, other))
+            for text in (with_running(reading, other), *other_constants(reading, other))
         ]
         for other in others:
             try:
@@ -138,6 +140,12 @@ def _same(gold: str, answer: str) -> bool:
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
+    if any(pairs := [side_by_side(text) for text in (gold, answer)]):
+        if all(pairs):
+            return _same_in_order(*pairs)  # a product of cycles looks like that, too
+        gold, answer = (", ".join(each) or text for each, text in zip(pairs, (gold, answer), strict=True))
+    if _MATCHED.fullmatch(gold) and _MATCHED.fullmatch(answer):
+        return False  # 1A2B is no product
     if _NUMBER.fullmatch(gold) and _NUMBER.fullmatch(answer):
         return Fraction(gold) == Fraction(answer)
     if (dates := (date(gold), date(answer))) != ("", ""):
@@ -150,6 +158,8 @@ def _same(gold: str, answer: str) -> bool:
     verdict = same_form(gold, answer, _same)
     if verdict is not None:
         return verdict
+    if same_antiderivative(gold, answer):
+        return True
     if (verdict := _same_events(gold, answer)) is not None:
         return verdict
     if same_letters(gold, answer) is False or joined_otherwise(gold, answer):
@@ -280,7 +290,7 @@ def _same_lists(gold: str, answer: str) -> bool:
     if len(golds) > 1 or len(answers) > 1:
         return _same_equation(golds, answers)
 
-    if _is_a_word(gold) or _is_a_word(answer):
+    if is_a_word(gold) or is_a_word(answer):
         return False  # a word would be a product of letters, in any order
     if gold.count("\\begin") > 1 or answer.count("\\begin") > 1:
         return library.verify(gold, answer)  # a sum or product of matrices
@@ -297,15 +307,6 @@ def _same_lists(gold: str, answer: str) -> bool:
                 return False
             return all(map(_same_member, gold_parts[1], answer_parts[1]))
     return same_scalar(gold, answer)
-
-
-def _is_a_word(text: str) -> bool:
-    if not _WORD.fullmatch(text) or text == "\\text{degree}" or _PRODUCT.fullmatch(text):
-        return False
-    try:
-        return text.isupper() or read(text)[0] not in ("const", "sym", "call", "log", "root")
-    except NotRead:
-        return True
 
 
 def _same_in_any_order(golds: list[str], answers: list[str]) -> bool:

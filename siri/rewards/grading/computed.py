@@ -15,9 +15,12 @@ from siri.rewards.grading.structure import enclosed, matrix
 from siri.rewards.grading.values import drawn_points, same_value
 
 # A factor before it changes nothing: \pi\int, \frac12\sum.
-_FACTOR = r"(?:[-+\d\s./*(]|\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\(?:pi|cdot|times|sqrt\{[^{}]*\})(?![a-zA-Z]))*"
+_FACTOR = (
+    r"-?(?:[\d\s.*]|\\frac\s*\{(?!\s*(?:d|\\partial))[^{}]*\}\s*\{[^{}]*\}"
+    r"|\\(?:pi|cdot|times|sqrt\{[^{}]*\})(?![a-zA-Z]))*"
+)
 _OPERATOR = re.compile(
-    rf"{_FACTOR}(?:\\(?:int|iint|iiint|oint|sum|prod|lim|limsup|liminf)(?![a-zA-Z])|\\det\s*\(?\s*\\begin"
+    rf"(?P<factor>{_FACTOR})(?:\\(?:int|iint|iiint|oint|sum|prod|lim|limsup|liminf)(?![a-zA-Z])|\\det\s*\(?\s*\\begin"
     r"|\\begin\{(?:vmatrix|Vmatrix)\}|\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\s*\{?\s*\d\s*\}?)?\s*\}\s*\{\s*(?:d|\\partial)"
     r"|d(?:\^\{?\d\}?)?/d[a-z]|\\frac\s*\{\s*d\s*\()"
 )
@@ -66,9 +69,17 @@ def computed(side: str, last: str) -> bool | None:
     if _NAMED.search(side) or _NAMED.search(last):
         return True  # nobody knows what these are
     try:
-        return not any(check(side, last) for check in _CHECKS)
+        return not any(check(*_without_factor(side, last)) for check in _CHECKS)
     except (NotRead, Undefined, Undecided):
         return True
+
+
+def _without_factor(side: str, last: str) -> tuple[str, str]:
+    match = _OPERATOR.match(side)
+    if match is None or not match["factor"].strip():
+        return side, last
+    factor = re.sub(r"\s*(?:\\cdot|\\times|\*)\s*$", "", match["factor"]).strip()
+    return side[match.end("factor") :], f"\\frac{{{last}}}{{{'-1' if factor == '-' else factor}}}"
 
 
 def is_identity(side: str, last: str) -> bool:

@@ -32,7 +32,6 @@ _COMBINED = re.compile(r"\s*\(\s*[a-z]\s*(?:[-+*/]|\\(?:cdot|composed)\s)?\s*[a-
 _POWER = r"(?:\s*\^\s*\{?\s*(?:-?\d+|[nkmT*])\s*\}?)"
 _MATRIX = rf"(?:[A-Z](?:_\{{?\w\}}?)?{_POWER}?\s*)"
 _OF_MATRICES = re.compile(rf"\s*{_MATRIX}+|\s*\(\s*{_MATRIX}+\){_POWER}|\s*\d*{_MATRIX}+(?:[-+]\s*\d*{_MATRIX}+)+")
-_SIZE = re.compile(r"\s*(?:\||\\lvert\s)\s*[A-Z]\s*(?:\||\\rvert)\s*")
 # What a sum may be of that is one number: f(2), a_1, a letter.
 _TERM = re.compile(r"[a-zA-Z]'*\([-\d./]+\)|[a-zA-Z]_\{?\d+\}?|[a-zA-Z]")
 # A decimal may be rounded or cut off by less than one of its last place, and by no more than this part of the value.
@@ -100,7 +99,7 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
         return verdict and _agree(sides[1:], same)
     if _is_closed(sides[0]):
         return _agrees(sides[0], sides[-1], same, exactly=True) and _agree(sides, same)
-    named = is_derivative(sides[0]) or _COMBINED.fullmatch(sides[0]) or _SIZE.fullmatch(sides[0])
+    named = is_derivative(sides[0]) or _COMBINED.fullmatch(sides[0])
     named = named or ("\\begin{" in sides[-1] and _OF_MATRICES.fullmatch(sides[0]))
     if named or (as_answer and is_identity(sides[0], sides[-1])):
         return _agree(sides[1:], same)

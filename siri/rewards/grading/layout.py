@@ -5,7 +5,6 @@ wide space or a comma with a space behind it never are.
 """
 
 import html
-import itertools
 import re
 
 _APART = re.compile(
@@ -29,13 +28,6 @@ _ENTITY = re.compile(r"&[a-zA-Z]{2,8};")
 _ONE_DIGIT = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)\s*\^)(\d)(?=\d)")
 _GROUPS = re.compile(r"\s*\{\d+\}(?:\s*\{\d+\})+\s*")
 _STRUCK = re.compile(r"~~[^~]+~~|\\(?:cancel|bcancel|xcancel|sout|st)\s*\{")
-_PERMUTED = re.compile(
-    r"\s*\$?\s*(\([^()]*,[^()]*\))\s*\$?\s*,?\s*(?:\\text\s*\{)?\s*,?\s*(?:and|with|plus|along with|together with|"
-    r"or)\s+"
-    r"(?:(?:all|any)\s+)?(?:(?:of\s+)?(?:its|their|the)\s+)?(?P<cyclic>cyclic\s+)?permutations?(?:\s+(?:thereof|of "
-    r"(?:it|these|this)))?\s*\.?\s*\}?\s*"
-)
-_MOST_PERMUTED = 4
 _EITHER = re.compile(
     r"^\s*(?:\\text\s*\{\s*(?:either|both)\s*\}|(?:either|both)\s)\s*(?=.*\b(?:or|and)\b)",
     re.IGNORECASE,
@@ -64,19 +56,4 @@ def laid_out(text: str) -> str:
         text = _PLUS_OR_MINUS.sub(r"\\pm ", _AS_WELL.sub(r" \\text{ and } ", text))
     if "\\begin" not in text:
         text = _APART.sub(", ", text)
-    return _permuted(text) if "ermutation" in text else text
-
-
-def _permuted(text: str) -> str:
-    """The tuples that "(1, 2, 3) and permutations" stands for."""
-    match = _PERMUTED.fullmatch(text)
-    if match is None:
-        return text
-    members = [member.strip() for member in match[1][1:-1].split(",")]
-    if len(members) > _MOST_PERMUTED:
-        return text
-    if match["cyclic"]:
-        orders = [tuple(members[start:] + members[:start]) for start in range(len(members))]
-    else:
-        orders = list(itertools.permutations(members))
-    return ", ".join(f"({','.join(order)})" for order in dict.fromkeys(orders))
+    return text

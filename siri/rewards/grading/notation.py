@@ -66,7 +66,13 @@ REPLACEMENTS = [
         ("{", r"(?<=\d)(?:\s|\\[,;: ])*\{\s*\}\s*(?=\^)", ""),
         ("\\", r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lmr]?)(?![a-zA-Z])", ""),
         ("{", r"(?<=\d)(?:\\text\s*)?\{(?:,|\s*\\,\s*)\}\s*(?=\d{3}(?!\d))", ""),
-        ("approx", r"\\text\{\s*\( *(?:approximately|approx\.?|about) +-?\d+(?:\.\d+)? *\)\s*\}$", ""),
+        (
+            "",
+            r"(?<=[\d}i])\s*,?\s*(?:\(\s*)?\\text\{[\s,]*\(? *(?:which is )?(?:approximately|approx\.?|about|"
+            r"roughly)\s*"
+            r"(?:\}\s*(-?\d[\d.]*)\s*(?:\)|\\text\{\s*\)\s*\})?|(-?\d[\d.]*) *\)?\s*\}\s*\)?)$",
+            r" \\approx \1\2",
+        ),
         ("\\text", r"\\text\{\s*([,;])\s*\}", r"\1 "),
         ("\\text", r"(?<=\d)\\text\{\s*\}", " "),
         ("{}", r"(?<![\w\]}_^])\{\}(?=\s*[\d\\])|(?<=[\d}])\{\}", ""),
@@ -130,6 +136,11 @@ REPLACEMENTS = [
             "\\text",
             r"(?<=[\d}])\s*\\text\{([^{}]*(?:\bof|pairs|triples|tuples|values|solutions))\s*\}\s*"
             r"(?:[a-zA-Z]|\([a-z](?:,\s*[a-z])+\))$",
+            r"\\text{\1}",
+        ),
+        (
+            "\\operatorname",
+            r"\\operatorname\s*\{\s*(span|rank|dim|tr|ker|im|deg|proj|sgn|adj|Var|Cov|diag)\s*\}",
             r"\\text{\1}",
         ),
         ("\\Bbb", r"\\Bbb(?![a-zA-Z])", r"\\mathbb"),

@@ -19,6 +19,9 @@ _MATRICES = re.compile(r"(?:\s*[A-Z](?:\s*\^\s*\{?\s*(?:-1|T)\s*\}?)?){2,}")
 _INVERSE = re.compile(r"\(([A-Z]{2,})\)\^\{?(-1|T)\}?|(?<=[A-Z])\^T")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 
+_PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
+_WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
+
 
 def same_scalar(gold: str, answer: str) -> bool:
     gold = _TIMES.sub("", gold)
@@ -89,3 +92,12 @@ def _places(text: str) -> int:
     text = squeezed(text)
     match = _DECIMAL.fullmatch(text.removesuffix("\\%"))
     return (len(match[1]) + 2 * text.endswith("\\%")) if match else 0
+
+
+def is_a_word(text: str) -> bool:
+    if not _WORD.fullmatch(text) or text == "\\text{degree}" or _PRODUCT.fullmatch(text):
+        return False
+    try:
+        return text.isupper() or read(text)[0] not in ("const", "sym", "call", "log", "root")
+    except NotRead:
+        return True

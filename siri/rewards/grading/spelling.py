@@ -8,6 +8,7 @@ from siri.rewards.grading.characters import in_ascii
 from siri.rewards.grading.layout import laid_out
 from siri.rewards.grading.margins import trimmed, without_text_signs
 from siri.rewards.grading.notation import REPLACEMENTS
+from siri.rewards.grading.rewordings import reworded
 from siri.rewards.grading.separators import MARK, joined, marked, separated
 from siri.rewards.grading.statements import listed_statements, named_values
 from siri.rewards.grading.structure import enclosed, split
@@ -62,7 +63,7 @@ def clean(text: str, *, decimals: bool = False) -> str:
     first stays, or the decimal, if `decimals`."""
     if _NUMBER.fullmatch(text):
         return text
-    text = trimmed(laid_out(separated(text)))
+    text = trimmed(reworded(laid_out(separated(text))))
     text = marked(in_ascii(without_text_signs(text)))
     text = trimmed(_undecorated(listed_statements(text)))
     text = named_values(without_words(text))
