@@ -90,6 +90,11 @@ _ANSWER = re.compile(
 )
 # How Minerva's four examples end.
 _HOPE = re.compile(r"[\s.$]*\bI hope (?:it|this|that) is correct[\s.!]*$", re.IGNORECASE)
+# A line that says that what follows is one more answer.
+_OR_LINE = re.compile(
+    r"\W*(?:or|alternatively|otherwise|maybe|perhaps|possibly|also)\b|\W*(?:\u6216|\u8fd8\u662f|\u4e5f\u53ef)",
+    re.IGNORECASE,
+)
 _HEADING = re.compile(r"[\s*_#>`]*(?:the\s+)?(?:final\s+)?answer[\s*_`]*[:\uff1a]?[\s*_`]*", re.IGNORECASE)
 # Signs that a model ends its turn with.
 _END = re.compile(r"(?:\s|<\|[a-z_]{1,20}\|>|</?s>|<(?:eos|pad|end_of_turn)>)+$")
@@ -166,7 +171,8 @@ def _answers_before(text: str, last: str) -> list[str]:
     return [
         answer
         for place, answer in matches
-        if final <= ("final" in lines[place].casefold()) and not takes_back("\n".join(lines[place + 1 :]))
+        if (final <= ("final" in lines[place].casefold()) or any(map(_OR_LINE.match, lines[place + 1 :])))
+        and not takes_back("\n".join(lines[place + 1 :]))
     ]
 
 

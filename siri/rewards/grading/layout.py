@@ -18,10 +18,12 @@ _ESCAPED = re.compile(
     r"neq?|"
     r"sin|cos|tan|ln|log|theta|alpha|beta|lambda|omega|circ|binom|begin|end)(?![a-zA-Z]))"
 )
-_EMPTY_GROUP = re.compile(
-    r"(?<![\\_^}\]a-zA-Z])\{\}(?!\s*[_^]\s*\{?\w+\}?\s*[CP])|(?<=\\pi)\{\}|(?<=\\times)\{\}|(?<=\\cdot)\{\}|"
-    r"(?<=\\circ)\{\}|(?<=\\theta)\{\}|"
-    r"(?<=\\infty)\{\}"
+# But no argument of a command, no script, and no base of one.
+_EMPTY_GROUP = re.compile(r"(\\[a-zA-Z]+\s*)?(?<![_^\\\]}])\{\s*\}(?!\s*[_^]\s*\{?\w+\}?\s*[CP])")
+_EMPTY = re.compile(r"[\s$]*\{\s*\}[\s$]*")
+_WITH_ARGUMENTS = re.compile(
+    r"\\(?:[dtc]?frac|sqrt|[dt]?binom|text\w*|math\w+|mbox|hbox|operatorname|overline|underline|over\w+|wide\w+|bar|hat|"
+    r"vec|tilde|d?dot|f?box(?:ed)?|color|[hvm]space|[hv]?phantom|begin|end|tag|label|p?mod|cancel|stackrel|bm|boldsymbol)\s*"
 )
 _ENTITY = re.compile(r"&[a-zA-Z]{2,8};")
 # Of \sin^230^\circ the exponent is 2.
@@ -45,8 +47,8 @@ def laid_out(text: str) -> str:
         if _STRUCK.search(text):
             return "\\text{struck out}"
         text = _ONE_DIGIT.sub(r"\1\2 ", text)
-    if "{}" in text and text.strip() != "{}":
-        text = _EMPTY_GROUP.sub(" ", text)
+    if "{" in text and not _EMPTY.fullmatch(text):
+        text = _EMPTY_GROUP.sub(_without_group, text)
     if "&" in text and ";" in text:
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     if _GROUPS.fullmatch(text):
@@ -57,3 +59,12 @@ def laid_out(text: str) -> str:
     if "\\begin" not in text:
         text = _APART.sub(", ", text)
     return text
+
+
+def _without_group(match: re.Match) -> str:
+    """The command before an empty group, or nothing; all of it where that is an argument, or the empty set."""
+    command = match[1] or ""
+    if _WITH_ARGUMENTS.fullmatch(command):
+        return match[0]
+    is_a_set = match.end() == len(match.string.rstrip(" $")) and match.string[: match.start()].rstrip().endswith("=")
+    return match[0] if is_a_set else f"{command} "

@@ -51,11 +51,20 @@ _FINITE = re.compile(r"\\\}\s*\\cup\s*\\\{")
 _ARRANGED = re.compile(r"(?<![a-zA-Z\\}])A_\{?(\d{1,2})\}?\s*\^\s*\{?(\d{1,2})\}?(?!\d)")
 _ARITHMETIC = re.compile(r"(?:[\d\s+*/=().,!{}_^-]|A(?=_)|\\(?:cdot|times|frac|binom|left|right)(?![a-zA-Z]))+")
 _MULTINOMIAL = re.compile(r"\\[dt]?binom\s*\{\s*(\d{1,3})\s*\}\s*\{\s*(\d{1,3}(?:\s*,\s*\d{1,3})+)\s*\}")
+_TUPLES = (
+    r"(?P<name>\([a-z](?:\s*,\s*[a-z])+\)\s*=\s*)?"
+    r"(?P<tuples>\([^()]*,[^()]*\)(?:\s*[,;]?\s*(?:and\s+|\\text\s*\{\s*and\s*\}\s*)?\([^()]*,[^()]*\)){0,3})"
+)
 _PERMUTED = re.compile(
-    r"\s*\$?\s*(\([^()]*,[^()]*\))\s*\$?\s*,?\s*(?:\\text\s*\{)?\s*,?\s*(?:and|with|plus|along with|together with|"
-    r"or)\s+"
-    r"(?:(?:all|any)\s+)?(?:(?:of\s+)?(?:its|their|the)\s+)?(?P<cyclic>cyclic\s+)?permutations?(?:\s+(?:thereof|of "
-    r"(?:it|these|this)))?\s*\.?\s*\}?\s*"
+    rf"\s*\$?\s*{_TUPLES}\s*\$?\s*,?\s*(?:\\text\s*\{{)?\s*,?\s*"
+    r"(?:(?:and|with|plus|along with|together with|or)\s+(?:(?:all|any)\s+)?(?:(?:of\s+)?(?:its|their|the)\s+)?"
+    r"(?P<cyclic>cyclic\s+)?permutations?(?:\s+(?:thereof|of (?:it|these|this|them)))?"
+    r"|up\s+to\s+(?:an?\s+)?(?P<turned>cyclic\s+)?(?:permutations?|order(?:ing)?))\s*\.?\s*\}?\s*"
+)
+_ALL_PERMUTED = re.compile(
+    r"\s*\$?\s*(?:\\text\s*\{)?\s*(?:all\s+)?(?:(?:of\s+)?the\s+)?(?P<cyclic>cyclic\s+)?(?P<turned>)permutations\s+of\s*\}?"
+    rf"\s*\$?\s*{_TUPLES}\s*\}}?\s*\$?\s*",
+    re.IGNORECASE,
 )
 _MOST_PERMUTED = 4
 
@@ -64,7 +73,7 @@ def reworded(text: str) -> str:
     """Answers of a few usual forms, as the rest of the grammar has them."""
     for pattern, form in _FORMS:
         text = pattern.sub(form, text)
-    if "ermutation" in text:
+    if "ermutation" in text or "up to" in text:
         text = _permuted(text)
     if (missing := text.count("{") - text.count("}")) in (1, 2) and "\\{" not in text and "\\}" not in text:
         text += "}" * missing  # cut off
@@ -95,17 +104,18 @@ def _length(match: re.Match) -> str:
 
 def _permuted(text: str) -> str:
     """The tuples that "(1, 2, 3) and permutations" stands for."""
-    match = _PERMUTED.fullmatch(text)
+    match = _PERMUTED.fullmatch(text) or _ALL_PERMUTED.fullmatch(text)
     if match is None:
         return text
-    members = [member.strip() for member in match[1][1:-1].split(",")]
-    if len(members) > _MOST_PERMUTED:
-        return text
-    if match["cyclic"]:
-        orders = [tuple(members[start:] + members[:start]) for start in range(len(members))]
-    else:
-        orders = list(itertools.permutations(members))
-    return ", ".join(f"({','.join(order)})" for order in dict.fromkeys(orders))
+    orders: list[tuple[str, ...]] = []
+    for inside in re.findall(r"\(([^()]*)\)", match["tuples"]):
+        members = tuple(member.strip() for member in inside.split(","))
+        if len(members) > _MOST_PERMUTED:
+            return text
+        turned = match["cyclic"] or match["turned"]
+        every = (members[start:] + members[:start] for start in range(len(members)))
+        orders += every if turned else itertools.permutations(members)
+    return (match["name"] or "") + ", ".join(f"({','.join(order)})" for order in dict.fromkeys(orders))
 
 
 _FORMS: tuple = (

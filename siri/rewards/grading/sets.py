@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.numbers import Undefined
+from siri.rewards.grading.structure import members
 from siri.rewards.grading.values import order
 
 MAX_PIECES = 32
@@ -220,9 +221,8 @@ def _single_set(text: str, names: set[str], depth: int) -> Pieces:
         sign = match["relation"] or _BESIDE_ZERO[match["sign"] or match["word"].replace("-", "").lower()]
         return _half_line(sign, _ZERO)
     if match := _ALL_BUT.fullmatch(text):
-        return complement(
-            _joined([Piece(tree, True, tree, True) for tree in map(_end, _top_level(_AND.sub(",", match[1]), ",;"))])
-        )
+        points = members(re.sub(r"(?<![a-zA-Z])[a-z]\s*=", "", _AND.sub(",", match[1])))
+        return complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, points)]))
     if (match := _BUILDER.fullmatch(text)) and _is_built(text):
         inner: set[str] = set()
         pieces = _either(match[2], inner, depth + 1)
