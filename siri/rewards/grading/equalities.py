@@ -103,11 +103,14 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     named = named or ("\\begin{" in sides[-1] and _OF_MATRICES.fullmatch(sides[0]))
     if named or (as_answer and is_identity(sides[0], sides[-1])):
         return _agree(sides[1:], same)
-    name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?(?:\\prime|\*)\}?", "", sides[0]).strip()
+    name = re.sub(r"(?<=log)_(?:\w|\{[^{}]*\})", " ", sides[0])  # \log_2x is a logarithm of x
+    name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?(?:\\prime|\*)\}?", "", name).strip()
     if function := applied(name):
         usual = _POINTS.fullmatch(function[1]) or _SCALED.fullmatch(function[1]) or applied(function[1])
         if _LETTER.search(function[1]) and not usual and _LETTER.search(sides[-1]):
             return False  # f(-x) = 2x + 1
+        if any(_is_to_be_solved(function[1].strip(), side, sides[-1]) for side in sides[1:-1]):
+            return False  # f'(x) = 2x - 4 = 0
         name = function[0].removesuffix("^{-1}")
     if ("|" in name or "vert" in name) and _LETTER.search(sides[-1]):
         return False  # |f(x)| = 2x + 1
@@ -127,6 +130,19 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
         return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1])) and _agree(sides[1:], same)
     except NotRead:
         return False
+
+
+def _is_to_be_solved(variable: str, side: str, last: str) -> bool:
+    """Whether a formula of this variable is said to be something without it."""
+    trees = _tree(side), _tree(last)
+    if not re.fullmatch("[a-z]", variable) or trees[0] is None or trees[1] is None:
+        return False
+    if variable not in symbols(trees[0]) or variable in symbols(trees[1]):
+        return False
+    try:
+        return not same_value(*trees)
+    except (Undefined, Undecided):
+        return True
 
 
 def turned(sides: list[str]) -> list[str]:
