@@ -75,8 +75,6 @@ def reworded(text: str) -> str:
         text = pattern.sub(form, text)
     if "ermutation" in text or "up to" in text:
         text = _permuted(text)
-    if (missing := text.count("{") - text.count("}")) in (1, 2) and "\\{" not in text and "\\}" not in text:
-        text += "}" * missing  # cut off
     if "A_" in text and _ARITHMETIC.fullmatch(text):
         text = _ARRANGED.sub(_arranged, text)
     if "\\cup" in text and not re.search(r"\||:|\\mid|[<>]|\\[lg]e", text):
