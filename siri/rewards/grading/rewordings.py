@@ -102,7 +102,8 @@ def _length(match: re.Match) -> str:
 
 def _permuted(text: str) -> str:
     """The tuples that "(1, 2, 3) and permutations" stands for."""
-    match = _PERMUTED.fullmatch(text) or _ALL_PERMUTED.fullmatch(text)
+    plain = " ".join(text.split())
+    match = _PERMUTED.fullmatch(plain) or _ALL_PERMUTED.fullmatch(plain)
     if match is None:
         return text
     orders: list[tuple[str, ...]] = []

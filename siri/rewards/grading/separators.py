@@ -22,6 +22,7 @@ _BREAK = re.compile(
     r"|(?<=[\d`*_])(?:\*\*|__|[*`])\s+(?:\*\*|__|[*`])(?=-?\d)|(?<=[\d}])\s*(?<!\$)\\\$(?=\d)"
     r"|\\text\w*\{\s*\}|(?:\\[;: ]|\\,|[ ~]){2,}"
 )
+_WIDE = re.compile("[\u2000-\u2003\u3000]|&e[mn]sp;")
 # A number, fraction or root, without anything that would go on with it.
 _FRACTION = r"\\[dt]?frac\s*(?:\{\s*\d+\s*\}|\d)\s*(?:\{\s*\d+\s*\}|\d)"
 _ROOT = r"\\sqrt\s*(?:\{\s*\d+\s*\}|\d)"
@@ -33,6 +34,7 @@ _VALUE = re.compile(
 
 def separated(text: str) -> str:
     r"""`text` with commas for the breaks between numbers that it is all of, as in `98 \quad 118` and `$98$ $118$`."""
+    text = _WIDE.sub(r"\\quad ", text)
     if len(text) > 512 or not _BREAK.search(text):
         return text
     parts = [part for part in _BREAK.split(text) if part.strip(" ,;")]
