@@ -27,10 +27,10 @@ _POINTS = re.compile(r"\s*(?:[a-zA-Z]|\\[a-z]+)(?:\s*,\s*(?:[a-zA-Z]|\\[a-z]+))*
 # What a function may be applied to, as well, so that it is asked for by that name: 2x, or another function. At -x or
 # x + 1 it is what problems give that ask for f(x).
 _SCALED = re.compile(r"\s*[2-9]\s*[a-z]\s*")
-_COMBINED = re.compile(r"\s*\(\s*[a-z]\s*(?:[-+*/]|\\(?:cdot|composed)\s)?\s*[a-z]\s*\)\s*\(\s*[a-z]\s*\)\s*")
+_COMBINED = re.compile(r"\s*\(\s*[a-z]\s*(?:[-+*/]|\\(?:cdot|times|composed)\s)?\s*[a-z]\s*\)\s*\(\s*[a-z]\s*\)\s*")
 # Matrices by what is done to them: A^2, A^{-1}B, 2A - B, (AB)^T. Of 2A alone one would look for A.
-_POWER = r"(?:\s*\^\s*\{?\s*(?:-?\d+|[nkmT*])\s*\}?)"
-_MATRIX = rf"(?:[A-Z](?:_\{{?\w\}}?)?{_POWER}?\s*)"
+_POWER = r"(?:\s*\^\s*\{?\s*(?:-?\d+|[nkmT*]|\\text\{\s*T\s*\})\s*\}?)"
+_MATRIX = rf"(?:(?:[A-Z]|\{{\s*[A-Z]\s*\}}|\\vec\s*(?:\{{\s*[a-z]\s*\}}|[a-z]))(?:_\{{?\w\}}?)?{_POWER}?\s*)"
 _OF_MATRICES = re.compile(rf"\s*{_MATRIX}+|\s*\(\s*{_MATRIX}+\){_POWER}|\s*\d*{_MATRIX}+(?:[-+]\s*\d*{_MATRIX}+)+")
 # What a sum may be of that is one number: f(2), a_1, a letter.
 _TERM = re.compile(r"[a-zA-Z]'*\([-\d./]+\)|[a-zA-Z]_\{?\d+\}?|[a-zA-Z]")
@@ -100,7 +100,8 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     if _is_closed(sides[0]):
         return _agrees(sides[0], sides[-1], same, exactly=True) and _agree(sides, same)
     named = is_derivative(sides[0]) or _COMBINED.fullmatch(sides[0])
-    named = named or ("\\begin{" in sides[-1] and _OF_MATRICES.fullmatch(sides[0]))
+    vectors = "\\vec" in sides[0] and "," in sides[-1]
+    named = named or (("\\begin{" in sides[-1] or vectors) and _OF_MATRICES.fullmatch(sides[0]))
     if named or (as_answer and is_identity(sides[0], sides[-1])):
         return _agree(sides[1:], same)
     name = re.sub(r"(?<=log)_(?:\w|\{[^{}]*\})", " ", sides[0])  # \log_2x is a logarithm of x

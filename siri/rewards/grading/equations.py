@@ -153,8 +153,11 @@ def event(text: str) -> list[str] | None:
 
 
 def is_graph(name: str, other: str) -> bool:
-    """Whether one is y and the other a function of x: both say what is drawn over x."""
-    return "y" in (name, other) and bool(re.fullmatch(r"[fghy]\(x\)", other if name == "y" else name))
+    """Whether one is y and the other a function of x: both say what is drawn over x; or x(t) and x."""
+    if "y" in (name, other) and re.fullmatch(r"[fghy]\(x\)", other if name == "y" else name):
+        return True
+    short, long = sorted((name, other), key=len)
+    return bool(re.fullmatch(r"[a-zA-Z]\([txnsuz]\)", long)) and long[0] == short
 
 
 def is_derivative(side: str) -> bool:

@@ -236,6 +236,7 @@ REPLACEMENTS = [
         ("\\gt", r"\\gt(?![a-zA-Z])", ">"),
         ("d", r"(?<=\d)\s*\\(?:mathrm|text)\s*\{\s*d\s*\}$", r"\\text{ days}"),
         ("{", r"\\(?:mathrm|text|mathit|operatorname)\s*\{\s*([eid])\s*\}", r"\1"),
+        ("\\mathrm d", r"\\mathrm d(?=[\^\sa-z\\])", "d"),
         ("pi", r"\\(?:mathrm|text|mathit|operatorname)\s*\{\s*pi\s*\}", r"\\pi "),
         (
             "\\",
