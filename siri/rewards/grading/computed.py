@@ -53,7 +53,8 @@ _LIMIT = re.compile(
 _BITS = 200
 _STEP = Fraction(1, 1 << 40)
 _NEAR = Fraction(1, 1 << 50)
-_MOST_TERMS = 300
+# Characters of the terms of a sum, or of what is integrated, that are computed: what is longer is taken at its word.
+_MOST_SUMMED, _MOST_INTEGRATED = 10_000, 120
 _MOST_ROWS = 4
 # Values that differ by this part are others, whatever was rounded; by the second, where only few digits are known.
 _CLEARLY, _ROUGHLY = 1e-9, 1e-2
@@ -153,7 +154,7 @@ def _is_other_sum(side: str, last: str) -> bool:
         return False
     for last_index in [int(end)] if end.isdigit() else [3, 5]:
         first = int(match["first"])
-        if not 0 <= last_index - first < _MOST_TERMS:
+        if not 0 <= (last_index - first) * len(match["inside"]) < _MOST_SUMMED:
             return False
         terms = tuple(_with(inside, name, ("num", Fraction(at))) for at in range(first, last_index + 1))
         total: Tree = ("+" if match["kind"] == "sum" else "*", terms)
@@ -175,7 +176,7 @@ def _is_other_derivative(side: str, last: str) -> bool:
 
 def _is_other_integral(side: str, last: str) -> bool:
     match = _INTEGRAL.fullmatch(side)
-    if match is None or "\\int" in match["inside"]:
+    if match is None or "\\int" in match["inside"] or len(match["inside"]) > _MOST_INTEGRATED:
         return False
     name, right = match["name"], read(last)
     text = match["inside"]
