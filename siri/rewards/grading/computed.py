@@ -5,6 +5,7 @@ right side. It is none where it clearly comes to something else, which is looked
 another letter in it may be what the equation is to be solved for.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -43,6 +44,12 @@ _SUM = re.compile(
     rf"\s*\\(?P<kind>sum|prod)\s*_\s*\{{\s*(?P<name>[a-z])\s*=\s*(?P<first>-?\d+)\s*\}}\s*\^\s*{_SCRIPT}\s*(?P<inside>.+)",
     re.DOTALL,
 )
+_ARITHMETIC = re.compile(
+    r"\s*(?P<before>\d{1,6}\s*(?:\+\s*\d{1,6}\s*)+)\+\s*\\[lc]?dots\s*\+\s*"
+    r"(?P<end>\(?\s*\d{0,6}\s*[a-z]?\s*(?:[-+]\s*\d{1,3}\s*)?\)?)\s*"
+)
+# Two terms that begin no other series with such an end.
+_BEGINNINGS = ((1, 2), (1, 3), (2, 4), (2, 3))
 _DERIVATIVE = re.compile(
     r"\s*\\frac\s*\{\s*(?:d|\\partial)\s*\}\s*\{\s*(?:d|\\partial)\s*(?P<name>[a-zA-Z])\s*\}\s*(?P<inside>.+)",
     re.DOTALL,
@@ -73,6 +80,12 @@ def computed(side: str, last: str) -> bool | None:
         return not any(check(*_without_factor(side, last)) for check in _CHECKS)
     except (NotRead, Undefined, Undecided):
         return True
+
+
+def is_multiple(side: str) -> bool:
+    r"""Whether it is some times what nobody can compute: 2\int f(x)\,dx is no name of the integral."""
+    match = _OPERATOR.match(side)
+    return match is not None and bool(match["factor"].strip()) and bool(_NAMED.search(side))
 
 
 def _without_factor(side: str, last: str) -> tuple[str, str]:
@@ -164,6 +177,20 @@ def _is_other_sum(side: str, last: str) -> bool:
     return False
 
 
+def _is_other_series(side: str, last: str) -> bool:
+    """Whether an arithmetic series, such as 1 + 3 + ... + (2n - 1), comes to something else."""
+    match = _ARITHMETIC.fullmatch(side)
+    if match is None:
+        return False
+    before = [int(term) for term in match["before"].split("+") if term.strip()]
+    steps = {b - a for a, b in itertools.pairwise(before)}
+    if len(steps) != 1 or 0 in steps or (len(before) == 2 and tuple(before) not in _BEGINNINGS):
+        return False
+    first, end = ("num", Fraction(before[0])), read(match["end"])
+    count = ("+", (("/", ("+", (end, ("neg", first))), ("num", Fraction(*steps))), ("num", Fraction(1))))
+    return not same_value(read(last), ("/", ("*", (("+", (first, end)), count)), ("num", Fraction(2))))
+
+
 def _is_other_derivative(side: str, last: str) -> bool:
     if match := _DERIVATIVE.fullmatch(side):
         return _is_no_derivative(read(match["inside"]), read(last), match["name"])
@@ -216,6 +243,7 @@ _CHECKS: tuple[Callable[[str, str], bool], ...] = (
     _is_other_conjugate,
     _is_other_determinant,
     _is_other_sum,
+    _is_other_series,
     _is_other_derivative,
     _is_other_integral,
     _is_other_limit,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from siri.rewards.grading.computed import computed, is_identity
+from siri.rewards.grading.computed import computed, is_identity, is_multiple
 from siri.rewards.grading.equations import applied, is_derivative
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
@@ -96,7 +96,7 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     if any(_repeats(sides[0], side) for side in sides[1:-1]):
         return False  # x = 3 x = 5
     if (verdict := computed(sides[0], sides[-1])) is not None:
-        return verdict and _agree(sides[1:], same)
+        return verdict and not is_multiple(sides[0]) and _agree(sides[1:], same)
     if _is_closed(sides[0]):
         return _agrees(sides[0], sides[-1], same, exactly=True) and _agree(sides, same)
     named = is_derivative(sides[0]) or _COMBINED.fullmatch(sides[0])

@@ -15,7 +15,7 @@ _COMMANDS = (
 _BACKSLASHES = re.compile(r"\\+")
 _ESCAPED = re.compile(rf"\\\\(?:(?:{_COMMANDS})(?![a-zA-Z])|[%$]|\{{.*\\\\\}})", re.DOTALL)
 _AFTER = re.compile(rf"(?:{_COMMANDS})(?![a-zA-Z])|[{{}}%$,;:!|]")
-_DEFINED = re.compile(r"\s*([a-zA-Z]\([a-z]\)\s*=)")
+_DEFINED = re.compile(r"\s*([a-zA-Z])\(([a-z])\)\s*=")
 _LISTED = re.compile(r"[,;]|\\\\|\\text|\b(?:and|or)\b")
 
 
@@ -45,7 +45,7 @@ def _separated(text: str) -> str:
     name = _DEFINED.match(text)
     if name is None or _LISTED.search(text):
         return text
-    parts = re.split(re.escape(name[1]).replace("\\ ", r"\s*"), text)
+    parts = re.split(rf"{name[1]}\({name[2]}\)\s*=", text)
     if len(parts) < 3 or not all(part.strip() and "=" not in part for part in parts[1:]):
         return text
-    return ", ".join(name[1] + part for part in parts[1:])
+    return ", ".join(f"{name[1]}({name[2]})={part}" for part in parts[1:])
