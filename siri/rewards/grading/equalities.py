@@ -99,7 +99,7 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     if any(_repeats(sides[0], side) for side in sides[1:-1]):
         return False  # x = 3 x = 5
     if _is_asked(sides[0], sides[-1]):
-        return True
+        return _agree(sides[1:], same)
     if len(sides) == 2 and _is_an_identity(*sides):
         return True
     if _is_closed(sides[0]):
