@@ -17,7 +17,7 @@ from siri.rewards.grading.approximations import with_sign
 from siri.rewards.grading.bases import same_number
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
-from siri.rewards.grading.conditions import without_declarations
+from siri.rewards.grading.conditions import differ_in_labels, without_declarations
 from siri.rewards.grading.equalities import condensed, names_a_value, turned
 from siri.rewards.grading.equations import (
     applied,
@@ -150,6 +150,8 @@ def _same(gold: str, answer: str) -> bool:
         return Fraction(gold) == Fraction(answer)
     if (dates := (date(gold), date(answer))) != ("", ""):
         return dates[0] == dates[1]
+    if "\\text" in gold + answer and differ_in_labels(gold, answer):
+        return False
     renamed = without_declarations(gold, with_names_of(gold, answer))
     if renamed != (gold, answer):
         gold, answer = renamed

@@ -18,7 +18,8 @@ _TURN = re.compile(
     r"on second thought|"
     r"re-?(?:check|examin|consider|think|calculat|comput|do|count|read)\w*|step\s+\d|steps|finally|conclu\w+|"
     r"in total|altogether|total|overall|in summary|to summari[sz]e)\b"
-    r"|\u4e0d\u5bf9|\u66f4\u6b63|\u4fee\u6b63|\u7b49\u7b49|\u7b49\u4e00\u4e0b|\u7efc\u4e0a|\u6700\u7ec8|"
+    r"|(?:^|[.!?;\n]\s*)no\s*[:,.!]|\u4e0d\u5bf9|\u66f4\u6b63|\u4fee\u6b63|\u7b49\u7b49|\u7b49\u4e00\u4e0b|"
+    r"\u7efc\u4e0a|\u6700\u7ec8|"
     r"\u6700\u540e|\u603b\u5171|\u4e00\u5171|\u5171\u6709|\u5408\u8ba1|\u603b\u548c|\u4e4b\u548c|"
     r"\u6b65\u9aa4",
     _FLAGS,
@@ -27,17 +28,19 @@ _TURN = re.compile(
 _SIGNAL = re.compile(
     r"\b(?:so|thus|hence|therefore|consequently|accordingly|lastly|sums?|in all|impl(?:y|ies|ying)|it "
     r"follows|follows|"
-    r"giv(?:e|es|ing)|yield\w*|gets?|getting|obtain\w*|leav(?:e|es|ing)|becom\w+|deduc\w+|means|however|"
+    r"giv(?:e|es|ing)|yield\w*|(?:we|I|to|and) get|getting|obtain\w*|leav(?:e|es|ing)|becom\w+|deduc\w+|means|however|"
     r"substitut\w+|plug\w*|add(?:ing|ed)?|subtract\w*|multipl\w+|divid\w+|squar(?:e|ing)|simplif\w+|evaluat\w+|"
     r"comput\w+|calculat\w+|combin\w+|desired|required|requested|asked|sought|larger|largest|smaller|smallest|least|"
     r"greater|greatest|product|difference|quotient|round\w*|i\.e|that is|namely|in other words|equivalent\w*|"
     r"which (?:is|equals)|convert\w*|express\w*|reduc\w+)\b|=>|\\(?:therefore|Rightarrow|implies|"
     r"to)(?![a-zA-Z])|[\u2234\u21d2]"
-    r"|(?:^|[.!?;\n]\s*|^\W*)(?:now|next|after|using|from)\b"
+    r"|(?:^|[.!?;\n]\s*|^\W*)(?:now|next|after|using|from|(?:since|because)\b[^.!?;\n]*,)(?<=[\w,])(?![a-zA-Z])"
     r"|\u6240\u4ee5|\u56e0\u6b64|\u4ece\u800c|\u4e8e\u662f|\u6545|\u5f97|\u5373|\u4ee3\u5165|"
     r"\u5b9e\u9645\u4e0a|\u5176\u5b9e|\u4e8e\u662f",
     _FLAGS,
 )
+# What a second of several results does not say once more: "A gives \boxed{3}. B gives \boxed{4}."
+_STRONG = frozenset(("so", "thus", "hence", "therefore", "consequently", "accordingly"))
 # What says of the first box that it was a thought.
 _FIRST_THOUGHT = re.compile(
     r"\b(?:thought|previously|initially|originally|at first|first (?:found|had|got|wrote|tried|"
@@ -98,10 +101,20 @@ _CONDITION = re.compile(
     r"|[\u5f53\u82e5\u5982\u5047]",
     _FLAGS,
 )
-_ORDINAL = re.compile(
-    r"\b(?:first|1st|second|2nd|third|3rd|one|other|another|smaller|larger|lesser|greater|upper|lower)\b|"
-    r"\u7b2c[\u4e00\u4e8c]",
-    _FLAGS,
+# Words of one kind in the sentences of both boxes make these two of a kind.
+_OF_A_KIND = tuple(
+    re.compile(pattern, _FLAGS)
+    for pattern in (
+        r"\b(?:first|1st|second|2nd|third|3rd|other|another|one (?:is|of|root|solution|value|answer|case|option)|"
+        r"one\s*:)|"
+        r"\u7b2c[\u4e00\u4e8c]",
+        r"\b(?:smaller|larger|lesser|greater|upper|lower)\b",
+        r"\b(?:positive|negative)\b",
+        r"\b(?:even|odd)\b",
+        r"\b(?:left|right)\b",
+        r"\b(?:up|down)\b",
+        r"\b(?:best|worst)\b",
+    )
 )
 
 # "The radius is \boxed{3}. The area is \boxed{9\pi}": different quantities, of which the last was asked for.
@@ -216,12 +229,20 @@ def concludes(before: str, content: str, gap: str, behind: str) -> bool:
         return bool(_CLOSING.search(rest) or (announced and len(parts) > 1 and _ANSWER.search(" ".join(parts[1:]))))
     if _CONDITION.search(first) and _CONDITION.search(lead):
         return False
-    if _ORDINAL.search(first) and _ORDINAL.search(lead) and not _FIRST_THOUGHT.search(first):
+    if any(kind.search(first) and kind.search(lead) for kind in _OF_A_KIND) and not _FIRST_THOUGHT.search(first):
         return False
+    if _words(lead) and _words(lead) == _words(first) and not _TURN.search(gap):
+        return False  # "So it is \boxed{3}. So it is \boxed{4}."
     if announced or _TURN.search(gap) or _FIRST_THOUGHT.search(first) or len(gap) > _MOST_WORKING:
         return True
     later = "\n".join(sentences[1:]) if len(sentences) > 1 else gap
-    return bool(_SIGNAL.search(later)) or _goes_on(first, content, lead)
+    said_before = {word.casefold() for word in _SIGNAL.findall(first)}
+    signals = {word.casefold() for word in _SIGNAL.findall(later)}
+    return bool(signals - (said_before - _STRONG)) or _goes_on(first, content, lead)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+|[^\x00-\x7f]", text.casefold())
 
 
 def _goes_on(first: str, content: str, lead: str) -> bool:

@@ -7,7 +7,7 @@ from siri.rewards.grading.families import family, parameter_only, without_range
 from siri.rewards.grading.grammar import WHOLE_NAMES
 from siri.rewards.grading.labels import without_label
 from siri.rewards.grading.names import letters_of, with_declared
-from siri.rewards.grading.sentences import is_label, labelled
+from siri.rewards.grading.sentences import called, is_label, labelled
 from siri.rewards.grading.structure import RELATION, split, without_text
 from siri.rewards.grading.units import without_unit
 
@@ -99,6 +99,12 @@ def _labelled(text: str) -> tuple[str, str]:
         return "", text  # "Total: 12 boys" is a number of boys
     words = (match[1] or match[2]).casefold().split()
     return (" ".join(words), rest) if is_label(" ".join(words)) else ("", text)
+
+
+def differ_in_labels(gold: str, answer: str) -> bool:
+    """Whether both are called something, and not the same: the minimum is no maximum."""
+    names = [called(text) for text in (gold, answer)]
+    return all(names) and names[0] != names[1] and all(len(split(text, ",;")) == 1 for text in (gold, answer))
 
 
 def without_declarations(gold: str, answer: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import html
 import re
 
 _APART = re.compile(
-    r"(?<=[\d}])\s*(?:\\q+uad(?![a-zA-Z])|\\[hv]space\*?\s*\{[^{}]*\}|\$\s*\$|\\\)\s*\\\(|<br\s*/?>|\n+|"
+    r"(?<=[\d}])\s*(?:\\q+uad(?![a-zA-Z])|\\[hv]space\*?\s*\{[^{}]*\}|\$\s*\$|\\\)\s*\\\(|<br\s*/?>|\n+(?=\s*\d)|"
     r"\\newline(?![a-zA-Z])|"
     r"\\text\s*\{(?:,\s+|\s+)\}|,\s*\\,|[\u3001\uff0c])(?:\s|\\q+uad(?![a-zA-Z]))*(?=-?\d)"
 )
@@ -53,10 +53,11 @@ def laid_out(text: str) -> str:
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     if _GROUPS.fullmatch(text):
         text = re.sub(r"\}\s*\{", "  ", text)  # no number with a space at its thousands
-    text = _EITHER.sub("", text)
+    if "ither" in text or "oth" in text:
+        text = _EITHER.sub("", text)
     if "as well" in text or "or minus" in text:
         text = _PLUS_OR_MINUS.sub(r"\\pm ", _AS_WELL.sub(r" \\text{ and } ", text))
-    if "\\begin" not in text:
+    if "\\begin" not in text and ("\\" in text or "$" in text or "\n" in text or "<" in text or not text.isascii()):
         text = _APART.sub(", ", text)
     return text
 

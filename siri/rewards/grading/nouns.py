@@ -59,6 +59,8 @@ _KINDS = {
     "child": frozenset(("boy", "girl", "son", "daughter")),
 }
 _NAMES = {word: name for name, words in re.findall(r"(\w+): (.+)", _SYNONYMS) for word in words.split()}
+_SEVERAL = frozenset(("pair", "triple", "triplet", "quadruple", "dozen"))
+_DENYING = frozenset(("no", "not", "without", "never", "neither", "nor", "except", "instead", "than"))
 _DIRECTIONS = frozenset(("north", "south", "east", "west"))
 _IRREGULAR = {
     "children": "child",
@@ -160,6 +162,10 @@ def _agree(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool:
     if any(_is_opposite(a, b) or _is_opposite(b, a) for a in golds for b in answers):
         return False
     left, right = set(golds) - _COUNTING, set(answers) - _COUNTING
+    if _DENYING.intersection({*golds} ^ {*answers}) or _DIRECTIONS.intersection(left ^ right):
+        return False  # no profit, north and north west
+    if (left or right) and _SEVERAL.intersection({*golds} ^ {*answers}):
+        return False  # pairs of socks are not socks
     if left == right and len(left) > 1 and _DIRECTIONS.intersection(left):
         return False  # north of east is not east of north
     for kind, names in _KINDS.items():

@@ -71,8 +71,10 @@ _MOST_PERMUTED = 4
 
 def reworded(text: str) -> str:
     """Answers of a few usual forms, as the rest of the grammar has them."""
-    for pattern, form in _FORMS:
-        text = pattern.sub(form, text)
+    lower = text.lower()
+    for needle, pattern, form in _FORMS:
+        if needle in lower or (needle == "'" and "prime" in lower):
+            text = pattern.sub(form, text)
     if "ermutation" in text or "up to" in text:
         text = _permuted(text)
     if "A_" in text and _ARITHMETIC.fullmatch(text):
@@ -118,15 +120,15 @@ def _permuted(text: str) -> str:
 
 
 _FORMS: tuple = (
-    (_IN, r"\\frac{\1}{\2}"),
-    (_ONLY, lambda match: match["close"] or ""),
-    (_YES, r"\\text{Yes}"),
-    (_NO, r"\\text{No}"),
-    (_REMARK, ""),
-    (_REMAINDER, lambda match: f"{match[1]}\\text{{ R }}{match[2] or match[3] or match[4]}"),
-    (_QUOTIENT, r"\1\\text{ R }\2"),
-    (_LENGTH, lambda match: _length(match)),
-    (_OPTION, r"(\1) "),
-    (_HEX, lambda match: f"{match[1].upper()}_{{16}}"),
-    (_PLACED, ""),
+    ("in", _IN, r"\\frac{\1}{\2}"),
+    ("only", _ONLY, lambda match: match["close"] or ""),
+    ("es", _YES, r"\\text{Yes}"),
+    ("o", _NO, r"\\text{No}"),
+    ("(", _REMARK, ""),
+    ("r", _REMAINDER, lambda match: f"{match[1]}\\text{{ R }}{match[2] or match[3] or match[4]}"),
+    ("uotient", _QUOTIENT, r"\1\\text{ R }\2"),
+    ("'", _LENGTH, lambda match: _length(match)),
+    (")", _OPTION, r"(\1) "),
+    ("0x", _HEX, lambda match: f"{match[1].upper()}_{{16}}"),
+    ("\\text", _PLACED, ""),
 )

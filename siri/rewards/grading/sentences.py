@@ -103,6 +103,7 @@ _AROUND = re.compile(
 )
 _AMOUNT = re.compile(r"^(-?\d[\d.,/]*)\s+([a-zA-Z].*?)\s*$")
 _NO_VALUE = frozenset(("answer", "result", "value", "number", "solution", "ans"))
+_NAMED = re.compile(r"\s*(?:\\(max|min)|\\text\{([^{}]*)\})\s*=")
 _MOST_CHARS = 120
 
 
@@ -126,6 +127,13 @@ def label_of(words: str) -> str | None:
     ]
     told = [word.removesuffix("imum") for word in told if word not in _NO_VALUE]
     return " ".join(told + rest)
+
+
+def called(text: str) -> str:
+    """What a value is called by a label or a name in words; "" for nothing."""
+    if match := _NAMED.match(text):
+        return match[1] or label_of(match[2]) or ""
+    return labelled(text)[0]
 
 
 def labelled(text: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The structure of an answer: members of a list or set, tuples, matrices, ratios, choices."""
 
+import functools
 import itertools
 import re
 
@@ -77,17 +78,19 @@ def squeezed(text: str) -> str:
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
+@functools.lru_cache(1024)
 def key(text: str) -> str:
     """What is compared as text: no spaces, no text commands; words and choice letters without case."""
-    text = _ARTICLE.sub(lambda match: "\\text{" if "{" in match[0] else "", text, count=1)
+    if " " in text:
+        text = _ARTICLE.sub(lambda match: "\\text{" if "{" in match[0] else "", text, count=1)
     plain = re.sub(r"(?<=[a-zA-Z])\.$", "", squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)))
     if not _LETTER.search(plain):
         return plain
     if _NO_SUCH.fullmatch(plain):
         return "dne"
-    if relation := _relation(plain):
+    if "\\" in plain and (relation := _relation(plain)):
         return relation
-    if quadrant := _QUADRANT.fullmatch(plain):
+    if "uadrant" in plain and (quadrant := _QUADRANT.fullmatch(plain)):
         name = next(filter(None, quadrant.groups())).lower()
         return f"quadrant {next(each for each in _QUADRANTS if name in each.split())[0:3]}"
     if day := date(plain):
@@ -98,7 +101,7 @@ def key(text: str) -> str:
         return f"numbers {next(filter(None, kind.groups())).lower()}"
     if numbers := _NUMBER_SET.fullmatch(plain):
         return _number_set(numbers)
-    if _ALL_NUMBERS.fullmatch(words := without_text(text).lower()):
+    if " " in text and _ALL_NUMBERS.fullmatch(words := without_text(text).lower()):
         return " ".join(sorted({word for word in words.split() if word not in ("the", "set", "of", "all", "any")}))
     if together := _TOGETHER.fullmatch(plain):
         sign = together[1]
@@ -257,7 +260,12 @@ def _expanded(values: list[int], steps: set[int], rest: list[str]) -> list[str]:
     if len(steps) != 1 or not re.fullmatch(r"-?\d{1,6}", last):
         return []
     [step] = steps
-    if not step or (int(last) - values[-1]) % step or not 0 < (int(last) - values[0]) // step < _MOST_EXPANDED:
+    if (
+        not step
+        or (len(values) < 3 and abs(step) > 1)
+        or (int(last) - values[-1]) % step
+        or not 0 < (int(last) - values[0]) // step < _MOST_EXPANDED
+    ):
         return []
     return [str(value) for value in range(values[0], int(last) + step // abs(step), step)]
 
