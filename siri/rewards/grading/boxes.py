@@ -113,11 +113,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_boxes(text: str) -> list[str]:
-    r"""What `text` gives as its answer: the content of its last box, or of the last few that stand side by side.
+    r"""What `text` gives as its answer: the content of its boxes, from the last that concludes on.
 
-    Side by side are boxes with nothing but "and", "or", a comma or a name between them: "\boxed{3} and \boxed{4}" is
-    one list of two answers, and no second guess. Without any box it is what follows "Answer:" on the last line that is
-    not blank, or that line below a heading "Answer"; nowhere else does that word count. Empty where none is given.
+    Boxes that differ are one list, "\boxed{3} and \boxed{4}" as well as two guesses in two sentences, unless something
+    says that the last is where the others led to (`conclusions`); one that is denied is none. Without any box it is
+    what follows "Answer:" on the last line that is not blank, or that line below a heading "Answer"; nowhere else does
+    that word count. Empty where none is given.
     """
     boxes = _boxes(text)
     if not boxes:
