@@ -83,6 +83,8 @@ _MAX_GAP = 160
 _MAX_BETWEEN = 40
 _MAX_CHOICE = 80
 _MAX_GAP_READ = 4000
+# Of more the first are not looked at: a list of so many is no answer.
+_MOST_BOXES = 64
 _ANSWER = re.compile(
     r"[\s*_#>`]*(?:[-+]\s+)?(?:<(?:b|strong)>\s*|\\text(?:bf)?\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?"
     r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:\uff1a](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
@@ -127,6 +129,7 @@ def final_boxes(text: str) -> list[str]:
         if match := _ANSWER.fullmatch(line):
             return [*_answers_before(heading, line), match["answer"]]
         return [line.strip()] if _HEADING.fullmatch(heading.rstrip().rpartition("\n")[2]) else []
+    boxes = boxes[-_MOST_BOXES:]
     boxes = [box for box in boxes if not _is_denied(text, box, alone=len(boxes) == 1)]
     if not boxes:
         return []
