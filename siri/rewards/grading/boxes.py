@@ -83,6 +83,8 @@ _MAX_GAP = 160
 _MAX_BETWEEN = 40
 _MAX_CHOICE = 80
 _MAX_GAP_READ = 4000
+# Of more the first are not looked at: a list of so many is no answer.
+_MOST_BOXES = 64
 _ANSWER = re.compile(
     r"[\s*_#>`]*(?:[-+]\s+)?(?:<(?:b|strong)>\s*|\\text(?:bf)?\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?"
     r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:\uff1a](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
@@ -118,11 +120,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_boxes(text: str) -> list[str]:
-    r"""What `text` gives as its answer: the content of its last box, or of the last few that stand side by side.
+    r"""What `text` gives as its answer: the content of its boxes, from the last that concludes on.
 
-    Side by side are boxes with nothing but "and", "or", a comma or a name between them: "\boxed{3} and \boxed{4}" is
-    one list of two answers, and no second guess. Without any box it is what follows "Answer:" on the last line that is
-    not blank, or that line below a heading "Answer"; nowhere else does that word count. Empty where none is given.
+    Boxes that differ are one list, "\boxed{3} and \boxed{4}" as well as two guesses in two sentences, unless something
+    says that the last is where the others led to (`conclusions`); one that is denied is none. Without any box it is
+    what follows "Answer:" on the last line that is not blank, or that line below a heading "Answer"; nowhere else does
+    that word count. Empty where none is given.
     """
     boxes = _boxes(text)
     if not boxes:
@@ -131,6 +134,7 @@ def final_boxes(text: str) -> list[str]:
         if match := _ANSWER.fullmatch(line):
             return [*_answers_before(heading, line), match["answer"]]
         return [line.strip()] if _HEADING.fullmatch(heading.rstrip().rpartition("\n")[2]) else []
+    boxes = boxes[-_MOST_BOXES:]
     boxes = [box for box in boxes if not _is_denied(text, box, alone=len(boxes) == 1)]
     if not boxes:
         return []

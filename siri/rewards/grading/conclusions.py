@@ -142,6 +142,7 @@ _OPERATION = r"[\s$]*(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)(?![a-zA-Z]))"
 _TERM = re.compile(rf"{_OPERATION}(?:[^=\n;:a-zA-Z\\]|\\[a-z]+|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))*=[\s$]*")
 _LAST_TERM = re.compile(rf"\}}{_OPERATION}[\s$]*$")
 _MOST_WORKING = 400
+_MOST_FORMULA = 200
 
 # Right before a box: that it is not the answer.
 _DENIED = re.compile(
@@ -250,7 +251,7 @@ def _goes_on(first: str, content: str, lead: str) -> bool:
     nouns = [match["noun"].casefold() for text in (first, lead) if (match := _OF_A_QUANTITY.search(text))]
     if len(nouns) == 2 and nouns[0] != nouns[1] and _QUANTITIES.issuperset(nouns):
         return True
-    formula = _COMPUTED.search(lead)
+    formula = _COMPUTED.search(lead[-_MOST_FORMULA:])
     if formula is None:
         return False
     name = _NAME.search(first)
