@@ -86,9 +86,7 @@ def test_braces_that_do_not_pair(answer):
     assert without_prose(json.dumps([answer, "5"])) == "5"
 
 
-@pytest.mark.parametrize(
-    "answer", ["\\frac{1}{2", "\\{1, 2\\}", "\\left\\{x\\right.", "{5}", "\\}", "5} \\boxed{3}"]
-)
+@pytest.mark.parametrize("answer", ["\\frac{1}{2", "\\{1, 2\\}", "\\left\\{x\\right.", "{5}", "\\}", "5} \\boxed{3}"])
 def test_braces_that_are_read(answer):
     assert without_prose(answer) == answer
 
