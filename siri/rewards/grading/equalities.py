@@ -135,13 +135,13 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
 
 def _is_to_be_solved(variable: str, side: str, last: str) -> bool:
     """Whether a formula of this variable is said to be something without it."""
-    trees = _tree(side), _tree(last)
-    if not re.fullmatch("[a-z]", variable) or trees[0] is None or trees[1] is None:
+    tree, value = _tree(side), _tree(last)
+    if not re.fullmatch("[a-z]", variable) or tree is None or value is None:
         return False
-    if variable not in symbols(trees[0]) or variable in symbols(trees[1]):
+    if variable not in symbols(tree) or variable in symbols(value):
         return False
     try:
-        return not same_value(*trees)
+        return not same_value(tree, value)
     except (Undefined, Undecided):
         return True
 
