@@ -33,6 +33,7 @@ class Precision(NamedTuple):
 
 DOUBLE = Precision(16, 15, Fraction(1, 10**15), 10**10, 2**53)
 SINGLE = Precision(8, 6, Fraction(1, 10**7), 1000, 2**24)
+HALF = Precision(1, 3, Fraction(1, 10**3), 0, 2**11)  # 3000 may have been 3001: no digit tells of a rounded one
 
 
 def plain(value: Decimal) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from siri.data.decimals import DOUBLE, SINGLE, Precision, is_double, likely_values, plain, shortest, significant
+from siri.data.decimals import DOUBLE, HALF, SINGLE, Precision, is_double, likely_values, plain, shortest, significant
 
 MISSING = "without prompt or answer"
 NOT_FINITE = "with an infinite number for an answer"
@@ -63,7 +63,7 @@ def gold_answer(value: Any) -> str:
     if isinstance(value, Single):
         return _float(Decimal(str(np.float32(value))), SINGLE)
     if isinstance(value, float):
-        return _float(Decimal(repr(value)), DOUBLE)
+        return _float(Decimal(repr(float(value))), HALF if isinstance(value, Half) else DOUBLE)
     if isinstance(value, Decimal):
         value = shortest(value)
         return _float(value, DOUBLE) if value.is_finite() and is_double(value) else _number(value)
@@ -74,12 +74,16 @@ class Single(float):
     """A number that was stored as a float of 32 bits."""
 
 
+class Half(float):
+    """A number that was stored as a float of 16 bits, in its shortest spelling."""
+
+
 def _from_numpy(value: Any) -> Any:
     if value.dtype.kind in "mM":
         raise TypeError(f"the answer is of type {value.dtype}, not text or a number")
     if value.dtype not in (np.float32, np.float16):
         return value.tolist()
-    short = Single if value.dtype == np.float32 else lambda scalar: float(str(scalar))
+    short = Single if value.dtype == np.float32 else lambda scalar: Half(str(scalar))
     return [short(scalar) for scalar in value.ravel()] if isinstance(value, np.ndarray) else short(value)
 
 

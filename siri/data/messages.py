@@ -13,6 +13,7 @@ SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing":
 SPEAKERS |= {"model": "assistant", "function_response": "tool", "observation": "tool"}
 """What ShareGPT's `from` calls the roles; their usual names are read as well."""
 NOT_TEXT = "with an image or another part that is no text in the prompt"
+NO_QUESTION = "with a conversation in which no user asks anything"
 
 Messages = list[dict[str, str]]
 _LISTS = ("messages", "conversations", "conversation")
@@ -56,6 +57,9 @@ def read_prompt(value: Any) -> str | Messages:
     messages = [_message(message) for message in value]
     if not any(message["content"].strip() for message in messages):
         raise NoAnswer(MISSING)
+    roles = {message["role"] for message in messages}
+    if "user" not in roles and roles != {"assistant"}:  # of an answer alone nothing is left
+        raise NoAnswer(NO_QUESTION)
     return messages
 
 

@@ -1,11 +1,14 @@
-"""Gold answers that are proofs and explanations: no response can be compared with them but letter by letter."""
+"""Gold answers that no response can be compared with but letter by letter: proofs, explanations, and formulas of which
+a part was lost."""
 
 import json
 import re
 
+from siri.data.braces import missing_braces
 from siri.data.gold import NoAnswer
 
 PROSE = "with a proof or an explanation for an answer"
+BROKEN = "with braces in the answer that do not pair"
 MOST_WORDS = 6
 """Words on end of an answer in words, such as "the first player wins"."""
 
@@ -39,9 +42,12 @@ def without_prose(answer: str) -> str:
     """A gold answer without the alternatives that are prose. Raises NoAnswer where nothing else is there.
 
     Prose is what speaks of a proof or of a solution elsewhere, gives a reason, or has more than `MOST_WORDS` words on
-    end; formulas, numbers and the letter of a choice before its text are no words.
+    end; formulas, numbers and the letter of a choice before its text are no words. Of a formula whose braces do not
+    pair, but for one or two that are missing at its end, nobody knows what it was.
     """
     if not answer.startswith('["'):
+        if _is_broken(answer):
+            raise NoAnswer(BROKEN)
         if is_prose(answer):
             raise NoAnswer(PROSE)
         return answer
@@ -49,7 +55,7 @@ def without_prose(answer: str) -> str:
         accepted = json.loads(answer)
     except ValueError:
         return answer
-    kept = [text for text in accepted if not (isinstance(text, str) and is_prose(text))]
+    kept = [text for text in accepted if not (isinstance(text, str) and (is_prose(text) or _is_broken(text)))]
     if not kept:
         raise NoAnswer(PROSE)
     return answer if len(kept) == len(accepted) else kept[0] if len(kept) == 1 else json.dumps(kept, ensure_ascii=False)
@@ -69,3 +75,8 @@ def is_prose(text: str) -> bool:
     if any(len(clause) > MOST_WORDS for clause in clauses):
         return True
     return bool(_REASON.search(words)) and sum(map(len, clauses)) > 2
+
+
+def _is_broken(text: str) -> bool:
+    """Whether braces do not pair, and no box says which part is the answer."""
+    return missing_braces(text) is None and not _BOXED.search(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siri.data.gold import Single
+from siri.data.gold import Half, Single
 from siri.data.parquet_footer import Chunk, chunks
 from siri.data.table import Table, Unread, listed, refuse_pointer
 from siri.errors import InputError, first_line
@@ -126,7 +126,7 @@ def _batch_rows(batch: "pa.RecordBatch | pa.Table") -> Iterator[dict[str, Any]]:
 
 def _values(array: Any) -> list[Any]:
     """The values of an Arrow array: equal entries of a dictionary are one object, floats of 32 bits and types that are
-    neither text nor number say so (`Single`, `Unread`)."""
+    neither text nor number say so (`Single`, `Half`, `Unread`)."""
     import pyarrow as pa
 
     if isinstance(array, pa.ChunkedArray):
@@ -151,7 +151,7 @@ def _values(array: Any) -> list[Any]:
     if is_a.is_float32(arrow):
         return [None if value is None else Single(value) for value in array.to_pylist()]
     if is_a.is_float16(arrow):
-        return [None if value is None else float(str(np.float16(value))) for value in array.to_pylist()]
+        return [None if value is None else Half(str(np.float16(value))) for value in array.to_pylist()]
     if is_a.is_binary(arrow) or is_a.is_large_binary(arrow) or is_a.is_binary_view(arrow):
         return [value if value is None else _decoded(value, arrow) for value in array.to_pylist()]
     read = (is_a.is_string, is_a.is_large_string, is_a.is_string_view, is_a.is_integer, is_a.is_floating)

@@ -83,6 +83,15 @@ def places(paths: Iterable[Path]) -> dict[str, Path]:
     return held
 
 
+def _said(folder: str | Path) -> str:
+    """What config.json says of tied embeddings where they are not; without the key it is transformers that says so."""
+    try:
+        said = json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError):
+        said = {"tie_word_embeddings": False}
+    return "false in its config.json" if "tie_word_embeddings" in said else "not in its config.json, which means false"
+
+
 def settle_tying(config: Any, source: str, folder: str | Path, *, fetch: bool = True) -> str:
     """Make `config.tie_word_embeddings` what the weights in `folder` are; see above. Returns a line for the user where
     config.json said otherwise, else "". source: how the user called the model. fetch: whether the weights will be read,
@@ -96,7 +105,7 @@ def settle_tying(config: Any, source: str, folder: str | Path, *, fetch: bool = 
         if config.tie_word_embeddings:
             return ""
         raise InputError(
-            f"model {source}: tie_word_embeddings is false in its config.json, but its files hold no {HEAD}, which "
+            f"model {source}: tie_word_embeddings is {_said(folder)}, but its files hold no {HEAD}, which "
             "would be random; set tie_word_embeddings to true if the head is the embedding, or add the tensor"
         )
     embedding = next((name for name in EMBEDDINGS if name in held), None)

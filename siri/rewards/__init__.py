@@ -37,12 +37,12 @@ def final_text(response: str, think: bool = True) -> str | None:
 def math_reward(response: str, answer: str, *, think: bool = True) -> float:
     r"""1.0 if the last `\boxed{}` after the thinking holds `answer`, else 0.0: the paper's length-capping reward.
 
-    Boxes side by side are one list, so that several guesses are not paid; where there is no box at all, what follows
-    "Answer:" on the last line counts. The cap is the sampler's (arXiv 2509.25176): a response cut inside its thinking
-    has nothing to grade. `answer` is LaTeX or plain text, or a JSON list of strings of which any will do; a float with
-    all its digits is also what it stands for (`siri.data.decimals`). With `think=False` everything is graded.
-    Nothing is executed, but the symbolic comparison of a hostile response can take for ever: a training run calls this
-    through `siri.rewards.pool.RewardPool`, which can kill it.
+    Boxes that differ are one list, unless the last one concludes, so that several guesses are not paid; where there is
+    no box at all, what follows "Answer:" on the last line counts. The cap is the sampler's (arXiv 2509.25176): a
+    response cut inside its thinking has nothing to grade. `answer` is LaTeX or plain text, or a JSON list of strings of
+    which any will do; a float with all its digits is also what it stands for (`siri.data.decimals`). With `think=False`
+    everything is graded. Nothing is executed, but the symbolic comparison of a hostile response can take for ever: a
+    training run calls this through `siri.rewards.pool.RewardPool`, which can kill it.
     """
     text = final_text(response, think)
     boxes = final_boxes(text) if text else []

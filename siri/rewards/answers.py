@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from siri.rewards.grading import library, sets
+from siri.rewards.grading.antiderivatives import same_antiderivative
+from siri.rewards.grading.approximations import with_sign
 from siri.rewards.grading.bases import same_number
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
-from siri.rewards.grading.conditions import without_declarations
+from siri.rewards.grading.conditions import differ_in_labels, without_declarations
 from siri.rewards.grading.equalities import condensed, names_a_value, turned
 from siri.rewards.grading.equations import (
     applied,
@@ -29,6 +31,7 @@ from siri.rewards.grading.equations import (
     same_sides,
 )
 from siri.rewards.grading.forms import same_form
+from siri.rewards.grading.golds import mended, unescaped
 from siri.rewards.grading.grammar import NotRead, read, symbols
 from siri.rewards.grading.integers import same_whole_sets
 from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, says_or, without_respectively
@@ -42,11 +45,11 @@ from siri.rewards.grading.labels import (
     without_label,
 )
 from siri.rewards.grading.money import same_currency
-from siri.rewards.grading.names import other_constants, with_names_of
+from siri.rewards.grading.names import other_constants, with_names_of, with_running
 from siri.rewards.grading.numbers import Undecided, Undefined
-from siri.rewards.grading.quantities import same_amount
+from siri.rewards.grading.quantities import differ_in_units, same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
-from siri.rewards.grading.scalars import same_scalar
+from siri.rewards.grading.scalars import is_a_word, same_scalar
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
     RELATION,
@@ -58,6 +61,7 @@ from siri.rewards.grading.structure import (
     matrix,
     members,
     ratio,
+    side_by_side,
     split,
 )
 from siri.rewards.grading.units import without_unit
@@ -73,8 +77,7 @@ MAX_EXTRA_CHARS = 200_000
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _DECIMAL = re.compile(r"\.\d")
 _APPROXIMATE = re.compile(r"approx|\\(?:simeq|cong|doteq)|[≈≒≃≊≅]")
-_PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
-_WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
+_MATCHED = re.compile(r"(?:\d\s*-?\s*[A-Z]\s*,?\s*){2,}|(?:[A-Z]\s*-?\s*\d\s*,?\s*){2,}")
 
 
 @dataclass(slots=True)
@@ -99,18 +102,19 @@ def same_answer(gold: str, answer: str) -> bool:
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
+    gold, answer = mended(gold), unescaped(answer)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
     undecided = False
     spellings = [clean(answer)]
     if _DECIMAL.search(gold) and _APPROXIMATE.search(answer):
         spellings.append(clean(answer, decimals=True))
-    for reading in readings(clean(gold)):
+    for reading in readings(clean(with_sign(gold))):
         others = [
             text
             for spelling in dict.fromkeys(spellings)
             for other in readings(spelling)
-            for text in (other, *other_constants(reading, other))
+            for text in (with_running(reading, other), *other_constants(reading, other))
         ]
         for other in others:
             try:
@@ -130,14 +134,24 @@ def _same(gold: str, answer: str) -> bool:
         return False
     if "espectively" in gold + answer:
         return _same_respective(gold, answer)
+    if key(gold) == key(answer) and gold != answer and differ_in_units(gold, answer):
+        return False  # m s is no ms
     if key(gold) == key(answer) or same_letters(gold, answer):
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
+    if any(pairs := [side_by_side(text) for text in (gold, answer)]):
+        if all(pairs):
+            return _same_in_order(*pairs)  # a product of cycles looks like that, too
+        gold, answer = (", ".join(each) or text for each, text in zip(pairs, (gold, answer), strict=True))
+    if _MATCHED.fullmatch(gold) and _MATCHED.fullmatch(answer):
+        return False  # 1A2B is no product
     if _NUMBER.fullmatch(gold) and _NUMBER.fullmatch(answer):
         return Fraction(gold) == Fraction(answer)
     if (dates := (date(gold), date(answer))) != ("", ""):
         return dates[0] == dates[1]
+    if "\\text" in gold + answer and differ_in_labels(gold, answer):
+        return False
     renamed = without_declarations(gold, with_names_of(gold, answer))
     if renamed != (gold, answer):
         gold, answer = renamed
@@ -146,6 +160,8 @@ def _same(gold: str, answer: str) -> bool:
     verdict = same_form(gold, answer, _same)
     if verdict is not None:
         return verdict
+    if same_antiderivative(gold, answer):
+        return True
     if (verdict := _same_events(gold, answer)) is not None:
         return verdict
     if same_letters(gold, answer) is False or joined_otherwise(gold, answer):
@@ -276,7 +292,7 @@ def _same_lists(gold: str, answer: str) -> bool:
     if len(golds) > 1 or len(answers) > 1:
         return _same_equation(golds, answers)
 
-    if _is_a_word(gold) or _is_a_word(answer):
+    if is_a_word(gold) or is_a_word(answer):
         return False  # a word would be a product of letters, in any order
     if gold.count("\\begin") > 1 or answer.count("\\begin") > 1:
         return library.verify(gold, answer)  # a sum or product of matrices
@@ -293,15 +309,6 @@ def _same_lists(gold: str, answer: str) -> bool:
                 return False
             return all(map(_same_member, gold_parts[1], answer_parts[1]))
     return same_scalar(gold, answer)
-
-
-def _is_a_word(text: str) -> bool:
-    if not _WORD.fullmatch(text) or text == "\\text{degree}" or _PRODUCT.fullmatch(text):
-        return False
-    try:
-        return text.isupper() or read(text)[0] not in ("const", "sym", "call", "log", "root")
-    except NotRead:
-        return True
 
 
 def _same_in_any_order(golds: list[str], answers: list[str]) -> bool:

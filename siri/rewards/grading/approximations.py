@@ -15,7 +15,8 @@ from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.values import rational
 
 _BOUNDARY = re.compile(
-    r"[;]|,(?!\d{3}(?!\d))|,?\s*\\text\{[\s,]*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|\\l(?:or|and)(?![a-zA-Z])"
+    r"[;]|,(?!\d{3}(?!\d))|,?\s*\\text\{[\s,]*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|\\l(?:or|"
+    r"and)(?![a-zA-Z])"
 )
 _NAME = re.compile(
     r"(?:[a-df-zA-Z]|e(?=[_(])|\\(?!pi(?![a-zA-Z]))[a-z]+)(?:_(?:\w|\{\w+\}))?'*\s*(?:\([a-zA-Z\d, ]+\))?"
@@ -25,6 +26,13 @@ _DECIMAL_COMMA = re.compile(r"(\\approx\s*-?\d+),(?=\d{1,2}(?:\s*$|\s*[;)]))")
 _NUMBER = re.compile(
     r"(?:[-+\d\s.,(){}^*/!]|\\(?:times|cdot|%|[lc]?dots|sqrt|frac|pi|circ)(?![a-zA-Z])|\\text\{(?:degree)?\})+|\s*"
 )
+_ROUNDED = re.compile(
+    r"^\s*(?:\\text\s*\{\s*)?(?:approximately|approx\.?|about|roughly)\s*(?:\}\s*)?(\\?\$?)(?=\d)",
+    re.IGNORECASE,
+)
+_SAYS_A_VALUE = re.compile(r"\d|\\(?!text)[a-zA-Z]+|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])")
+_LETTERS = re.compile(r"(?<![a-zA-Z\\])[a-df-zA-Z](?![a-zA-Z])")
+_FUNCTIONS = re.compile(r"\\text\{[^{}]*\}|\\[a-zA-Z]+")
 _ALONE = re.compile(r"\\approx\s*[-+]?\d+(?:\.\d+)?(?:\s*\\(?:%|text\{degree\}))?(?=\s*[,;)\]](?!\d))")
 _BEFORE = re.compile(r"(?:.*[,;(\[])?(.*)", re.DOTALL)
 # A decimal, with its power of ten or as a percentage.
@@ -34,6 +42,11 @@ _CUT = Fraction(2, 100)
 _WHOLE_TURN = 7
 _DEGREES = Fraction(180 / math.pi)
 _BITS = 96
+
+
+def with_sign(gold: str) -> str:
+    """A gold answer that says that it is rounded, with the sign for that: the number is what is compared."""
+    return _ROUNDED.sub(r"\1\\approx ", gold)
 
 
 def without_approximations(text: str, *, decimals: bool = False) -> str:
@@ -68,6 +81,16 @@ def _chosen(piece: str, *, decimals: bool) -> str:
     values = sides[named:]
     if not all(_NUMBER.fullmatch(without_unit(side)[0]) for side in values[1:]):
         return piece  # something else stands behind it
+    if sides[1:] and not named and not _SAYS_A_VALUE.search(sides[0]):
+        return piece  # a minus sign, or a word that denies it
+    if len(sides) == 1 and _has_letters(sides[0]):
+        return piece  # a formula that is only near
+    if (
+        named
+        and "(" in sides[0]
+        and any(_LETTERS.search(_FUNCTIONS.sub(" ", without_unit(side)[0])) for side in values)
+    ):
+        return piece
     values[0] = values[0].removesuffix("(").removesuffix("\\text{(").rstrip()
     if not all(_is_near(values[0], side, strictly=decimals) for side in values[1:]):
         return piece
@@ -75,6 +98,10 @@ def _chosen(piece: str, *, decimals: bool) -> str:
     if named:
         return f"{sides[0]}={kept}"
     return piece[: len(piece) - len(piece.lstrip())] + kept
+
+
+def _has_letters(side: str) -> bool:
+    return bool(_LETTERS.search(_FUNCTIONS.sub(" ", without_unit(side)[0])))
 
 
 def _is_near(exact: str, rounded: str, *, strictly: bool = False) -> bool:

@@ -3,6 +3,8 @@ r"""Where a response gives its answer: in its last boxes, or else, if its last l
 import re
 from dataclasses import dataclass
 
+from siri.rewards.grading.conclusions import concludes, is_computed, is_denied, takes_back
+
 _TOKEN = re.compile(
     r"(?<!\\)\\+f?box(?:ed)?\s*(?:(?P<box>\{)|(?P<bare>"
     r"[-+\u2212]?\d+(?:[.,/:]\d+)*(?:\\?%)?"
@@ -21,7 +23,8 @@ _GOES_ON = re.compile(
 # What only dresses the boxes and the words between them: marks of markdown, HTML and LaTeX, quotation marks, brackets.
 _DRESS = re.compile(
     r"</?[a-zA-Z][^<>\n]{0,80}>|<!--[^<>]{0,80}-->|(?<=\n)[ \t]*(?:[-=][ \t]*){3,}(?=\n)|(?<=\s)%[^\n]{0,80}\n"
-    r"|[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+|&(?:nbsp|ensp|emsp|thinsp);|[*`~\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u300c-\u300f]+"
+    r"|[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+|&(?:nbsp|ensp|emsp|thinsp);|"
+    r"[*`~\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u300c-\u300f]+"
     r"|(?<![a-zA-Z\d])_+|_+(?![a-zA-Z\d{])|(?<=\n)[ \t]*>"
     r"|\\(?:(?:text|math)?colou?r|[hv]space\*?)\s*\{[^{}]{0,20}\}"
     r"|\\(?:begin|end)\{(?:center|itemize|enumerate|align\*?|gather\*?|equation\*?)\}|\\item(?![a-zA-Z])"
@@ -35,7 +38,9 @@ _BETWEEN = re.compile(
     r"(?:[\s$]*(?:\^\s*\{?\s*\\circ\s*\}?|\u00b0|\\?%"
     r"|(?:\\text\{\s*)?\b(?:[cmk]?m|[mk]?g|s|sec|h|min|ft|in|units?)\b\s*\}?))?"
     r"(?:\(\s*(?:if|when|for)\b[^()]{0,30}\)|\(\s*(?:first|second|1st|2nd)\s[^()]{0,20}\)|\n\s*[-+\u2022](?=\s)"
-    r"|\b(?i:part|option|case|guess|answer|solution|interpretation|attempt)\s+(?=\(?(?:\d|[a-hA-H]|i{1,3})\b)|\(?\b(?:\d|[a-h]|[A-H](?=\))|i{1,3})[.):]{1,2}|[\s$,;&.|/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
+    r"|\b(?i:part|option|case|guess|answer|solution|interpretation|attempt)\s+(?=\(?(?:\d|[a-hA-H]|i{1,3})\b)|"
+    r"\(?\b(?:\d|[a-h]|[A-H](?=\))|i{1,3})[.):]{1,2}|[\s$,;&.|"
+    r"/()\[\]{}!?=#\u2013\u2014\u2026\uff0c\uff1b\u3002\u3001\uff01\uff1f]"
     r"|\\\\"
     r"|\\[()\[\],;!&{}\s]|\\q?quad|\\(?:lor|land|vee|wedge|cup|text|textrm|approx|to|[lc]?dots)(?![a-zA-Z])"
     r"|\u6216\u8005?|\u4ee5\u53ca|\u5e76\u4e14|[\u548c\u4e0e\u53ca\u4e14]"
@@ -62,12 +67,14 @@ _CONCLUDED = re.compile(r"\b(?:so|thus|hence|therefore|then|total|sum|finally|gi
 _STOP = re.compile(r"[.!?]\s|\n")
 # What makes a box inside of another something else than the answer.
 _OR_NOT = re.compile(
-    r"\b(?:or|not|never|no|except|neither|cannot|isn't|than|but)\b|n't\b|\\(?:neq?|not|lor|vee|neg)(?![a-zA-Z])|[\u2260\u6216]",
+    r"\b(?:or|not|never|no|except|neither|cannot|isn't|than|but)\b|n't\b|\\(?:neq?|not|lor|vee|neg)(?![a-zA-Z])|"
+    r"[\u2260\u6216]",
     re.IGNORECASE,
 )
 # A sentence that begins another guess.
 _ANOTHER = re.compile(
-    r"[.!?;\n]\s*(?:or\s+)?(?:alternatively|maybe|perhaps|possibly|(?:yet\s+)?another\s+(?:possibility|option|answer|solution|guess|"
+    r"[.!?;\n]\s*(?:or\s+)?(?:alternatively|maybe|perhaps|possibly|(?:yet\s+)?another\s+(?:possibility|option|"
+    r"answer|solution|guess|"
     r"candidate|possible\s+\w+)|(?:it|the\s+answer)\s+(?:might|may|could)\s+(?:also\s+)?be)\b",
     re.IGNORECASE,
 )
@@ -75,6 +82,9 @@ _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\rig
 _MAX_GAP = 160
 _MAX_BETWEEN = 40
 _MAX_CHOICE = 80
+_MAX_GAP_READ = 4000
+# Of more the first are not looked at: a list of so many is no answer.
+_MOST_BOXES = 64
 _ANSWER = re.compile(
     r"[\s*_#>`]*(?:[-+]\s+)?(?:<(?:b|strong)>\s*|\\text(?:bf)?\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?"
     r"(?:\s*</(?:b|strong)>)?[\s*_`]*[:\uff1a](?:\s*</(?:b|strong)>|\s*\})?[\s*_`]*(?P<answer>\S.*?)[\s*_`]*",
@@ -82,6 +92,11 @@ _ANSWER = re.compile(
 )
 # How Minerva's four examples end.
 _HOPE = re.compile(r"[\s.$]*\bI hope (?:it|this|that) is correct[\s.!]*$", re.IGNORECASE)
+# A line that says that what follows is one more answer.
+_OR_LINE = re.compile(
+    r"\W*(?:or|alternatively|otherwise|maybe|perhaps|possibly|also)\b|\W*(?:\u6216|\u8fd8\u662f|\u4e5f\u53ef)",
+    re.IGNORECASE,
+)
 _HEADING = re.compile(r"[\s*_#>`]*(?:the\s+)?(?:final\s+)?answer[\s*_`]*[:\uff1a]?[\s*_`]*", re.IGNORECASE)
 # Signs that a model ends its turn with.
 _END = re.compile(r"(?:\s|<\|[a-z_]{1,20}\|>|</?s>|<(?:eos|pad|end_of_turn)>)+$")
@@ -105,29 +120,37 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_boxes(text: str) -> list[str]:
-    r"""What `text` gives as its answer: the content of its last box, or of the last few that stand side by side.
+    r"""What `text` gives as its answer: the content of its boxes, from the last that concludes on.
 
-    Side by side are boxes with nothing but "and", "or", a comma or a name between them: "\boxed{3} and \boxed{4}" is
-    one list of two answers, and no second guess. Without any box it is what follows "Answer:" on the last line that is
-    not blank, or that line below a heading "Answer"; nowhere else does that word count. Empty where none is given.
+    Boxes that differ are one list, "\boxed{3} and \boxed{4}" as well as two guesses in two sentences, unless something
+    says that the last is where the others led to (`conclusions`); one that is denied is none. Without any box it is
+    what follows "Answer:" on the last line that is not blank, or that line below a heading "Answer"; nowhere else does
+    that word count. Empty where none is given.
     """
     boxes = _boxes(text)
     if not boxes:
         text = _hopeless(_END.sub("", text[-_MAX_LINE:]))
         heading, _, line = text.rstrip().rpartition("\n")
         if match := _ANSWER.fullmatch(line):
-            return [match["answer"]]
+            return [*_answers_before(heading, line), match["answer"]]
         return [line.strip()] if _HEADING.fullmatch(heading.rstrip().rpartition("\n")[2]) else []
+    boxes = boxes[-_MOST_BOXES:]
+    boxes = [box for box in boxes if not _is_denied(text, box, alone=len(boxes) == 1)]
+    if not boxes:
+        return []
     last, apart = [boxes[-1]], False  # whether a bracket closes between them: (4) or (5) is no pair
     for box in reversed(boxes[:-1]):
         gap = text[box.end : last[0].start]
         plain = _DRESS.sub("", gap) if len(gap) <= _MAX_GAP else gap
         if _ANNOUNCED.search(text, max(0, box.start - _MAX_BETWEEN), box.start):
             plain = _ANNOUNCED.sub("", plain, count=1)
-        if not (len(plain) <= _MAX_BETWEEN and _BETWEEN.fullmatch(plain)) and not (
-            len(plain) <= _MAX_CHOICE
-            and (_EITHER.fullmatch(plain) or _is_guessed(text[max(0, box.start - _MAX_CHOICE) : box.start], plain))
-        ):
+        if is_computed(text[max(0, box.start - _MAX_BETWEEN) : box.start], gap[:_MAX_GAP]):
+            break
+        beside = len(plain) <= _MAX_BETWEEN and _BETWEEN.fullmatch(plain)
+        before = text[max(0, box.start - _MAX_CHOICE) : box.start]
+        guessed = len(plain) <= _MAX_CHOICE and (_EITHER.fullmatch(plain) or _is_guessed(before, plain))
+        behind = text[last[0].end : last[0].end + _MAX_CHOICE]
+        if not (beside or guessed) and concludes(before, box.content, gap[-_MAX_GAP_READ:], behind):
             break
         last.insert(0, box)
         apart |= ")" in re.sub(r"\\\)|[a-zA-Z\d]\)", "", plain)
@@ -143,10 +166,29 @@ def final_boxes(text: str) -> list[str]:
     return contents
 
 
+def _answers_before(text: str, last: str) -> list[str]:
+    """What earlier lines give as the answer, which no later one takes back and the last does not call the final one
+    instead: two such lines are two answers."""
+    lines = text.split("\n")
+    final = "final" in last.casefold()
+    matches = [(place, match["answer"]) for place, line in enumerate(lines) if (match := _ANSWER.fullmatch(line))]
+    return [
+        answer
+        for place, answer in matches
+        if (final <= ("final" in lines[place].casefold()) or any(map(_OR_LINE.match, lines[place + 1 :])))
+        and not takes_back("\n".join(lines[place + 1 :]))
+    ]
+
+
 def _hopeless(text: str) -> str:
     """Without the hope that it is correct, and with the delimiter that was cut off with it."""
     hope = _HOPE.search(text)
     return text if hope is None else text[: hope.start()] + ("$" if "$" in hope[0] else "")
+
+
+def _is_denied(text: str, box: _Box, *, alone: bool) -> bool:
+    before = text[max(0, box.start - _MAX_CHOICE) : box.start].rpartition("\n")[2]
+    return is_denied(before, text[box.end : box.end + _MAX_CHOICE], alone=alone)
 
 
 def _is_guessed(before: str, between: str) -> bool:

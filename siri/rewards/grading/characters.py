@@ -23,7 +23,7 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
         ("÷", "\\div "),
         ("∕⁄", "/"),
         ("＊∗", "*"),
-        ("、，﹐", ","),
+        ("、，﹐", ", "),
         ("；﹔", ";"),
         ("。．", "."),
         ("⩽≦≤", "\\le "),
@@ -31,8 +31,12 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
         ("≠", "\\ne "),
         ("≈≒≃≊", "\\approx "),
         ("≅", "\\cong "),
+        ("｛﹛", "\\{"),
+        ("｝﹜", "\\}"),
         ("（﹙〔⦅", "("),
         ("）﹚〕⦆", ")"),
+        ("｛﹛", "\\{"),
+        ("｝﹜", "\\}"),
         ("【〖［", "["),
         ("】〗］", "]"),
         ("⟨〈〈", "\\langle "),
@@ -76,13 +80,15 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
         ("∶：", ":"),
         ("⁻", "-"),
         ("¬", "\\neg "),
+        ("⊃", "\\supset "),
+        ("⊇", "\\supseteq "),
         ("⊂", "\\subset "),
         ("⊆", "\\subseteq "),
         ("⊥", "\\perp "),
         ("∂", "\\partial "),
         ("∥", "\\parallel "),
         ("ı", "i"),
-        ("✓✔✅☑■□∎▪", " "),
+        ("✓✔✅☑■□∎▪", "  "),
         ("∉", "\\notin "),
         ("⟹⇒∴", "\\Rightarrow "),
         ("\u200b\u200c\u200d\u2060\ufeff\u00ad\u2061\u2062\u2063", ""),
@@ -91,6 +97,10 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
 }
 # Statements by their numbers: ①③ are two of them, and not 13.
 _CIRCLED = re.compile("[①-⑳](?:\\s*[、，,和与及]?\\s*[①-⑳])+")
+# A unit with its exponent as a sign of its own, which variables rarely have behind a number.
+_RAISED_UNIT = re.compile(r"(?<=[\d)}π])[ ~]*(?<![a-zA-Z])([cdkm]?m|ft|in|yd|mi|units?)([²³])(?=[\s.$]*$)")
+_MICRO = re.compile(r"(?<=\d)[ ~]*[µμ]([mgsCFAVWJTHL])(?=[\s.$]*$)")
+_ANGSTROM = re.compile("[Å\u212b]")
 _ASCII = re.compile(r"[\x00-\x7f]*")
 _RECURRING_MARKS = (
     (re.compile("(\\d[\u0304\u0305](?:\\d[\u0304\u0305])*)"), "\\overline{%s}"),
@@ -109,6 +119,9 @@ def in_ascii(text: str) -> str:
     text = re.sub(r"\}\\overline\{", "", text)
     text = _CIRCLED.sub(lambda match: ", ".join(re.findall("[①-⑳]", match[0])), text)
     text = in_chinese(text)
+    text = _RAISED_UNIT.sub(lambda match: f"\\text{{ {match[1]}}}^{match[2].translate(_SUPERSCRIPTS)}", text)
+    text = _MICRO.sub(r"\\text{ u\1}", text)
+    text = _ANGSTROM.sub("angstrom", text)
     text = re.sub(r"(?<![\w)\]}])([²³⁴-⁹])\s*√", lambda match: f"\\sqrt[{match[1].translate(_SUPERSCRIPTS)}] ", text)
     text = re.sub(r"(?<![\w)\]}])⁻(?=[\d.])", "-", text)
     text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)

@@ -8,9 +8,19 @@ from siri.rewards.grading.structure import choice, has_other_choices, key, split
 
 # What is said of a choice that is not chosen; at the beginning of its text, for the text may deny something else.
 _TAKEN_BACK = re.compile(
-    r"\W*(?:(?:is|was|are|seems|looks)\s+(?:definitely\s+|clearly\s+|certainly\s+)?(?:not|n't|never|wrong|incorrect|false|"
-    r"excluded|eliminated|impossible|unlikely|ruled)\b|(?:isn't|wasn't|aren't|cannot|can't|won't)\b|not\s+(?:correct|right|"
-    r"true|the|it|this|possible)\b|not\W*$|(?:or|and|rather|but|instead|nor|wrong|incorrect|excluded|eliminated|rejected|"
+    r"\W*(?:(?:false|untrue|unlikely|improbable|invalid|nope|except|eliminat\w+|discard\w*|exclud\w*|ruled|crossed|"
+    r"dismiss\w*|doubtful|questionable|refuted|disproved?n?|incorrectly|wrongly)\b|(?:is|was|would be|"
+    r"seems)\s+(?!(?:the\s+)?(?:only\s+)?"
+    r"(?:correct|right|answer|best|true|my\s+(?:final\s+)?(?:answer|choice))\b)(?:what|the|a|an|one|my|where|how|"
+    r"why|out|in)\b|(?:is|was|are|seems|looks)\s+(?:definitely\s+|clearly\s+|certainly\s+)?(?:not|n't|never|wrong|"
+    r"incorrect|"
+    r"false|"
+    r"excluded|eliminated|impossible|unlikely|ruled)\b|(?:isn't|wasn't|aren't|won't)\b|(?:cannot|"
+    r"can't)\s+(?!be\s+(?:determined|found|known|told|concluded|decided|"
+    r"calculated|computed|solved|answered)|tell|say)\w|"
+    r"not\s+(?:correct|right|"
+    r"true|the|it|this|possible)\b|not\W*$|(?:or|and|rather|but|instead|nor|wrong|incorrect|excluded|eliminated|"
+    r"rejected|"
     r"maybe|perhaps|possibly|probably|versus|vs)\b)",
     re.IGNORECASE,
 )
@@ -24,9 +34,18 @@ def is_letter_of_choice(text: str) -> bool:
     return bool(re.fullmatch(r"\(?[A-J]\)?", without_text(text)))
 
 
+_IN_BRACKETS = re.compile(r"\s*(?:\\text\{\s*)?(?:\([A-H]\)\s*(?:,|and|&)?\s*){2,}\}?\s*")
+
+
 def same_letters(gold: str, answer: str) -> bool | None:
     """A choice in a small letter, and several of them written together, in order: "b" for B, "AC" for "A, C". None
     where these are no letters of choices; "B or C" chooses nothing, and is not "B, C"."""
+    gold, answer = (
+        "".join(re.findall("[A-H]", text.replace("and", "")))
+        if _IN_BRACKETS.fullmatch(text) and "," not in text
+        else text
+        for text in (gold, answer)
+    )
     gold, answer = (without_text(text) if _LETTERS.fullmatch(text) else text for text in (gold, answer))
     golds, answers = ([key(part) for part in split(listed(text), ",;&")] for text in (gold, answer))
     if min(len(golds), len(answers)) > 1 and all(re.fullmatch("[A-J]", letter) for letter in golds + answers):

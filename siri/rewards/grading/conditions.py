@@ -7,6 +7,7 @@ from siri.rewards.grading.families import family, parameter_only, without_range
 from siri.rewards.grading.grammar import WHOLE_NAMES
 from siri.rewards.grading.labels import without_label
 from siri.rewards.grading.names import letters_of, with_declared
+from siri.rewards.grading.sentences import called, is_label, labelled
 from siri.rewards.grading.structure import RELATION, split, without_text
 from siri.rewards.grading.units import without_unit
 
@@ -20,8 +21,10 @@ _PLUS_OR_MINUS = re.compile(r"\\ne \s*\\pm\s*([\w\\{}.]+)$")
 _FUNCTION = re.compile(r"\s*[a-zA-Z]\(([a-z])\)\s*=.*", re.DOTALL)
 # That a function is meant for all numbers, and that a letter in it is any constant.
 _DECLARED = re.compile(
-    r"\s*[,;(]?\s*(?:(?:for|where|with|and)\s+)?(?P<words>(?:(?:all|any|every|some|each|an?|arbitrary|real|constants?|"
-    r"numbers?|the|(?P<whole>positive|non-?negative|natural|integers?))\s+)*)(?<=[\s,;(])(?P<names>[a-zA-Z](?:\s*(?:,|and)\s*[a-zA-Z])*)"
+    r"\s*[,;(]?\s*(?:(?:for|where|with|and)\s+)?(?<![a-zA-Z\\])"
+    r"(?P<words>(?:(?:all|any|every|some|each|an?|arbitrary|real|constants?|"
+    r"numbers?|the|(?P<whole>positive|non-?negative|natural|"
+    r"integers?))\s+)*)(?<=[\s,;(])(?P<names>[a-zA-Z](?:\s*(?:,|and)\s*[a-zA-Z])*)"
     r"(?P<set>\s*\\in\s*\\mathbb\s*\{?(?:R|(?P<integers>[NZ]))\}?(?(integers)(?:[_^]\s*\{?\s*[+*]\s*\}?)?)|"
     r"\s+(?:is|are)\s+(?:an?\s+|any\s+|arbitrary\s+|real\s+)*(?:constants?|numbers?|reals?))?"
     r"\s*\)?\s*\.?$"
@@ -30,13 +33,6 @@ _DECLARED = re.compile(
 _LABEL = re.compile(r"^\s*([a-zA-Z](?:_\d)?) ?: ?(?=[^:=]*=[^:=]*$)")
 _SAID = re.compile(
     r"^\s*(?:\\text\{\s*([A-Za-z]{2}[A-Za-z ]*?)\s*(?::\s*\}|\}\s*:)|([A-Z][a-z]{2,}(?: [a-z]+){0,3})\s*:)\s*(?=\S)"
-)
-_TAKING_BACK = frozenset(
-    re.findall(
-        r"\w+",
-        "no not never wrong false incorrect except excluded rejected or less more than at about approximately roughly "
-        "nearly maybe perhaps possibly guess between minus negative under over above below almost around other ratio",
-    )
 )
 Conditioned = tuple[str, str]
 
@@ -88,6 +84,13 @@ def _labelled(text: str) -> tuple[str, str]:
     """What an equation or a value is called, "" for nothing, and the text without that."""
     if match := _LABEL.match(text):
         return match[1], text[match.end() :]
+    label, value = labelled(text)
+    if (
+        value != text
+        and len(split(value, ",;")) == 1
+        and not ("\\text{" in value and label and not without_unit(value)[1])
+    ):
+        return label, value
     match = _SAID.match(text) if ":" in text else None
     if match is None or len(split(text, ",;")) > 1 or ":" in text[match.end() :]:
         return "", text
@@ -95,7 +98,13 @@ def _labelled(text: str) -> tuple[str, str]:
     if "\\text{" in rest and not without_unit(rest)[1]:
         return "", text  # "Total: 12 boys" is a number of boys
     words = (match[1] or match[2]).casefold().split()
-    return ("", text) if _TAKING_BACK.intersection(words) else (" ".join(words), rest)
+    return (" ".join(words), rest) if is_label(" ".join(words)) else ("", text)
+
+
+def differ_in_labels(gold: str, answer: str) -> bool:
+    """Whether both are called something, and not the same: the minimum is no maximum."""
+    names = [called(text) for text in (gold, answer)]
+    return all(names) and names[0] != names[1] and all(len(split(text, ",;")) == 1 for text in (gold, answer))
 
 
 def without_declarations(gold: str, answer: str) -> tuple[str, str]:

@@ -4,10 +4,12 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from siri.rewards.grading.equations import applied
+from siri.rewards.grading.computed import computed, is_identity, is_multiple
+from siri.rewards.grading.equations import applied, is_derivative
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
 from siri.rewards.grading.quantities import same_quantity
+from siri.rewards.grading.sentences import is_label
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import squeezed
 from siri.rewards.grading.units import without_unit
@@ -22,6 +24,14 @@ _TO_BE_SOLVED = re.compile(
 )
 _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])|\\(?:theta|alpha|beta|omega|phi|lambda)(?![a-zA-Z])")
 _POINTS = re.compile(r"\s*(?:[a-zA-Z]|\\[a-z]+)(?:\s*,\s*(?:[a-zA-Z]|\\[a-z]+))*\s*")
+# What a function may be applied to, as well, so that it is asked for by that name: 2x, or another function. At -x or
+# x + 1 it is what problems give that ask for f(x).
+_SCALED = re.compile(r"\s*[2-9]\s*[a-z]\s*")
+_COMBINED = re.compile(r"\s*\(\s*[a-z]\s*(?:[-+*/]|\\(?:cdot|times|composed)\s)?\s*[a-z]\s*\)\s*\(\s*[a-z]\s*\)\s*")
+# Matrices by what is done to them: A^2, A^{-1}B, 2A - B, (AB)^T. Of 2A alone one would look for A.
+_POWER = r"(?:\s*\^\s*\{?\s*(?:-?\d+|[nkmT*]|\\text\{\s*T\s*\})\s*\}?)"
+_MATRIX = rf"(?:(?:[A-Z]|\{{\s*[A-Z]\s*\}}|\\vec\s*(?:\{{\s*[a-z]\s*\}}|[a-z]))(?:_\{{?\w\}}?)?{_POWER}?\s*)"
+_OF_MATRICES = re.compile(rf"\s*{_MATRIX}+|\s*\(\s*{_MATRIX}+\){_POWER}|\s*\d*{_MATRIX}+(?:[-+]\s*\d*{_MATRIX}+)+")
 # What a sum may be of that is one number: f(2), a_1, a letter.
 _TERM = re.compile(r"[a-zA-Z]'*\([-\d./]+\)|[a-zA-Z]_\{?\d+\}?|[a-zA-Z]")
 # A decimal may be rounded or cut off by less than one of its last place, and by no more than this part of the value.
@@ -29,7 +39,8 @@ _ROUNDING = Fraction(2, 100)
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)\s*(\\%)?")
 # What a name is made of, where the grammar has no word for it: AB, P(A|B), an angle, a description in words.
 _NAME = re.compile(
-    r"(?:\\(?:angle|triangle|overline|overrightarrow|overset|frown|vec|hat|widehat|bar|tilde|dot|ddot|mathbf|text|mathrm|"
+    r"(?:\\(?:angle|triangle|overline|overrightarrow|overset|frown|vec|hat|widehat|bar|tilde|dot|ddot|mathbf|text|"
+    r"mathrm|"
     r"operatorname|mathcal|mathbb|Pr|cap|cup|mid|cdot|frac|partial|perp|square|max|min|sup|inf|det|dim|gcd|lcm|sin|cos|"
     r"tan|ell|composed|varphi|alpha|beta|gamma|delta|theta|lambda|mu|sigma|tau|phi|psi|omega|Delta|Phi|Omega|Gamma)"
     r"(?![a-zA-Z])|[a-zA-Z'()\[\]{}|,_+*/^\s:.-])+"
@@ -55,6 +66,8 @@ _JOINING = frozenset(
     )
 )
 _AMID = re.compile(r"[\w)}\]']\s*\\text\{[^{}]*\}\s*[\w\\(\[]")
+_WORDS = re.compile(r"\s*\\text\{([^{}]*)\}\s*")
+_SHORT = 3
 _BITS = 64
 _MOST_WORDS = 80
 _MOST_PLACES = 100
@@ -76,14 +89,29 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     """
     if _is_about_both(sides[0].strip(), sides[-1].strip()):
         return False
+    if sides[0].lstrip().startswith(("\\neg", "\\lnot")):
+        return False  # of the complement
+    if (words := _WORDS.fullmatch(sides[0])) and len(words[1].strip()) > _SHORT and not is_label(words[1]):
+        return False  # double = 5
     if any(_repeats(sides[0], side) for side in sides[1:-1]):
         return False  # x = 3 x = 5
+    if (verdict := computed(sides[0], sides[-1])) is not None:
+        return verdict and not is_multiple(sides[0]) and _agree(sides[1:], same)
     if _is_closed(sides[0]):
         return _agrees(sides[0], sides[-1], same, exactly=True) and _agree(sides, same)
-    name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?(?:\\prime|\*)\}?", "", sides[0]).strip()
+    named = is_derivative(sides[0]) or _COMBINED.fullmatch(sides[0])
+    vectors = "\\vec" in sides[0] and "," in sides[-1]
+    named = named or (("\\begin{" in sides[-1] or vectors) and _OF_MATRICES.fullmatch(sides[0]))
+    if named or (as_answer and is_identity(sides[0], sides[-1])):
+        return _agree(sides[1:], same)
+    name = re.sub(r"(?<=log)_(?:\w|\{[^{}]*\})", " ", sides[0])  # \log_2x is a logarithm of x
+    name = re.sub(r"_(?:\w|\{[^{}]*\})|'|\^\{?(?:\\prime|\*)\}?", "", name).strip()
     if function := applied(name):
-        if _LETTER.search(function[1]) and not _POINTS.fullmatch(function[1]) and _LETTER.search(sides[-1]):
+        usual = _POINTS.fullmatch(function[1]) or _SCALED.fullmatch(function[1]) or applied(function[1])
+        if _LETTER.search(function[1]) and not usual and _LETTER.search(sides[-1]):
             return False  # f(-x) = 2x + 1
+        if any(_is_to_be_solved(function[1].strip(), side, sides[-1]) for side in sides[1:-1]):
+            return False  # f'(x) = 2x - 4 = 0
         name = function[0].removesuffix("^{-1}")
     if ("|" in name or "vert" in name) and _LETTER.search(sides[-1]):
         return False  # |f(x)| = 2x + 1
@@ -103,6 +131,19 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
         return rational(read(sides[-1])) != 0 and not symbols(read(sides[-1])) and _agree(sides[1:], same)
     except NotRead:
         return False
+
+
+def _is_to_be_solved(variable: str, side: str, last: str) -> bool:
+    """Whether a formula of this variable is said to be something without it."""
+    tree, value = _tree(side), _tree(last)
+    if not re.fullmatch("[a-z]", variable) or tree is None or value is None:
+        return False
+    if variable not in symbols(tree) or variable in symbols(value):
+        return False
+    try:
+        return not same_value(tree, value)
+    except (Undefined, Undecided):
+        return True
 
 
 def turned(sides: list[str]) -> list[str]:
@@ -186,6 +227,8 @@ def _agrees(side: str, last: str, same: Same, *, exactly: bool = False) -> bool:
             and (same_value(tree, last_tree) or (not exactly and _is_rounded(side, last, tree, last_tree)))
         ):
             return True
+        if tree is None and (verdict := computed(side, last)) is not None:
+            return verdict
         if same(side, last) or same_quantity(side, last):
             return True
     except (Undefined, Undecided):

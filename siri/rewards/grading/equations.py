@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+from siri.rewards.grading.derivatives import QUOTIENT
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.polynomials import Polynomial, common_divisor, polynomial
 from siri.rewards.grading.structure import RELATION, enclosed, split, squeezed
@@ -152,12 +153,13 @@ def event(text: str) -> list[str] | None:
 
 
 def is_graph(name: str, other: str) -> bool:
-    """Whether one is y and the other a function of x: both say what is drawn over x."""
-    return "y" in (name, other) and bool(re.fullmatch(r"[fghy]\(x\)", other if name == "y" else name))
+    """Whether one is y and the other a function of x: both say what is drawn over x; or x(t) and x."""
+    if "y" in (name, other) and re.fullmatch(r"[fghy]\(x\)", other if name == "y" else name):
+        return True
+    short, long = sorted((name, other), key=len)
+    return bool(re.fullmatch(r"[a-zA-Z]\([txnsuz]\)", long)) and long[0] == short
 
 
 def is_derivative(side: str) -> bool:
     """Whether it is a derivative such as dy/dx: dx/dy is not the same, and no quotient either."""
-    return bool(
-        re.fullmatch(r"\\frac\{d\^?2?[a-zA-Z]\}\{d[a-zA-Z](?:\^2)?\}|d[a-zA-Z]/d[a-zA-Z]|[a-zA-Z]'+", squeezed(side))
-    )
+    return bool(re.fullmatch(rf"\s*(?:{QUOTIENT}|d\s*[a-zA-Z]\s*/\s*d\s*[a-zA-Z]|[a-zA-Z]\s*'+)\s*", side))

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from siri.rewards.grading import sets
 from siri.rewards.grading.conditions import conditioned, same_conditioned
 from siri.rewards.grading.families import congruence, family, same_congruence, same_family
-from siri.rewards.grading.measures import measure
+from siri.rewards.grading.measures import measure, same_unit
 from siri.rewards.grading.numbers import Undefined
 from siri.rewards.grading.structure import split, without_text
+from siri.rewards.grading.units import without_unit
 
 Same = Callable[[str, str], bool]
 
@@ -32,6 +33,10 @@ _AMOUNT = re.compile(
     r"\s*(?:(?:,|and\b|\\text\{\s*and\s*\})\s*)?(\d+(?:\.\d+)?)\s*(?:\\text\{\s*([a-zA-Z]+)\.?\s*(?:,|and)?\s*\}|"
     r"([a-zA-Z]+)\.?)"
 )
+
+
+_BY = re.compile(r"\s*(?:\\times(?![a-zA-Z])|\\text\{\s*(?:by|x)\s*\}|(?<![a-zA-Z])by(?![a-zA-Z]))\s*")
+_SIDE = re.compile(r"[^=,;<>]*\d[^=,;<>]*")
 
 
 def same_form(gold: str, answer: str, same: Same) -> bool | None:
@@ -122,10 +127,46 @@ def _same_amounts(golds: list[tuple[str, str]], answers: list[tuple[str, str]], 
     )
 
 
+Dimensions = tuple[list[tuple[str, tuple | None]], bool]
+
+
+def _dimensions(text: str) -> Dimensions | None:
+    """The sides of "5 cm by 6 cm" with their units, and whether these are sides for sure: 5 times 6 is 30."""
+    spelled = re.sub(r"\\text\{([^{}]*?)\s+by\s*\}", r"\\text{\1}\\text{ by }", text)
+    parts = _BY.split(spelled)
+    if len(parts) < 2 or not all(map(_SIDE.fullmatch, parts)) or "10^" in text:
+        return None
+    sides = [without_unit(part) for part in parts]
+    if any(
+        "\\text" in side or re.search("[a-zA-Z]{2}", side.replace("\\frac", "").replace("\\sqrt", ""))
+        for side, _ in sides
+    ):
+        return None
+    units = [unit for _, unit in sides]
+    if units[-1] and not any(units[:-1]):
+        sides = [(side, units[-1]) for side, _ in sides]
+    return sides, "by" in text or all(unit for unit in units)
+
+
+def _same_dimensions(golds: Dimensions, answers: Dimensions, same: Same) -> bool | None:
+    """In any order, and None where neither says that these are sides."""
+    (gold_sides, gold_sure), (sides, sure) = golds, answers
+    if not gold_sure and not sure:
+        return None
+    left = list(sides)
+    for side, unit in gold_sides:
+        place = next((at for at, (other, its) in enumerate(left) if same_unit(unit, its) and same(side, other)), None)
+        if place is None:
+            return False
+        del left[place]
+    return not left
+
+
 _FORMS: tuple[tuple[Callable, Callable], ...] = (
     (family, same_family),
     (congruence, same_congruence),
     (_cases, _same_cases),
     (_amounts, _same_amounts),
     (conditioned, same_conditioned),
+    (_dimensions, _same_dimensions),
 )

@@ -7,7 +7,7 @@ from fractions import Fraction
 from siri.rewards.grading import sets
 from siri.rewards.grading.grammar import Tree
 from siri.rewards.grading.numbers import Undecided, Undefined
-from siri.rewards.grading.structure import members
+from siri.rewards.grading.structure import key, members
 from siri.rewards.grading.values import rational
 
 Range = tuple[float | Fraction, float | Fraction]
@@ -24,15 +24,23 @@ _CUT = re.compile(rf"(?P<set>.+?)\s*\\cap\s*{_WHOLE}")
 _SET = re.compile(r"[(\[<>]|\\\{|\\[lgn]e |\\mathbb")
 _INTEGER = re.compile(r"\s*-?\d{1,9}\s*")
 _MOST = 2000
+_MAY_BE_WHOLE = re.compile(r"\\mathbb|integers")
+_NAMED = {
+    "numbers positive Z": r"\{n\in\mathbb{Z}\mid n\ge 1\}",
+    "numbers nonnegative Z": r"\{n\in\mathbb{Z}\mid n\ge 0\}",
+}
 
 
 def same_whole_sets(gold: str, answer: str) -> bool | None:
     """Whether two sets of whole numbers are the same, one of them given by a condition; None for whatever else."""
-    if "\\mathbb" not in gold + answer:
+    if not _MAY_BE_WHOLE.search(gold + answer):
         return None
+    gold, answer = (
+        _NAMED.get(key(text), text) if "ntegers" in text or "\\mathbb" in text else text for text in (gold, answer)
+    )
     gold, answer = (_BARE.sub(r"\\{n\\in\\mathbb{Z}\\mid \1\\}", text) for text in (gold, answer))
     conditions = _by_condition(gold), _by_condition(answer)
-    if conditions == (None, None):
+    if conditions == (None, None) or ("\\mathbb" not in gold + answer and None in conditions):
         return None
     golds, answers = (
         _listed(text) if ranges is None else ranges for text, ranges in zip((gold, answer), conditions, strict=True)
@@ -98,7 +106,10 @@ def _end(tree: Tree) -> Fraction | float | None:
 
 def _listed(text: str) -> list[Range] | None:
     """Of a list of whole numbers."""
-    numbers = members(text)
+    numbers = [number.strip() for number in members(text)]
+    if len(numbers) > 2 and numbers[-1] in ("\\ldots", "...") and all(map(_INTEGER.fullmatch, numbers[:2])):
+        first, second = map(int, numbers[:2])
+        return [(first, math.inf)] if second == first + 1 and len(numbers) == 3 else None
     if not 0 < len(numbers) <= _MOST or not all(map(_INTEGER.fullmatch, numbers)):
         return None
     values = [int(number) for number in numbers]

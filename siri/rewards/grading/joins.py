@@ -37,7 +37,7 @@ def joined_otherwise(gold: str, answer: str) -> bool:
     names = [_names(text) for text in texts]
     several = [1 < len(each) == len(set(each)) for each in names]
     return all(several) or any(
-        each and text is texts[says_or(answer)] and bracketed(other) is not None
+        each and text is texts[says_or(answer)] and (bracketed(other) is not None or "=" not in other)
         for each, text, other in zip(several, texts, texts[::-1], strict=True)
     )
 

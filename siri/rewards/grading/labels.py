@@ -15,18 +15,21 @@ Same = Callable[[str, str], bool]
 _NAME = re.compile(r"[a-zA-Z](?:_\w)?|\\[a-z]+")
 # What several things may be the same by: letters, segments, angles.
 _MEASURED = re.compile(
-    rf"{_NAME.pattern}|\|?[A-Z]{{2}}\|?|\\overline\s*\{{\s*[A-Z]{{2}}\s*\}}|m?\s*\\angle\s*\{{?\s*(?:[A-Z]{{1,3}}|\d)\s*\}}?"
+    rf"{_NAME.pattern}|\|?[A-Z]{{2}}\|?|\\overline\s*\{{\s*[A-Z]{{2}}\s*\}}|m?\s*\\angle\s*\{{?\s*(?:[A-Z]{{1,3}}|"
+    rf"\d)\s*\}}?"
 )
 _INDEXED = re.compile(r"\s*([a-zA-Z]|\\lambda\s*)_\{?(\d)\}?\s*=([^=]+)")
 _COORDINATES = re.compile(r"([xyz])(?:_\{?\d\}?)?")
 _ROOT = re.compile(r"x_[12]")
 _POINT = re.compile(r"\s*([A-Z](?:_\w|')?)\s*(?:=\s*)?(\([^=]*\))")
 _SET_OF = re.compile(
-    r"\s*((?:[A-Z]|\\(?:complement|overline)\s*(?:_\w\s*)?\{?\s*[A-Z]\s*\}?)(?:\s*\\(?:cap|cup|setminus)\s*[A-Z])*)\s*=\s*"
+    r"\s*((?:[A-Z]|\\(?:complement|overline)\s*(?:_\w\s*)?\{?\s*[A-Z]\s*\}?)(?:\s*\\(?:cap|cup|"
+    r"setminus)\s*[A-Z])*)\s*=\s*"
     r"(?=\\\{|\\emptyset|[(\[].*[)\]]$)"
 )
 _MEMBER = re.compile(
-    r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega)|\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*"
+    r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega)|"
+    r"\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*"
 )
 _CARRIED = re.compile(r"[-+\d\s./^{}a-z]*\d[-+\d\s./^{}a-z]*|-?\\frac\{\d+\}\{\d+\}")
 
@@ -36,6 +39,7 @@ def name_key(text: str) -> str:
     text = re.sub(r"\\angle(?![a-zA-Z])|\s+|\\text|\\(?=(?:Pr|max|min)(?![a-zA-Z]))", "", text)
     text = re.sub(r"^\{?(max|min)(?:imum)?\}?$", r"\1", text)
     text = re.sub(r"^\\frac\{d([a-z])\}\{dx\}$|^d([a-z])/dx$", r"\1\2'", text)
+    text = re.sub(r"^\\frac\{d\^([23])([a-z])\}\{dx\^\1\}$", lambda match: match[2] + "'" * int(match[1]), text)
     return re.sub(r"_\{(\w+)\}|\{(\w)\}", r"_\1\2" if "_{" in text else r"\1\2", text)
 
 

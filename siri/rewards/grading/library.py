@@ -15,7 +15,8 @@ _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 _UNSAFE = re.compile(r"\d{7}|\.\d{5}|!|\^\s*(?:\{[^{}]*\d{2}[^{}]*\}|\d{2})|10\s*\^|\\binom|\^[^^]*\^")
 # What it would take for a product of letters, or for a list.
 _NO_VALUE = re.compile(
-    r"\\(?:angle|triangle|over(?:line|rightarrow)|vec|hat|land|lor|wedge|vee|neg|forall|exists|parallel|perp|p?mod|bmod|"
+    r"\\(?:angle|triangle|over(?:line|rightarrow)|vec|hat|land|lor|wedge|vee|neg|forall|exists|parallel|perp|p?mod|"
+    r"bmod|"
     r"equiv|to|[lc]?dots|composed)(?![a-zA-Z])"
 )
 # What it is asked for. Without any of these our own grammar's refusal stands: its parser takes seconds over nonsense.

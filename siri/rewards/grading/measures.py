@@ -88,6 +88,17 @@ atmosphere: atm
 bar:
 psi:
 torr: mmhg
+erg:
+dyne: dyn
+horsepower: hp
+btu:
+parsec: pc
+sievert: sv
+becquerel: bq
+curie:
+slug:
+poise:
+kip:
 megapascal: mpa
 hectopascal: hpa
 decade:
@@ -171,6 +182,7 @@ COMPOUNDS = tuple(
     (re.compile(rf"\b{pattern}\b", re.IGNORECASE), unit)
     for pattern, unit in (
         ("light[- ]?years?", "lightyear"),
+        (r"(kilo|mega|giga|milli|micro)?[- ]?electron[- ]volts?", r"\1electronvolt"),
         ("astronomical[- ]units?", "astronomicalunit"),
         ("fl(?:uid)?[- ]?(?:ounces?|oz)", "fluidounce"),
         ("kilowatt[- ]?hours?|kw[- ]h", "kilowatthour"),
@@ -235,8 +247,9 @@ _SYMBOL = re.compile(
     r"(T)(eV|Hz|Wh|W|J|B)|([MkG])(B)"
 )
 _NAME = re.compile(r"(tera|peta|giga|mega|kilo|hecto|de[ck]a|deci|centi|milli|micro|nano|pico|femto)(\w{3,})")
-_MODIFIERS = frozenset(("square", "cubic", "per", "nautical"))
 _WITH_A_DEGREE = frozenset(("celsius", "fahrenheit", "C", "F"))
+_POWERS = {"square": 2, "cubic": 3}
+_BEFORE_A_UNIT = frozenset(("", "per", "square", "cubic", "sq", "cu"))
 # Words as well, where others stand beside them.
 _WORDS = frozenset(("in", "a", "am", "pm", "are"))
 
@@ -280,17 +293,38 @@ def unit_of(words: list[str], power: str | None) -> tuple[str, ...] | None:
     other words, as in "pages per minute", nothing is kept."""
     measures = [measure(word) for word in words]
     if None in measures:
-        sure = [len(word) > 2 or not place for place, word in enumerate(words)]
+        behind = ["", *(word.casefold() for word in words)]
+        sure = [len(word) > 2 or before in _BEFORE_A_UNIT for word, before in zip(words, behind, strict=False)]
         measures = [
             unit if is_sure and word.casefold() not in _WORDS else None
             for word, unit, is_sure in zip(words, measures, sure, strict=True)
         ]
-    unit = [name for name in measures if name is not None]
-    if not set(unit) - _MODIFIERS:
-        return None
-    unit += [{"2": "square", "3": "cubic"}[power]] if power else []
-    place = unit.index("per") if "per" in unit else len(unit)
-    return (*sorted(unit[:place]), *unit[place : place + 1], *sorted(unit[place + 1 :]))
+    exponents: dict[str, int] = {}
+    sign, raised, last = 1, 1, ""
+    for name in measures:
+        if name == "per":
+            sign = -1
+            exponents.setdefault("per", 0)
+        elif name in _POWERS:
+            raised = _POWERS[name]
+        elif name == "nautical":
+            last = "nautical "
+        elif name is not None:
+            name, last = f"{last}{name}" if last == "nautical " else name, name
+            exponents[name] = exponents.get(name, 0) + sign * raised
+            raised = 1
+    raised = {"2": 2, "3": 3}[power] if power else raised
+    if raised > 1 and last in exponents:  # meters squared
+        exponents[last] *= raised
+    return in_order(exponents) if set(exponents) - {"per"} else None
+
+
+def in_order(exponents: dict[str, int]) -> tuple[str, ...]:
+    """The names of a unit, each as often as its exponent says, and behind "per" those that are divided by."""
+    names = sorted(set(exponents) - {"per"})
+    over = [name for name in names for _ in range(exponents[name])]
+    under = [name for name in names for _ in range(-exponents[name])]
+    return (*over, "per", *under) if under else tuple(over)
 
 
 def same_unit(unit: tuple[str, ...] | None, other: tuple[str, ...] | None) -> bool:
@@ -305,8 +339,8 @@ def same_unit(unit: tuple[str, ...] | None, other: tuple[str, ...] | None) -> bo
     if other == ("degree",) and unit[0] in _WITH_A_DEGREE:
         return len(unit) == 1
     if "unit" in unit or "unit" in other:  # square units are some square measure
-        powers = [{"square", "cubic"} & set(names) for names in (unit, other)]
-        return not all(powers) or powers[0] == powers[1]
+        powers = [len(names) for names in (unit, other)]
+        return 1 in powers or powers[0] == powers[1]
     (over, *under), (other_over, *other_under) = _quotient(unit), _quotient(other)
     return under == other_under != [()] and not (over and other_over)
 

@@ -18,23 +18,32 @@ cent: cent
 euro: euro
 pound: pound sterling quid
 yen: yen
-yuan: yuan renminbi rmb jiao fen
-rupee: rupee paise paisa
-peso: peso centavo
+yuan: yuan renminbi rmb
+jiao: jiao
+fen: fen
+rupee: rupee
+paisa: paise paisa
+peso: peso
+centavo: centavo
 pence: pence
-ruble: ruble rouble kopeck kopek
-franc: franc centime rappen
+ruble: ruble rouble
+kopeck: kopeck kopek
+franc: franc
+centime: centime rappen
 dime: dime
 nickel: nickel
 penny: penny pennies
 quarter: quarter
 shilling: shilling
 won: won
-krona: krona krone kronor kroner krona kroon crown oere
-zloty: zloty zlotych grosz
+krona: krona krone kronor kroner krona kroon crown
+oere: oere
+zloty: zloty zlotych
+grosz: grosz groszy
 baht: baht
 lira: lira lire
-mark: mark deutschmark pfennig
+mark: mark deutschmark
+pfennig: pfennig
 dinar: dinar
 dirham: dirham
 riyal: riyal rial

@@ -15,6 +15,8 @@ _LEADING = re.compile(r"^\s*([CcK])\s*\+\s*([^,;=]+)$")
 _LINE = re.compile(
     r"(?:\\end\{[pb]?matrix\}|\))\s*[-+]\s*([tsruk]|\\lambda|\\mu)\s*(?=\\begin\{[pb]?matrix\}|\([^()]*,)"
 )
+# Of a family of angles, of which neither side says through what the letter runs.
+_RUNNING = re.compile(r"\+\s*\d?\s*([knm])(?=\s*\\pi)")
 _SUMMED = re.compile(r"\\(?:sum|prod)\s*_\s*\{?\s*([a-z])\s*=")
 _TURNED = re.compile(r"\\(?:sin|cos)\s*\(?\s*(\\(?:theta|phi|varphi|alpha)|[tu])(?![a-zA-Z])")
 _CURVE = re.compile(r"\s*x\s*=[^=]*,\s*y\s*=")
@@ -91,7 +93,7 @@ def _with_constants(gold: str, answer: str) -> str:
         if f"{large}_" in gold and f"{small}_" in answer and f"{small}_" not in gold and f"{large}_" not in answer:
             answer = re.sub(rf"(?<![\\a-zA-Z]){small}(?=_\{{?\d)", large, answer)
     gold, answer = (_LEADING.sub(r"\2+\1", text) for text in (gold, answer))
-    mine, other = _integrated(gold), _integrated(answer)
+    mine, other = integrated(gold), integrated(answer)
     if {mine, other} in _SAME_CONSTANTS and not any(
         letter_alone(name).search(text[:-1]) for name in (mine, other) for text in (gold, answer)
     ):
@@ -111,7 +113,7 @@ def _only_constant(text: str) -> str:
     return letters[0] if len(set(letters)) == 1 and _SOLUTION.match(text) and "e^" in text else ""
 
 
-def _integrated(text: str) -> str:
+def integrated(text: str) -> str:
     """The constant of an antiderivative: what is added to a function of one variable that has no other letters."""
     match = _CONSTANT.search(text)
     if match is None or RELATION.search(text) or len(split(text, ",;")) > 1:
@@ -124,10 +126,19 @@ def _integrated(text: str) -> str:
     return match[0].strip() if len(names) == 1 and set(names) <= _INTEGRATED else ""
 
 
+def with_running(gold: str, answer: str) -> str:
+    r"""`answer` with the letter of `gold` for that of \pi/4 + k\pi, where neither says through what it runs."""
+    if re.search(r"\\in(?![a-z])|nteger", gold + answer) or not (_RUNNING.search(gold) and _RUNNING.search(answer)):
+        return answer
+    return _with_letter(_RUNNING, gold, answer)
+
+
 def other_constants(gold: str, answer: str) -> Iterator[str]:
     """`answer` with its constants C_1, C_2 in another order, or with these names for A and B; only where both are
     general solutions: elsewhere these are circles, capacities, or values that were asked for."""
     numbers = sorted({match[1] or match[2] for match in _NUMBERED.finditer(gold)})
+    if not numbers and _NUMBERED.search(answer):
+        yield from _lettered(gold, answer)
     if not 2 <= len(numbers) <= _MOST_CONSTANTS or not _is_general(gold, [f"C_{number}" for number in numbers]):
         return
     pattern = _NUMBERED if _NUMBERED.search(answer) else _LETTERED
@@ -136,6 +147,17 @@ def other_constants(gold: str, answer: str) -> Iterator[str]:
         return
     for order in itertools.permutations(numbers):
         yield pattern.sub(lambda match, order=order: f"C_{order[names.index(match[0])]} ", answer)
+
+
+def _lettered(gold: str, answer: str) -> Iterator[str]:
+    """`answer` with A and B, in any order, for its constants C_1 and C_2."""
+    names = sorted({match[0] for match in _LETTERED.finditer(gold)})
+    numbers = sorted({match[1] or match[2] for match in _NUMBERED.finditer(answer)})
+    if not 2 <= len(numbers) <= _MOST_CONSTANTS or len(names) != len(numbers) or not _is_general(gold, names):
+        return
+    if _is_general(answer, [f"C_{number}" for number in numbers]):
+        for order in itertools.permutations(names):
+            yield _NUMBERED.sub(lambda match, order=order: f"{order[numbers.index(match[1] or match[2])]} ", answer)
 
 
 def _is_general(text: str, constants: list[str]) -> bool:

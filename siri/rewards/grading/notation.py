@@ -65,8 +65,14 @@ REPLACEMENTS = [
         ),
         ("{", r"(?<=\d)(?:\s|\\[,;: ])*\{\s*\}\s*(?=\^)", ""),
         ("\\", r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lmr]?)(?![a-zA-Z])", ""),
-        ("{", r"(?<=\d)(?:\\text\s*)?\{\s*(?:,|\\,)\s*\}\s*(?=\d{3}(?!\d))", ""),
-        ("approx", r"\\text\{\s*\( *(?:approximately|approx\.?|about) +-?\d+(?:\.\d+)? *\)\s*\}$", ""),
+        ("{", r"(?<=\d)(?:\{\s*(?:,|\\,)\s*\}|\\text\s*\{,\})\s*(?=\d{3}(?!\d))", ""),
+        (
+            "",
+            r"(?<=[\d}i])\s*,?\s*(?:\(\s*)?\\text\{[\s,]*\(? *(?:which is )?(?:approximately|approx\.?|about|"
+            r"roughly)\s*"
+            r"(?:\}\s*(-?\d[\d.]*)\s*(?:\)|\\text\{\s*\)\s*\})?|(-?\d[\d.]*) *\)?\s*\}\s*\)?)$",
+            r" \\approx \1\2",
+        ),
         ("\\text", r"\\text\{\s*([,;])\s*\}", r"\1 "),
         ("\\text", r"(?<=\d)\\text\{\s*\}", " "),
         ("{}", r"(?<![\w\]}_^])\{\}(?=\s*[\d\\])|(?<=[\d}])\{\}", ""),
@@ -81,7 +87,7 @@ REPLACEMENTS = [
             r"\\text{ \1ohm}",
         ),
         # thousands, as LaTeX spaces them
-        ("\\", r"(?<=\d)(?:,\s*\\!|\\!\s*,|\\,|,\s*\\,)\s*(?=\d{3}(?!\d))", ""),
+        ("\\", r"(?<=\d)(?<!\d{4})(?:,\s*\\!|\\!\s*,|\\,)\s*(?=\d{3}(?!\d))", ""),
         ("\\!", r"(?<!\\)\\!", ""),
         ("", r"(?:(?<!\\)\\(?:[,;:> ]|(?:q?quad|thinspace|enspace|medspace)(?![a-zA-Z]))|~|\s)+", " "),
         ("<", r"^\s*<([^<>]*,[^<>]*)>\s*$", r"(\1)"),
@@ -120,6 +126,23 @@ REPLACEMENTS = [
         ("paren", r"\\([lr])paren(?![a-zA-Z])", lambda match: "(" if match[1] == "l" else ")"),
         ("brack", r"\\([lr])brack(?![a-zA-Z])", lambda match: "[" if match[1] == "l" else "]"),
         ("\\big", r"\\big(cup|cap)(?![a-zA-Z])(?!\s*[_^])", r"\\\1"),
+        ("\\math", r"\\math(?:bb|rm|cal|sf|bf)\s*\{\s*(P|E|Pr|Var)\s*\}(?=\s*[(\[])", r"\1"),
+        (
+            "\\text",
+            r"\s*,?\s*\\text\{[\s,]*(?:which is )?(?:attained|achieved|reached) (?:at|when|for|if)\s*\}[^{}]{1,40}$",
+            "",
+        ),
+        (
+            "\\text",
+            r"(?<=[\d}])\s*\\text\{([^{}]*(?:\bof|pairs|triples|tuples|values|solutions))\s*\}\s*"
+            r"(?:[a-zA-Z]|\([a-z](?:,\s*[a-z])+\))$",
+            r"\\text{\1}",
+        ),
+        (
+            "\\operatorname",
+            r"\\operatorname\s*\{\s*(span|rank|dim|tr|ker|im|deg|proj|sgn|adj|Var|Cov|diag)\s*\}",
+            r"\\text{\1}",
+        ),
         ("\\Bbb", r"\\Bbb(?![a-zA-Z])", r"\\mathbb"),
         ("+/", r"\+ ?/ ?-", r"\\pm "),
         ("\\mathbb", r"\\mathbb\s*([RZNQC])(?![a-zA-Z])", r"\\mathbb{\1}"),
@@ -135,6 +158,14 @@ REPLACEMENTS = [
             r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu|\\mu *\\(?:text|mathrm)\{) *([mgs]) *\}",
             r"\\text{ micro\1}",
         ),
+        (
+            "\\mu",
+            r"(?<=[\d}]) *(?:\\(?:text|mathrm)\{ *\\mu *\}? *(?:\\(?:text|mathrm)\{)?|\\mu *\\(?:text|mathrm)\{) *"
+            r"([CFAVWJTHLN]) *\}",
+            r"\\text{ u\1}",
+        ),
+        ("\\AA", r"(?:\\(?:text|mathrm)\{ *)?\\AA(?![a-zA-Z]) *\}?$", r"\\text{ angstrom}"),
+        ("\\mathring", r"\\mathring *\{ *(?:\\(?:text|mathrm)\{ *)?A *\}? *\}$", r"\\text{ angstrom}"),
         ("\\forall", r"(?<=\S)\s*,?\s*(?:\\text\{\s*,?\s*\}\s*)?\\forall(?![a-zA-Z])\s*", r" \\text{ for all } "),
         ("\\{", r"^\s*([a-z])\s*=\s*(?=\\\{[^{}=]*(?:\{[^{}]*\}[^{}=]*)*\\\}$)", r"\1 \\in "),
         ("\\smallsetminus", r"\\smallsetminus(?![a-zA-Z])", r"\\setminus"),
@@ -199,11 +230,13 @@ REPLACEMENTS = [
         ("\\rbrace", r"\\rbrace(?![a-zA-Z])", r"\\}"),
         ("<=", r"<=", r"\\le "),
         (">=", r">=", r"\\ge "),
+        ("!=", r"(?<=[\d)])!=(?=-?\d)", "! ="),
         ("!=", r"!=(?!=)", r"\\ne "),
         ("\\lt", r"\\lt(?![a-zA-Z])", "<"),
         ("\\gt", r"\\gt(?![a-zA-Z])", ">"),
         ("d", r"(?<=\d)\s*\\(?:mathrm|text)\s*\{\s*d\s*\}$", r"\\text{ days}"),
         ("{", r"\\(?:mathrm|text|mathit|operatorname)\s*\{\s*([eid])\s*\}", r"\1"),
+        ("\\mathrm d", r"\\mathrm d(?=[\^\sa-z\\])", "d"),
         ("pi", r"\\(?:mathrm|text|mathit|operatorname)\s*\{\s*pi\s*\}", r"\\pi "),
         (
             "\\",
@@ -224,7 +257,8 @@ REPLACEMENTS = [
         ),
         (
             "deg",
-            r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|\^\{?\\degree\}?",
+            r"\\text\{\s*(?:degrees?|deg)\.?\s*\}|(?<=\d)\s*(?:degrees?|deg)\b|\\deg(?:ree)?s?(?![a-zA-Z])|"
+            r"\^\{?\\degree\}?",
             r"\\text{degree}",
         ),
         (

@@ -208,7 +208,10 @@ def _branch(ctx, tree: Tree, setting: Setting, magnitudes: list[int]):
         values = [_computed(ctx, part, setting, magnitudes) for part in tree[1]]
         return ctx.fsum(values) if kind == "+" else ctx.fprod(values)
     if kind == "call":
-        return _called(ctx, tree[1], [_computed(ctx, part, setting, magnitudes) for part in tree[2]], setting)
+        values = [_computed(ctx, part, setting, magnitudes) for part in tree[2]]
+        if tree[1] in ("tanh", "coth"):  # as many digits as its distance from 1 has
+            magnitudes.append(3 * int(min(abs(values[0].real), MAX_MAGNITUDE)) + 1)
+        return _called(ctx, tree[1], values, setting)
     if kind == "log":
         return _logarithm(ctx, tree, setting, magnitudes)
     if kind == "^":

@@ -30,6 +30,12 @@ def same_quantity(a: str, b: str) -> bool:
     return None not in amounts and amounts[0] == amounts[1]
 
 
+def differ_in_units(a: str, b: str) -> bool:
+    """Whether two quantities that are spelled alike but for spaces are in two units, as m s and ms."""
+    units = [without_unit(text)[1] for text in (a, b) if "\\text{" in text]
+    return len(units) == 2 and None not in units and units[0] != units[1]
+
+
 def same_amount(sides: list[str], value: str, same: Same) -> bool | None:
     """Whether `value` is one of the amounts that a chain of equations says are the same, in several units; None where
     the chain is none of amounts."""

@@ -15,7 +15,6 @@ _SCIENTIFIC = re.compile(
 _CERTAINLY = re.compile(r"[-+]?(?:1(?:\.\d+)?|\d+\.\d+)[eE]|[-+]?\d+[eE][-+]?0\d")
 _REPEATING = re.compile(r"(-?)(\d*\.\d*?)(?:\((\d+)\)|(\d)\4{2,}|(\d{2,}?)\5+)(\\[lc]?dots|\.\.\.)?")
 _COMMA = re.compile(r"([-+]?\d+),(\d*\\(?:overline|dot)[^,]*)")
-_SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 
 
 def is_thousands(text: str) -> bool:
@@ -38,8 +37,6 @@ def readings(text: str) -> list[str]:
         texts.append(text.replace(",", ""))
     if _ELSEWHERE.fullmatch(text):
         texts.append(text.replace(".", "").replace(",", "."))
-    if _SPACED.fullmatch(text):
-        texts.append(text.replace(" ", ""))
     if match := _COMMA.fullmatch(text):
         texts.append(f"{match[1]}.{match[2]}")
     if match := _SCIENTIFIC.fullmatch(text):

@@ -7,8 +7,9 @@ from siri.rewards.grading import library
 from siri.rewards.grading.bases import in_base
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.measures import same_unit
+from siri.rewards.grading.nouns import counts_only, said_behind, same_words
 from siri.rewards.grading.structure import squeezed
-from siri.rewards.grading.units import opposed, without_unit
+from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.values import rational, rounds_to, same_value
 
 # How many times is asked for by a number, and answered by one.
@@ -18,14 +19,18 @@ _MATRICES = re.compile(r"(?:\s*[A-Z](?:\s*\^\s*\{?\s*(?:-1|T)\s*\}?)?){2,}")
 _INVERSE = re.compile(r"\(([A-Z]{2,})\)\^\{?(-1|T)\}?|(?<=[A-Z])\^T")
 _DECIMAL = re.compile(r"[-+]?\d*\.(\d+)")
 
+_PRODUCT = re.compile("[xyz]{3}|[abc]{3}")
+_WORD = re.compile(r"\\text\{[^{}]*[a-zA-Z][^{}]*\}|[A-Z]{2,}|[A-Z]?[a-z]{3,}")
+
 
 def same_scalar(gold: str, answer: str) -> bool:
     gold = _TIMES.sub("", gold)
     if (verdict := _same_angles(gold, answer)) is not None:
         return verdict
-    given = gold
+    if not _same_words(gold, answer):
+        return False
     (gold, gold_unit), (bare, answer_unit) = without_unit(gold), without_unit(answer)
-    if not same_unit(gold_unit, answer_unit) or opposed(given, answer):
+    if not same_unit(gold_unit, answer_unit):
         return False
     # "what percent ...?" is answered by the number; the other way round 5% is not 5
     number_for_percent = gold.endswith("\\%") and bare == answer.strip() and "%" not in answer
@@ -44,6 +49,14 @@ def same_scalar(gold: str, answer: str) -> bool:
         return library.verify(*(re.sub(r"^(.*?)\s*\\%$", r"\\frac{\1}{100}", text) for text in (gold, answer)))
     # a decimal that is near may be too near for a comparison of values to tell
     return _rounded(trees, (gold, answer)) or same_value(*trees)
+
+
+def _same_words(gold: str, answer: str) -> bool:
+    """Whether the words behind the numbers agree, or those of the answer alone are what was counted."""
+    words, others = said_behind(gold), said_behind(answer)
+    if words and others:
+        return same_words(words, others)
+    return words is not None or others is None or counts_only(answer)
 
 
 def _same_angles(gold: str, answer: str) -> bool | None:
@@ -79,3 +92,12 @@ def _places(text: str) -> int:
     text = squeezed(text)
     match = _DECIMAL.fullmatch(text.removesuffix("\\%"))
     return (len(match[1]) + 2 * text.endswith("\\%")) if match else 0
+
+
+def is_a_word(text: str) -> bool:
+    if not _WORD.fullmatch(text) or text == "\\text{degree}" or _PRODUCT.fullmatch(text):
+        return False
+    try:
+        return text.isupper() or read(text)[0] not in ("const", "sym", "call", "log", "root")
+    except NotRead:
+        return True

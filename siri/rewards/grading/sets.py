@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
 from siri.rewards.grading.numbers import Undefined
+from siri.rewards.grading.structure import members
 from siri.rewards.grading.values import order
 
 MAX_PIECES = 32
@@ -113,7 +114,7 @@ def same_pieces(a: Pieces, b: Pieces) -> bool:
 def _either(text: str, names: set[str], depth: int) -> Pieces:
     if depth > 16:
         raise NotASet
-    if _BUILDER.fullmatch(text.strip()):
+    if _is_built(text.strip()) or _ALL_BUT.fullmatch(text.strip()):
         return _single_set(text, names, depth)
     alternatives = [alternative for alternative in _OR.split(text) if alternative.strip()]
     if len(alternatives) == 1 and _RELATION.search(text):  # "x < 1 \cup x > 3"
@@ -136,7 +137,7 @@ def _all_of(text: str, names: set[str], depth: int) -> Pieces:
             raise NotASet  # all of them or what they share: nobody knows
         return [piece for pieces in intervals for piece in pieces]
     conditions = [condition for condition in _AND.split(text) if condition.strip(" ,")]
-    commas = len(conditions) == 1 and _RELATION.search(text) and not _BUILDER.fullmatch(text.strip())
+    commas = len(conditions) == 1 and _RELATION.search(text) and not _is_built(text.strip())
     if commas:
         conditions = [condition for condition in _top_level(text, ",;") if condition.strip()]
     sets = [_joined(_condition(condition.strip(" ,"), names, depth)) for condition in _carried(conditions)]
@@ -150,6 +151,12 @@ def _all_of(text: str, names: set[str], depth: int) -> Pieces:
             raise NotASet  # of three some meet, and not all
         return [piece for pieces in sets for piece in pieces]
     return solution
+
+
+def _is_built(text: str) -> bool:
+    """Whether it is one set by a condition, and no union of some."""
+    match = _BUILDER.fullmatch(text)
+    return match is not None and "\\}" not in match[2]
 
 
 def _listed(text: str) -> list[str]:
@@ -214,8 +221,9 @@ def _single_set(text: str, names: set[str], depth: int) -> Pieces:
         sign = match["relation"] or _BESIDE_ZERO[match["sign"] or match["word"].replace("-", "").lower()]
         return _half_line(sign, _ZERO)
     if match := _ALL_BUT.fullmatch(text):
-        return complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, _top_level(match[1], ",;"))]))
-    if match := _BUILDER.fullmatch(text):
+        points = members(re.sub(r"(?<![a-zA-Z])[a-z]\s*=", "", _AND.sub(",", match[1])))
+        return complement(_joined([Piece(tree, True, tree, True) for tree in map(_end, points)]))
+    if (match := _BUILDER.fullmatch(text)) and _is_built(text):
         inner: set[str] = set()
         pieces = _either(match[2], inner, depth + 1)
         if inner - {match[1]}:

@@ -5,28 +5,37 @@ import re
 
 from siri.rewards.grading.approximations import without_approximations
 from siri.rewards.grading.characters import in_ascii
+from siri.rewards.grading.layout import laid_out
 from siri.rewards.grading.margins import trimmed, without_text_signs
 from siri.rewards.grading.notation import REPLACEMENTS
+from siri.rewards.grading.rewordings import reworded
+from siri.rewards.grading.separators import MARK, joined, marked, separated
 from siri.rewards.grading.statements import listed_statements, named_values
 from siri.rewards.grading.structure import enclosed, split
 from siri.rewards.grading.words import without_words
 
 # What is dropped with its brace, wherever it stands, so that its content remains; the first argument may go as well.
 _WRAPPERS = re.compile(
-    r"\\(?:boldsymbol|bold|bm|pmb|underline|uline|mathbf(?!\s*\{\s*[RZQ]\s*\})|mathbfit|ensuremath|mathcal|bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
+    r"\\(?:boldsymbol|bold|bm|pmb|underline|uline|mathbf(?!\s*\{\s*[RZQ]\s*\})|mathbfit|ensuremath|mathcal|"
+    r"bbox(?:\[[^\[\]]*\])?|mathord|boxed|fbox|framebox|smash)"
     r"(?![a-zA-Z])\s*(?=\{)"
     r"|\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}|\\(?:textcolor|colorbox|color)\s*(?:\[\w*\])?\{[^{}]*\}"
     r"|\\(?:mathop|operatorname)\s*(?=\{\s*-?\d)"
     r"|\\(?:bf|it|rm|sf|tt|em|bfseries|itshape|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|"
     r"Huge|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|mathstrut|centering|boldmath|noindent)(?![a-zA-Z])"
-    r"|\\(?:mathbf|boldsymbol|bm|mathbb|mathcal)(?=\s*\d)|\\(?:mathbf|boldsymbol|bm)(?=\s+[a-zA-QS-Z](?![a-zA-Z]))|\\mathbb(?=\s*\{\d+\})"
-    r"|\\(?:checkmark|blacksquare|square|Box|qed|therefore|because)(?![a-zA-Z])|^\s*\\(?:Rightarrow|implies|to)(?![a-zA-Z])"
-    r"|\\(?:[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\}"
-    r"|\\(?:nonumber|notag)(?![a-zA-Z])|\\m?kern\s*-?\d*\.?\d+\s*(?:pt|mu|em|ex|mm)|\\math(?:it|normal)\s*(?=\{[^{}]*[\d\\])|\\mathrm\s*(?=\{\s*-?\\[dt]?(?:frac|sqrt))"
+    r"|\\(?:mathbf|boldsymbol|bm|mathbb|mathcal)(?=\s*\d)|\\(?:mathbf|boldsymbol|bm)(?=\s+[a-zA-QS-Z](?![a-zA-Z]))|"
+    r"\\mathbb(?=\s*\{\d+\})"
+    r"|\\(?:checkmark|blacksquare|square|Box|qed|therefore|because)(?![a-zA-Z])|^\s*\\(?:Rightarrow|implies|"
+    r"to)(?![a-zA-Z])"
+    r"|\\(?:[hv]?phantom|[hvm]space\*?|label|tag\*?)\s*\{[^{}]*\}"
+    r"|\\(?:nonumber|notag)(?![a-zA-Z])|\\m?kern\s*-?\d*\.?\d+\s*(?:pt|mu|em|ex|mm)|\\math(?:it|"
+    r"normal)\s*(?=\{[^{}]*[\d\\])|\\mathrm\s*(?=\{\s*-?\\[dt]?(?:frac|sqrt))"
 )
 _NAMED = re.compile(
-    r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|csc|sec(?=\s*\}\s*[\w\\({^])|"
-    r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis|floor|ceil)(?=\s*\}\s*(?:\\,\s*)?(?:\(|\\\{|\\frac|\d)))\s*\}"
+    r"\\(?:operatorname|mathrm|text|mathop)\*?\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h?|cot|csc|"
+    r"sec(?=\s*\}\s*[\w\\({^])|"
+    r"(?:arc?|a)(?:sin|cos|tan)h|(?:arc)?c?tg|arcctg|cosec|ln|lg|log|exp|binom|(?:gcd|lcm|max|min|cis|floor|"
+    r"ceil)(?=\s*\}\s*(?:\\,\s*)?(?:\(|\\\{|\\frac|\d)))\s*\}"
 )
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong|span|font|big|small|mark|p|div|center|br)\b[^<>]*>", re.IGNORECASE)
 # a<b>c are two inequalities.
@@ -54,7 +63,9 @@ def clean(text: str, *, decimals: bool = False) -> str:
     first stays, or the decimal, if `decimals`."""
     if _NUMBER.fullmatch(text):
         return text
-    text = trimmed(_undecorated(listed_statements(in_ascii(without_text_signs(trimmed(text))))))
+    text = trimmed(reworded(laid_out(separated(text))))
+    text = marked(in_ascii(without_text_signs(text)))
+    text = trimmed(_undecorated(listed_statements(text)))
     text = named_values(without_words(text))
     for needle, pattern, replacement in REPLACEMENTS:
         if needle in text:
@@ -71,6 +82,7 @@ def clean(text: str, *, decimals: bool = False) -> str:
         text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*|\d{1,2}:\d\d)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
         text = _BOTH_UNITS.sub(r"\1\\text{ \2}=\3\\text{ \4}", text)
+    text = joined(text) if MARK in text else text
     return without_approximations(text, decimals=decimals) if "\\approx" in text else text
 
 

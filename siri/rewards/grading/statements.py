@@ -5,6 +5,8 @@ As one chain of equals signs "x = 3 \quad y = 5" would say that 3y is something.
 
 import re
 
+from siri.rewards.grading.structure import split
+
 _TOKEN = re.compile(
     r"\\(?P<begin>begin|end)\s*\{\w+\*?\}|(?P<break>\\(?:q?quad|land|wedge|lor|vee)(?![a-zA-Z])|\\\\(?:\[[^\[\]]*\])?"
     r"|\\hspace\*?\{[^{}]*\}|\\(?:newline|par|hfill)(?![a-zA-Z])"
@@ -52,7 +54,11 @@ def _is_equation(text: str) -> bool:
 
 
 _WORDED = re.compile(
-    r"\s*\\text\{\s*([A-Za-z]{3,}(?: [a-z]+)?)\s*(?::\s*\}|\}\s*:?)\s*(-?(?:\d|\\frac|\\sqrt).*)", re.DOTALL
+    r"\s*\\text\{\s*([A-Za-z]{3,}(?: [a-z]+)?)\s*(?::\s*\}|\}\s*:?)\s*(-?(?:\d|\\frac|\\sqrt|\().*)", re.DOTALL
+)
+# "A: 3, B: 5", as matchings are given.
+_LETTERED = re.compile(
+    r"\s*(?:\\text\{\s*)?([A-Z])\s*(?:\})?\s*:\s*(?:\})?\s*(-?\d[\d.]*|-?\\frac\{\d+\}\{\d+\}|[a-z]+)\s*"
 )
 _NO_NAMES = frozenset(
     re.findall(r"\w+", "and or not but about approximately maybe either except minus negative less more")
@@ -61,9 +67,12 @@ _NO_NAMES = frozenset(
 
 def named_values(text: str) -> str:
     r"""Equations for "\text{length: }5, \text{width: }3", values with words for names."""
-    parts = text.split(",") if text.count("\\text") > 1 else []
+    letters = [_LETTERED.fullmatch(part) for part in text.split(",")] if ":" in text and "," in text else []
+    if letters and all(letters) and len({match[1] for match in letters if match}) == len(letters):
+        return ", ".join(f"{match[1]}={match[2]}" for match in letters if match)
+    parts = split(text, ",") if text.count("\\text") > 1 else []
     matches = [_WORDED.fullmatch(part) for part in parts]
     names = [match[1].casefold() for match in matches if match]
     if len(parts) < 2 or len(set(names)) < len(parts) or any(not _NO_NAMES.isdisjoint(name.split()) for name in names):
         return text
-    return ", ".join(f"\\text{{{match[1]}}}={match[2]}" for match in matches if match)
+    return ", ".join(f"\\text{{{match[1].casefold()}}}={match[2]}" for match in matches if match)

@@ -1,5 +1,6 @@
 """The structure of an answer: members of a list or set, tuples, matrices, ratios, choices."""
 
+import functools
 import itertools
 import re
 
@@ -20,17 +21,39 @@ _MONTH = _MONTH.replace("sep(?:tember)", "sep(?:t(?:ember)?)")
 _DATE = re.compile(
     rf"(?:({_MONTH})\.?\s*(\d{{1,2}})|(\d{{1,2}})\s*(?:of)?\s*({_MONTH})\.?)(?:,?\s*(\d{{4}}))?", re.IGNORECASE
 )
+_SIDE_BY_SIDE = re.compile(r"\s*(?:\([^()=]*,[^()=]*\)\s*){2,}")
+_SYMMETRIC = re.compile(r"([^\\=,;]+|\\[a-z]+[A-Z]+)\\(perp|parallel|cong)(?![a-z]{2})([^=,;]+)")
+_HOLDS = re.compile(r"([^\\=,;]+|\\[a-z]+[A-Z]+)\\(sup|sub)set(eqq?|neqq?)?(?![a-z]{2})([^=,;]+)")
+_QUADRANT = re.compile(
+    r"(?:the)?(?:(?:quadrant|q)(i{1,3}|iv|[1-4])|(i{1,3}|iv|[1-4]|first|second|third|fourth|1st|2nd|3rd|4th)quadrant)",
+    re.IGNORECASE,
+)
+_QUADRANTS = ("i 1 1st first", "ii 2 2nd second", "iii 3 3rd third", "iv 4 4th fourth")
+_ARTICLE = re.compile(
+    r"^\s*(?:\\text\{\s*)?(?:(?:the|an?)\s+(?!set of)(?=[a-zA-Z]{3})|(?:it|they|this|the (?:lines|triangles|"
+    r"two))\s+(?:is|are)\s+(?=[a-z]{5})|"
+    r"it\s+(?=cannot\b|can't\b|does\b))(?=[a-zA-Z\s'-]*\}?\s*$)",
+    re.IGNORECASE,
+)
+_ALL_NUMBERS = re.compile(
+    r"(?:(?:the|set|of|all|any|odd|even|positive|negative|non-?negative|non-?zero|prime|composite|real|rational|"
+    r"irrational|whole|natural|"
+    r"integers?|numbers?|perfect|squares|cubes|multiples)\s*){3,}",
+    re.IGNORECASE,
+)
 _DAY = re.compile(r"(?:(mon|fri|sun)|(tue)s?|(wed)(?:nes)?|(thu)(?:rs?)?|(sat)(?:ur)?)(?:day)?\.?", re.IGNORECASE)
 _SIGNED_TUPLE = re.compile(r"\s*\\pm\s*\(([^()]*,[^()]*)\)\s*")
 _LETTER = re.compile("[a-zA-Z]")
 _SHORT_WORDS = frozenset(re.findall(r"\w+", "yes no true false odd even all none dne not never always"))
 _TIME = re.compile(r"(\d{1,2}(?::\d\d)?)([ap])\.?m\.?", re.IGNORECASE)
 _NUMBER_SET = re.compile(
-    r"(?:[nmk]\\in)?\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|negative|non-?negative)?"
+    r"(?:[nmk]\\in)?\\mathbb\{?([ZNQ])\}?((?:[_^]\{?(?:[+*]|>0)\}?)?)|(?i:(?:theset\s?of)?(?:all)?(?:the)?(positive|"
+    r"negative|non-?negative)?"
     r"(integers|naturalnumbers|rationalnumbers))[nmk]?"
 )
 _KIND_OF_NUMBERS = re.compile(
-    r"(?i:(?:theset\s?of)?(?:all)?(?:the)?(?:(even|odd|prime|composite)(?:integers|numbers|naturalnumbers)|(prime)s))[nmk]?"
+    r"(?i:(?:theset\s?of)?(?:all)?(?:the)?(?:(even|odd|prime|composite)(?:integers|numbers|naturalnumbers)|"
+    r"(prime)s))[nmk]?"
     r"|[nmk](?:is)(even|odd|prime)"
 )
 _TOGETHER = re.compile(r"[A-Z](?:\\(cup|cap)[A-Z])(?:\\\1[A-Z])*")
@@ -42,9 +65,11 @@ _CHOICE = re.compile(
     r"(?:\(\s*([A-Ja-j])\s*\)\s*[.:]?\s*|([A-J])\s*\)\s*|([A-J])\s*[.:]\s+|([A-J])$)(?![-+*/^=,_'])(.*)",
     re.IGNORECASE | re.DOTALL,
 )
+_MOST_EXPANDED = 200
 RELATION = re.compile(r"\\le |\\ge |\\ne |<|>")
 _OTHER_CHOICE = re.compile(
-    r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|[,;&]\s*\(?[A-J]\)?$|^\(?[A-J]\)?$"
+    r"\(\s*[A-Ja-j]\s*\)|\b[A-J]\s*[).:]|\b(?:or|and)\s+\(?[A-J]\b|[,;&]\s*\(?[A-J]\)?(?:$|\s+(?=[\d$\\]))|"
+    r"^\(?[A-J]\)?$"
 )
 
 
@@ -53,13 +78,21 @@ def squeezed(text: str) -> str:
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
+@functools.lru_cache(1024)
 def key(text: str) -> str:
     """What is compared as text: no spaces, no text commands; words and choice letters without case."""
+    if " " in text:
+        text = _ARTICLE.sub(lambda match: "\\text{" if "{" in match[0] else "", text, count=1)
     plain = re.sub(r"(?<=[a-zA-Z])\.$", "", squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)))
     if not _LETTER.search(plain):
         return plain
     if _NO_SUCH.fullmatch(plain):
         return "dne"
+    if "\\" in plain and (relation := _relation(plain)):
+        return relation
+    if "uadrant" in plain and (quadrant := _QUADRANT.fullmatch(plain)):
+        name = next(filter(None, quadrant.groups())).lower()
+        return f"quadrant {next(each for each in _QUADRANTS if name in each.split())[0:3]}"
     if day := date(plain):
         return day
     if time := _TIME.fullmatch(plain):
@@ -68,6 +101,8 @@ def key(text: str) -> str:
         return f"numbers {next(filter(None, kind.groups())).lower()}"
     if numbers := _NUMBER_SET.fullmatch(plain):
         return _number_set(numbers)
+    if " " in text and _ALL_NUMBERS.fullmatch(words := without_text(text).lower()):
+        return " ".join(sorted({word for word in words.split() if word not in ("the", "set", "of", "all", "any")}))
     if together := _TOGETHER.fullmatch(plain):
         sign = together[1]
         return f"\\{sign}".join(sorted(plain.split(f"\\{sign}")))
@@ -81,6 +116,18 @@ def key(text: str) -> str:
     if letter:
         return letter[1].upper()
     return plain.casefold() if _is_spoken(plain) else plain
+
+
+def _relation(text: str) -> str:
+    """A relation in one order of its sides: that of a to b as that of b to a; "" for none."""
+    if match := _SYMMETRIC.fullmatch(text):
+        first, sign, second = match.groups()
+        return f"\\{sign} ".join(sorted((first, second)))
+    if match := _HOLDS.fullmatch(text):
+        first, sign, equal, second = match.groups()
+        first, second = (first, second) if sign == "sub" else (second, first)
+        return f"{first}\\subset{equal or ''} {second}"
+    return ""
 
 
 def _is_spoken(text: str) -> bool:
@@ -161,6 +208,11 @@ def enclosed(text: str) -> bool:
     return False
 
 
+def side_by_side(text: str) -> list[str]:
+    """The pairs of "(2, 3)(2, 7)"; empty for whatever else."""
+    return re.findall(r"\([^()]*\)", text) if _SIDE_BY_SIDE.fullmatch(text) else []
+
+
 def members(text: str) -> list[str]:
     r"""The answers of a list or set, whose order means nothing; `a \pm b` is two of them, and `\mp` goes with `\pm`."""
     text = text.strip()
@@ -193,11 +245,29 @@ def _shortened(parts: list[str]) -> list[str]:
     """Of `0, 1, 2, ..., n` only what says how it goes on: the first two and the last."""
     place = next((i for i, part in enumerate(parts) if part.strip() in ("\\ldots", "...")), 0)
     before = parts[:place]
-    if place < 3 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in before):
+    if place < 2 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in before):
         return parts
     values = [int(part) for part in before]
     steps = {b - a for a, b in itertools.pairwise(values)}
-    return [*before[:2], *parts[place:]] if len(steps) == 1 else parts
+    if expanded := _expanded(values, steps, parts[place + 1 :]):
+        return expanded
+    return [*before[:2], *parts[place:]] if len(steps) == 1 and place > 2 else parts
+
+
+def _expanded(values: list[int], steps: set[int], rest: list[str]) -> list[str]:
+    """All of 1, 2, ..., 5; empty where it does not end, or takes other steps."""
+    last = rest[0].strip() if len(rest) == 1 else ""
+    if len(steps) != 1 or not re.fullmatch(r"-?\d{1,6}", last):
+        return []
+    [step] = steps
+    if (
+        not step
+        or (len(values) < 3 and abs(step) > 1)
+        or (int(last) - values[-1]) % step
+        or not 0 < (int(last) - values[0]) // step < _MOST_EXPANDED
+    ):
+        return []
+    return [str(value) for value in range(values[0], int(last) + step // abs(step), step)]
 
 
 def bracketed(text: str) -> tuple | None:

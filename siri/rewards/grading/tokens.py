@@ -8,7 +8,8 @@ from siri.rewards.grading.vocabulary import CALLED, LONGEST_PLAIN, PLAIN
 
 _TOKEN = re.compile(
     r"\s*(?:"
-    r"(?P<recurring>\d*\.(?:\d*\\(?:overline|bar)\s*(?:\{\s*\d+\s*\}|\d)|\d*\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))?))"
+    r"(?P<recurring>\d*\.(?:\d*\\(?:overline|bar)\s*(?:\{\s*\d+\s*\}|\d)|\d*\\dot\s*(?:\{\d\}|"
+    r"\d)(?:\d*\\dot\s*(?:\{\d\}|\d))?))"
     r"|(?P<number>\d+(?:\.\d*)?|\.\d+)"
     r"|(?P<degree>\\text\{degree\})"
     rf"|(?P<derivative>{QUOTIENT})"

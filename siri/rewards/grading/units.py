@@ -7,6 +7,7 @@ more", "5 tenths"), are no nouns, and what holds them is not the number alone.
 import re
 
 from siri.rewards.grading.measures import COMPOUNDS, is_symbol, measure, unit_of
+from siri.rewards.grading.products import with_product
 from siri.rewards.grading.vocabulary import GREEK, PLAIN
 
 # Without \text these are rather products: 2mg, 2ma.
@@ -38,43 +39,20 @@ _NO_NOUNS = frozenset(
         # no number, or not this one
         "approx roughly around nearly almost circa upward upwards onward onwards downward downwards exclusive through "
         "thru till until versus vs into against else elsewhere another fail fails failed cannot too isnt doesnt cant "
-        "dont wont arent ish odd fold probably likely presumably apparently arguably supposedly hopefully etc plus",
+        "dont wont arent ish odd fold probably likely presumably apparently arguably supposedly hopefully etc plus "
+        "percentage bps invalid nonexistent",
     )
 )
 # twelfths, billionths: other numbers, whatever their root.
 _ORDINAL = re.compile(
-    r"(?:eleven|twelf|\w*teen|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|\w*illion|dozen)ths?|\w*fold"
+    r"(?:eleven|twelf|\w*teen|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|\w*illion|dozen)ths?|"
+    r"\w*fold"
 )
 _SHORT_NOUNS = frozenset(("of", "in", "is", "by", "no", "th", "st", "nd", "rd"))
 _TEXT_UNIT = re.compile(r"(.*\d.*?)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?")
 _PLAIN_UNIT = re.compile(
-    r"(.*[\d})])\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*|(?<=\s)[a-zA-Z]{1,6}/[a-zA-Z]{1,6})"
+    r"(.*(?:[\d})]|\\pi(?=\s)))\s*?(?<=[\d})\s])([a-zA-Z][a-zA-Z.][a-zA-Z. ]*|(?<=\s)[a-zA-Z]{1,6}/[a-zA-Z]{1,6})"
     r"(?:\^\s*\{?([23])\}?)?"
-)
-# Nouns of which one may be the whole question: which of both there are more of.
-_OPPOSED = tuple(
-    frozenset(pair.split())
-    for pair in (
-        "boy girl",
-        "man woman",
-        "men women",
-        "male female",
-        "head tail",
-        "win loss",
-        "win losse",
-        "son daughter",
-        "brother sister",
-        "husband wife",
-        "adult child",
-        "adult children",
-        "cat dog",
-        "apple orange",
-        "red blue",
-        "girl man",
-        "boy woman",
-        "day night",
-        "even odd",
-    )
 )
 _POWER_IN_WORDS = re.compile(r"(.*[a-zA-Z])\s+(squared|cubed)\s*")
 _ANGLE = re.compile(r"cis|sin|cos|tan|cot|sec|csc|tg")
@@ -84,6 +62,8 @@ _FUNCTION = re.compile(r"sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|exp|arc|abs|theta
 def without_unit(text: str) -> tuple[str, tuple | None]:
     """The quantity, and its unit where every word of it is a known measure. Other nouns ("9 values") are dropped."""
     text = text.strip()
+    if (product := with_product(text)) and not (product[1] == ("degree",) and _ANGLE.search(product[0])):
+        return product
     match = _TEXT_UNIT.fullmatch(text)
     in_text = match is not None
     match = match or _PLAIN_UNIT.fullmatch(text)
@@ -106,12 +86,6 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     if not in_text and any(word.casefold() in _PRODUCTS or is_symbol(word) for word in words):
         return text, None
     return quantity, unit_of(words, power) or ((*words, power) if words else None)
-
-
-def opposed(gold: str, answer: str) -> bool:
-    """Whether the nouns behind two numbers exclude each other: 15 girls are no 15 boys."""
-    nouns = [counted(text) for text in (gold, answer)] if "\\text" in gold and "\\text" in answer else []
-    return len(nouns) == 2 and nouns[0] != nouns[1] and any(set(nouns) <= pair for pair in _OPPOSED)
 
 
 def counted(text: str) -> str:

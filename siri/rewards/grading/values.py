@@ -115,20 +115,20 @@ def same_zeros(a: Tree, b: Tree, *, signed: bool = False) -> bool:
     if 0 in (left, right) or (signed and left * right < 0):
         return False
     # a * b(first) is b * a(first) everywhere
-    crossed = [("*", (tree, _at_first(other, first))) for tree, other in ((a, b), (b, a))]
+    crossed = [("*", (tree, at_point(other, first))) for tree, other in ((a, b), (b, a))]
     return same_value(*crossed)
 
 
-def _at_first(tree: Tree, point: Point) -> Tree:
+def at_point(tree: Tree, point: Point) -> Tree:
     """`tree` with its variables replaced."""
     if tree[0] == "sym":
         return ("num", point[tree[1]])
     if tree[0] == "apply":  # what f is at that point
-        return ("apply", _at_first(tree[1], point), tree[2] if len(tree) > 2 else ("num", point["f()"]))
+        return ("apply", at_point(tree[1], point), tree[2] if len(tree) > 2 else ("num", point["f()"]))
     return tuple(
-        tuple(_at_first(inner, point) for inner in part)
+        tuple(at_point(inner, point) for inner in part)
         if isinstance(part, tuple) and part and isinstance(part[0], tuple)
-        else _at_first(part, point)
+        else at_point(part, point)
         if isinstance(part, tuple)
         else part
         for part in tree

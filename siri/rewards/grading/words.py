@@ -98,6 +98,11 @@ def _in_digits(phrase: str) -> str:
     words = re.findall("[a-z]+", phrase.lower())
     if words[0] == "a" and words[1:2] and (words[1] in _PARTS or words[1] == "dozen"):
         words = words[1:]
+    if words[0] == "a" and words[1:2] and words[1] in _SCALES:
+        words[0] = "one"
+    if words[-3:] == ["and", "a", "half"]:
+        number, rest = _counted(words[:-3])
+        return "" if number is None or rest else f"{number}.5"
     if len(words) == 1 and words[0] in ("half", "dozen"):
         return {"half": "1/2", "dozen": "12"}[words[0]]
     if len(words) == 1 and phrase.lower().startswith("a ") and words[0] in _PARTS:
@@ -134,6 +139,9 @@ def _counted(words: list[str]) -> tuple[int | None, list[str]]:
 def _listed(match: re.Match) -> str:
     """Rows with commas for the ends of lines. A function given by cases is left alone."""
     rows = [row.strip(" ,;\n") for row in re.split(r"\\\\(?:\[[^\[\]]*\])?", match["rows"]) if row.strip()]
+    if any(row.lstrip("& ").startswith("=") for row in rows[1:]):  # one chain over several lines
+        lines = [row.replace("&", "").strip() for row in rows]
+        return "".join(line if line.startswith("=") or not place else f", {line}" for place, line in enumerate(lines))
     if match["kind"] == "cases":
         solutions = all(re.fullmatch(r"\s*[a-zA-Z](?:_\w)?\s*&?\s*=[^&=,]*", row) for row in rows)
         return ", ".join(row.replace("&", "") for row in rows) if solutions else match[0]

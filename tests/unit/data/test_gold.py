@@ -63,7 +63,7 @@ def test_numbers_of_json_keep_their_digits_and_are_written_plainly(tmp_path, lit
     [
         (pa.array([0.00002, 1e22, 5.0, 1 / 7, None]), ["0.00002", "1" + 22 * "0", "5", "0.14285714285714285"]),
         (pa.array([0.1, 5.0, 16777216.0], pa.float32()), ["0.1", "5", None]),
-        (pa.array([0.1, 2.0], pa.float16()), ["0.1", "2"]),
+        (pa.array([0.1, 2.0, 2047.0], pa.float16()), ["0.1", "2", "2047"]),
         (pa.array([2**63 - 1, None]), [str(2**63 - 1)]),
         (pa.array([2**64 - 1], pa.uint64()), [str(2**64 - 1)]),
         (pa.array([Decimal("5.00"), Decimal("2.50"), None, Decimal("-0.00")], pa.decimal128(10, 2)), ["5", "2.5", "0"]),
@@ -140,6 +140,8 @@ def test_a_float_of_32_bits_is_what_it_stood_for():
         (2.0**60, LOST),
         (Decimal("1.152921504606847E+18"), LOST),
         (np.float32(123456789), LOST),
+        (np.float16(2049), LOST),
+        (np.float16(3000), LOST),
         ([None, float("inf")], NOT_FINITE),
     ],
 )

@@ -91,6 +91,12 @@ def test_prompts_with_other_parts_than_text_are_left_out(tmp_path, kind):
     assert [problem.prompt for problem in problem_set.problems] == [[USER]] and problem_set.left_out == {NOT_TEXT: 1}
 
 
+@pytest.mark.parametrize("value", [[SYSTEM], [SYSTEM, ASSISTANT], json.dumps([SYSTEM])])
+def test_a_conversation_in_which_nobody_asks_is_no_prompt(value):
+    with pytest.raises(NoAnswer, match="no user asks"):
+        read_prompt(value)
+
+
 @pytest.mark.parametrize("value", [None, "", " \n", [], [{"role": "user", "content": " "}]])
 def test_empty_prompts_are_missing(value):
     with pytest.raises(NoAnswer) as caught:

@@ -10,7 +10,7 @@ from siri.config import Config
 from siri.data.gold import NoAnswer
 from siri.data.problems import load_problems, resolve_path
 from siri.data.prompts import load_prompts
-from siri.data.prose import PROSE, is_prose, without_prose
+from siri.data.prose import BROKEN, PROSE, is_prose, without_prose
 from siri.errors import InputError
 from tests.field.table import rows
 
@@ -77,6 +77,18 @@ def test_alternatives_that_are_prose_go():
     assert json.loads(without_prose('["5", "see the figure", "five"]')) == ["5", "five"]
     with pytest.raises(NoAnswer):
         without_prose('["see the figure", "proof by induction"]')
+
+
+@pytest.mark.parametrize("answer", ["\\frac{1}{2}}", "5}", "}5{", "{{{5", "\\text{A}}"])
+def test_braces_that_do_not_pair(answer):
+    with pytest.raises(NoAnswer, match=BROKEN):
+        without_prose(answer)
+    assert without_prose(json.dumps([answer, "5"])) == "5"
+
+
+@pytest.mark.parametrize("answer", ["\\frac{1}{2", "\\{1, 2\\}", "\\left\\{x\\right.", "{5}", "\\}", "5} \\boxed{3}"])
+def test_braces_that_are_read(answer):
+    assert without_prose(answer) == answer
 
 
 def test_an_answer_of_a_megabyte_takes_no_time():

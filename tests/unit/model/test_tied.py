@@ -107,6 +107,18 @@ def test_what_the_files_hold_is_the_model(tmp_path, case, layout):
         )
 
 
+def test_the_line_on_a_missing_head_says_that_the_key_is_missing_too(tmp_path):
+    folder = folder_of(tmp_path, False, None, LAYOUTS[0])
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("tie_word_embeddings", None)
+    loaded = AutoConfig.from_pretrained(folder)
+    loaded.tie_word_embeddings = False  # as models whose default that is
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"tie_word_embeddings is not in its config\.json, which means false, but"):
+        settle_tying(loaded, "m", folder)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_head_that_is_promised_and_not_there_is_refused_by_everybody(tmp_path, layout, capsys):
     folder = str(folder_of(tmp_path, False, None, layout))

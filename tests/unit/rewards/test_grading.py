@@ -21,7 +21,7 @@ from tests.support.mutants import BOMBS
         (r"$x = \boxed{3}$ or $x = \boxed{4}$", ["3", "4"]),
         (r"\boxed{3}, \boxed{4}, \boxed{3}", ["3", "4"]),
         (r"\boxed{3}. No: \boxed{4}", ["4"]),
-        (r"\boxed{3}" + " " * 50 + r"\boxed{4}", ["4"]),
+        (r"\boxed{3}" + " " * 50 + r"\boxed{4}", ["3", "4"]),
         (r"\boxed 12, or \boxed\frac12", ["12", r"\frac12"]),
         (r"\boxed{\boxed{1} and \boxed{2}}", ["1", "2"]),
         ("so\nAnswer: 34\n", ["34"]),

@@ -1,0 +1,134 @@
+r"""Answers of a few usual forms, as the rest of the grammar has them: "1 in 6", "12 R 3", "Yes, it is possible"."""
+
+import itertools
+import re
+
+_IN = re.compile(
+    r"^\s*(?:\\text\{\s*)?([1-9]\d{0,5})\s*(?:\}\s*)?(?:\\text\{\s*)?\bin\s+(?:every\s+)?(?:\}\s*)?"
+    r"([1-9]\d{0,5})\s*\}?\s*$"
+)
+_ONLY = re.compile(r"(?<=[IVA-J\d)])\s*(?:\\text\{\s*only\s*\}|\s+only\s*(?P<close>\}?))\s*$")
+_YES = re.compile(
+    r"^\s*(?:\\text\{\s*)?yes[,.;:]?\s+(?:it|this|that|they|there|he|she|we|you|one)\s+(?:is|are|does|do|can|will|"
+    r"could|must|always)"
+    r"(?:\s+(?:always|indeed|possible|true|so|exists?|holds?|a|be|done|solution|such))*\s*\.?\s*\}?\s*$",
+    re.IGNORECASE,
+)
+_NO = re.compile(
+    r"^\s*(?:\\text\{\s*)?no[,.;:]?\s+(?:it|this|that|they|there|he|she|we|you|one)\s*(?:(?:(?:is|are|does|do|can|"
+    r"will|could|must)\s*"
+    r"(?:not|n't)|isn't|aren't|can't|doesn't|don't)(?:\s+(?:always|possible|true|so|exist|hold|a|be|done|solution|"
+    r"such))*|(?:is|are)\s+"
+    r"(?:impossible|false|no solution))\s*\.?\s*\}?\s*$",
+    re.IGNORECASE,
+)
+_REMARK = re.compile(
+    r"(?<=[\d})])\s*(?:\\[;,: ]|\s)*(?:\\text\{\s*)?\(\s*(?:\\text\{\s*)?(?:(?:a\s+)?(?:double|triple|repeated|"
+    r"simple)\s+root|"
+    r"(?:with\s+)?multiplicity\s+(?:two|three|\d)|[^()=]{0,12}=[^()=]{1,20}\\text\{\s*,?\s*(?:is\s+|"
+    r"was\s+)?(?:rejected|extraneous|discarded|invalid|"
+    r"not valid)\s*)\s*\}?\s*\)\s*\}?\s*$"
+)
+_REMAINDER = re.compile(
+    r"^\s*(\d+)\s*,?\s*(?:\\text\s*\{\s*,?\s*(?:with\s+)?(?:a\s+)?(?:r|rem\.?|"
+    r"remainder)(?:\s+of)?:?\s*(?:\}\s*(\d+)|(\d+)\s*\})|"
+    r"(?:with\s+)?(?:a\s+)?(?:r|rem\.?|remainder)(?:\s+of)?:?\s*(\d+))\s*$",
+    re.IGNORECASE,
+)
+_QUOTIENT = re.compile(
+    r"^\s*(?:\\text\s*\{\s*)?quotient:?\s*(?:\}\s*)?(\d+)\s*,?\s*(?:\\text\s*\{\s*,?\s*(?:and\s+)?|"
+    r"and\s+)?remainder:?\s*(?:\}\s*)?(\d+)\s*\}?\s*$",
+    re.IGNORECASE,
+)
+_LENGTH = re.compile(r"^\s*\$?\s*(\d[\d.]*)\s*('{1,2}|\^\s*\{?\s*(?:\\prime\s*){1,2}\}?)\s*\$?\s*$")
+_OPTION = re.compile(r"^\s*([a-e])\s*\)\s+(?=\S)")
+_HEX = re.compile(r"^\s*0x([0-9A-Fa-f]+)\s*$")
+_PLACED = re.compile(
+    r"^\s*\\text\{\s*(?:(?:is|at)\s+)?(?:the\s+)?(?:line|points?|plane|circle|parabola|curve|function|equation|"
+    r"ellipse|hyperbola)\s*\}\s*(?=[^\\\s]|\\frac|\\left)"
+)
+_FINITE = re.compile(r"\\\}\s*\\cup\s*\\\{")
+_ARRANGED = re.compile(r"(?<![a-zA-Z\\}])A_\{?(\d{1,2})\}?\s*\^\s*\{?(\d{1,2})\}?(?!\d)")
+_ARITHMETIC = re.compile(r"(?:[\d\s+*/=().,!{}_^-]|A(?=_)|\\(?:cdot|times|frac|binom|left|right)(?![a-zA-Z]))+")
+_MULTINOMIAL = re.compile(r"\\[dt]?binom\s*\{\s*(\d{1,3})\s*\}\s*\{\s*(\d{1,3}(?:\s*,\s*\d{1,3})+)\s*\}")
+_TUPLES = (
+    r"(?P<name>\([a-z](?:\s*,\s*[a-z])+\)\s*=\s*)?"
+    r"(?P<tuples>\([^()]*,[^()]*\)(?:\s*[,;]?\s*(?:and\s+|\\text\s*\{\s*and\s*\}\s*)?\([^()]*,[^()]*\)){0,3})"
+)
+_PERMUTED = re.compile(
+    rf"\s*\$?\s*{_TUPLES}\s*\$?\s*,?\s*(?:\\text\s*\{{)?\s*,?\s*"
+    r"(?:(?:and|with|plus|along with|together with|or)\s+(?:(?:all|any)\s+)?(?:(?:of\s+)?(?:its|their|the)\s+)?"
+    r"(?P<cyclic>cyclic\s+)?permutations?(?:\s+(?:thereof|of (?:it|these|this|them)))?"
+    r"|up\s+to\s+(?:an?\s+)?(?P<turned>cyclic\s+)?(?:permutations?|order(?:ing)?))\s*\.?\s*\}?\s*"
+)
+_ALL_PERMUTED = re.compile(
+    r"\s*\$?\s*(?:\\text\s*\{)?\s*(?:all\s+)?(?:(?:of\s+)?the\s+)?(?P<cyclic>cyclic\s+)?(?P<turned>)permutations\s+of\s*\}?"
+    rf"\s*\$?\s*{_TUPLES}\s*\}}?\s*\$?\s*",
+    re.IGNORECASE,
+)
+_MOST_PERMUTED = 4
+
+
+def reworded(text: str) -> str:
+    """Answers of a few usual forms, as the rest of the grammar has them."""
+    lower = text.lower()
+    for needle, pattern, form in _FORMS:
+        if needle in lower or (needle == "'" and "prime" in lower):
+            text = pattern.sub(form, text)
+    if "ermutation" in text or "up to" in text:
+        text = _permuted(text)
+    if "A_" in text and _ARITHMETIC.fullmatch(text):
+        text = _ARRANGED.sub(_arranged, text)
+    if "\\cup" in text and not re.search(r"\||:|\\mid|[<>]|\\[lg]e", text):
+        text = _FINITE.sub(", ", text)
+    return _MULTINOMIAL.sub(_multinomial, text) if "binom" in text else text
+
+
+def _arranged(match: re.Match) -> str:
+    """The ways to put k of n things in a row, as Chinese books write them."""
+    of_these, taken = int(match[1]), int(match[2])
+    return f"\\frac{{{of_these}!}}{{{of_these - taken}!}}" if taken <= of_these else match[0]
+
+
+def _multinomial(match: re.Match) -> str:
+    parts = [int(part) for part in match[2].split(",")]
+    under = "".join(f"{part}!" if not place else f"\\cdot {part}!" for place, part in enumerate(parts))
+    return f"\\frac{{{match[1]}!}}{{{under}}}" if sum(parts) == int(match[1]) else match[0]
+
+
+def _length(match: re.Match) -> str:
+    """A length with a prime for feet, and with two for inches."""
+    unit = "inches" if match[2].count("'") + match[2].count("prime") > 1 else "feet"
+    return f"{match[1]}\\text{{ {unit}}}"
+
+
+def _permuted(text: str) -> str:
+    """The tuples that "(1, 2, 3) and permutations" stands for."""
+    plain = " ".join(text.split())
+    match = _PERMUTED.fullmatch(plain) or _ALL_PERMUTED.fullmatch(plain)
+    if match is None:
+        return text
+    orders: list[tuple[str, ...]] = []
+    for inside in re.findall(r"\(([^()]*)\)", match["tuples"]):
+        members = tuple(member.strip() for member in inside.split(","))
+        if len(members) > _MOST_PERMUTED:
+            return text
+        turned = match["cyclic"] or match["turned"]
+        every = (members[start:] + members[:start] for start in range(len(members)))
+        orders += every if turned else itertools.permutations(members)
+    return (match["name"] or "") + ", ".join(f"({','.join(order)})" for order in dict.fromkeys(orders))
+
+
+_FORMS: tuple = (
+    ("in", _IN, r"\\frac{\1}{\2}"),
+    ("only", _ONLY, lambda match: match["close"] or ""),
+    ("es", _YES, r"\\text{Yes}"),
+    ("o", _NO, r"\\text{No}"),
+    ("(", _REMARK, ""),
+    ("r", _REMAINDER, lambda match: f"{match[1]}\\text{{ R }}{match[2] or match[3] or match[4]}"),
+    ("uotient", _QUOTIENT, r"\1\\text{ R }\2"),
+    ("'", _LENGTH, lambda match: _length(match)),
+    (")", _OPTION, r"(\1) "),
+    ("0x", _HEX, lambda match: f"{match[1].upper()}_{{16}}"),
+    ("\\text", _PLACED, ""),
+)
