@@ -55,7 +55,8 @@ _SIGN = re.compile(
 )
 _MOST_NOUNS = 2
 _IN_WORDS = re.compile(
-    r"\s*(\\(?:text\w*|mbox|mathrm|emph)\s*\{)?\s*([a-zA-Z]+(?:[- ,]+[a-zA-Z]+){0,15})\s*\.?\s*(?(1)\})\s*\.?\s*"
+    r"\s*+(\\(?:text\w*|mbox|mathrm|emph)\s*+\{)?\s*+([a-zA-Z]+(?:[- ,]++[a-zA-Z]+){0,15})"
+    r"\s*+\.?\s*+(?(1)\})\s*+\.?\s*+"  # no blank is given back: five hundred would be tried in every division
 )
 _ANNOUNCED = re.compile("nswer|NSWER|\\{\\s*(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\\b")
 _THERE_ARE = re.compile(r"^\s*(?:\\text\{\s*)?There are (?:exactly )?(\d[\d,]*) ([a-z]+)\s*\}?\s*$")

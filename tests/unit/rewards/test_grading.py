@@ -185,3 +185,15 @@ def test_no_number_is_zero_where_values_are_too_large(power):
     for number in ((1 << 127) - 1, (1 << 61) - 1, (1 << 120) + 451, "2^{127}-1", "2^{521}-1"):
         for other in (f"{power}+{number}", f"{power}-({number})\\cdot y", f"({power})({number}+1)"):
             assert math_reward(f"\\boxed{{{other}}}", power, think=False) == 0.0, other
+
+
+@pytest.mark.parametrize(
+    "word", ["permutations", "two hundred and", "(1,2) and permutations of", "\\text{five", "x", "12,"]
+)
+@pytest.mark.parametrize("blank", [" ", "~", "\\ ", "\t", "\\,", "-"])
+def test_blanks_within_an_answer_take_no_time(word, blank):
+    """Words, 500 blanks and a tuple took a minute: every division of the blanks was tried."""
+    math_reward("\\boxed{5 apples}", "5", think=False)
+    began = time.thread_time()
+    math_reward(f"\\boxed{{{word}{blank * 500}(1,2,3)}}", "5", think=False)
+    assert time.thread_time() - began < 2.0
