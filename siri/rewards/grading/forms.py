@@ -136,7 +136,7 @@ def _dimensions(text: str) -> Dimensions | None:
     parts = _BY.split(spelled)
     if len(parts) < 2 or not all(map(_SIDE.fullmatch, parts)) or "10^" in text:
         return None
-    sides = [without_unit(part) for part in parts]
+    sides: list[tuple[str, tuple | None]] = [without_unit(part) for part in parts]
     if any(
         "\\text" in side or re.search("[a-zA-Z]{2}", side.replace("\\frac", "").replace("\\sqrt", ""))
         for side, _ in sides
