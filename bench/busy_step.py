@@ -160,7 +160,9 @@ def main() -> None:
             rows[way] = row = measure([*chosen, *extra], variables, rounds=options.rounds, loads=loads)
             alone, *others = (row["seconds"][load] for load in loads)
             net = [row["net_ratios"][load] for load in loads[1:]]
-            cells = [f"{value:.2f} ({value / alone:.1f}x, {own:.1f}x)" for value, own in zip(others, net, strict=True)]
+            cells = [
+                f"{value:.2f} ({value / alone:.1f}x, {rest:.1f}x)" for value, rest in zip(others, net, strict=True)
+            ]
             cells.insert(0, f"{alone:.2f}")
             name = f"{way}: {row['threads']}" if way == "chosen" else way
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)

@@ -134,13 +134,13 @@ def _is_other_conjugate(side: str, last: str) -> bool:
 
 def _is_other_determinant(side: str, last: str) -> bool:
     text = re.sub(r"^\s*\\det\s*\(?\s*(?=\\begin)|(?<=matrix\})\s*\)\s*$", "", side)
-    found = matrix(text)
-    if found is None or not text.startswith("\\begin") or len(set(found[0][1])) != 1:
+    entries = matrix(text)
+    if entries is None or not text.startswith("\\begin") or len(set(entries[0][1])) != 1:
         return False
-    width = found[0][1][0]
-    if width != len(found[0][1]) or width > _MOST_ROWS:
+    width = entries[0][1][0]
+    if width != len(entries[0][1]) or width > _MOST_ROWS:
         return False
-    cells = [read(cell) for cell in found[1]]
+    cells = [read(cell) for cell in entries[1]]
     return not same_value(read(last), _determinant([cells[at : at + width] for at in range(0, len(cells), width)]))
 
 
