@@ -15,7 +15,7 @@ _FLAGS = re.IGNORECASE
 # Between two boxes: that the second takes back the first, is asked for, or ends a text in steps, wherever it stands.
 _TURN = re.compile(
     r"\b(?:wait|actually|corrections?|correcting|corrected|oops|sorry|mistaken?|mistakes|wrong|incorrect|"
-    r"on second thought|"
+    r"on second thought|hold on|my bad|oh no|double[- ]check\w*|let me (?:check|verify|see)|"
     r"re-?(?:check|examin|consider|think|calculat|comput|do|count|read)\w*|step\s+\d|steps|finally|conclu\w+|"
     r"in total|altogether|total|overall|in summary|to summari[sz]e)\b"
     r"|(?:^|[.!?;\n]\s*)no\s*[:,.!]|\u4e0d\u5bf9|\u66f4\u6b63|\u4fee\u6b63|\u7b49\u7b49|\u7b49\u4e00\u4e0b|"
@@ -28,7 +28,8 @@ _TURN = re.compile(
 _SIGNAL = re.compile(
     r"\b(?:so|thus|hence|therefore|consequently|accordingly|lastly|sums?|in all|impl(?:y|ies|ying)|it "
     r"follows|follows|"
-    r"giv(?:e|es|ing)|yield\w*|(?:we|I|to|and) get|getting|obtain\w*|leav(?:e|es|ing)|becom\w+|deduc\w+|means|however|"
+    r"giv(?:e|es|ing)|yield\w*|(?:we|I|to|and) get|(?:we|I) (?:have|find|see|arrive|end up)|"
+    r"getting|obtain\w*|leav(?:e|es|ing)|becom\w+|deduc\w+|means|however|"
     r"substitut\w+|plug\w*|add(?:ing|ed)?|subtract\w*|multipl\w+|divid\w+|squar(?:e|ing)|simplif\w+|evaluat\w+|"
     r"comput\w+|calculat\w+|combin\w+|desired|required|requested|asked|sought|larger|largest|smaller|smallest|least|"
     r"greater|greatest|product|difference|quotient|round\w*|i\.e|that is|namely|in other words|equivalent\w*|"

@@ -197,3 +197,23 @@ def test_blanks_within_an_answer_take_no_time(word, blank):
     began = time.thread_time()
     math_reward(f"\\boxed{{{word}{blank * 500}(1,2,3)}}", "5", think=False)
     assert time.thread_time() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        r"It is \boxed{12}. Let me double-check that. 3 * 5 = 15. \boxed{15}",
+        r"\boxed{12}. Hold on, that counts each twice. \boxed{15}",
+        r"Each row has \boxed{5} squares. With three rows we have \boxed{15}.",
+        r"One day takes \boxed{5} hours. In three days we find \boxed{15} of them.",
+    ],
+)
+def test_what_a_box_led_to_is_the_answer(response):
+    assert math_reward(response, "15", think=False) == 1.0
+
+
+@pytest.mark.parametrize(
+    "response", [r"We have \boxed{3}. We have \boxed{15}.", r"We find \boxed{3}, or we find \boxed{15}."]
+)
+def test_two_guesses_are_no_answer(response):
+    assert math_reward(response, "15", think=False) == 0.0
