@@ -1,4 +1,4 @@
-r"""What layout says before anything is read: what stands apart is two answers, "\\frac" is \frac, {} is nothing.
+r"""What layout says before anything is read: what stands apart is two answers, and {} is nothing.
 
 Digits that are no more than a blank apart may be one number, with a space at its thousands. Two formulas, two lines, a
 wide space or a comma with a space behind it never are.
@@ -11,12 +11,6 @@ _APART = re.compile(
     r"(?<=[\d}])\s*(?:\\q+uad(?![a-zA-Z])|\\[hv]space\*?\s*\{[^{}]*\}|\$\s*\$|\\\)\s*\\\(|<br\s*/?>|\n+(?=\s*\d)|"
     r"\\newline(?![a-zA-Z])|"
     r"\\text\s*\{(?:,\s+|\s+)\}|,\s*\\,|[\u3001\uff0c])(?:\s|\\q+uad(?![a-zA-Z]))*(?=-?\d)"
-)
-# Commands that were escaped once more than they should be; a row of a matrix may begin with any letter.
-_ESCAPED = re.compile(
-    r"\\\\(?=(?:[dt]?frac|sqrt|pi|text|mathrm|mathbf|cdot|times|left|right|infty|pm|ldots|dots|cup|cap|in|leq?|geq?|"
-    r"neq?|"
-    r"sin|cos|tan|ln|log|theta|alpha|beta|lambda|omega|circ|binom|begin|end)(?![a-zA-Z]))"
 )
 # But no argument of a command, no script, and no base of one.
 _EMPTY_GROUP = re.compile(r"(\\[a-zA-Z]+\s*)?(?<![_^\\\]}])\{\s*\}(?!\s*[_^]\s*\{?\w+\}?\s*[CP])")
@@ -41,8 +35,6 @@ _PLUS_OR_MINUS = re.compile(r"\\text\s*\{\s*plus or minus\s*\}|^\s*plus or minus
 def laid_out(text: str) -> str:
     """`text` with commas between numbers that stand apart, and without what only layout puts there. What is struck out
     is no answer."""
-    if "\\\\" in text and "\\begin" not in text.replace("\\\\begin", ""):
-        text = _ESCAPED.sub(lambda _: "\\", text)
     if "~~" in text or "\\" in text:
         if _STRUCK.search(text):
             return "\\text{struck out}"
