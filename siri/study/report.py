@@ -53,6 +53,7 @@ def write_tasks(studies: Sequence[Study]) -> list[Sheet]:
     """table.md and the pictures of a study of several tasks beside its file; returns the tables. InputError where no
     run is finished."""
     from siri.report.style import draw
+    from siri.study.cycles import cycle_sheets
     from siri.study.task_charts import lengths_chart, regret_chart
     from siri.study.tasks import missing_runs, task_runs, task_sheets
 
@@ -65,7 +66,7 @@ def write_tasks(studies: Sequence[Study]) -> list[Sheet]:
     chosen = [_choices(study, rows) for study in studies]
     total = len(first.arms) * len(first.seeds) * len(studies)
     head = f"`{first.path.name}`, {count} of {total} runs{''.join(chosen)}"
-    task_tables, folder = task_sheets(tasks), first.path.parent
+    task_tables, folder = [*task_sheets(tasks), *cycle_sheets(tasks)], first.path.parent
     parts = [head + "\n", *(sheet.markdown() for sheet in task_tables), *missing_runs(tasks)]
     write_atomic(folder / "table.md", encoded("\n".join(parts)))
     for name, chart in (("lengths", lengths_chart), ("regret", regret_chart)):

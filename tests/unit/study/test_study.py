@@ -9,6 +9,7 @@ from siri.config import Config
 from siri.demo.warmup import TASKS
 from siri.errors import InputError
 from siri.study.compare import compare_arms, curve_of_row
+from siri.study.cycles import cycle_sheets
 from siri.study.report import study_curves
 from siri.study.study import find, finished, learning_settings, swept_values
 from siri.study.study_file import read_studies, read_study
@@ -93,7 +94,7 @@ def test_committed_studies_are_well_formed(path):
     if study.task:  # it grows; what people read is what the results say so far
         rows = finished(study)
         tasks, text = [task_runs(each, rows) for each in studies], (path.parent / "table.md").read_text()
-        assert all(sheet.markdown() in text for sheet in task_sheets(tasks))
+        assert all(sheet.markdown() in text for sheet in [*task_sheets(tasks), *cycle_sheets(tasks)])
         assert all(line in text for line in missing_runs(tasks))
         known = {pair.config_hash for each in studies for pair in each.sweep_pairs(None)}
         known |= {p.config_hash for each in studies for p in each.arm_pairs(None, swept_values(each, rows))}
