@@ -1,12 +1,14 @@
 """Whether a model's files hold the tensors that its config.json asks for, told from their headers alone."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from siri.errors import InputError
 from siri.model.weight_files import EMBEDDINGS, HEAD, is_checkpoint, places, weight_files
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 """What safetensors calls the dtypes of weights as they are; others need scales that a plain model does not have."""
 LEFT_OUT = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
@@ -15,7 +17,8 @@ LEFT_OUT = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 
 def check_fit(model: Any, source: str, folder: str | Path, *, fetch: bool) -> str:
     """Compare the names, shapes and dtypes of the tensors in `folder` with those of `model`, which may be on the meta
-    device. Returns a line for the user where the files hold weights that the model does not have, else "".
+    device. Returns a line for the user where the files hold weights that the model does not have, or others that nobody
+    reads lie beside them, else "".
 
     source: how the user called the model. fetch: download files that are not here. Raises InputError with the first
     tensor that has another shape, is no floating-point number or is not there, and for a local folder that holds no
@@ -42,19 +45,41 @@ def check_fit(model: Any, source: str, folder: str | Path, *, fetch: bool) -> st
     unknown = sorted(name for name in held if name not in wanted and not name.endswith(LEFT_OUT))
     either = {HEAD, EMBEDDINGS[0]} if model.config.tie_word_embeddings else set()
     missing = sorted(wanted.keys() - held.keys() - (either if either & held.keys() else set()))
-    if missing and not unknown:  # names that are unknown may be older ones, which transformers knows to translate
+    if missing and not _translated(model, unknown):
         raise InputError(
             f"model {source}: its files hold no {missing[0]}{_more(missing)}, which would be random; copy all of its "
             "files, or mend its config.json"
         )
     if unknown and not missing:
         return f"model {source}: {unknown[0]}{_more(unknown)} in its files is no part of the model, and is not used"
+    if unread := _second_set(Path(folder)):
+        return f"model {source}: {WHOLE} is read; {INDEX} beside it names {unread}, which is not"
     return ""
+
+
+def _second_set(folder: Path) -> str:
+    """A file of weights that an index names beside the whole file, which comes first, as in transformers."""
+    if not ((folder / WHOLE).is_file() and (folder / INDEX).is_file()):
+        return ""
+    try:
+        names = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()) - {WHOLE}
+        return min((name for name in names if (folder / name).is_file()), default="")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""  # nobody reads this index
 
 
 def _name(name: str, wanted: Mapping[str, Any]) -> str:
     """What the model calls a tensor: that of a backbone saved by itself has no prefix."""
     return f"model.{name}" if name not in wanted and f"model.{name}" in wanted else name
+
+
+def _translated(model: Any, names: Iterable[str]) -> bool:
+    """Whether transformers gives any of these names another when it reads weights: older names, experts one by one.
+    What comes of them is for whoever reads them to say."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    changes = get_model_conversion_mapping(model)
+    return any(change.rename_source_key(name)[0] != name for change in changes for name in names)
 
 
 def _headers(held: Mapping[str, Path]) -> dict[str, tuple[tuple[int, ...], str]]:

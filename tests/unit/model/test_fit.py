@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from siri import cli
 from siri.config import Config
 from siri.errors import InputError
+from siri.model.fit import check_fit
 from siri.model.policy import load_policy, random_policy
 from siri.train.setup import prepare
 from tests.support.tiny import save_tiny
@@ -99,6 +101,22 @@ def test_a_backbone_saved_by_itself_has_other_names(folder):
     assert load_policy(str(folder), CPU, weights=False).notes == ()
 
 
+@pytest.mark.parametrize(("before", "after"), [("model.", "model.language_model."), ("layers", "h"), ("model.", "x.")])
+def test_names_that_transformers_does_not_translate_are_refused_by_the_dry_run_too(folder, before, after):
+    held = load_file(folder / "model.safetensors")
+    renamed = {name.replace(before, after, 1): tensor for name, tensor in held.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    assert ", which would be random" in refused(folder)
+
+
+def test_names_that_transformers_translates_are_left_to_it(tmp_path):
+    config = AutoConfig.for_model("mixtral", hidden_size=32, intermediate_size=48, vocab_size=400, num_hidden_layers=1)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)  # writes each expert by its older name
+    assert load_file(tmp_path / "model.safetensors").keys() != model.state_dict().keys()
+    assert check_fit(model, "mixtral", tmp_path, fetch=False) == ""
+
+
 def test_a_head_by_a_name_that_nobody_reads(folder):
     held = load_file(folder / "model.safetensors")
     change(folder, **{"lm_head.weight": None, "model.lm_head.weight": held["lm_head.weight"]})
@@ -134,3 +152,19 @@ def test_a_shard_that_is_not_there_is_named_by_the_dry_run_too(folder):
     index["weight_map"][LAST] = "model-00002-of-00002.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00002-of-00002.safetensors" in refused(folder)
+
+
+def test_another_set_of_weights_in_the_folder_is_told(folder):
+    held = load_file(folder / "model.safetensors")
+    save_file(held, folder / "model-00001-of-00001.safetensors", {"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    for files, told in (
+        (["model.safetensors"], 0),
+        (["gone.safetensors"], 0),
+        (["model-00001-of-00001.safetensors"], 1),
+    ):
+        index.write_text(json.dumps({"weight_map": dict(zip(held, files * len(held), strict=True))}))
+        notes = load_policy(str(folder), CPU, weights=False).notes
+        assert len(notes) == told and all("names model-00001-of-00001.safetensors, which is not" in n for n in notes)
+    index.write_text("[")
+    assert load_policy(str(folder), CPU).notes == ()
