@@ -15,9 +15,7 @@ _BARRED = re.compile(
     rf"\s*(?:\||\\lvert(?![a-zA-Z]))\s*(?:\\(?:overline|bar)\s*\{{\s*{_SEGMENT}\s*\}}|{_SEGMENT})\s*(?:\||\\rvert)\s*"
 )
 # A letter with a bar: a mean. Of z and w it is the conjugate, which may be another number.
-_MEAN = re.compile(
-    r"\s*\\(?:bar|overline)\s*(?:\{\s*(?![zw])[a-zA-Z](?:_\{?\w\}?)?\s*\}|\s(?![zw])[a-zA-Z])\s*"
-)
+_MEAN = re.compile(r"\s*\\(?:bar|overline)\s*(?:\{\s*(?![zw])[a-zA-Z](?:_\{?\w\}?)?\s*\}|\s(?![zw])[a-zA-Z])\s*")
 _IMAGINARY = re.compile(r"(?<![a-zA-Z\\])i(?![a-zA-Z])|[<>]|\\\{|\\emptyset")
 # What a segment may stand under without being another number, and what words say of it.
 _MARKS = re.compile(
