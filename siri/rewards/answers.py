@@ -18,6 +18,7 @@ from siri.rewards.grading.bases import same_number
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
 from siri.rewards.grading.conditions import differ_in_labels, without_declarations
+from siri.rewards.grading.constants import alternatives
 from siri.rewards.grading.equalities import condensed, names_a_value, turned
 from siri.rewards.grading.equations import (
     applied,
@@ -32,7 +33,7 @@ from siri.rewards.grading.equations import (
 )
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.golds import mended, unescaped
-from siri.rewards.grading.grammar import NotRead, read, symbols
+from siri.rewards.grading.grammar import NotRead, read
 from siri.rewards.grading.integers import same_whole_sets
 from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, says_or, without_respectively
 from siri.rewards.grading.labels import (
@@ -44,12 +45,14 @@ from siri.rewards.grading.labels import (
     without_index,
     without_label,
 )
+from siri.rewards.grading.lines import same_union, with_lines
 from siri.rewards.grading.money import same_currency
-from siri.rewards.grading.names import other_constants, with_names_of, with_running
+from siri.rewards.grading.names import with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.quantities import differ_in_units, same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.scalars import is_a_word, same_scalar
+from siri.rewards.grading.segments import is_of_segment, segment, unbarred
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import (
     RELATION,
@@ -65,7 +68,7 @@ from siri.rewards.grading.structure import (
     split,
 )
 from siri.rewards.grading.units import without_unit
-from siri.rewards.grading.values import same_zeros
+from siri.rewards.grading.vectors import as_gold_vector, as_vector
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
 
@@ -103,6 +106,7 @@ def same_answer(gold: str, answer: str) -> bool:
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
     gold, answer = mended(gold), unescaped(answer)
+    gold, answer = as_gold_vector(gold, answer), as_vector(answer, gold)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
     undecided = False
@@ -110,15 +114,10 @@ def same_answer(gold: str, answer: str) -> bool:
     if _DECIMAL.search(gold) and _APPROXIMATE.search(answer):
         spellings.append(clean(answer, decimals=True))
     for reading in readings(clean(with_sign(gold))):
-        others = [
-            text
-            for spelling in dict.fromkeys(spellings)
-            for other in readings(spelling)
-            for text in (with_running(reading, other), *other_constants(reading, other))
-        ]
-        for other in others:
+        others = [other for spelling in dict.fromkeys(spellings) for other in readings(spelling)]
+        for pair in [pair for other in others for pair in alternatives(reading, other)]:
             try:
-                if _same(reading, other):
+                if _same(*pair):
                     return True
             except Undecided:
                 undecided = True
@@ -164,6 +163,7 @@ def _same(gold: str, answer: str) -> bool:
         return True
     if (verdict := _same_events(gold, answer)) is not None:
         return verdict
+    gold, answer = with_lines(gold), with_lines(answer)
     if same_letters(gold, answer) is False or joined_otherwise(gold, answer):
         return False
     if is_thousands(gold) and says_or(answer):
@@ -178,7 +178,7 @@ def _same(gold: str, answer: str) -> bool:
             return verdict
     if RELATION.search(gold) or RELATION.search(answer):
         return _same_relations(gold, answer)
-    if (verdict := _same_union(gold, answer)) is not None:
+    if (verdict := same_union(gold, answer)) is not None:
         return verdict
     if restated := _restated(gold, answer):
         return all(map(_same, *restated))
@@ -196,21 +196,6 @@ def _same_respective(gold: str, answer: str) -> bool:
     if "espectively" not in gold:
         return _same(gold, without_respectively(answer))
     return len(golds) > 1 and _same_in_order(golds, answers)
-
-
-def _same_union(gold: str, answer: str) -> bool | None:
-    """Curves joined by "or" and the product of their equations; None for whatever else."""
-    if "or" not in gold + answer:
-        return None
-    parts = [[split(part, "=") for part in JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
-    if min(map(len, parts)) != 1 or max(map(len, parts)) < 2 or any(len(sides) != 2 for sides in parts[0] + parts[1]):
-        return None
-    try:
-        trees = [[difference(*map(read, sides)) for sides in each] for each in parts]
-    except NotRead:
-        return None
-    products = [("*", tuple(each)) if len(each) > 1 else each[0] for each in trees]
-    return len(symbols(products[0])) > 1 and same_zeros(*products)
 
 
 def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
@@ -275,7 +260,7 @@ def _same_relations(gold: str, answer: str) -> bool:
 def _same_lists(gold: str, answer: str) -> bool:
     golds, answers = members(gold), members(answer)
     statements = spread(golds), spread(answers)
-    if min(map(len, statements)) > 1 or (len(golds) == len(answers) == 1 and any(map(bracketed, (*golds, *answers)))):
+    if min(map(len, statements)) > 1 or (min(len(golds), len(answers)) == 1 and any(map(bracketed, golds + answers))):
         golds, answers = statements
     if len(golds) > 1 or len(answers) > 1:
         golds = without_index(golds, answers)
@@ -364,6 +349,9 @@ def _same_equation(golds: list[str], answers: list[str]) -> bool:
 
 
 def _same_equations(golds: list[str], answers: list[str]) -> bool:
+    golds, answers = unbarred(golds), unbarred(answers)
+    if segment(golds[0]) and is_of_segment(answers[0]) and not re.search("[A-Z]", golds[-1]):
+        return False  # 2AB = 10 is to be solved
     if len(golds) == len(answers) == 2:
         names = name_key(golds[0]), name_key(answers[0])
         if names[0] == names[1]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from siri.rewards.grading.families import family, parameter_only, without_range
 from siri.rewards.grading.grammar import WHOLE_NAMES
+from siri.rewards.grading.indices import without_domain
 from siri.rewards.grading.labels import without_label
 from siri.rewards.grading.names import letters_of, with_declared
 from siri.rewards.grading.sentences import called, is_label, labelled
@@ -119,7 +120,7 @@ def without_declarations(gold: str, answer: str) -> tuple[str, str]:
     (gold, constants), (answer, _) = declared(gold), declared(answer)
     if constants:
         answer = with_declared(gold, answer, constants)
-    gold, answer = without_range(gold), without_range(answer)
+    gold, answer = (without_domain(without_range(text)) for text in (gold, answer))
     if "\\mathbb" in gold + answer and not (family(gold) and family(answer)):
         gold, answer = parameter_only(gold), parameter_only(answer)
     return gold, answer

@@ -7,8 +7,10 @@ from fractions import Fraction
 from siri.rewards.grading.computed import computed, is_identity, is_multiple
 from siri.rewards.grading.equations import applied, is_derivative
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
+from siri.rewards.grading.indices import is_shifted
 from siri.rewards.grading.numbers import Setting, Undecided, Undefined, number
 from siri.rewards.grading.quantities import same_quantity
+from siri.rewards.grading.segments import is_mean, is_of_segment, unbarred
 from siri.rewards.grading.sentences import is_label
 from siri.rewards.grading.spelling import clean
 from siri.rewards.grading.structure import squeezed
@@ -87,6 +89,11 @@ def names_a_value(sides: list[str], *, as_answer: bool, same: Same) -> bool:
     that kind wants the equation. Of `x = 6 = 5` nobody knows what it says, and `a = b` speaks of both. Every side has
     to be a name, a formula with letters, or the same as the last: what is not read is none of these.
     """
+    sides = unbarred(sides)
+    if ("\\begin" not in sides[-1] and is_of_segment(sides[0])) or is_shifted(sides[0], sides[-1]):
+        return False  # 2AB = 10, a_{n+1} = 2n
+    if is_mean(sides[0], sides[-1]):
+        return _agree(sides[1:], same)
     if _is_about_both(sides[0].strip(), sides[-1].strip()):
         return False
     if sides[0].lstrip().startswith(("\\neg", "\\lnot")):

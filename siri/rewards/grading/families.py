@@ -65,8 +65,10 @@ def without_range(text: str) -> str:
     """The formula of a sequence without what its index runs through, which is the same for all of them."""
     inside = family(text) if "_" in text else None
     sequence = _SEQUENCE.fullmatch(inside[0]) if inside else None
-    if inside is None or sequence is None or sequence[1] != inside[1] or inside[2] not in ("N", "Z+", "Z0"):
+    if inside is None or sequence is None or sequence[1] != inside[1] or inside[2] not in ("N", "Z+"):
         return text
+    if re.search(r"\bsome\b", text):
+        return text  # of some n is less than of all
     return inside[0]
 
 

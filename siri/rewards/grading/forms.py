@@ -7,6 +7,7 @@ from collections.abc import Callable
 from siri.rewards.grading import sets
 from siri.rewards.grading.conditions import conditioned, same_conditioned
 from siri.rewards.grading.families import congruence, family, same_congruence, same_family
+from siri.rewards.grading.indices import without_whole
 from siri.rewards.grading.measures import measure, same_unit
 from siri.rewards.grading.numbers import Undefined
 from siri.rewards.grading.structure import split, without_text
@@ -73,7 +74,7 @@ def _cases_in_words(text: str) -> list[list[str]] | None:
 
 def _condition(text: str) -> str:
     """Without "if", and in one spelling for even and odd numbers."""
-    plain = re.sub(r"\s+", " ", _CONDITION.sub("", without_text(text)))
+    plain = without_whole(re.sub(r"\s+", " ", _CONDITION.sub("", without_text(text))))
     if match := _PARITY.fullmatch(plain):
         return f"\\text{{{match[1] or match[4]} {match[2] or match[3]}}}"
     return "\\text{otherwise}" if re.fullmatch(r"otherwise|else|in all other cases", plain) else plain

@@ -7,6 +7,7 @@ written, for nothing else says which value is whose; that of the alphabet where 
 import re
 from collections.abc import Callable
 
+from siri.rewards.grading.segments import unbarred
 from siri.rewards.grading.structure import RELATION, bracketed, split
 from siri.rewards.grading.units import counted, without_unit
 
@@ -52,7 +53,7 @@ def label(text: str) -> tuple[str, str]:
         return match[1], match[2]
     sides = split(text, "=")
     if len(sides) == 2 and sides[0].strip() and not RELATION.search(text):
-        return name_key(sides[0]), sides[1]
+        return name_key(unbarred(sides)[0]), sides[1]
     return "", text
 
 
@@ -78,7 +79,7 @@ def spread(parts: list[str]) -> list[str]:
         if last and len(inside) == 1 and _NAME.fullmatch(last) and _CARRIED.fullmatch(part):
             statements.append(f"{last}={part}")
         else:
-            statements += named_members(tuple_) or (chained(part) if len(parts) == 1 else []) or [part]
+            statements += named_members(tuple_) or chained(part) or [part]
     return statements
 
 

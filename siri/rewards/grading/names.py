@@ -1,10 +1,8 @@
 """Names that mean nothing by themselves: a variable of a function, an index, a constant of integration, a point."""
 
-import itertools
 import re
-from collections.abc import Iterator
 
-from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
+from siri.rewards.grading.grammar import NotRead, read, symbols
 from siri.rewards.grading.structure import RELATION, split
 
 _DEFINED = re.compile(r"\s*(?:([a-zA-Z])\(([a-df-hj-zA-Z])\)|([a-zA-Z])_\{?([a-zA-Z])\}?)\s*=[^=]*")
@@ -16,17 +14,16 @@ _LINE = re.compile(
     r"(?:\\end\{[pb]?matrix\}|\))\s*[-+]\s*([tsruk]|\\lambda|\\mu)\s*(?=\\begin\{[pb]?matrix\}|\([^()]*,)"
 )
 # Of a family of angles, of which neither side says through what the letter runs.
-_RUNNING = re.compile(r"\+\s*\d?\s*([knm])(?=\s*\\pi)")
+_PERIOD = r"(?:\\pi(?![a-zA-Z])|(?:180|360|90)\s*\\text\{degree\})"
+_RUNNING = re.compile(
+    rf"\+\s*(?:\\frac\s*\{{)?\s*\d?\s*([knm])(?=\s*(?:\\cdot\s*|\\times\s*)?{_PERIOD})"
+    rf"|\+\s*(?:\\frac\s*\{{)?\s*\d?\s*{_PERIOD}\s*(?:\\cdot\s*|\\times\s*)?([knm])(?![a-zA-Z_^])"
+    rf"|(?:^|[=,])\s*\d?\s*(?:([knm])\s*\\pi|\\pi\s*([knm]))\s*(?=[-+]\s*[\d\\])"
+)
 _SUMMED = re.compile(r"\\(?:sum|prod)\s*_\s*\{?\s*([a-z])\s*=")
 _TURNED = re.compile(r"\\(?:sin|cos)\s*\(?\s*(\\(?:theta|phi|varphi|alpha)|[tu])(?![a-zA-Z])")
 _CURVE = re.compile(r"\s*x\s*=[^=]*,\s*y\s*=")
 _SOLUTION = re.compile(r"\s*(?:[yuxf](?:\([a-z]\))?)\s*=")
-_NUMBERED = re.compile(r"(?<![\\a-zA-Z])C_(?:\{(\d)\}|(\d))")
-_LETTERED = re.compile(r"(?<![\\a-zA-Z])[ABD](?![a-zA-Z_])|(?<![\\a-zA-Z])[AB](?=[ex])")
-_MOST_CONSTANTS = 3
-# What a general solution may be a function of, and what it may be called.
-_VARIABLES = frozenset(("x", "t", "n", "\\theta"))
-_GENERAL = re.compile(r"\s*(?:[yuxfg](?:\([a-z]\))?|a_\{?n\}?)\s*")
 # The variables of an antiderivative, and the letters that are one constant there: c beside K may be a given number.
 _INTEGRATED = frozenset(("x", "t", "u", "y", "z", "\\theta"))
 _SAME_CONSTANTS = ({"C", "c"}, {"C", "K"})
@@ -73,7 +70,7 @@ def _with_variable(gold: str, answer: str) -> str:
 
 def _with_letter(pattern: re.Pattern, gold: str, answer: str) -> str:
     """With the only letter of `gold` that the pattern knows, for the only such letter of `answer`."""
-    golds, answers = (set(pattern.findall(text)) for text in (gold, answer))
+    golds, answers = ({match[match.lastindex or 0] for match in pattern.finditer(text)} for text in (gold, answer))
     if len(golds) != 1 or len(answers) != 1 or golds == answers:
         return answer
     [mine], [other] = golds, answers
@@ -127,70 +124,11 @@ def integrated(text: str) -> str:
 
 
 def with_running(gold: str, answer: str) -> str:
-    r"""`answer` with the letter of `gold` for that of \pi/4 + k\pi, where neither says through what it runs."""
+    r"""`answer` with the letter of `gold` for that of \pi/4 + k\pi or \pi/4 + \pi k, where neither says through what it
+    runs."""
     if re.search(r"\\in(?![a-z])|nteger", gold + answer) or not (_RUNNING.search(gold) and _RUNNING.search(answer)):
         return answer
     return _with_letter(_RUNNING, gold, answer)
-
-
-def other_constants(gold: str, answer: str) -> Iterator[str]:
-    """`answer` with its constants C_1, C_2 in another order, or with these names for A and B; only where both are
-    general solutions: elsewhere these are circles, capacities, or values that were asked for."""
-    numbers = sorted({match[1] or match[2] for match in _NUMBERED.finditer(gold)})
-    if not numbers and _NUMBERED.search(answer):
-        yield from _lettered(gold, answer)
-    if not 2 <= len(numbers) <= _MOST_CONSTANTS or not _is_general(gold, [f"C_{number}" for number in numbers]):
-        return
-    pattern = _NUMBERED if _NUMBERED.search(answer) else _LETTERED
-    names = sorted({match[0] for match in pattern.finditer(answer)})
-    if len(names) != len(numbers) or not _is_general(answer, [re.sub("[{}]", "", name) for name in names]):
-        return
-    for order in itertools.permutations(numbers):
-        yield pattern.sub(lambda match, order=order: f"C_{order[names.index(match[0])]} ", answer)
-
-
-def _lettered(gold: str, answer: str) -> Iterator[str]:
-    """`answer` with A and B, in any order, for its constants C_1 and C_2."""
-    names = sorted({match[0] for match in _LETTERED.finditer(gold)})
-    numbers = sorted({match[1] or match[2] for match in _NUMBERED.finditer(answer)})
-    if not 2 <= len(numbers) <= _MOST_CONSTANTS or len(names) != len(numbers) or not _is_general(gold, names):
-        return
-    if _is_general(answer, [f"C_{number}" for number in numbers]):
-        for order in itertools.permutations(names):
-            yield _NUMBERED.sub(lambda match, order=order: f"{order[numbers.index(match[1] or match[2])]} ", answer)
-
-
-def _is_general(text: str, constants: list[str]) -> bool:
-    """Whether it is a general solution: each constant stands in it once, times something with the only variable."""
-    sides = split(text, "=")
-    if len(sides) > 2 or (len(sides) == 2 and not _GENERAL.fullmatch(sides[0])) or ":" in text or RELATION.search(text):
-        return False
-    try:
-        tree = read(sides[-1])
-    except NotRead:
-        return False
-    variables = set(symbols(tree)) - set(constants)
-    return (
-        len(variables) == 1
-        and variables <= _VARIABLES
-        and all(_is_factor(tree, name, *variables) for name in constants)
-    )
-
-
-def _is_factor(tree: Tree, name: str, variable: str, *, times_variable: bool = False) -> bool:
-    """Whether this symbol stands in `tree` once, in a term that it is a factor of and that has the variable."""
-    kind = tree[0]
-    if kind == "sym":
-        return times_variable and tree[1] == name
-    if kind == "neg":
-        return _is_factor(tree[1], name, variable, times_variable=times_variable)
-    parts: tuple[Tree, ...] = tree[1:] if kind == "/" else tree[1] if kind in ("+", "*") else ()
-    holding = [part for part in parts if name in symbols(part)]
-    if len(holding) != 1 or (kind == "/" and holding[0] is not tree[1]):
-        return False
-    others = [part for part in parts if part is not holding[0]]
-    times_variable |= kind != "+" and any(variable in symbols(part) for part in others)
-    return _is_factor(holding[0], name, variable, times_variable=times_variable)
 
 
 def letters_of(text: str) -> set[str]:

@@ -226,6 +226,8 @@ REPLACEMENTS = [
         ("\\g", r"\\(?:ge|geq|geqslant|geqq)(?![a-zA-Z])", r"\\ge "),
         ("\\n", r"\\(?:ne|neq|not\s*=)(?![a-zA-Z])", r"\\ne "),
         ("angle", r"\\[lr]angle(?![a-zA-Z])", lambda match: "(" if match[0] == "\\langle" else ")"),
+        ("\\ell", r"(?<![a-zA-Z\\])\\ell\s*(?=(?:_\s*\{?\d\}?\s*)?(?::|\\colon))", "l"),
+        ("\\colon", r"\\colon(?![a-zA-Z])", ":"),
         ("\\lbrace", r"\\lbrace(?![a-zA-Z])", r"\\{"),
         ("\\rbrace", r"\\rbrace(?![a-zA-Z])", r"\\}"),
         ("<=", r"<=", r"\\le "),
