@@ -44,6 +44,7 @@ from siri.rewards.grading.labels import (
     without_index,
     without_label,
 )
+from siri.rewards.grading.lengths import has_needless_sign
 from siri.rewards.grading.money import same_currency
 from siri.rewards.grading.names import other_constants, with_names_of, with_running
 from siri.rewards.grading.numbers import Undecided, Undefined
@@ -105,6 +106,8 @@ def same_answer(gold: str, answer: str) -> bool:
     gold, answer = mended(gold), unescaped(answer)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
+    if has_needless_sign(gold, answer):
+        return False
     undecided = False
     spellings = [clean(answer)]
     if _DECIMAL.search(gold) and _APPROXIMATE.search(answer):

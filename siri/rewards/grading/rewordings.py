@@ -3,6 +3,9 @@ r"""Answers of a few usual forms, as the rest of the grammar has them: "1 in 6",
 import itertools
 import re
 
+from siri.rewards.grading.lengths import feet_and_inches
+from siri.rewards.grading.logic import with_quantifiers
+
 _IN = re.compile(
     r"^\s*(?:\\text\{\s*)?([1-9]\d{0,5})\s*(?:\}\s*)?(?:\\text\{\s*)?\bin\s+(?:every\s+)?(?:\}\s*)?"
     r"([1-9]\d{0,5})\s*\}?\s*$"
@@ -40,7 +43,6 @@ _QUOTIENT = re.compile(
     r"and\s+)?remainder:?\s*(?:\}\s*)?(\d+)\s*\}?\s*$",
     re.IGNORECASE,
 )
-_LENGTH = re.compile(r"^\s*\$?\s*(\d[\d.]*)\s*('{1,2}|\^\s*\{?\s*(?:\\prime\s*){1,2}\}?)\s*\$?\s*$")
 _OPTION = re.compile(r"^\s*([a-e])\s*\)\s+(?=\S)")
 _HEX = re.compile(r"^\s*0x([0-9A-Fa-f]+)\s*$")
 _PLACED = re.compile(
@@ -73,7 +75,7 @@ def reworded(text: str) -> str:
     """Answers of a few usual forms, as the rest of the grammar has them."""
     lower = text.lower()
     for needle, pattern, form in _FORMS:
-        if needle in lower or (needle == "'" and "prime" in lower):
+        if needle in lower:
             text = pattern.sub(form, text)
     if "ermutation" in text or "up to" in text:
         text = _permuted(text)
@@ -81,6 +83,7 @@ def reworded(text: str) -> str:
         text = _ARRANGED.sub(_arranged, text)
     if "\\cup" in text and not re.search(r"\||:|\\mid|[<>]|\\[lg]e", text):
         text = _FINITE.sub(", ", text)
+    text = with_quantifiers(feet_and_inches(text))
     return _MULTINOMIAL.sub(_multinomial, text) if "binom" in text else text
 
 
@@ -94,12 +97,6 @@ def _multinomial(match: re.Match) -> str:
     parts = [int(part) for part in match[2].split(",")]
     under = "".join(f"{part}!" if not place else f"\\cdot {part}!" for place, part in enumerate(parts))
     return f"\\frac{{{match[1]}!}}{{{under}}}" if sum(parts) == int(match[1]) else match[0]
-
-
-def _length(match: re.Match) -> str:
-    """A length with a prime for feet, and with two for inches."""
-    unit = "inches" if match[2].count("'") + match[2].count("prime") > 1 else "feet"
-    return f"{match[1]}\\text{{ {unit}}}"
 
 
 def _permuted(text: str) -> str:
@@ -127,7 +124,6 @@ _FORMS: tuple = (
     ("(", _REMARK, ""),
     ("r", _REMAINDER, lambda match: f"{match[1]}\\text{{ R }}{match[2] or match[3] or match[4]}"),
     ("uotient", _QUOTIENT, r"\1\\text{ R }\2"),
-    ("'", _LENGTH, lambda match: _length(match)),
     (")", _OPTION, r"(\1) "),
     ("0x", _HEX, lambda match: f"{match[1].upper()}_{{16}}"),
     ("\\text", _PLACED, ""),
