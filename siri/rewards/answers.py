@@ -29,10 +29,11 @@ from siri.rewards.grading.equations import (
     same_curves,
     same_inequality,
     same_sides,
+    same_union,
 )
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.golds import mended, unescaped
-from siri.rewards.grading.grammar import NotRead, read, symbols
+from siri.rewards.grading.grammar import NotRead, read
 from siri.rewards.grading.integers import same_whole_sets
 from siri.rewards.grading.joins import AND_OR, JUST_OR, joined_otherwise, listed, says_or, without_respectively
 from siri.rewards.grading.labels import (
@@ -48,6 +49,8 @@ from siri.rewards.grading.lengths import has_needless_sign
 from siri.rewards.grading.money import same_currency
 from siri.rewards.grading.names import other_constants, with_names_of, with_running
 from siri.rewards.grading.numbers import Undecided, Undefined
+from siri.rewards.grading.parts import same_parts
+from siri.rewards.grading.phrases import same_hour
 from siri.rewards.grading.quantities import differ_in_units, same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.scalars import is_a_word, same_scalar
@@ -66,7 +69,6 @@ from siri.rewards.grading.structure import (
     split,
 )
 from siri.rewards.grading.units import without_unit
-from siri.rewards.grading.values import same_zeros
 
 __all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
 
@@ -106,6 +108,8 @@ def same_answer(gold: str, answer: str) -> bool:
     gold, answer = mended(gold), unescaped(answer)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
+    if (verdict := same_parts(gold, answer, same_answer)) is not None:
+        return verdict
     if has_needless_sign(gold, answer):
         return False
     undecided = False
@@ -139,7 +143,7 @@ def _same(gold: str, answer: str) -> bool:
         return _same_respective(gold, answer)
     if key(gold) == key(answer) and gold != answer and differ_in_units(gold, answer):
         return False  # m s is no ms
-    if key(gold) == key(answer) or same_letters(gold, answer):
+    if key(gold) == key(answer) or same_letters(gold, answer) or same_hour(gold, answer):
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
@@ -181,7 +185,7 @@ def _same(gold: str, answer: str) -> bool:
             return verdict
     if RELATION.search(gold) or RELATION.search(answer):
         return _same_relations(gold, answer)
-    if (verdict := _same_union(gold, answer)) is not None:
+    if (verdict := same_union(gold, answer)) is not None:
         return verdict
     if restated := _restated(gold, answer):
         return all(map(_same, *restated))
@@ -199,21 +203,6 @@ def _same_respective(gold: str, answer: str) -> bool:
     if "espectively" not in gold:
         return _same(gold, without_respectively(answer))
     return len(golds) > 1 and _same_in_order(golds, answers)
-
-
-def _same_union(gold: str, answer: str) -> bool | None:
-    """Curves joined by "or" and the product of their equations; None for whatever else."""
-    if "or" not in gold + answer:
-        return None
-    parts = [[split(part, "=") for part in JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
-    if min(map(len, parts)) != 1 or max(map(len, parts)) < 2 or any(len(sides) != 2 for sides in parts[0] + parts[1]):
-        return None
-    try:
-        trees = [[difference(*map(read, sides)) for sides in each] for each in parts]
-    except NotRead:
-        return None
-    products = [("*", tuple(each)) if len(each) > 1 else each[0] for each in trees]
-    return len(symbols(products[0])) > 1 and same_zeros(*products)
 
 
 def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
