@@ -177,9 +177,9 @@ def _same_domain(gold: str, answer: str) -> bool:
 def _same_statement(gold: str, answer: str, same: Same) -> bool:
     if key(gold) == key(answer):
         return True
-    inner = quantified(gold), quantified(answer)
-    if any(inner):
-        return bool(inner[0] and inner[1]) and same_quantified(inner[0], inner[1], same)
+    inner, other = quantified(gold), quantified(answer)
+    if inner or other:
+        return inner is not None and other is not None and same_quantified(inner, other, same)
     if any(len(split(text, ",;:")) > 1 or "\\text" in text for text in (gold, answer)):
         return False
     sides = split(gold, "="), split(answer, "=")
