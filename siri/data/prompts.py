@@ -259,9 +259,9 @@ def load_prompts(
             raise InputError(f"{word}: {error}" if len(words) > 1 else str(error)) from None
         answers = Repeated([pair.answer for pair in rendered.problems.pairs.values], rendered.ids.which)
         counts = {"dropped": problem_set.dropped, "too_long": rendered.too_long, "left_out": problem_set.left_out}
-        told_of = {"answered": problem_set.answered, "restored": problem_set.restored}
+        answered, restored = problem_set.answered, problem_set.restored
         kept = [share[place] for place in rendered.places.tolist()] if asked else []
-        sets.append(PromptSet(rendered.ids, answers, **counts, **told_of, asked=kept))
+        sets.append(PromptSet(rendered.ids, answers, **counts, answered=answered, restored=restored, asked=kept))
     return _deduplicated(_joined(words, [given.weight for given, _, _ in read], sets), drop=drop)
 
 
