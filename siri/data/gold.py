@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from siri.data.decimals import DOUBLE, HALF, SINGLE, Precision, is_double, likely_values, plain, shortest, significant
+from siri.data.escapes import LOST_IN_ANSWER, LOST_IN_PROMPT, LostBackslash, with_backslashes
 
 MISSING = "without prompt or answer"
 NOT_FINITE = "with an infinite number for an answer"
 LOST = "with a whole number for an answer that has lost digits, because it was stored as a float"
 PLACEHOLDER = "with a placeholder for an answer"
+SEVERAL_IN_TEXT = "with a list of Python's in text for an answer, which says not whether any or all of it is meant,"
+
+# A list of one text as Python writes it.
+_ONE_MEMBER = re.compile(r"\[\s*(?:'((?:[^'\\\n]|\\.)*+)'|\"((?:[^\"\\\n]|\\.)*+)\"),?\s*\]")
+_PYTHON_ESCAPE = re.compile(r"\\([\\'\"])")
+_ENDS_A_LIST = re.compile(r"['\"],?\s*\]$")
+_LONGEST_LIST = 4000
 
 # What data sets put where they have no answer; compared without case, spaces, hyphens and underscores. Undefined,
 # "no solution", "does not exist", infinity and the empty set are answers.
@@ -55,7 +63,8 @@ def gold_answer(value: Any) -> str:
     if value is None:
         raise NoAnswer(MISSING)
     if isinstance(value, str):
-        return _written(as_text(value.rpartition("####")[2]))  # GSM8K: the worked solution, then "#### 42"
+        text = as_text(value.rpartition("####")[2], answer=True)  # GSM8K: the worked solution, then "#### 42"
+        return _written(_single(text) if text.startswith(("['", '["')) else text)
     if isinstance(value, list):
         return _several(value)
     if isinstance(value, bool | int):
@@ -146,12 +155,34 @@ def _written(text: str) -> str:
     return text
 
 
-def as_text(value: str, *, strip: bool = True) -> str:
-    """`value`, which must be text that can be written down: JSON may hold halves of characters."""
+def _single(text: str) -> str:
+    """The only member of a list that Python wrote as text, ['7'], as pandas does in a .csv; a list of JSON as it is.
+
+    Of several members nobody knows whether each of them is the answer, or all are.
+    """
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        if len(text) > _LONGEST_LIST or not _ENDS_A_LIST.search(text):
+            return text
+    else:
+        return text
+    if (member := _ONE_MEMBER.fullmatch(text)) is None:
+        raise NoAnswer(SEVERAL_IN_TEXT)
+    return as_text(_PYTHON_ESCAPE.sub(r"\1", member[1] or member[2] or ""), answer=True)
+
+
+def as_text(value: str, *, strip: bool = True, answer: bool = False) -> str:
+    """`value`, which must be text that can be written down: JSON may hold halves of characters. What LaTeX lost to
+    escapes is restored (`siri.data.escapes`). Raises NoAnswer where that is not certain."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise TypeError(f"half of a surrogate pair (\\u{ord(value[error.start]):04x}) is no text") from None
+    try:
+        value = with_backslashes(value, answer=answer)
+    except LostBackslash:
+        raise NoAnswer(LOST_IN_ANSWER if answer else LOST_IN_PROMPT) from None
     return _UNSEEN.sub("", value) if strip else value
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from siri.data.columns import Gold, Wanted, plain_value
+from siri.data.escapes import restored
 from siri.data.gold import MISSING, PLACEHOLDER, NoAnswer, gold_answer
 from siri.data.messages import Messages, read_prompt, without_answer
 from siri.data.places import KINDS, data_files, read_file, stem_of
@@ -115,6 +116,8 @@ class ProblemSet:
     """Conversations that ended with the assistant's turn, which was cut off."""
     files: int = 1
     """How many files were read."""
+    restored: int = 0
+    """Rows whose LaTeX had lost backslashes that are restored (`siri.data.escapes`)."""
 
 
 def load_problems(
@@ -197,8 +200,8 @@ class _Reading:
         self.stems: list[str] = []
         self.chosen = ("", "")
         self.left_out, self.placeholders = Counter[str](), Counter[str]()
-        self.answered = self.count = 0
-        self._raw: dict[Hashable, tuple[int, bool]] = {}
+        self.answered = self.restored = self.count = 0
+        self._raw: dict[Hashable, tuple[int, bool, bool]] = {}
         self._places: dict[Hashable, int] = {}
         self._prompts: dict[Hashable, str | Messages] = {}
 
@@ -235,8 +238,9 @@ class _Reading:
         raw = (_key(prompt), gold) if type(gold) is str and not columns else None
         if raw is not None and raw[0] is not None and (known := self._raw.get(raw)):
             self.answered += known[1]
+            self.restored += known[2]
             return known[0]
-        column = prompt_key
+        column, before = prompt_key, restored.count
         try:
             asked_of = read_prompt(prompt)
             column = answer_key
@@ -257,7 +261,9 @@ class _Reading:
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{where}: row {number}: {error} (column {column!r})") from None
         cut = len(asked) < len(asked_of)
+        mended = restored.count > before
         self.answered += cut
+        self.restored += mended
         # what repeats is one object: a file may hold the same problems a hundred times
         said = asked if isinstance(asked, str) else tuple((message["role"], message["content"]) for message in asked)
         key = (said, answer, answer.written() if isinstance(answer, Gold) else "")
@@ -266,7 +272,7 @@ class _Reading:
             place = self._places[key] = len(self.pairs)
             self.pairs.append(Pair(self._prompts.setdefault(said, asked), answer))
         if raw is not None and raw[0] is not None:
-            self._raw[raw] = (place, cut)
+            self._raw[raw] = (place, cut, mended)
         return place
 
     def problem_set(self, files: int) -> ProblemSet:
@@ -283,7 +289,8 @@ class _Reading:
             )
         stems = Repeated(self.stems, np.repeat(np.arange(len(self.starts)), self.starts))
         problems = Problems(Repeated(self.pairs, np.concatenate(self.which)), stems, np.concatenate(self.rows))
-        return ProblemSet(problems, self.count - len(problems), dict(left_out), self.answered, files)
+        dropped = self.count - len(problems)
+        return ProblemSet(problems, dropped, dict(left_out), self.answered, files, self.restored)
 
 
 def _key(prompt: Any) -> Hashable | None:

@@ -160,6 +160,8 @@ class PromptSet:
     """How many rows were dropped for which reason (`ProblemSet.left_out`)."""
     answered: int = 0
     """Conversations whose last turn, the assistant's, was cut off."""
+    restored: int = 0
+    """Rows whose LaTeX had lost backslashes."""
     asked: list[int] = field(default_factory=list)
     """Tokens that each prompt asks for; empty where they ask for none."""
     parts: tuple[Part, ...] = ()
@@ -184,6 +186,11 @@ class PromptSet:
         lines = [f"{source}: {count} rows {why} left out" for why, count in self.left_out.items()]
         if self.answered:
             lines.append(f"{source}: {self.answered} prompts ended with the assistant's answer, which was cut off")
+        if self.restored:
+            lines.append(
+                f"{source}: {self.restored} rows held LaTeX whose backslashes were read as escapes (\\frac as a form "
+                "feed and rac), which is restored; escape each as \\\\"
+            )
         lines += [f"{source}: {self.too_long} over-long prompts left out"] if self.too_long else []
         return lines + [f"{source}: {line}" for line in self.told]
 
@@ -252,8 +259,9 @@ def load_prompts(
             raise InputError(f"{word}: {error}" if len(words) > 1 else str(error)) from None
         answers = Repeated([pair.answer for pair in rendered.problems.pairs.values], rendered.ids.which)
         counts = {"dropped": problem_set.dropped, "too_long": rendered.too_long, "left_out": problem_set.left_out}
+        answered, restored = problem_set.answered, problem_set.restored
         kept = [share[place] for place in rendered.places.tolist()] if asked else []
-        sets.append(PromptSet(rendered.ids, answers, **counts, answered=problem_set.answered, asked=kept))
+        sets.append(PromptSet(rendered.ids, answers, **counts, answered=answered, restored=restored, asked=kept))
     return _deduplicated(_joined(words, [given.weight for given, _, _ in read], sets), drop=drop)
 
 

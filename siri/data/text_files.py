@@ -187,6 +187,8 @@ def _json_rows(path: Path) -> Iterator[dict]:
             if "\r" in line[:-1].strip():
                 whole = f"; {_NO_NEWLINES}"
             hint = whole or ("; no comma stands between lines" if comma else "")
+            if not hint and _is_unfinished(line, error.pos):
+                hint = "; write each object on a line of its own, or name the file .json if it is an array of them"
             raise InputError(
                 f"{path}: malformed JSON at line {number}, column {error.colno}: {error.msg}{hint}"
             ) from None
@@ -199,6 +201,11 @@ def _json_rows(path: Path) -> Iterator[dict]:
         yield row
     if not count:
         raise InputError(f"{path}: the data set is empty")
+
+
+def _is_unfinished(line: str, place: int) -> bool:
+    """Whether a line is a piece of an object that is spread over several."""
+    return line.lstrip()[:1] in ("{", '"', "}") and not line[place:].strip()
 
 
 def _check_row(path: Path, number: int, row: Any) -> None:

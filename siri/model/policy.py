@@ -218,6 +218,8 @@ def trainable_config(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # values that cannot be have a dozen unrelated types of errors
         way = "give a folder with config.json, or a hub name"
+        if "tie_word_embeddings" in str(error):
+            way = "set tie_word_embeddings in its config.json to true or false, or take the key out"
         if not Path(folder).exists() and (above := Path(folder).parent) != Path() and above.is_dir():
             way = f"there is no such folder in {above} here, if it should be one"
         raise InputError(f"model {source}: {first_line(error).rstrip('.')}; {way}") from None

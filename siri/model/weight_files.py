@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from siri.data.table import refuse_pointer
 from siri.errors import InputError, first_line
 
 MANIFEST = "manifest.json"
@@ -75,6 +76,8 @@ def places(paths: Iterable[Path]) -> dict[str, Path]:
 
     held: dict[str, Path] = {}
     for path in paths:
+        with suppress(OSError), path.open("rb") as file:
+            refuse_pointer(path, file.read(64))
         try:
             with safe_open(path, framework="pt") as file:
                 held |= dict.fromkeys(file.keys(), path)

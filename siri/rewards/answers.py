@@ -30,6 +30,7 @@ from siri.rewards.grading.equations import (
     same_curves,
     same_inequality,
     same_sides,
+    same_union,
 )
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.golds import mended, unescaped
@@ -45,10 +46,13 @@ from siri.rewards.grading.labels import (
     without_index,
     without_label,
 )
+from siri.rewards.grading.lengths import has_needless_sign
 from siri.rewards.grading.lines import same_union, with_lines
 from siri.rewards.grading.money import same_currency
 from siri.rewards.grading.names import with_names_of
 from siri.rewards.grading.numbers import Undecided, Undefined
+from siri.rewards.grading.parts import same_parts
+from siri.rewards.grading.phrases import same_hour
 from siri.rewards.grading.quantities import differ_in_units, same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.scalars import is_a_word, same_scalar
@@ -109,6 +113,10 @@ def same_answer(gold: str, answer: str) -> bool:
     gold, answer = as_gold_vector(gold, answer), as_vector(answer, gold)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
+    if (verdict := same_parts(gold, answer, same_answer)) is not None:
+        return verdict
+    if has_needless_sign(gold, answer):
+        return False
     undecided = False
     spellings = [clean(answer)]
     if _DECIMAL.search(gold) and _APPROXIMATE.search(answer):
@@ -135,7 +143,7 @@ def _same(gold: str, answer: str) -> bool:
         return _same_respective(gold, answer)
     if key(gold) == key(answer) and gold != answer and differ_in_units(gold, answer):
         return False  # m s is no ms
-    if key(gold) == key(answer) or same_letters(gold, answer):
+    if key(gold) == key(answer) or same_letters(gold, answer) or same_hour(gold, answer):
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False

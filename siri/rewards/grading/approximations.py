@@ -85,12 +85,8 @@ def _chosen(piece: str, *, decimals: bool) -> str:
         return piece  # a minus sign, or a word that denies it
     if len(sides) == 1 and _has_letters(sides[0]):
         return piece  # a formula that is only near
-    if (
-        named
-        and "(" in sides[0]
-        and any(_LETTERS.search(_FUNCTIONS.sub(" ", without_unit(side)[0])) for side in values)
-    ):
-        return piece
+    if named and any(map(_has_letters, values)):
+        return piece  # so is one behind a name
     values[0] = values[0].removesuffix("(").removesuffix("\\text{(").rstrip()
     if not all(_is_near(values[0], side, strictly=decimals) for side in values[1:]):
         return piece

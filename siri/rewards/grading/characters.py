@@ -90,6 +90,9 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
         ("ı", "i"),
         ("✓✔✅☑■□∎▪", "  "),
         ("∉", "\\notin "),
+        ("∀", "\\forall "),
+        ("∃", "\\exists "),
+        ("∄", "\\nexists "),
         ("⟹⇒∴", "\\Rightarrow "),
         ("\u200b\u200c\u200d\u2060\ufeff\u00ad\u2061\u2062\u2063", ""),
     )
@@ -101,6 +104,7 @@ _CIRCLED = re.compile("[①-⑳](?:\\s*[、，,和与及]?\\s*[①-⑳])+")
 _RAISED_UNIT = re.compile(r"(?<=[\d)}π])[ ~]*(?<![a-zA-Z])([cdkm]?m|ft|in|yd|mi|units?)([²³])(?=[\s.$]*$)")
 _MICRO = re.compile(r"(?<=\d)[ ~]*[µμ]([mgsCFAVWJTHL])(?=[\s.$]*$)")
 _ANGSTROM = re.compile("[Å\u212b]")
+_RELATED = re.compile(r"[=<>≤≥≠⩽⩾≦≧∈]|\\(?:[lg]eq?|[lg]eqslant|neq?|in)(?![a-zA-Z])")
 _ASCII = re.compile(r"[\x00-\x7f]*")
 _RECURRING_MARKS = (
     (re.compile("(\\d[\u0304\u0305](?:\\d[\u0304\u0305])*)"), "\\overline{%s}"),
@@ -117,6 +121,8 @@ def in_ascii(text: str) -> str:
     for pattern, form in _RECURRING_MARKS:
         text = pattern.sub(lambda match, form=form: form % re.sub("[\u0304\u0305\u0307]", "", match[1]), text)
     text = re.sub(r"\}\\overline\{", "", text)
+    if ("∧" in text or "∨" in text) and not _RELATED.search(text):
+        text = text.replace("∧", "\\land ").replace("∨", "\\lor ")  # of statements, and no solutions of equations
     text = _CIRCLED.sub(lambda match: ", ".join(re.findall("[①-⑳]", match[0])), text)
     text = in_chinese(text)
     text = _RAISED_UNIT.sub(lambda match: f"\\text{{ {match[1]}}}^{match[2].translate(_SUPERSCRIPTS)}", text)

@@ -27,7 +27,9 @@ _TAKEN_BACK = re.compile(
 
 Same = Callable[[str, str], bool]
 
-_LETTERS = re.compile(r"\\text\{\s*(?:\(?[A-J]\)?(?:\s*(?:,|and|or|&)\s*\(?[A-J]\)?)+|[A-H]{2,})\s*\}")
+_LETTERS = re.compile(
+    r"\s*(?:\(?[A-J]\)?(?:\s*(?:,\s*(?:and\b|or\b|\\?&)?|and\b|or\b|\\?&)\s*\(?[A-J]\)?)+|[A-H]{2,})\s*"
+)
 
 
 def is_letter_of_choice(text: str) -> bool:
@@ -46,7 +48,7 @@ def same_letters(gold: str, answer: str) -> bool | None:
         else text
         for text in (gold, answer)
     )
-    gold, answer = (without_text(text) if _LETTERS.fullmatch(text) else text for text in (gold, answer))
+    gold, answer = (_without_text(text) for text in (gold, answer))
     golds, answers = ([key(part) for part in split(listed(text), ",;&")] for text in (gold, answer))
     if min(len(golds), len(answers)) > 1 and all(re.fullmatch("[A-J]", letter) for letter in golds + answers):
         return sorted(golds) == sorted(answers) and says_or(gold) == says_or(answer)
@@ -59,6 +61,12 @@ def same_letters(gold: str, answer: str) -> bool | None:
         return gold.strip() == answer.strip() or None
     letter = key(gold) if "(" in gold else gold
     return (len(answer) == 1 and letter in tuple("ABCDE") and answer.upper() == letter) or None
+
+
+def _without_text(text: str) -> str:
+    r"""Letters of choices without \text around them, "A, B, and D"; whatever else as it is."""
+    plain = without_text(text) if "\\text" in text else text
+    return plain if plain != text and _LETTERS.fullmatch(plain) else text
 
 
 def same_choice(gold: str, answer: str, same: Same) -> bool | None:

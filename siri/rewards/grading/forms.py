@@ -8,6 +8,7 @@ from siri.rewards.grading import sets
 from siri.rewards.grading.conditions import conditioned, same_conditioned
 from siri.rewards.grading.families import congruence, family, same_congruence, same_family
 from siri.rewards.grading.indices import without_whole
+from siri.rewards.grading.logic import proposition, quantified, same_propositions, same_quantified
 from siri.rewards.grading.measures import measure, same_unit
 from siri.rewards.grading.numbers import Undefined
 from siri.rewards.grading.structure import split, without_text
@@ -164,6 +165,8 @@ def _same_dimensions(golds: Dimensions, answers: Dimensions, same: Same) -> bool
 
 
 _FORMS: tuple[tuple[Callable, Callable], ...] = (
+    (proposition, same_propositions),
+    (quantified, same_quantified),
     (family, same_family),
     (congruence, same_congruence),
     (_cases, _same_cases),

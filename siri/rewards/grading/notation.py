@@ -3,6 +3,7 @@
 import re
 
 from siri.rewards.grading.derivatives import as_fractions
+from siri.rewards.grading.measures import measure
 
 # Codes and signs of currencies in letters, before an amount or behind it; money.py knows which is which.
 CODES = (
@@ -14,6 +15,13 @@ _SCRIPT = r"(?:\{([^{}]+)\}|([a-z\d]))"
 
 def _bracketed(match: re.Match) -> str:
     return f"\\text{{ {match[1]}}}" + (f"^{match[2]}" if match[2] else "")
+
+
+def _unbracketed(match: re.Match) -> str:
+    """A unit without the brackets around it; the brackets stay around anything but units."""
+    words = re.findall(r"[a-zA-Z]+", re.sub(r"\\[a-zA-Z]+", " ", match[1]))
+    known = all(measure(word) or word.casefold() in ("square", "cubic", "per") for word in words)
+    return f" {match[1]}" if known else match[0]
 
 
 def _permuted(match: re.Match) -> str:
@@ -45,9 +53,17 @@ REPLACEMENTS = [
         ("", r"(?<!\\)\\[\[\]()]|\\?\$", " "),  # math delimiters and dollar signs
         ("^", r"\\(?:text|mathrm)\s*\{([^{}^]*[a-zA-Z.])\s*\^\s*(?:\{\s*([23])\s*\}|([23]))\s*\}", r"\\text{\1}^\2\3"),
         ("\\pounds", r"\\pounds(?![a-zA-Z])", " "),
+        # 20\left(\mathrm{~km} / \mathrm{h}\right)
         (
             "(",
-            r"(?<=[\d}])(?:\s|\\[,;: ]|~)*\(\s*\\(?:text|mathrm)\s*\{\s*([a-zA-Z./ ]+)\}"
+            r"(?:(?<=[\d}])|(?<=\\pi))(?:\s|\\[,;: ]|~)*(?:\\left\s*)?\(\s*((?:\\(?:text|mathrm|operatorname)\s*"
+            r"\{[~\s\\,;]*+[a-zA-Z./ ]++(?:\^\s*\{?-?\d\}?\s*)?\}\s*+(?:\^\s*(?:\{\s*-?\d\s*\}|\d)\s*+)?"
+            r"(?:(?:/|\\cdot)\s*+)?){1,4})(?:\\right\s*)?\)$",
+            lambda match: _unbracketed(match),
+        ),
+        (
+            "(",
+            r"(?<=[\d}])(?:\s|\\[,;: ]|~)*\(\s*\\(?:text|mathrm)\s*\{[\s~]*([a-zA-Z./ ]+)\}"
             r"\s*(\^\s*\{?\s*[23]\s*\}?)?\s*\)$",
             r"\\text{ \1}\2",
         ),

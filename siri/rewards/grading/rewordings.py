@@ -3,6 +3,10 @@ r"""Answers of a few usual forms, as the rest of the grammar has them: "1 in 6",
 import itertools
 import re
 
+from siri.rewards.grading.lengths import feet_and_inches
+from siri.rewards.grading.logic import with_quantifiers
+from siri.rewards.grading.structure import MONTH, split
+
 _IN = re.compile(
     r"^\s*(?:\\text\{\s*)?([1-9]\d{0,5})\s*(?:\}\s*)?(?:\\text\{\s*)?\bin\s+(?:every\s+)?(?:\}\s*)?"
     r"([1-9]\d{0,5})\s*\}?\s*$"
@@ -40,7 +44,26 @@ _QUOTIENT = re.compile(
     r"and\s+)?remainder:?\s*(?:\}\s*)?(\d+)\s*\}?\s*$",
     re.IGNORECASE,
 )
-_LENGTH = re.compile(r"^\s*\$?\s*(\d[\d.]*)\s*('{1,2}|\^\s*\{?\s*(?:\\prime\s*){1,2}\}?)\s*\$?\s*$")
+# "increased by 20%", "a 20% increase"
+_AMOUNT = r"(?:\}\s*)?\$?\s*(\d+(?:\.\d+)?)\s*\\?%\s*\$?\s*"
+_CHANGED = re.compile(
+    r"^\s*\$?\s*(?:\\text\s*\{\s*)?(?:it\s+|an?\s+)?(in|de)creas(?:e|es|ed)\s+(?:of|by)\s*" + _AMOUNT + r"\}?\s*$",
+    re.IGNORECASE,
+)
+_CHANGE = re.compile(
+    r"^\s*\$?\s*(?:\\text\s*\{\s*)?an?\s*" + _AMOUNT + r"(?:\\text\s*\{\s*)?(in|de)crease\s*\}?\s*$", re.IGNORECASE
+)
+_ORDINAL = re.compile(r"\d(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
+_DAYS = (
+    re.compile(rf"(?<![a-zA-Z])({MONTH})\.?\s+(?:the\s+)?(\d{{1,2}})(?:st|nd|rd|th)(?![a-zA-Z])", re.IGNORECASE),
+    re.compile(
+        rf"(?:(?<![a-zA-Z])the\s+)?(?<!\d)(\d{{1,2}})(?:st|nd|rd|th)\s+(?:of\s+)?({MONTH})(?![a-zA-Z])", re.IGNORECASE
+    ),
+)
+_OR_THAT = re.compile(r"(?<=[\d})])(?:\s|~|\\[,;: ])*\(\s*(?:\\text\s*\{\s*)?or\s*\}?(?=[\s\d\\])\s*([^()]+)\)\s*$")
+_ANY_ORDER = re.compile(
+    r"[\s,;]*+(?:\\text\s*\{[\s,]*)?\(?\s*(?:in (?:any|either) order|any order|order does not matter)\s*\)?\s*\}?\s*$"
+)
 _OPTION = re.compile(r"^\s*([a-e])\s*\)\s+(?=\S)")
 _HEX = re.compile(r"^\s*0x([0-9A-Fa-f]+)\s*$")
 _PLACED = re.compile(
@@ -73,7 +96,7 @@ def reworded(text: str) -> str:
     """Answers of a few usual forms, as the rest of the grammar has them."""
     lower = text.lower()
     for needle, pattern, form in _FORMS:
-        if needle in lower or (needle == "'" and "prime" in lower):
+        if needle in lower:
             text = pattern.sub(form, text)
     if "ermutation" in text or "up to" in text:
         text = _permuted(text)
@@ -81,7 +104,20 @@ def reworded(text: str) -> str:
         text = _ARRANGED.sub(_arranged, text)
     if "\\cup" in text and not re.search(r"\||:|\\mid|[<>]|\\[lg]e", text):
         text = _FINITE.sub(", ", text)
+    if _ORDINAL.search(text):
+        for day in _DAYS:
+            text = day.sub(r"\1 \2", text)
+    if "order" in text:
+        text = _in_any_order(text)
+    text = with_quantifiers(feet_and_inches(text))
     return _MULTINOMIAL.sub(_multinomial, text) if "binom" in text else text
+
+
+def _in_any_order(text: str) -> str:
+    """A list without the remark that its order means nothing, which goes without saying; of a tuple it does not."""
+    bare = _ANY_ORDER.sub("", text)
+    several = len(split(bare, ",;")) > 1 and not re.match(r"\s*\$?\s*(?:\\left\s*)?[(\[]", bare)
+    return bare if several and not re.search(r"\d,\d{3}(?!\d)", bare) else text
 
 
 def _arranged(match: re.Match) -> str:
@@ -94,12 +130,6 @@ def _multinomial(match: re.Match) -> str:
     parts = [int(part) for part in match[2].split(",")]
     under = "".join(f"{part}!" if not place else f"\\cdot {part}!" for place, part in enumerate(parts))
     return f"\\frac{{{match[1]}!}}{{{under}}}" if sum(parts) == int(match[1]) else match[0]
-
-
-def _length(match: re.Match) -> str:
-    """A length with a prime for feet, and with two for inches."""
-    unit = "inches" if match[2].count("'") + match[2].count("prime") > 1 else "feet"
-    return f"{match[1]}\\text{{ {unit}}}"
 
 
 def _permuted(text: str) -> str:
@@ -122,12 +152,14 @@ def _permuted(text: str) -> str:
 _FORMS: tuple = (
     ("in", _IN, r"\\frac{\1}{\2}"),
     ("only", _ONLY, lambda match: match["close"] or ""),
+    ("crease", _CHANGED, r"\2\\%\\text{ \1crease}"),
+    ("crease", _CHANGE, r"\1\\%\\text{ \2crease}"),
+    ("(", _OR_THAT, r" \\text{ or } \1"),
     ("es", _YES, r"\\text{Yes}"),
     ("o", _NO, r"\\text{No}"),
     ("(", _REMARK, ""),
     ("r", _REMAINDER, lambda match: f"{match[1]}\\text{{ R }}{match[2] or match[3] or match[4]}"),
     ("uotient", _QUOTIENT, r"\1\\text{ R }\2"),
-    ("'", _LENGTH, lambda match: _length(match)),
     (")", _OPTION, r"(\1) "),
     ("0x", _HEX, lambda match: f"{match[1].upper()}_{{16}}"),
     ("\\text", _PLACED, ""),

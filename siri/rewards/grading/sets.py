@@ -41,7 +41,6 @@ _FLIPPED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le ", "\\ne ": "\\
 _BUILDER = re.compile(r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(.*?)\\?\}")
 _BOUND = re.compile(r"\|\s*([a-zA-Z])\s*\|\s*(<|>|\\le |\\ge )(.*)")
 _BETWEEN = re.compile(r"([^<>|]*?)\s*(<|\\le )\s*(\|\s*[a-zA-Z]\s*\|)\s*(<|\\le )([^<>|]*)")
-_IN_BRACES = re.compile(r"\\?\{[^{}]*\}")
 _MEMBER = re.compile(
     r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega))\s*\\(not)?\s*\\?in(?![a-zA-Z])\s*(.*)"
 )
@@ -187,7 +186,7 @@ def _condition(text: str, names: set[str], depth: int) -> Pieces:
         return _common(_joined(beyond), _joined(_condition(f"{middle}{second}{high}", names, depth)))
     if bound := _BOUND.fullmatch(text):
         return _bounded(bound[1], bound[2], _end(bound[3]), names)
-    if _RELATION.search(_IN_BRACES.sub("", text)) and not _enclosed(text):
+    if len(_split(text, _RELATION.pattern)) > 1:
         return _chain(text, names)
     return _union(text, names, depth)
 

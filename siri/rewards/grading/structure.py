@@ -4,6 +4,8 @@ import functools
 import itertools
 import re
 
+from siri.rewards.grading.phrases import phrase
+
 _MATRIX = re.compile(
     r"(?P<before>.*?)(?P<open>\\?[(\[|{]?)\s*\\begin\{(?P<kind>[pbvBV]?(?:small)?matrix|array)\}(?:\s*\{[lcr|@{} ]*\})?"
     r"(?P<cells>.*)\\end\{(?P=kind)\}\s*(?P<close>\\?[)\]|}]?)",
@@ -16,10 +18,10 @@ _NO_SUCH = re.compile(
     re.IGNORECASE,
 )
 _MONTHS = "january february march april may june july august september october november december"
-_MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS.split())
-_MONTH = _MONTH.replace("sep(?:tember)", "sep(?:t(?:ember)?)")
+MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS.split())
+MONTH = MONTH.replace("sep(?:tember)", "sep(?:t(?:ember)?)")
 _DATE = re.compile(
-    rf"(?:({_MONTH})\.?\s*(\d{{1,2}})|(\d{{1,2}})\s*(?:of)?\s*({_MONTH})\.?)(?:,?\s*(\d{{4}}))?", re.IGNORECASE
+    rf"(?:({MONTH})\.?\s*(\d{{1,2}})|(\d{{1,2}})\s*(?:of)?\s*({MONTH})\.?)(?:,?\s*(\d{{4}}))?", re.IGNORECASE
 )
 _SIDE_BY_SIDE = re.compile(r"\s*(?:\([^()=]*,[^()=]*\)\s*){2,}")
 _SYMMETRIC = re.compile(r"([^\\=,;]+|\\[a-z]+[A-Z]+)\\(perp|parallel|cong)(?![a-z]{2})([^=,;]+)")
@@ -81,13 +83,16 @@ def squeezed(text: str) -> str:
 @functools.lru_cache(1024)
 def key(text: str) -> str:
     """What is compared as text: no spaces, no text commands; words and choice letters without case."""
+    given = text
     if " " in text:
         text = _ARTICLE.sub(lambda match: "\\text{" if "{" in match[0] else "", text, count=1)
     plain = re.sub(r"(?<=[a-zA-Z])\.$", "", squeezed(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)))
     if not _LETTER.search(plain):
-        return plain
+        return plain if plain.isascii() else phrase(given) or plain
     if _NO_SUCH.fullmatch(plain):
         return "dne"
+    if said := phrase(given):
+        return said
     if "\\" in plain and (relation := _relation(plain)):
         return relation
     if "uadrant" in plain and (quadrant := _QUADRANT.fullmatch(plain)):

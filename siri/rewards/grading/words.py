@@ -47,7 +47,10 @@ _PARTS |= {
     for ending in ("", "s")
 }
 _INFINITIES = {"infinity": "\\infty ", "positive infinity": "\\infty ", "negative infinity": "-\\infty "}
-_INFINITIES |= {"infinitely many": "\\infty "}
+_WITHOUT_END = re.compile(
+    r"(?:there are |there is |it has )?(?:infinitely many|(?:an )?infinite(?: number of| amount of)?)"
+    r"(?: (?:possible |different )?(?:solutions?|values?|ways|possibilities))?"
+)
 _SIGN = re.compile(
     r"^\s*\\text\w*\s*\{\s*(?:minus|negative)\s+(\d[\d.,/]*)\s*\}|"
     r"^\s*(?:\\text\w*\s*\{)?\s*(?:minus|negative)(?:\s*\}\s*|\s+|~|\\ )(?=[\d.(\\])",
@@ -110,6 +113,8 @@ def _in_digits(phrase: str) -> str:
         return f"1/{_PARTS[words[0]]}"
     if infinite := _INFINITIES.get(" ".join(words)):
         return infinite
+    if _WITHOUT_END.fullmatch(" ".join(words)):
+        return "\\infty "
     sign = "-" if words[0] in ("minus", "negative") and len(words) > 1 else ""
     number, rest = _counted(words[1:] if sign else words)
     if number is None or len(rest) > _MOST_NOUNS:

@@ -169,10 +169,21 @@ def test_any_weight_that_is_not_there_is_refused(tmp_path):
         load_policy(str(folder), CPU)
 
 
+def test_tying_that_is_null_is_named_with_the_way_out(tmp_path):
+    folder = folder_of(tmp_path, True, None)
+    settings = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": None}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"tie_word_embeddings.*; set tie_word_embeddings .* to true or false"):
+        load_policy(str(folder), CPU)
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     folder = folder_of(tmp_path, True, None, "shards")
     (folder / "model-2.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(InputError, match=r"model-2\.safetensors: not to be read as safetensors"):
+        load_policy(str(folder), CPU)
+    (folder / "model-2.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(InputError, match=r"model-2\.safetensors: a pointer of Git LFS, .* git lfs pull"):
         load_policy(str(folder), CPU)
     (folder / "model-2.safetensors").unlink()
     for fetch in (True, False):
