@@ -30,7 +30,6 @@ from siri.rewards.grading.equations import (
     same_curves,
     same_inequality,
     same_sides,
-    same_union,
 )
 from siri.rewards.grading.forms import same_form
 from siri.rewards.grading.golds import mended, unescaped

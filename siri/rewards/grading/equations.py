@@ -5,7 +5,6 @@ from fractions import Fraction
 
 from siri.rewards.grading.derivatives import QUOTIENT
 from siri.rewards.grading.grammar import NotRead, Tree, read, symbols
-from siri.rewards.grading.joins import JUST_OR
 from siri.rewards.grading.polynomials import Polynomial, common_divisor, polynomial
 from siri.rewards.grading.structure import RELATION, enclosed, split, squeezed
 from siri.rewards.grading.values import drawn_points, rational, same_value, same_zeros
@@ -164,18 +163,3 @@ def is_graph(name: str, other: str) -> bool:
 def is_derivative(side: str) -> bool:
     """Whether it is a derivative such as dy/dx: dx/dy is not the same, and no quotient either."""
     return bool(re.fullmatch(rf"\s*(?:{QUOTIENT}|d\s*[a-zA-Z]\s*/\s*d\s*[a-zA-Z]|[a-zA-Z]\s*'+)\s*", side))
-
-
-def same_union(gold: str, answer: str) -> bool | None:
-    """Curves joined by "or" and the product of their equations; None for whatever else."""
-    if "or" not in gold + answer:
-        return None
-    parts = [[split(part, "=") for part in JUST_OR.split(text) if part.strip(" ,")] for text in (gold, answer)]
-    if min(map(len, parts)) != 1 or max(map(len, parts)) < 2 or any(len(sides) != 2 for sides in parts[0] + parts[1]):
-        return None
-    try:
-        trees = [[difference(*map(read, sides)) for sides in each] for each in parts]
-    except NotRead:
-        return None
-    products = [("*", tuple(each)) if len(each) > 1 else each[0] for each in trees]
-    return len(symbols(products[0])) > 1 and same_zeros(*products)
