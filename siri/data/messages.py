@@ -27,6 +27,16 @@ _KEYS_OF_PARTS = {name: {"type", "text"} for name in _TEXT_PARTS} | {"image": {"
 _KEYS_OF_PARTS |= {name: {"type", name} for name in ("image_url", "input_audio", "file", "video_url")}
 """Keys of a part by its type: JSON text of anything else is text that happens to be JSON."""
 
+PICTURES = frozenset(("image", "images", "video", "videos", "audio", "audios"))
+"""Columns in which data sets keep what a placeholder in the text of a prompt stands for."""
+_PLACEHOLDER = re.compile(r"<(?:image|video|audio)(?: ?\d{1,2})?>|<\|(?:image|video|audio)_pad\|>")
+
+
+def has_placeholder(prompt: str | Messages) -> bool:
+    """Whether the text of a prompt says where an image goes."""
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    return any(_PLACEHOLDER.search(text) for text in texts)
+
 
 def read_prompt(value: Any) -> str | Messages:
     """The prompt that `value` means: text, or messages with `role` and `content`, or ShareGPT's `from` and `value`.

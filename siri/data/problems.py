@@ -15,7 +15,7 @@ import numpy as np
 from siri.data.columns import Gold, Wanted, plain_value
 from siri.data.escapes import restored
 from siri.data.gold import MISSING, PLACEHOLDER, NoAnswer, gold_answer
-from siri.data.messages import Messages, read_prompt, without_answer
+from siri.data.messages import NOT_TEXT, PICTURES, Messages, has_placeholder, read_prompt, without_answer
 from siri.data.places import KINDS, data_files, read_file, stem_of
 from siri.data.places import PACKAGE_SCHEME as PACKAGE_SCHEME
 from siri.data.places import resolve_path as resolve_path
@@ -201,6 +201,7 @@ class _Reading:
         self.chosen = ("", "")
         self.left_out, self.placeholders = Counter[str](), Counter[str]()
         self.answered = self.restored = self.count = 0
+        self.pictured = False
         self._raw: dict[Hashable, tuple[int, bool, bool]] = {}
         self._places: dict[Hashable, int] = {}
         self._prompts: dict[Hashable, str | Messages] = {}
@@ -213,6 +214,7 @@ class _Reading:
         self.chosen = (prompt_key, answer_key)
         columns = self.wanted.of(table.columns, table.all_columns, where)
         self.stems.append(opened.stem)
+        self.pictured = any(name.partition(".")[0].casefold() in PICTURES for name in table.columns)
         which, rows = array("i"), array("i")
         number = -1
         for number, row in enumerate(islice(table.rows((prompt_key, answer_key, *columns)), last)):
@@ -249,6 +251,8 @@ class _Reading:
             asked = without_answer(asked_of)
             if not asked:
                 raise NoAnswer(MISSING)
+            if self.pictured and has_placeholder(asked):
+                raise NoAnswer(NOT_TEXT)
             values = {}
             for column in columns:
                 values[column] = plain_value(_lookup(row, column))

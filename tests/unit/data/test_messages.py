@@ -91,6 +91,26 @@ def test_prompts_with_other_parts_than_text_are_left_out(tmp_path, kind):
     assert [problem.prompt for problem in problem_set.problems] == [[USER]] and problem_set.left_out == {NOT_TEXT: 1}
 
 
+@pytest.mark.parametrize("column", ["image", "images", "Images"])
+def test_a_placeholder_for_an_image_beside_a_column_of_images_is_one(tmp_path, column):
+    path = tmp_path / "set.parquet"
+    prompts = ["<image>Find x.", "Find x.", "In <image 2>, find x."]
+    pq.write_table(pa.table({"problem": prompts, "answer": ["1", "2", "3"], column: [[b"1"], [], [b"2"]]}), path)
+    problem_set = load_problems(path)
+    assert [problem.prompt for problem in problem_set.problems] == ["Find x."] and problem_set.left_out == {NOT_TEXT: 2}
+    rows = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    path.with_suffix(".jsonl").write_text(
+        "".join(json.dumps({"prompt": row, "answer": "7", column: ["x.png"]}) + "\n" for row in rows)
+    )
+    assert load_problems(path.with_suffix(".jsonl")).left_out == {NOT_TEXT: 2}
+
+
+def test_a_tag_in_a_set_without_images_is_text(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({"problem": "What does <image> mean in XML?", "answer": "7"}))
+    assert len(load_problems(path).problems) == 1
+
+
 @pytest.mark.parametrize("value", [[SYSTEM], [SYSTEM, ASSISTANT], json.dumps([SYSTEM])])
 def test_a_conversation_in_which_nobody_asks_is_no_prompt(value):
     with pytest.raises(NoAnswer, match="no user asks"):
