@@ -65,7 +65,7 @@ COMMANDS = {
         "train on from a checkpoint of another run",
         "siri.commands.train",
         "BranchOptions",
-        "run_branch",
+        "run_train",
         needs="a checkpoint: siri branch RUN@STEP, as in siri branch runs/demo@80",
     ),
     "eval": Command(
@@ -267,6 +267,7 @@ def read_options(name: str, options: type, arguments: list[str]) -> Any:
         raise InputError(f"usage: {usage}")
     if issubclass(options, RecipeOptions):
         (recipe,) = given[0]
+        options.check_recipe(recipe)
         read = resolve(recipe, options, rest, prog=f"siri {name} {recipe}")
     else:
         default = options.defaults(given, rest) if hasattr(options, "defaults") else None

@@ -38,12 +38,10 @@ class BranchOptions(TrainOptions):
     recipe: str = setting("", positional=True)
     """RUN@STEP: a run folder, and the step or the name of one of its checkpoints."""
 
-
-def run_branch(options: BranchOptions) -> int:
-    """`siri train RUN@STEP`."""
-    if "@" not in options.recipe:
-        raise InputError(f"{options.recipe!r} names no checkpoint; write siri branch RUN@STEP, as in runs/demo@80")
-    return run_train(options)
+    @staticmethod
+    def check_recipe(recipe: str) -> None:
+        if "@" not in recipe:
+            raise InputError(f"{recipe!r} names no checkpoint; write siri branch RUN@STEP, as in runs/demo@80")
 
 
 def run_train(options: TrainOptions) -> int:

