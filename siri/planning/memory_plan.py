@@ -58,6 +58,16 @@ class Machine:
     multiprocessors: int = 132
     """Of the GPU (132 on H100 and H200, 108 on A100); the head's chunks depend on it."""
 
+    def __post_init__(self) -> None:
+        """InputError for figures that make no sense."""
+        gpus, node = self.gpus, self.gpus_per_node
+        if gpus < 1 or node < 1 or (gpus > node and gpus % node):
+            raise InputError(f"gpus is {gpus}; it must be at least 1, and a multiple of the {node} of a node beyond")
+        if self.memory < 1 or not 0 <= self.reserve < 1:
+            raise InputError(
+                f"a GPU of {self.memory} bytes with a share of {self.reserve} in reserve cannot be planned"
+            )
+
 
 @dataclass(frozen=True)
 class PhasePlan:
@@ -151,20 +161,13 @@ def memory_plan(
 
     On several nodes the training state is sharded inside each, over all GPUs with config.shard_across_nodes. rollout:
     the engine (`siri.rollout.engines.engine_for`). liger: the parts of it that run. Raises InputError for an
-    architecture that cannot be trained, or figures that make no sense. The totals are predictions.
+    architecture that cannot be trained. The totals are predictions.
     """
     from siri.model.policy import ARCHITECTURES
 
     if model_config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"architecture {model_config.model_type!r} cannot be planned; those that train are {known}")
-    gpus, node = machine.gpus, machine.gpus_per_node
-    if gpus < 1 or node < 1 or (gpus > node and gpus % node):
-        raise InputError(f"gpus is {gpus}; it must be at least 1, and a multiple of the {node} of a node beyond")
-    if machine.memory < 1 or not 0 <= machine.reserve < 1:
-        raise InputError(
-            f"a GPU of {machine.memory} bytes with a share of {machine.reserve} in reserve cannot be planned"
-        )
     longest = config.max_prompt_tokens + config.length_schedule().longest
     config = replace(config, token_budget=token_budget(config, longest=longest, on_gpu=True))
     config, chosen = _settled(model_config, config, machine, rollout, liger)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from siri import cli
 from siri.commands.plan import PlanOptions, run_plan
 from siri.config import Config
 from siri.config.recipe import resolve
@@ -293,6 +294,12 @@ def test_cache_of_the_embedded_engine(small):
 def test_bad_input(small, options, says):
     with pytest.raises(InputError, match=says):
         plan_of(small, **options)
+
+
+def test_numbers_of_gpus_are_refused_before_the_model_is_looked_up(capsys):
+    assert cli.main(["plan", "siri-1.5b", "--gpus", "0"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("siri: gpus is 0") and said.err.count("\n") == 1
 
 
 def test_an_unknown_architecture_is_named():
