@@ -53,6 +53,7 @@ from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.parts import same_parts
 from siri.rewards.grading.phrases import same_hour
 from siri.rewards.grading.quantities import differ_in_units, same_amount
+from siri.rewards.grading.ratios import same_named_sets, same_ratio
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.scalars import is_a_word, same_scalar
 from siri.rewards.grading.segments import is_of_segment, segment, unbarred
@@ -178,6 +179,8 @@ def _same(gold: str, answer: str) -> bool:
     if (chosen := same_choice(gold, answer, _same)) is not None:
         return chosen
     if (verdict := same_whole_sets(gold, answer)) is not None:
+        return verdict
+    if (verdict := same_named_sets(gold, answer, _same)) is not None:
         return verdict
     if sets.may_be_a_set(gold) or sets.may_be_a_set(answer):
         verdict = _same_sets(gold, answer)
@@ -363,6 +366,8 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
         names = name_key(golds[0]), name_key(answers[0])
         if names[0] == names[1]:
             return _same(golds[1], answers[1])
+        if (verdict := same_ratio(golds, answers, _same)) is not None:
+            return verdict
         if is_graph(*names):
             return _same(golds[1], answers[1])
         function, other = applied(golds[0]), applied(answers[0])

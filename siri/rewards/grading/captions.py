@@ -18,7 +18,8 @@ _NAME = re.compile(
 # A name at the end of a sentence's words: "so a", "then \angle A".
 _LAST_NAME = re.compile(rf"(?:^|.*[\s~:(\u4e00-\u9fff\uff0c\u3001])({_NAME.pattern})", re.DOTALL)
 _SIGN = re.compile(
-    r"(?:=|:|\uff1a|\\approx|\\to|->|\u2192|\u2248|\|(?=\s*$)|(?<![a-zA-Z])(?:is|equals|\u4e3a|\u662f)(?![a-zA-Z])|(?P<within>\\in))\s*$"
+    r"(?:=|:|\uff1a|\\approx|\\to|->|\u2192|\u2248|\||(?<![a-zA-Z])(?:is|equals|\u4e3a|\u662f)(?![a-zA-Z])"
+    r"|(?P<within>\\in))\s*$"
 )
 _OPENED = re.compile(r"[\s$({\[]{0,20}$|(?:\s|\\[(\[]|\$){0,20}$")
 # Of markdown, and of columns.
