@@ -29,7 +29,8 @@ _WORDS = """
     unavailable notapplicable notprovided answernotprovided unanswerable omitted missing tbd todo na
     notgiven noanswerprovided noansweravailable seeabove seeexplanation tobeproved #value #div/0 #ref
     n\\a nan% error pending answer solution solutionbelow seebelow seesolutionbelow seeanswer seetheanswer
-    略 无答案 無答案 证明略 見解析 见解析
+    #name #num #null #spill #calc #gettingdata notspecified notstated deleted removed
+    略 答案略 无答案 無答案 证明略 見解析 见解析 未知 暂无 暂无答案
 """
 PLACEHOLDERS = frozenset(_WORDS.split())
 # These are answers of some problems: \text{None} is kept, None is not.

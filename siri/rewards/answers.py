@@ -17,6 +17,7 @@ from siri.rewards.grading.approximations import with_sign
 from siri.rewards.grading.bases import same_number
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
+from siri.rewards.grading.compounds import same_compound
 from siri.rewards.grading.conditions import differ_in_labels, without_declarations
 from siri.rewards.grading.constants import alternatives
 from siri.rewards.grading.equalities import condensed, names_a_value, turned
@@ -144,6 +145,8 @@ def _same(gold: str, answer: str) -> bool:
     if key(gold) == key(answer) and gold != answer and differ_in_units(gold, answer):
         return False  # m s is no ms
     if key(gold) == key(answer) or same_letters(gold, answer) or same_hour(gold, answer):
+        return True
+    if same_compound(gold, answer):
         return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False

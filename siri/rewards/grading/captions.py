@@ -42,8 +42,8 @@ _MOST_BEFORE = 160
 
 def captioned(contents: list[str], gaps: list[str], behind: str) -> list[str]:
     r"""The contents of boxes with what stands before each of them in `gaps`: in the order of the parts, with their
-    numbers, where each is a part, and with their names where each has one. Unchanged where some have none. The parts
-    may be told behind the boxes, of which the last is followed by `behind`."""
+    numbers, where each is a part, and else with the names that they have. The parts may be told behind the boxes, of
+    which the last is followed by `behind`."""
     gaps = [_MARK.sub("", gap[-_MOST_BEFORE:]) for gap in gaps]
     named = [_named(content, gap) for content, gap in zip(contents, gaps, strict=True)]
     parts = [_part(gap) for gap in gaps]
@@ -54,7 +54,9 @@ def captioned(contents: list[str], gaps: list[str], behind: str) -> list[str]:
             return contents
         ordered = sorted(zip(parts, [*map(_or_plain, named, contents)], strict=True), key=lambda pair: pair[0])
         return [f"({place}) {content}" for place, (_, content) in enumerate(ordered, 1)]
-    return [name for name in named if name] if all(named) else contents
+    if len(set(contents)) == 1 and not all(named):
+        return contents
+    return list(map(_or_plain, named, contents))
 
 
 def _or_plain(named: str, content: str) -> str:

@@ -17,7 +17,7 @@ from siri.rewards.grading.ratios import same_named_sets, same_ratio
         (["so b is ", " and a is "], ["b=7", "a=2"]),
         (["(2) ", " (1) "], ["(1) 2", "(2) 7"]),
         (["Part B: $x=", "$ Part A: $y="], ["(1) y=2", "(2) x=7"]),
-        (["$a+b=$", "$, $b=$"], ["7", "2"]),
+        (["$a+b=$", "$, $b=$"], ["7", "b=2"]),
         (["First root: ", " Second root: "], ["7", "2"]),
         (["1. ", " 2. "], ["7", "2"]),
     ],
