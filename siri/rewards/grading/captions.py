@@ -18,7 +18,7 @@ _NAME = re.compile(
 # A name at the end of a sentence's words: "so a", "then \angle A".
 _LAST_NAME = re.compile(rf"(?:^|.*[\s~:(\u4e00-\u9fff\uff0c\u3001])({_NAME.pattern})", re.DOTALL)
 _SIGN = re.compile(
-    r"(?:=|:|\uff1a|\\approx|\\to|->|\u2192|\u2248|\||(?<![a-zA-Z])(?:is|equals|\u4e3a|\u662f)(?![a-zA-Z])"
+    r"(?:=|:|\uff1a|\\approx|\\to|->|\u2192|\u2248|\||(?<![a-zA-Z])(?:is|equals)(?![a-zA-Z])|(?:\u7684\u503c)?[\u4e3a\u662f]"
     r"|(?P<within>\\in))\s*$"
 )
 _OPENED = re.compile(r"[\s$({\[]{0,20}$|(?:\s|\\[(\[]|\$){0,20}$")
@@ -33,10 +33,11 @@ _PART_NAME = r"(?P<{}>\d|[a-h]|[A-H]|i{{1,3}}|iv|v)"
 _PART = re.compile(
     rf"(?:(?:^|[.;,:!?\n\u3002\uff0c\uff1b}}])[\s$*_`#>\\)\]}}]{{0,20}}(?:\band\b\s*)?(?:for\s+)?"
     rf"(?:[(\uff08]\s*|(?<![a-zA-Z\d(]))(?-i:{_PART_NAME.format('bracketed')})\s*[)\uff09]|"
+    r"(?:^|\n)[\s$*_`#>\-]{0,20}(?P<dotted>[a-h])\.(?=[\s*])|\b(?P<nth>first|second|third|fourth)\s+(?:part|question)\b|"
     rf"\b(?:part|subpart|question|problem)\s*[(\uff08]?\s*{_PART_NAME.format('said')}\b)",
     re.IGNORECASE,
 )
-_ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5}
+_NUMBERS = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "first": 1, "second": 2, "third": 3, "fourth": 4}
 _MOST_BEFORE = 160
 
 
@@ -65,14 +66,14 @@ def _or_plain(named: str, content: str) -> str:
 
 def _part(gap: str) -> int:
     """The number of the part whose answer follows; 0 for none, or for several."""
-    places = {_place(match["bracketed"] or match["said"]) for match in _PART.finditer(gap)}
+    places = {_place(next(filter(None, match.groups()))) for match in _PART.finditer(gap)}
     return places.pop() if len(places) == 1 else 0
 
 
 def _place(text: str) -> int:
     if text.isdigit():
         return int(text)
-    return _ROMAN.get(text.casefold()) or ord(text.casefold()) - ord("a") + 1
+    return _NUMBERS.get(text.casefold()) or ord(text.casefold()) - ord("a") + 1
 
 
 def _named(content: str, gap: str) -> str:

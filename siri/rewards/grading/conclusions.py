@@ -81,7 +81,7 @@ _KINDS = (
 _SECOND = re.compile(
     rf"\b{_KINDS}s?\s*\(?(?:[2-9]|ii+|iv|v|[b-h]|two|three|four)\b|"
     rf"\b(?:second|third|fourth|other|another|different|2nd|3rd|4th)\s+(?:\w+\s+)?(?:{_KINDS}|value|number|one)s?\b|"
-    r"\b(?:alternatively|on the other hand)\b|(?:^|\n)[\s*#>]*\(?[b-h]\)"
+    r"\b(?:alternatively|on the other hand)\b|(?:^|\n)[\s*#>]*(?:\(?[b-h]|\([2-9]|\(i[iv]+)\)"
     r"|\u60c5\u51b5[\u4e8c\u4e09\u56db2-9\u2461-\u2464]|\u7b2c[\u4e8c\u4e09\u56db](?:\u79cd|\u4e2a|\u95ee|"
     r"\u7c7b)|\u53e6\u4e00|\u53e6\u5916",
     _FLAGS,
