@@ -201,6 +201,8 @@ _DENIED_BEHIND = re.compile(
 _DENIED_ALONE = re.compile(
     r"(?:\b(?:it|that|the answer)(?:'s|\u2019s|\s+is|\s+was)\s+(?:\w+ly|of course|just|simply)\s+not|"
     r"\b(?:it|that)(?:'s|\u2019s)\s+not|"
+    r"\bif\s+(?:the answer|it|this|that)\s+(?:were|was)|"
+    r"\b(?:doubt|(?:do\s+not|don't)\s+(?:think|believe))\s+(?:that\s+)?(?:it's|it\s+is|the\s+answer\s+is)|"
     r"\b(?:naive|na\u00efve|wrong|incorrect|erroneous|mistaken|tempting|false)\s+(?:\w+\s+)?"
     r"(?:answer|guess|result|solution|value|attempt|response)\s+(?:here\s+)?(?:is|was|would be|gives|might be|:)|"
     r"\b(?:answer|result|solution|it)\s+(?:is|was|would|will|should|can)\s*(?:certainly |definitely |"
@@ -209,7 +211,10 @@ _DENIED_ALONE = re.compile(
     _FLAGS,
 )
 _TAKEN_BACK = re.compile(
-    r"[^\n]{0,12}\b(?:not|n't|un)\s*(?:sure|certain)\b[^\n]{0,30}\b(?:maybe|perhaps|might|may|could)\b", _FLAGS
+    r"[^\n]{0,12}\b(?:not|n't|un)\s*(?:sure|certain)\b[^\n]{0,30}\b(?:maybe|perhaps|might|may|could)\b"
+    r"|[\s$.*]*(?:wait|oops|sorry|correction|hmm)\b[^\n]{0,40}\b(?:error|mistake|wrong|incorrect)\b[^\n?]{0,40}"
+    r"\b(?:should|must|is actually)\b",
+    _FLAGS,
 )
 
 
