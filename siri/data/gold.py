@@ -29,12 +29,14 @@ _WORDS = """
     unavailable notapplicable notprovided answernotprovided unanswerable omitted missing tbd todo na
     notgiven noanswerprovided noansweravailable seeabove seeexplanation tobeproved #value #div/0 #ref
     n\\a nan% error pending answer solution solutionbelow seebelow seesolutionbelow seeanswer seetheanswer
-    略 无答案 無答案 证明略 見解析 见解析
+    #name? #num #null #spill #calc #gettingdata notspecified notstated deleted removed
+    answerunknown unknownanswer answernotspecified answernotstated nogroundtruth
+    略 答案略 无答案 無答案 证明略 見解析 见解析 未知 暂无 暂无答案
 """
 PLACEHOLDERS = frozenset(_WORDS.split())
 # These are answers of some problems: \text{None} is kept, None is not.
-PLAIN_PLACEHOLDERS = frozenset(["none", "nil", "unknown"])
-_DECORATION = re.compile(r"^[\s<(\[\"'`*$]+|[\s>)\]\"'`*$.:!]+$")
+PLAIN_PLACEHOLDERS = frozenset(["none", "nil", "unknown", "theanswerisunknown", "answerisunknown"])
+_DECORATION = re.compile(r"^[\s<(\[\"'`*$]+|[\s>)\]\"'`*$.:!\u3002\uff01]+$")
 _SAYS = re.compile(r"^(?:the)?(?:correct|final)?(?:answer|solution)(?:is|are|:|was)")
 # Spaces, control characters and those without a width, at the ends of a text.
 _SPACE = r"[\s\x00-\x1f\x7f\u00ad\u200b-\u200f\u2060\ufeff]+"

@@ -17,6 +17,7 @@ from siri.rewards.grading.approximations import with_sign
 from siri.rewards.grading.bases import same_number
 from siri.rewards.grading.boxes import final_boxes, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
+from siri.rewards.grading.compounds import same_compound
 from siri.rewards.grading.conditions import differ_in_labels, without_declarations
 from siri.rewards.grading.constants import alternatives
 from siri.rewards.grading.equalities import condensed, names_a_value, turned
@@ -53,6 +54,7 @@ from siri.rewards.grading.numbers import Undecided, Undefined
 from siri.rewards.grading.parts import same_parts
 from siri.rewards.grading.phrases import same_hour
 from siri.rewards.grading.quantities import differ_in_units, same_amount
+from siri.rewards.grading.ratios import same_named_sets, same_ratio
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
 from siri.rewards.grading.scalars import is_a_word, same_scalar
 from siri.rewards.grading.segments import is_of_segment, segment, unbarred
@@ -144,6 +146,8 @@ def _same(gold: str, answer: str) -> bool:
         return False  # m s is no ms
     if key(gold) == key(answer) or same_letters(gold, answer) or same_hour(gold, answer):
         return True
+    if same_compound(gold, answer):
+        return True
     if max(len(gold), len(answer)) > MAX_PARSED_CHARS:
         return False
     if any(pairs := [side_by_side(text) for text in (gold, answer)]):
@@ -178,6 +182,8 @@ def _same(gold: str, answer: str) -> bool:
     if (chosen := same_choice(gold, answer, _same)) is not None:
         return chosen
     if (verdict := same_whole_sets(gold, answer)) is not None:
+        return verdict
+    if (verdict := same_named_sets(gold, answer, _same)) is not None:
         return verdict
     if sets.may_be_a_set(gold) or sets.may_be_a_set(answer):
         verdict = _same_sets(gold, answer)
@@ -363,6 +369,8 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
         names = name_key(golds[0]), name_key(answers[0])
         if names[0] == names[1]:
             return _same(golds[1], answers[1])
+        if (verdict := same_ratio(golds, answers, _same)) is not None:
+            return verdict
         if is_graph(*names):
             return _same(golds[1], answers[1])
         function, other = applied(golds[0]), applied(answers[0])

@@ -21,6 +21,8 @@ _BOUNDARY = re.compile(
 _NAME = re.compile(
     r"(?:[a-df-zA-Z]|e(?=[_(])|\\(?!pi(?![a-zA-Z]))[a-z]+)(?:_(?:\w|\{\w+\}))?'*\s*(?:\([a-zA-Z\d, ]+\))?"
 )
+# No name, but a value: \ln(2), \log_2(3).
+_FUNCTION = re.compile(r"\\(?:ln|lg|log|exp|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h)(?![a-zA-Z])")
 # 1,41 as some countries have it: a list has a space, or is known by its other members.
 _DECIMAL_COMMA = re.compile(r"(\\approx\s*-?\d+),(?=\d{1,2}(?:\s*$|\s*[;)]))")
 _NUMBER = re.compile(
@@ -77,7 +79,7 @@ def _chosen(piece: str, *, decimals: bool) -> str:
     if "\\approx" not in piece:
         return piece
     sides = [side.strip() for side in piece.split("\\approx") if side.strip()]
-    named = len(sides) > 1 and bool(_NAME.fullmatch(sides[0]))
+    named = len(sides) > 1 and bool(_NAME.fullmatch(sides[0])) and not _FUNCTION.match(sides[0])
     values = sides[named:]
     if not all(_NUMBER.fullmatch(without_unit(side)[0]) for side in values[1:]):
         return piece  # something else stands behind it

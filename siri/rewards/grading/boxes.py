@@ -3,6 +3,7 @@ r"""Where a response gives its answer: in its last boxes, or else, if its last l
 import re
 from dataclasses import dataclass
 
+from siri.rewards.grading.captions import captioned
 from siri.rewards.grading.conclusions import concludes, is_computed, is_denied, takes_back
 
 _TOKEN = re.compile(
@@ -154,16 +155,18 @@ def final_boxes(text: str) -> list[str]:
             break
         last.insert(0, box)
         apart |= ")" in re.sub(r"\\\)|[a-zA-Z\d]\)", "", plain)
-    contents = list(dict.fromkeys(box.content for box in last))
     if len(last) == 1:
-        return contents
+        return [last[0].content]
     # near the boxes only: a page of white space would be walked through once for each of its characters
     start, end = last[0].start, last[-1].end
     opened = _TUPLE[0].search(text, max(0, start - _MAX_BETWEEN), start)
     closed = _TUPLE[1].match(text, end, end + _MAX_BETWEEN)
     if opened and closed and not apart and text[opened.start() - 1 : opened.start()] != "\\":
         return [f"({','.join(box.content for box in last)})"]
-    return contents
+    first = boxes.index(last[0])
+    ends = [boxes[first - 1].end if first else 0, *(box.end for box in last)]
+    gaps = [text[max(end, box.start - _MAX_GAP) : box.start] for end, box in zip(ends, last, strict=False)]
+    return list(dict.fromkeys(captioned([box.content for box in last], gaps, text[end : end + _MAX_BETWEEN])))
 
 
 def _answers_before(text: str, last: str) -> list[str]:

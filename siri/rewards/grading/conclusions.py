@@ -81,7 +81,7 @@ _KINDS = (
 _SECOND = re.compile(
     rf"\b{_KINDS}s?\s*\(?(?:[2-9]|ii+|iv|v|[b-h]|two|three|four)\b|"
     rf"\b(?:second|third|fourth|other|another|different|2nd|3rd|4th)\s+(?:\w+\s+)?(?:{_KINDS}|value|number|one)s?\b|"
-    r"\b(?:alternatively|on the other hand)\b|(?:^|\n)[\s*#>]*\(?[b-h]\)"
+    r"\b(?:alternatively|on the other hand)\b|(?:^|\n)[\s*#>]*(?:\(?[b-h]|\([2-9]|\(i[iv]+)\)"
     r"|\u60c5\u51b5[\u4e8c\u4e09\u56db2-9\u2461-\u2464]|\u7b2c[\u4e8c\u4e09\u56db](?:\u79cd|\u4e2a|\u95ee|"
     r"\u7c7b)|\u53e6\u4e00|\u53e6\u5916",
     _FLAGS,
@@ -133,6 +133,18 @@ _OF_A_QUANTITY = re.compile(
     r"will be)\s*(?:equal to\s*)?[\s$(\\\[{]*$",
     _FLAGS,
 )
+_OF_A_NUMBER = re.compile(
+    r"(?:^|[,:]|(?<![a-zA-Z])(?:and|then|also)(?![a-zA-Z]))\s*(?:the|its|their|our)?\s*(?:\w+\s+){0,2}?"
+    r"(?P<noun>area|volume|perimeter|(?:minimum|maximum|least|greatest|smallest|largest|min|max)(?:imal)?\s+value|"
+    r"number|probability|value(?=\s+of\s[^.=]{0,20}[-+*/^]))"
+    r"(?:\s+of\s[^.=]{1,60})?\s*(?:is|are|equals|=|:)\s*(?:equal to\s*)?[\s$(\\\[{]*$",
+    _FLAGS,
+)
+# "m + n =", "p + q = 3 + 4 =": what problems ask for whose answer is a fraction or another form.
+_SUM_OF_NAMES = re.compile(
+    r"(?<![\w\\=+*/^-])[a-zA-Z](?:\s*[-+]\s*\d{0,3}[a-zA-Z](?![a-zA-Z])){1,4}\s*(?:=[-+*/^\d\s().]{0,60})?="
+    r"[\s$({\[]*$"
+)
 # A value that is computed: "3 + 4 = \boxed{7}" behind \boxed{3}, "A = \pi r^2 = \boxed{9\pi}" behind r = \boxed{3}.
 _COMPUTED = re.compile(
     r"(?P<formula>[^=\n.;:]*[-+*/^][^=\n;:]*|[^=\n;:]*\\(?:cdot|times|frac|sqrt|binom|div)[^=\n;:]*)=[\s$\\({\[]*$"
@@ -149,7 +161,7 @@ _MOST_FORMULA = 200
 _DENIED = re.compile(
     r"(?:\b(?:not|never|neither|nor|rather than|instead of|other than|unlike|cannot be|no longer|as opposed to|"
     r"different from|mistakenly|incorrectly|wrongly|erroneously)|n't(?:\s+be)?|"
-    r"\b(?:common|frequent|typical|easy|usual|tempting|wrong|incorrect|false|"
+    r"\b(?:common|frequent|typical|easy|usual|tempting|wrong|incorrect|false|naive|na\u00efve|"
     r"erroneous)\s+(?:\w+\s+){0,2}(?:mistake|error|answer|value|"
     r"result|trap|guess|choice|solution)s?\s+(?:here\s+)?(?:is|was|would be|gives|of|:)|"
     r"\b(?:some|one|people|many|students|others|you)\s+(?:\w+\s+)?(?:would|might|may|could|will|"
@@ -178,19 +190,31 @@ _DENIED_BEHIND = re.compile(
     rf"(?:(?:is|was|seems|would be|looks|must be|has to be|'s)\s+(?:(?:clearly|definitely|certainly|"
     rf"obviously|simply|also|just)\s+)?"
     rf"(?:{_WRONG}|not\s+{_RIGHT})|(?:isn't|wasn't|cannot be|can't be)\s+{_RIGHT}|(?:{_WRONG})\b|"
-    r"(?:does|did)\s*(?:not|n't)\s+(?:work|satisfy|hold|fit|count)\b|fails\b)"
+    r"(?:does|did)\s*(?:not|n't)\s+(?:work|satisfy|hold|fit|count)\b|fails\b|"
+    r"(?:is|was|would be|seems|looks)\s+(?:\w+\s+)?too\s+(?:small|large|big|low|high|many|few|much|little|short|"
+    r"long)\b)"
+    r"|[\s$*_`).\]}]*\?[\s$*]*(?:no|nope|not|never|wrong|incorrect|\u4e0d(?:\u662f|\u5bf9)?)(?![a-zA-Z])"
     r"|[\s$*)\uff0c,]*[(\uff08]?\s*(?:\u662f?\u9519(?:\u8bef)?\u7684?|\u4e0d\u6b63\u786e|\u4e0d\u5bf9|"
     r"\u820d\u53bb|\u4e0d\u5408\u9898\u610f|\u4e0d\u662f(?:\u6b63\u786e)?\u7b54\u6848)",
     _FLAGS,
 )
 _DENIED_ALONE = re.compile(
-    r"(?:\b(?:answer|result|solution|it)\s+(?:is|was|would|will|should|can)\s*(?:certainly |definitely |"
+    r"(?:\b(?:it|that|the answer)(?:'s|\u2019s|\s+is|\s+was)\s+(?:\w+ly|of course|just|simply)\s+not|"
+    r"\b(?:it|that)(?:'s|\u2019s)\s+not|"
+    r"\bif\s+(?:the answer|it|this|that)\s+(?:were|was)|"
+    r"\b(?:doubt|(?:do\s+not|don't)\s+(?:think|believe))\s+(?:that\s+)?(?:it's|it\s+is|the\s+answer\s+is)|"
+    r"\b(?:naive|na\u00efve|wrong|incorrect|erroneous|mistaken|tempting|false)\s+(?:\w+\s+)?"
+    r"(?:answer|guess|result|solution|value|attempt|response)\s+(?:here\s+)?(?:is|was|would be|gives|might be|:)|"
+    r"\b(?:answer|result|solution|it)\s+(?:is|was|would|will|should|can)\s*(?:certainly |definitely |"
     r"clearly )?(?:not|n't|never)|n't)"
     r"(?:\s+(?:equal to|be|the answer|simply))*[\s:$(\[{\\*]*$|\u7b54\u6848\u4e0d(?:\u662f|\u4e3a)[\s:\uff1a$*]*$",
     _FLAGS,
 )
 _TAKEN_BACK = re.compile(
-    r"[^\n]{0,12}\b(?:not|n't|un)\s*(?:sure|certain)\b[^\n]{0,30}\b(?:maybe|perhaps|might|may|could)\b", _FLAGS
+    r"[^\n]{0,12}\b(?:not|n't|un)\s*(?:sure|certain)\b[^\n]{0,30}\b(?:maybe|perhaps|might|may|could)\b"
+    r"|[\s$.*]*(?:wait|oops|sorry|correction|hmm)\b[^\n]{0,40}\b(?:error|mistake|wrong|incorrect)\b[^\n?]{0,40}"
+    r"\b(?:should|must|is actually)\b",
+    _FLAGS,
 )
 
 
@@ -252,9 +276,24 @@ def _goes_on(first: str, content: str, lead: str) -> bool:
     nouns = [match["noun"].casefold() for text in (first, lead) if (match := _OF_A_QUANTITY.search(text))]
     if len(nouns) == 2 and nouns[0] != nouns[1] and _QUANTITIES.issuperset(nouns):
         return True
+    if _is_of_another(first, lead):
+        return True
     formula = _COMPUTED.search(lead[-_MOST_FORMULA:])
     if formula is None:
         return False
     name = _NAME.search(first)
     used = [re.escape(text) for text in (content.strip(), name[1] if name else "") if text]
     return any(re.search(rf"(?<![\w.]){text}(?![\w.])", formula["formula"]) for text in used)
+
+
+def _is_of_another(first: str, lead: str) -> bool:
+    """Whether the second box is a quantity or sum that was asked for, and the first a number or name on the way there:
+    "The probability is \\boxed{3/4}. Then m + n = \\boxed{7}". Two of a kind are two answers."""
+    if _SUM_OF_NAMES.search(lead[-_MOST_FORMULA:]):
+        return not _SUM_OF_NAMES.search(first[-_MOST_FORMULA:])
+    quantity, other = _OF_A_NUMBER.search(lead[-_MOST_FORMULA:]), _OF_A_NUMBER.search(first[-_MOST_FORMULA:])
+    if quantity is None:
+        return False
+    if other is not None:
+        return quantity["noun"].casefold() != other["noun"].casefold()
+    return bool(_NAME.search(first) or _OF_A_QUANTITY.search(first))

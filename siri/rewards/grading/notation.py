@@ -345,6 +345,7 @@ REPLACEMENTS = [
             r"^(?:\\text\{ ?)?(?:for )?all (?:real(?: numbers?)?|reals)? *\}? *(?=[a-zA-Z] ?(?:[<>]|\\[lgn]e ))",
             "",
         ),
+        ("\\ne ", r"^([a-zA-Z]) *\\ne +\\pm *([^-+,;<>=]+)$", r"\1\\ne \2, \1\\ne -\2"),
         ("all ", r"^\\text\{ ?all integers ?\} ?(n *(?:\\[lg]e |[<>]) *-?\d+)$", r"\\{n\\in\\mathbb{Z}\\mid \1\\}"),
         ("\\in", r"^(n *(?:\\[lg]e |[<>]) *-?\d+) *, *n *\\in *\\mathbb\{Z\}$", r"\\{n\\in\\mathbb{Z}\\mid \1\\}"),
         ("all", r"^(?:\\text\{ ?)?(?:for )?all *\}? *(?=[a-zA-Z] ?(?:[<>]|\\[lgn]e |\\in ))", ""),

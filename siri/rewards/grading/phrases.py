@@ -8,7 +8,8 @@ import re
 _SUBJECT = re.compile(
     r"(?:it|this|that|they|these|the (?:two )?(?:given )?(?:\w+ )?(?:function|sequence|series|lines?|planes?|vectors?|"
     r"circles?|curves?|graph|locus|figure|shape|conic(?: section)?|trajectory|path|equation|triangle|quadrilateral|"
-    r"triangles|set of points|statement|proposition|claim|assertion|conclusion))\s(?:is|are|represents?|describes?|"
+    r"triangles|system|matrix|integral|points?|relation|map|mapping|set|"
+    r"set of points|statement|proposition|claim|assertion|conclusion))\s(?:is|are|represents?|describes?|"
     r"forms?)\s",
 )
 _ARTICLE = re.compile(r"^(?:an?|the)\s")
@@ -29,6 +30,23 @@ _TRIANGLE = re.compile(
     r"(?: and | |, |$)){1,2})(?P<noun>triangle)?"
 )
 _BY_SIDES = frozenset(("isosceles", "equilateral", "scalene"))
+# Alone these are said of triangles, or of angles as "angle"; "right" may be a side.
+_BY_ANGLES = frozenset(("acute", "obtuse"))
+# With the noun that it is said of, or without: whatever else stands beside it ("bounded above") says more.
+_QUALITIES = re.compile(
+    r"periodic|aperiodic|continuous|discontinuous|differentiable|bounded|unbounded|injective|surjective|bijective|"
+    r"one-to-one|consistent|inconsistent|linearly (?:in)?dependent|invertible|singular|non-?singular|collinear|"
+    r"concurrent|symmetric|transitive|reflexive"
+)
+_CONVERGENCE = re.compile(
+    r"(?:(?:it|this|the (?:given )?(?:improper )?(?:series|sequence|integral|sum)) )?(?:(?:is )?"
+    r"(?:(?P<how>absolutely|conditionally) )?(?P<is>con|di)vergent|"
+    r"(?P<does>con|di)verges(?: (?P<so>absolutely|conditionally))?)"
+)
+_NONE_OF = re.compile(
+    r"(?:there (?:are|is) |(?:it|the (?:\w+ )?(?:equation|polynomial|function|quadratic)) has )?"
+    r"no (?P<of>(?:real|integer|integral|rational|positive|negative|complex|distinct|equal) (?:root|solution|zero))s?"
+)
 _JUDGED = re.compile(r"true|false")
 _UNDEFINED = re.compile(
     r"(?:the (?:\w+ )?(?:slope|gradient|expression|value|limit|function|answer|quotient|result) is )?"
@@ -71,6 +89,10 @@ def phrase(text: str) -> str:
         return "dne"
     if match := _WEEKDAY.fullmatch(plain):
         return match["day"][:3]
+    if match := _CONVERGENCE.fullmatch(plain):
+        return f"{match['is'] or match['does']}verges {match['how'] or match['so'] or ''}".strip()
+    if match := _NONE_OF.fullmatch(plain):
+        return f"no {match['of']}"
     subject = _SUBJECT.match(plain)
     rest = plain[subject.end() :] if subject else plain
     if match := _OF_FUNCTIONS.fullmatch(rest):
@@ -78,6 +100,8 @@ def phrase(text: str) -> str:
         return f"function {match['how']}" if about else ""
     if _RELATED.fullmatch(rest) or (_JUDGED.fullmatch(rest) and (subject is None or _judges(subject[0]))):
         return rest
+    if _QUALITIES.fullmatch(rest):
+        return f"quality {rest}"
     shape = _STRAIGHT.sub("", _ARTICLE.sub("", rest))
     if shape in _CURVES:
         return f"shape {shape}"
@@ -85,7 +109,7 @@ def phrase(text: str) -> str:
         sides = {
             re.split("[ -]", side)[0] for side in re.split(r" and |, | (?!angled)", match["sides"].strip()) if side
         }
-        if match["noun"] or sides & _BY_SIDES:
+        if match["noun"] or sides & (_BY_SIDES | _BY_ANGLES):
             return f"triangle {' '.join(sorted(sides))}"
     return ""
 

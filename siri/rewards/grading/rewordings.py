@@ -12,10 +12,30 @@ _IN = re.compile(
     r"([1-9]\d{0,5})\s*\}?\s*$"
 )
 _ONLY = re.compile(r"(?<=[IVA-J\d)])\s*(?:\\text\{\s*only\s*\}|\s+only\s*(?P<close>\}?))\s*$")
+# A set by its condition, in plain braces, which elsewhere only group.
+_PLAIN_BUILDER = re.compile(
+    r"\A\s*\$?\{\s*([a-zA-Z])\s*(?:\||:|\\mid(?![a-zA-Z]))((?=[^<>=\u2264\u2265\u2260\\]*[<>=\u2264\u2265\u2260\\])"
+    r"(?:[^{}]|\{[^{}]*\})*)\}\$?\s*\Z"
+)
+# Names of figures, and what says that there is no other solution.
+_FIGURE = re.compile(r"\\(angle|triangle)\s*\{\s*([A-Z]{1,3})\s*\}")
+_PARALLEL = re.compile(r"\A\s*\$?\s*([A-Z]{2}|[a-z])\s*\\\|\s*([A-Z]{2}|[a-z])\s*\$?\s*\Z")
+_POINT = re.compile(r"\A\s*(?:\\text\{\s*)?(?:the\s+)?[Pp]oint\s*\}?\s*\$?([A-Z])\$?\s*\}?\s*\Z")
+_ONLY_THIS = re.compile(
+    r"\A\s*(?:\\text\{\s*[Oo]nly\s*\}|[Oo]nly(?=\s))\s*(?=\$?(?:[a-zA-Z]\s*=\s*)?-?\d{1,20}\$?\s*\Z)"
+)
+# Of tuples with a parameter; of functions it goes without saying.
+_ANY_REAL = re.compile(
+    r"(?<=\))(?:\s|,)*(?:\\text\{[\s,]*)?for\s+(?:any|all|every|each)\s+real\s*(?:numbers?\s*)?\}?\s*\$?([a-z])\$?\s*\}?\s*\Z"
+)
+_FOR_EACH = re.compile(r"(?:\\text\{\s*for\s*\}|(?<=[\s})])for(?=\s))\s*\$?([knmj]\s*=\s*-?\d+\s*,)")
 _YES = re.compile(
     r"^\s*(?:\\text\{\s*)?yes[,.;:]?\s+(?:it|this|that|they|there|he|she|we|you|one)\s+(?:is|are|does|do|can|will|"
     r"could|must|always)"
-    r"(?:\s+(?:always|indeed|possible|true|so|exists?|holds?|a|be|done|solution|such))*\s*\.?\s*\}?\s*$",
+    r"(?:\s+(?:always|indeed|possible|true|so|exists?|holds?|a|be|done|solution|such))*\s*\.?\s*\}?\s*$"
+    r"|^\s*(?:\\text\{\s*)?yes[,.;:]?\s+(?:(?:it|this|that)(?:'|\u2019)s|they(?:'|\u2019)re)"
+    r"(?:\s+(?:always|indeed|possible|true|so|correct|convergent|a))+\s*\.?\s*\}?\s*$"
+    r"|^\s*(?:\\text\{\s*)?yes[,.;:]?\s+(?:such|these)(?:\s+an?)?\s+\w{2,15}\s+(?:does\s+|do\s+)?exists?\s*\.?\s*\}?\s*$",
     re.IGNORECASE,
 )
 _NO = re.compile(
@@ -23,7 +43,10 @@ _NO = re.compile(
     r"will|could|must)\s*"
     r"(?:not|n't)|isn't|aren't|can't|doesn't|don't)(?:\s+(?:always|possible|true|so|exist|hold|a|be|done|solution|"
     r"such))*|(?:is|are)\s+"
-    r"(?:impossible|false|no solution))\s*\.?\s*\}?\s*$",
+    r"(?:impossible|false|no solution))\s*\.?\s*\}?\s*$"
+    r"|^\s*(?:\\text\{\s*)?no[,.;:]?\s+(?:(?:it|this|that)(?:'|\u2019)s|they(?:'|\u2019)re)\s+"
+    r"(?:impossible|false|not(?:\s+(?:always|possible|true|so|correct))?)\s*\.?\s*\}?\s*$"
+    r"|^\s*(?:\\text\{\s*)?no[,.;:]?\s+no\s+such\s+\w{2,15}\s+exists?\s*\.?\s*\}?\s*$",
     re.IGNORECASE,
 )
 _REMARK = re.compile(
@@ -150,6 +173,13 @@ def _permuted(text: str) -> str:
 
 
 _FORMS: tuple = (
+    ("{", _FIGURE, r"\\\1 \2"),
+    ("\\|", _PARALLEL, r"\1\\parallel \2"),
+    ("oint", _POINT, r"\1"),
+    ("nly", _ONLY_THIS, ""),
+    ("real", _ANY_REAL, r", \1\\in\\mathbb{R}"),
+    ("for", _FOR_EACH, r", \1"),
+    ("{", _PLAIN_BUILDER, r"\\{\1\\mid \2\\}"),
     ("in", _IN, r"\\frac{\1}{\2}"),
     ("only", _ONLY, lambda match: match["close"] or ""),
     ("crease", _CHANGED, r"\2\\%\\text{ \1crease}"),

@@ -54,6 +54,8 @@ _BOTH_UNITS = re.compile(
     r"^(-?\d[\d.]*) *\\text\{ *([a-z]+) *(?:\( *=? *|\} *\( *=? *)"
     r"(\d[\d.]*) *(?:\\text\{ *)?([a-z]+) *(?:\) *\}|\} *\))$"
 )
+# Many blanks are as wide as a few, and patterns that look behind blanks would walk through each rest of them.
+_BLANKS = re.compile(r"\s{9,}")
 _THOUSANDS = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*", re.ASCII)
 
 
@@ -63,6 +65,7 @@ def clean(text: str, *, decimals: bool = False) -> str:
     first stays, or the decimal, if `decimals`."""
     if _NUMBER.fullmatch(text):
         return text
+    text = _BLANKS.sub(lambda match: "\n\n" if "\n" in match[0] else " " * 8, text)
     text = trimmed(reworded(laid_out(separated(text))))
     text = marked(in_ascii(without_text_signs(text)))
     text = trimmed(_undecorated(listed_statements(text)))

@@ -168,8 +168,24 @@ PLACEHOLDERS += ["null", "NULL", "<NA>", "#N/A", "unknown", "-", "--", "\u2014",
 PLACEHOLDERS += ["$-$", "$?$", "N\\A", "NaN%", "error", "Pending", "Answer:", "Solution below", "Answer: N/A"]
 PLACEHOLDERS += ["The answer is not provided", "The final answer is missing.", "See answer"]
 PLACEHOLDERS += ["\\text{proof}", "\\boxed{notfound}", "$\\text{N/A}$", "**proof**", "[none]", "See solution", "NA"]
+PLACEHOLDERS += [
+    "#NAME?",
+    "#NUM!",
+    "#NULL!",
+    "#SPILL!",
+    "#CALC!",
+    "#GETTING_DATA",
+    "\u7565\u3002",
+    "\u7b54\u6848\u7565",
+]
+PLACEHOLDERS += ["\u672a\u77e5", "\u6682\u65e0", "answer unknown", "The answer is unknown.", "[deleted]", "[removed]"]
+PLACEHOLDERS += ["Not specified", "not stated"]
 ANSWERS = [
     "\\text{None}",
+    "name",
+    "the answer is unknown only if n = 2",
+    "removed 3",
+    "5!",
     "Na",
     "undefined",
     "no solution",

@@ -18,7 +18,11 @@ from tests.support.mutants import BOMBS
     ("text", "boxes"),
     [
         (r"\boxed{3} and \boxed{4}", ["3", "4"]),
-        (r"$x = \boxed{3}$ or $x = \boxed{4}$", ["3", "4"]),
+        (r"$x = \boxed{3}$ or $x = \boxed{4}$", ["x=3", "x=4"]),
+        (r"$x = \boxed{3}$ or $\boxed{4}$", ["x=3", "4"]),
+        (r"\(f(2) = 1 + 2 = \boxed{3}\), and $\angle A$ is \boxed{4}", ["f(2)=3", r"\angle A=4"]),
+        (r"(b) \boxed{3}; (a) $b=\boxed{4}$", ["(1) b=4", "(2) 3"]),
+        (r"First root: \boxed{3}. Second root: \boxed{4}", ["3", "4"]),
         (r"\boxed{3}, \boxed{4}, \boxed{3}", ["3", "4"]),
         (r"\boxed{3}. No: \boxed{4}", ["4"]),
         (r"\boxed{3}" + " " * 50 + r"\boxed{4}", ["3", "4"]),

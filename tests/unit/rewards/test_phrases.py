@@ -5,6 +5,7 @@ import time
 import pytest
 
 from siri.rewards.answers import same_answer
+from siri.rewards.grading.compounds import same_compound
 from siri.rewards.grading.lengths import feet_and_inches, has_needless_sign
 from siri.rewards.grading.logic import Quantified, proposition, quantified, with_quantifiers
 from siri.rewards.grading.parts import in_parts, numbered
@@ -160,3 +161,24 @@ def test_hostile_answers_end_soon(answer):
     for gold in ("5", r"\exists x>0, x<1", "(1) 3; (2) 5", r"p\land q", r"\text{odd}"):
         assert not same_answer(gold, answer)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (r"\text{The series converges absolutely}", "converges absolutely"),
+        ("divergent", "diverges"),
+        ("The sequence is bounded", "quality bounded"),
+        ("The sequence is bounded above", ""),
+        ("obtuse", "triangle obtuse"),
+        ("an obtuse angle", ""),
+        ("There are no real roots.", "no real root"),
+    ],
+)
+def test_adjectives_and_convergence(text, said):
+    assert phrase(text) == said
+
+
+def test_formulas_of_chemistry():
+    assert same_compound(r"\text{H}_2\text{O}", "H2O") and same_compound(r"\text{Fe}^{3+}", r"\mathrm{Fe^{3+}}")
+    assert not same_compound("H_2O", "HO_2") and not same_compound("A_2", "A2") and not same_compound("x_2y", "x2y")
