@@ -15,7 +15,7 @@ from siri.rewards.grading import library, sets
 from siri.rewards.grading.antiderivatives import same_antiderivative
 from siri.rewards.grading.approximations import with_sign
 from siri.rewards.grading.bases import same_number
-from siri.rewards.grading.boxes import final_boxes, last_boxed
+from siri.rewards.grading.boxes import final_boxes, given_answers, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
 from siri.rewards.grading.conditions import differ_in_labels, without_declarations
 from siri.rewards.grading.constants import alternatives
@@ -73,7 +73,7 @@ from siri.rewards.grading.structure import (
 from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.vectors import as_gold_vector, as_vector
 
-__all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
+__all__ = ["doubts", "final_boxes", "given_answers", "last_boxed", "same_answer"]
 
 # One longer than this is not even cleaned, and is the same only if it is the same text.
 MAX_CLEANED_CHARS = 8192
@@ -156,7 +156,7 @@ def _same(gold: str, answer: str) -> bool:
         return Fraction(gold) == Fraction(answer)
     if (dates := (date(gold), date(answer))) != ("", ""):
         return dates[0] == dates[1]
-    if "\\text" in gold + answer and differ_in_labels(gold, answer):
+    if joined_otherwise(gold, answer) or ("\\text" in gold + answer and differ_in_labels(gold, answer)):
         return False
     renamed = without_declarations(gold, with_names_of(gold, answer))
     if renamed != (gold, answer):
@@ -171,7 +171,7 @@ def _same(gold: str, answer: str) -> bool:
     if (verdict := _same_events(gold, answer)) is not None:
         return verdict
     gold, answer = with_lines(gold), with_lines(answer)
-    if same_letters(gold, answer) is False or joined_otherwise(gold, answer):
+    if same_letters(gold, answer) is False:
         return False
     if is_thousands(gold) and says_or(answer):
         return False
@@ -202,7 +202,7 @@ def _same_respective(gold: str, answer: str) -> bool:
     )
     if "espectively" not in gold:
         return _same(gold, without_respectively(answer))
-    return len(golds) > 1 and _same_in_order(golds, answers)
+    return len(golds) > 1 and says_or(gold) == says_or(answer) and _same_in_order(golds, answers)
 
 
 def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
