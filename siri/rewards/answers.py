@@ -70,6 +70,7 @@ from siri.rewards.grading.structure import (
     side_by_side,
     split,
 )
+from siri.rewards.grading.truths import are_truths
 from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.vectors import as_gold_vector, as_vector
 
@@ -274,6 +275,8 @@ def _same_lists(gold: str, answer: str) -> bool:
         answers = without_index(answers, golds)
         if len(golds) == 1 or len(answers) == 1:
             return _same_named_tuple(golds, answers)
+        if are_truths(golds) and not gold.lstrip().startswith("\\{"):
+            return _same_in_order(golds, answers)
         if is_thousands(gold):  # read as a list these have one order, and no sign of a set
             return ";" not in answer and "\\{" not in answer and _same_in_order(golds, answers)
         verdict = same_labelled(golds, answers, _same_member)
