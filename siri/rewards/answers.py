@@ -70,6 +70,7 @@ from siri.rewards.grading.structure import (
     side_by_side,
     split,
 )
+from siri.rewards.grading.texts import apart
 from siri.rewards.grading.truths import are_truths
 from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.vectors import as_gold_vector, as_vector
@@ -109,7 +110,7 @@ def same_answer(gold: str, answer: str) -> bool:
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
-    gold, answer = mended(gold), unescaped(answer)
+    gold, answer = apart(mended(gold)), apart(unescaped(answer))
     gold, answer = as_gold_vector(gold, answer), as_vector(answer, gold)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
