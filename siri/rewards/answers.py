@@ -54,6 +54,7 @@ from siri.rewards.grading.parts import same_parts
 from siri.rewards.grading.phrases import same_hour
 from siri.rewards.grading.quantities import differ_in_units, same_amount
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
+from siri.rewards.grading.roundings import without_rounding
 from siri.rewards.grading.scalars import is_a_word, same_scalar
 from siri.rewards.grading.segments import is_of_segment, segment, unbarred
 from siri.rewards.grading.spelling import clean
@@ -110,7 +111,7 @@ def same_answer(gold: str, answer: str) -> bool:
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
-    gold, answer = apart(mended(gold)), apart(unescaped(answer))
+    gold, answer = (without_rounding(apart(text)) for text in (mended(gold), unescaped(answer)))
     gold, answer = as_gold_vector(gold, answer), as_vector(answer, gold)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
