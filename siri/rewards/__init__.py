@@ -14,7 +14,7 @@ from typing import cast
 
 from siri.data.decimals import readings
 from siri.errors import InputError
-from siri.rewards.answers import final_boxes, same_answer
+from siri.rewards.answers import final_boxes, given_answers, same_answer
 from siri.rewards.shaping import kimi_length_rewards as kimi_length_rewards
 
 END_OF_THINKING = "</think>"
@@ -45,14 +45,14 @@ def math_reward(response: str, answer: str, *, think: bool = True) -> float:
     training run calls this through `siri.rewards.pool.RewardPool`, which can kill it.
     """
     text = final_text(response, think)
-    boxes = final_boxes(text) if text else []
+    boxes, join = given_answers(text) if text else ([], "")
     golds = [reading for gold in accepted_answers(answer) for reading in readings(gold)]
-    return float(any(_holds(boxes, gold) for gold in golds))
+    return float(any(_holds(boxes, join, gold) for gold in golds))
 
 
-def _holds(boxes: list[str], gold: str) -> bool:
+def _holds(boxes: list[str], join: str, gold: str) -> bool:
     """Whether the boxes together are the answer, or each of them is, as where it is given twice."""
-    if len(boxes) > 1 and same_answer(gold, ", ".join(boxes)):
+    if len(boxes) > 1 and same_answer(gold, join.join(boxes)):
         return True
     return bool(boxes) and all(box and same_answer(gold, box) for box in boxes)
 

@@ -15,7 +15,7 @@ from siri.rewards.grading import library, sets
 from siri.rewards.grading.antiderivatives import same_antiderivative
 from siri.rewards.grading.approximations import with_sign
 from siri.rewards.grading.bases import same_number
-from siri.rewards.grading.boxes import final_boxes, last_boxed
+from siri.rewards.grading.boxes import final_boxes, given_answers, last_boxed
 from siri.rewards.grading.choices import is_letter_of_choice, same_choice, same_letters
 from siri.rewards.grading.compounds import same_compound
 from siri.rewards.grading.conditions import differ_in_labels, without_declarations
@@ -56,6 +56,7 @@ from siri.rewards.grading.phrases import same_hour
 from siri.rewards.grading.quantities import differ_in_units, same_amount
 from siri.rewards.grading.ratios import same_named_sets, same_ratio
 from siri.rewards.grading.readings import MAX_PARSED_CHARS, is_thousands, readings
+from siri.rewards.grading.roundings import without_rounding
 from siri.rewards.grading.scalars import is_a_word, same_scalar
 from siri.rewards.grading.segments import is_of_segment, segment, unbarred
 from siri.rewards.grading.spelling import clean
@@ -72,10 +73,12 @@ from siri.rewards.grading.structure import (
     side_by_side,
     split,
 )
+from siri.rewards.grading.texts import apart
+from siri.rewards.grading.truths import are_truths
 from siri.rewards.grading.units import without_unit
 from siri.rewards.grading.vectors import as_gold_vector, as_vector
 
-__all__ = ["doubts", "final_boxes", "last_boxed", "same_answer"]
+__all__ = ["doubts", "final_boxes", "given_answers", "last_boxed", "same_answer"]
 
 # One longer than this is not even cleaned, and is the same only if it is the same text.
 MAX_CLEANED_CHARS = 8192
@@ -110,7 +113,7 @@ def same_answer(gold: str, answer: str) -> bool:
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_CLEANED_CHARS:
         return "".join(gold.split()) == "".join(answer.split())
-    gold, answer = mended(gold), unescaped(answer)
+    gold, answer = (without_rounding(apart(text)) for text in (mended(gold), unescaped(answer)))
     gold, answer = as_gold_vector(gold, answer), as_vector(answer, gold)
     if (verdict := same_currency(gold, answer)) is not None:
         return verdict
@@ -160,7 +163,7 @@ def _same(gold: str, answer: str) -> bool:
         return Fraction(gold) == Fraction(answer)
     if (dates := (date(gold), date(answer))) != ("", ""):
         return dates[0] == dates[1]
-    if "\\text" in gold + answer and differ_in_labels(gold, answer):
+    if joined_otherwise(gold, answer) or ("\\text" in gold + answer and differ_in_labels(gold, answer)):
         return False
     renamed = without_declarations(gold, with_names_of(gold, answer))
     if renamed != (gold, answer):
@@ -175,7 +178,7 @@ def _same(gold: str, answer: str) -> bool:
     if (verdict := _same_events(gold, answer)) is not None:
         return verdict
     gold, answer = with_lines(gold), with_lines(answer)
-    if same_letters(gold, answer) is False or joined_otherwise(gold, answer):
+    if same_letters(gold, answer) is False:
         return False
     if is_thousands(gold) and says_or(answer):
         return False
@@ -208,7 +211,7 @@ def _same_respective(gold: str, answer: str) -> bool:
     )
     if "espectively" not in gold:
         return _same(gold, without_respectively(answer))
-    return len(golds) > 1 and _same_in_order(golds, answers)
+    return len(golds) > 1 and says_or(gold) == says_or(answer) and _same_in_order(golds, answers)
 
 
 def _restated(gold: str, answer: str) -> tuple[list[str], list[str]] | None:
@@ -280,6 +283,8 @@ def _same_lists(gold: str, answer: str) -> bool:
         answers = without_index(answers, golds)
         if len(golds) == 1 or len(answers) == 1:
             return _same_named_tuple(golds, answers)
+        if are_truths(golds) and not gold.lstrip().startswith("\\{"):
+            return _same_in_order(golds, answers)
         if is_thousands(gold):  # read as a list these have one order, and no sign of a set
             return ";" not in answer and "\\{" not in answer and _same_in_order(golds, answers)
         verdict = same_labelled(golds, answers, _same_member)

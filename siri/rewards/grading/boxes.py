@@ -79,6 +79,9 @@ _ANOTHER = re.compile(
     r"candidate|possible\s+\w+)|(?:it|the\s+answer)\s+(?:might|may|could)\s+(?:also\s+)?be)\b",
     re.IGNORECASE,
 )
+# What joins the boxes of a list, and those of which each may be the answer.
+_JOINS = (", ", "\\text{ or }")
+_CHOICE = re.compile(r"\b(?:or|otherwise|alternatively)\b|\\(?:lor|vee)(?![a-zA-Z])|\u6216", re.IGNORECASE)
 _TUPLE = re.compile(r"(?:\\left)?[(]\s*\$?\s*$"), re.compile(r"\s*\$?\s*(?:\\right)?[)]")
 _MAX_GAP = 160
 _MAX_BETWEEN = 40
@@ -128,17 +131,25 @@ def final_boxes(text: str) -> list[str]:
     what follows "Answer:" on the last line that is not blank, or that line below a heading "Answer"; nowhere else does
     that word count. Empty where none is given.
     """
+    return given_answers(text)[0]
+
+
+def given_answers(text: str) -> tuple[list[str], str]:
+    r"""What `text` gives as its answer, and what joins it: "or" where that stands between the boxes, else a comma."""
     boxes = _boxes(text)
     if not boxes:
         text = _hopeless(_END.sub("", text[-_MAX_LINE:]))
         heading, _, line = text.rstrip().rpartition("\n")
         if match := _ANSWER.fullmatch(line):
-            return [*_answers_before(heading, line), match["answer"]]
-        return [line.strip()] if _HEADING.fullmatch(heading.rstrip().rpartition("\n")[2]) else []
+            before = _answers_before(heading, line)
+            chosen = bool(before) and any(map(_OR_LINE.match, heading.split("\n")))
+            return [*before, match["answer"]], _JOINS[chosen]
+        return [line.strip()] if _HEADING.fullmatch(heading.rstrip().rpartition("\n")[2]) else [], _JOINS[False]
     boxes = boxes[-_MOST_BOXES:]
     boxes = [box for box in boxes if not _is_denied(text, box, alone=len(boxes) == 1)]
     if not boxes:
-        return []
+        return [], _JOINS[False]
+    chosen = False
     last, apart = [boxes[-1]], False  # whether a bracket closes between them: (4) or (5) is no pair
     for box in reversed(boxes[:-1]):
         gap = text[box.end : last[0].start]
@@ -154,19 +165,21 @@ def final_boxes(text: str) -> list[str]:
         if not (beside or guessed) and concludes(before, box.content, gap[-_MAX_GAP_READ:], behind):
             break
         last.insert(0, box)
+        chosen |= _CHOICE.search(plain[:_MAX_GAP]) is not None
         apart |= ")" in re.sub(r"\\\)|[a-zA-Z\d]\)", "", plain)
     if len(last) == 1:
-        return [last[0].content]
+        return [last[0].content], _JOINS[False]
     # near the boxes only: a page of white space would be walked through once for each of its characters
     start, end = last[0].start, last[-1].end
     opened = _TUPLE[0].search(text, max(0, start - _MAX_BETWEEN), start)
     closed = _TUPLE[1].match(text, end, end + _MAX_BETWEEN)
     if opened and closed and not apart and text[opened.start() - 1 : opened.start()] != "\\":
-        return [f"({','.join(box.content for box in last)})"]
+        return [f"({','.join(box.content for box in last)})"], _JOINS[False]
     first = boxes.index(last[0])
     ends = [boxes[first - 1].end if first else 0, *(box.end for box in last)]
     gaps = [text[max(end, box.start - _MAX_GAP) : box.start] for end, box in zip(ends, last, strict=False)]
-    return list(dict.fromkeys(captioned([box.content for box in last], gaps, text[end : end + _MAX_BETWEEN])))
+    named = captioned([box.content for box in last], gaps, text[end : end + _MAX_BETWEEN])
+    return list(dict.fromkeys(named)), _JOINS[chosen]
 
 
 def _answers_before(text: str, last: str) -> list[str]:

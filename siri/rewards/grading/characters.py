@@ -100,6 +100,8 @@ _SIGNS = {sign: f"\\{name} " for sign, name in _GREEK.items()} | {
 }
 # Statements by their numbers: ①③ are two of them, and not 13.
 _CIRCLED = re.compile("[①-⑳](?:\\s*[、，,和与及]?\\s*[①-⑳])+")
+# ①或③ is one of two statements, which no pair of values is.
+_CIRCLED_CHOICE = re.compile("[①-⑳](?:\\s*+(?:\\\\text\\{\\s*+)?(?:[、，,]|或者?|or)\\s*+\\}?\\s*+[①-⑳])+")
 # A unit with its exponent as a sign of its own, which variables rarely have behind a number.
 _RAISED_UNIT = re.compile(r"(?<=[\d)}π])[ ~]*(?<![a-zA-Z])([cdkm]?m|ft|in|yd|mi|units?)([²³])(?=[\s.$]*$)")
 _MICRO = re.compile(r"(?<=\d)[ ~]*[µμ]([mgsCFAVWJTHL])(?=[\s.$]*$)")
@@ -123,6 +125,8 @@ def in_ascii(text: str) -> str:
     text = re.sub(r"\}\\overline\{", "", text)
     if ("∧" in text or "∨" in text) and not _RELATED.search(text):
         text = text.replace("∧", "\\land ").replace("∨", "\\lor ")  # of statements, and no solutions of equations
+    if "或" in text or "or" in text:
+        text = _CIRCLED_CHOICE.sub(_numbered, text)
     text = _CIRCLED.sub(lambda match: ", ".join(re.findall("[①-⑳]", match[0])), text)
     text = in_chinese(text)
     text = _RAISED_UNIT.sub(lambda match: f"\\text{{ {match[1]}}}^{match[2].translate(_SUPERSCRIPTS)}", text)
@@ -140,6 +144,10 @@ def in_ascii(text: str) -> str:
 def _circled(match: re.Match) -> str:
     number = int(match[1] or match[2])
     return chr(ord("①") + number - 1) if number else match[0]
+
+
+def _numbered(match: re.Match) -> str:
+    return re.sub("[①-⑳]", lambda sign: f"({_character(sign[0])})", match[0])
 
 
 def _rooted(match: re.Match) -> str:

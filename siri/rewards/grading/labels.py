@@ -32,6 +32,8 @@ _MEMBER = re.compile(
     r"\s*([a-zA-Z](?:\([a-z]\))?|\\(?:theta|alpha|beta|phi|lambda|omega)|"
     r"\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))\s*\\in(?![a-zA-Z])\s*"
 )
+# Words before a value, in \text or before a colon.
+_WORDED = re.compile(r"\s*(?:\\text\{\s*([A-Za-z][A-Za-z' -]*+)(?::\s*\}|\}\s*:?)|([A-Za-z][A-Za-z' -]+):)\s*(?=\S)")
 _CARRIED = re.compile(r"[-+\d\s./^{}a-z]*\d[-+\d\s./^{}a-z]*|-?\\frac\{\d+\}\{\d+\}")
 
 
@@ -55,6 +57,12 @@ def label(text: str) -> tuple[str, str]:
     if len(sides) == 2 and sides[0].strip() and not RELATION.search(text):
         return name_key(unbarred(sides)[0]), sides[1]
     return "", text
+
+
+def _worded(text: str) -> str:
+    """The words that a value is called by, as in "Quotient: x + 1"; "" for none."""
+    match = _WORDED.match(text)
+    return (match[1] or match[2]).strip().casefold() if match else ""
 
 
 def without_label(text: str) -> tuple[str, str]:
@@ -153,7 +161,7 @@ def same_labelled(golds: list[str], answers: list[str], same: Same) -> bool | No
     gold_solutions, solutions = systems(golds), systems(answers)
     if gold_solutions or solutions:
         return _same_solutions(gold_solutions, solutions, golds, answers, same)
-    labels = [[label(part)[0] for part in parts] for parts in (golds, answers)]
+    labels = [[label(part)[0] or _worded(part) for part in parts] for parts in (golds, answers)]
     for place, other in ((0, 1), (1, 0)):
         if all(labels[place]) and len(set(labels[place])) > 1 and not any(labels[other]):
             if len(golds) == 2 and all(map(_ROOT.fullmatch, labels[place])):

@@ -118,6 +118,7 @@ _LAYOUT = re.compile(r"\\(?:[,;:! ]|q?quad(?![a-zA-Z])|(?:text|math|m|h)[a-z]*\s
 _ELSEWHERE = re.compile(
     r"\b(Canadian|Australian|Singapore|Hong Kong|New Zealand|Taiwan|Jamaican|Fijian)\s+dollars?\b", re.IGNORECASE
 )
+_PERCENT = re.compile(r"[%\uff05]|\bper ?cent(?:age)?\b|\bpct\b|\u767e\u5206\u4e4b", re.IGNORECASE)
 _WORD = re.compile(r"[a-zA-Z]+")
 
 
@@ -154,6 +155,8 @@ def same_currency(gold: str, answer: str) -> bool | None:
         return {*money, *other_money} == {"dollar", "cent"} and _same_amount(gold, answer)
     if not money and not other_money:
         return None
+    if _PERCENT.search(gold if other_money else answer) and not _PERCENT.search(answer if other_money else gold):
+        return False  # 20 % of something is no amount of money
     units = [_measured(text) for text in (gold, answer)]
     unit, other = units if money else units[::-1]
     return False if other and other != unit else None

@@ -19,23 +19,31 @@ _OPEN = re.compile(r"[-+*/=<>^_(\[]\Z|\\(?:cdot|times|le|ge|leq|geq|in|pm)\s*\Z"
 _SERIES = ("abcdefgh", "123456789", ("i", "ii", "iii", "iv", "v"))
 _AND = re.compile(r"\\text\s*\{\s*,?\s*and\s*\}|(?<=[\s\d])and(?=\s)|,\s*and\s")
 _THOUSANDS = re.compile(r"\s*\$?\d{1,3}(?:,\d{3})+\$?\s*")
+_ALL_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _MOST_CHARS = 2000
 
 
 def numbered(text: str) -> list[str]:
-    """The parts of an answer with numbers 1, 2, ... or letters a, b, ... before them; empty where there are none."""
+    """The parts of an answer with numbers 1, 2, ... or letters a, b, ... before them, in their order; else none."""
     if ")" not in text or len(text) > _MOST_CHARS:
         return []
     text = text.strip().removeprefix("$").removesuffix("$").strip()
+    if whole := _ALL_TEXT.fullmatch(text):
+        text = whole[1].strip()
     labels: list[re.Match] = []
     for match in _LABEL.finditer(text):
         if _depth(text[labels[-1].end() if labels else 0 : match.start()]) == 0:
             labels.append(match)
     names = [match["both"] or match["right"] for match in labels]
-    if len(names) < 2 or labels[0].start() or not any(names == list(series[: len(names)]) for series in _SERIES):
+    if (
+        len(names) < 2
+        or labels[0].start()
+        or not any(sorted(names) == list(series[: len(names)]) for series in _SERIES)
+    ):
         return []
     ends = [match.start() for match in labels[1:]] + [len(text)]
     parts = [_trimmed(text[match.end() : end]) for match, end in zip(labels, ends, strict=True)]
+    parts = [part for _, part in sorted(zip(names, parts, strict=True))]
     return parts if all(part and not _OPEN.search(part) for part in parts) else []
 
 

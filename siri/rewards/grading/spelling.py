@@ -84,6 +84,7 @@ def clean(text: str, *, decimals: bool = False) -> str:
     if "\\text{" in text:  # \text{10 cm}
         text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*|\d{1,2}:\d\d)\s*([a-zA-Z][a-zA-Z./ ]*)?\}", r"\1\\text{\2}", text)
         text = re.sub(r"(\d)\\text\{\}", r"\1", text)
+        text = re.sub(r"\\text\{\s*(-?\d[\d.,/]*)\s*\\%\s*\}", r"\1\\%", text)
         text = _BOTH_UNITS.sub(r"\1\\text{ \2}=\3\\text{ \4}", text)
     text = joined(text) if MARK in text else text
     return without_approximations(text, decimals=decimals) if "\\approx" in text else text

@@ -54,7 +54,9 @@ def _is_equation(text: str) -> bool:
 
 
 _WORDED = re.compile(
-    r"\s*\\text\{\s*([A-Za-z]{3,}(?: [a-z]+)?)\s*(?::\s*\}|\}\s*:?)\s*(-?(?:\d|\\frac|\\sqrt|\().*)", re.DOTALL
+    r"\s*((?:[a-zA-Z]\s*)?)\\text\{\s*(-?[A-Za-z]{3,}(?: [a-z]+)?)\s*(?::\s*\}|\}\s*:?)\s*"
+    r"(-?(?:\d|\\frac|\\sqrt|\().*)",
+    re.DOTALL,
 )
 # "A: 3, B: 5", as matchings are given.
 _LETTERED = re.compile(
@@ -72,7 +74,10 @@ def named_values(text: str) -> str:
         return ", ".join(f"{match[1]}={match[2]}" for match in letters if match)
     parts = split(text, ",") if text.count("\\text") > 1 else []
     matches = [_WORDED.fullmatch(part) for part in parts]
-    names = [match[1].casefold() for match in matches if match]
+    names = [f"{match[1].strip()}{match[2].casefold()}" for match in matches if match]
+    if any(match and bool(match[1]) != match[2].startswith("-") for match in matches):
+        return text
     if len(parts) < 2 or len(set(names)) < len(parts) or any(not _NO_NAMES.isdisjoint(name.split()) for name in names):
         return text
-    return ", ".join(f"\\text{{{match[1].casefold()}}}={match[2]}" for match in matches if match)
+    values = [match[3] for match in matches if match]
+    return ", ".join(f"\\text{{{name}}}={value}" for name, value in zip(names, values, strict=True))

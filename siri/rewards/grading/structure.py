@@ -46,6 +46,7 @@ _ALL_NUMBERS = re.compile(
 _DAY = re.compile(r"(?:(mon|fri|sun)|(tue)s?|(wed)(?:nes)?|(thu)(?:rs?)?|(sat)(?:ur)?)(?:day)?\.?", re.IGNORECASE)
 _SIGNED_TUPLE = re.compile(r"\s*\\pm\s*\(([^()]*,[^()]*)\)\s*")
 _LETTER = re.compile("[a-zA-Z]")
+_FIRST = re.compile("[A-Za-z][a-z]{2,}:?")
 _SHORT_WORDS = frozenset(re.findall(r"\w+", "yes no true false odd even all none dne not never always"))
 _TIME = re.compile(r"(\d{1,2}(?::\d\d)?)([ap])\.?m\.?", re.IGNORECASE)
 _NUMBER_SET = re.compile(
@@ -120,7 +121,11 @@ def key(text: str) -> str:
     letter = re.fullmatch(r"\(([A-Za-z])\)", plain)
     if letter:
         return letter[1].upper()
-    return plain.casefold() if _is_spoken(plain) else plain
+    if _is_spoken(plain):
+        return plain.casefold()
+    # words begin with a capital or not, and a colon behind them says nothing
+    first = _FIRST.match(plain) if " " in text else None
+    return first[0].lower().removesuffix(":") + plain[first.end() :] if first else plain
 
 
 def _relation(text: str) -> str:
