@@ -372,12 +372,10 @@ def _same_equations(golds: list[str], answers: list[str]) -> bool:
         return False  # 2AB = 10 is to be solved
     if len(golds) == len(answers) == 2:
         names = name_key(golds[0]), name_key(answers[0])
-        if names[0] == names[1]:
+        if names[0] == names[1] or is_graph(*names):
             return _same(golds[1], answers[1])
         if (verdict := same_ratio(golds, answers, _same)) is not None:
             return verdict
-        if is_graph(*names):
-            return _same(golds[1], answers[1])
         function, other = applied(golds[0]), applied(answers[0])
         if function and other:  # f(2) = 5 is nothing of f(5)
             (gold_name, at), (name, point) = function, other
