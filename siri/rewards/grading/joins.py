@@ -6,7 +6,7 @@ both list the same: 2 and 3 are the solutions if x = 2 or x = 3. Of words, state
 
 import re
 
-from siri.rewards.grading.structure import RELATION, bracketed, split, without_text
+from siri.rewards.grading.structure import RELATION, bracketed, key, split, without_text
 from siri.rewards.grading.units import counted
 from siri.rewards.grading.vocabulary import GREEK, PLAIN
 
@@ -58,9 +58,10 @@ def says_or(text: str) -> bool:
 def joined_otherwise(gold: str, answer: str) -> bool:
     """Whether one says that all of several statements hold, and the other that some of them does. Of one unknown "x = 2
     and x = 3" and "x = 2 or x = 3" are the same solutions."""
-    if says_or(gold) == says_or(answer):
-        return False
     gold, answer = texts = tuple(_ALL_TEXT.sub(r"\1", text) for text in (gold, answer))
+    if says_or(gold) == says_or(answer):
+        mixed = says_or(gold) and any(map(_SAID_AND.search, texts)) and _leaves_a_choice(*texts)
+        return mixed and _grouped(gold) != _grouped(answer)
     if _leaves_a_choice(*texts):
         return True
     if all(text.count("\\equiv") > 1 for text in texts):
@@ -96,6 +97,11 @@ def _leaves_a_choice(*texts: str) -> bool:
     if not any(RELATION.search(part) or _MEMBER.match(part) for part in parts):
         return False
     return len(set().union(*map(_unknowns, parts))) > 1
+
+
+def _grouped(text: str) -> set[frozenset[str]]:
+    """What "or" leaves a choice of, where "and" joins some of it: p and q, or r, is not p and r, or q."""
+    return {frozenset(map(key, _parts(part))) for part in _EITHER.split(without_text(text)) if part.strip(" ,")}
 
 
 def _parts(text: str) -> list[str]:

@@ -7,11 +7,11 @@ other note stays, as "approximately" does: nobody knows what the number was.
 import re
 
 _NOTE = re.compile(
-    r"\s*(?:\\text\w*\s*\{)?\s*(?:(?P<bracket>\()|,)?\s*(?:\\text\w*\s*\{)?\s*"
+    r"\s*+(?:\\text\w*\s*+\{)?\s*+(?:(?P<bracket>\()|,)?\s*+(?:\\text\w*\s*+\{)?\s*+"
     r"(?P<said>(?:correct(?:ed)?|rounded(?:\s+off)?|accurate)\s+)?(?P<to>to\s+)?"
-    r"(?:the\s+nearest\s+(?P<place>[a-z]+)(?:\s+number)?|(?:(?P<digit>[1-9])|(?P<word>one|two|three|four|five|six))\s*"
+    r"(?:the\s+nearest\s+(?P<place>[a-z]+)(?:\s+number)?|(?:(?P<digit>[1-9])|(?P<word>one|two|three|four|five|six))\s*+"
     r"(?:(?P<decimal>decimal\s+(?:places?|digits?)|decimals|d\.?\s?p\.?)|significant\s+(?:figures?|digits?)|"
-    r"s\.?\s?f\.?|sig\.?\s*figs?\.?))[\s).}$]*\Z",
+    r"s\.?\s?f\.?|sig\.?\s*+figs?\.?))[\s).}$]*\Z",
     re.IGNORECASE,
 )
 _UNIT = r"(?:\s|\\text\w*\s*\{[^{}\d]*\}?|\\[,;:!%$]|[%$\u00b0a-zA-Z/]|\^\s*\{?\s*(?:\\circ|[23])\s*\}?)*+"

@@ -57,3 +57,17 @@ def test_solutions_for_one_unknown_are_a_list_by_either(gold, answer):
 def test_what_stands_between_boxes_joins_them(response, join):
     assert given_answers(response)[1] == join
     assert math_reward(response, "a>0, b<0", think=False) == (join == ", " and "<" in response)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("red and blue or green", "green or blue and red", True),
+        ("red and blue or green", "red or blue and green", False),
+        ("red, blue, or green", "green, blue, or red", True),
+        ("x>0 and y>0 or z>0", "x>0 and z>0 or y>0", False),
+        ("x=1 and y=2 or x=3 and y=4", "x=3 and y=4 or x=1 and y=2", True),
+    ],
+)
+def test_and_beside_or_joins_the_same_parts(gold, answer, same):
+    assert same_answer(gold, answer) == same == same_answer(answer, gold)
