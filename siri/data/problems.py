@@ -214,7 +214,10 @@ class _Reading:
         self.chosen = (prompt_key, answer_key)
         columns = self.wanted.of(table.columns, table.all_columns, where)
         self.stems.append(opened.stem)
-        self.pictured = any(name.partition(".")[0].casefold() in PICTURES for name in table.columns)
+        pictured = any(name.partition(".")[0].casefold() in PICTURES for name in table.columns)
+        if pictured != self.pictured:  # what was kept of a file without images may not be kept of this one
+            self.pictured = pictured
+            self._raw.clear()
         which, rows = array("i"), array("i")
         number = -1
         for number, row in enumerate(islice(table.rows((prompt_key, answer_key, *columns)), last)):

@@ -105,6 +105,14 @@ def test_a_placeholder_for_an_image_beside_a_column_of_images_is_one(tmp_path, c
     assert load_problems(path.with_suffix(".jsonl")).left_out == {NOT_TEXT: 2}
 
 
+def test_a_placeholder_is_looked_at_in_each_file(tmp_path):
+    row = {"problem": "What does <image> mean?", "answer": "7"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (tmp_path / "b.jsonl").write_text(json.dumps(row | {"images": ["x.png"]}))
+    problem_set = load_problems(tmp_path)
+    assert len(problem_set.problems) == 1 and problem_set.left_out == {NOT_TEXT: 1}
+
+
 def test_a_tag_in_a_set_without_images_is_text(tmp_path):
     path = tmp_path / "set.jsonl"
     path.write_text(json.dumps({"problem": "What does <image> mean in XML?", "answer": "7"}))
